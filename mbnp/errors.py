@@ -1,0 +1,25 @@
+"""What goes wrong because of what we were given, as one clear line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MbnpError(ValueError):
+    """The caller's input is at fault. The message is one line: the bad value, and what to do about it."""
+
+
+class DivergedError(MbnpError):
+    """The loss became NaN or infinite; the message names the step and the layer."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> MbnpError:
+    """The error for a name that is none of `known`, with the nearest ones first.
+
+    >>> raise unknown("model", "mobilenet-v1-smal", ["mobilenet-v1-small", "resnet20"])
+    Traceback (most recent call last):
+    mbnp.errors.MbnpError: unknown model 'mobilenet-v1-smal': did you mean 'mobilenet-v1-small'? ...
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return MbnpError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")

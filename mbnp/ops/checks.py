@@ -1,0 +1,61 @@
+"""What the public operations ask of the arrays they are given, and the errors when they do not get it."""
+
+import numpy as np
+
+from mbnp.errors import MbnpError
+
+
+def array(
+    name: str, value: np.ndarray, layout: str | None = None, like: np.ndarray | None = None
+) -> np.ndarray:
+    """`value` as a C-contiguous float array (not copied if it is one already).
+
+    layout: the axes it must have, such as "(N, H, W, C)"; like: the array whose dtype it must share. Kernels
+    only ever see contiguous arrays, so that a view does not compile a kernel of its own.
+    """
+    if not isinstance(value, np.ndarray):
+        raise MbnpError(f"{name} must be a NumPy array, got {type(value).__name__}: use np.asarray({name})")
+    if value.dtype not in (np.float32, np.float64):
+        raise MbnpError(
+            f"{name} must be float32 or float64, got {value.dtype}: use {name}.astype(np.float32)"
+        )
+    if like is not None and value.dtype != like.dtype:
+        raise MbnpError(
+            f"{name} is {value.dtype} where x is {like.dtype}: use {name}.astype(np.{like.dtype})"
+        )
+    if layout is not None and value.ndim != len(layout.split(",")):
+        raise MbnpError(f"{name} must have the axes {layout}, got the shape {value.shape}")
+    if value.size == 0:
+        raise MbnpError(f"{name} is empty: its shape is {value.shape}")
+    return np.asarray(value, order="C")
+
+
+def vector(name: str, value: np.ndarray, length: int, like: np.ndarray) -> np.ndarray:
+    """A bias or the like: `length` numbers, one a channel, in the dtype of `like`."""
+    value = array(name, value, like=like)
+    _shape(name, value, (length,))
+    return value
+
+
+def gradient(dy: np.ndarray, expected: tuple[int, ...], like: np.ndarray) -> np.ndarray:
+    """dy as a C-contiguous array, which must have the output's shape, `expected`, and the dtype of `like`."""
+    dy = array("dy", dy, like=like)
+    _shape("dy", dy, expected)
+    return dy
+
+
+def _shape(name: str, value: np.ndarray, expected: tuple[int, ...]) -> None:
+    if value.shape != expected:
+        raise MbnpError(f"{name} must have the shape {expected}, got {value.shape}")
+
+
+def channels(x: np.ndarray, expected: int, by: str) -> None:
+    """The last axis of x, its channels, must be as long as is expected `by` the weights (named in words)."""
+    if x.shape[-1] == expected:
+        return
+    if x.ndim == 4 and x.shape[1] == expected:
+        raise MbnpError(
+            f"x {x.shape} has its {expected} channels second, but mbnp keeps channels last, (N, H, W, C): "
+            "use x.transpose(0, 2, 3, 1)"
+        )
+    raise MbnpError(f"x has {x.shape[-1]} channels (the last axis of {x.shape}), but {by} expects {expected}")

@@ -1,0 +1,248 @@
+"""Standard convolution: every output channel sees every input channel through a kernel.
+
+    y[n, i, j, d] = sum_{u, v, c} x[n, p, q, c] w[u, v, c, d] + b[d]
+
+with p = i*SH + u - top and q = j*SW + v - left, the pixel that tap (u, v) looks at; outside, x counts as 0.
+x (N, H, W, C), w (KH, KW, C, D), b (D,), y (N, OH, OW, D). (Mathematicians call this a correlation: their
+convolution turns the kernel by 180 degrees.)
+
+Every product x w enters one output with slope 1, so its gradient is that output's dy:
+
+    db[d]          = sum_{n, i, j} dy[n, i, j, d]
+    dw[u, v, c, d] = sum_{n, i, j} x[n, p, q, c] dy[n, i, j, d]
+    dx[n, p, q, c] = sum over d, and all (i, j, u, v) that look at (p, q), of dy[n, i, j, d] w[u, v, c, d]
+
+Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998; columns (im2col):
+Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing",
+2006.
+"""
+
+import numba
+import numpy as np
+
+from mbnp import backend
+from mbnp.ops import checks
+from mbnp.ops.window import Margin, Size, crop, pad, resolve, tap
+
+# --- loops: the definition ---
+
+
+def forward_loops(x, w, b, stride, padding):
+    N, H, W, C = x.shape
+    KH, KW, _, D = w.shape
+    (SH, SW), ((top, bottom), (left, right)) = stride, padding
+    OH = (top + H + bottom - KH) // SH + 1
+    OW = (left + W + right - KW) // SW + 1
+    y = np.zeros((N, OH, OW, D), x.dtype)
+    for n in range(N):
+        for i in range(OH):
+            for j in range(OW):
+                for d in range(D):
+                    for u in range(KH):
+                        for v in range(KW):
+                            p, q = i * SH + u - top, j * SW + v - left
+                            if 0 <= p < H and 0 <= q < W:
+                                for c in range(C):
+                                    y[n, i, j, d] += x[n, p, q, c] * w[u, v, c, d]
+                    if b is not None:
+                        y[n, i, j, d] += b[d]
+    return y
+
+
+def backward_loops(dy, x, w, stride, padding):
+    N, H, W, C = x.shape
+    KH, KW, _, D = w.shape
+    _, OH, OW, _ = dy.shape
+    (SH, SW), ((top, _), (left, _)) = stride, padding
+    dx, dw, db = np.zeros_like(x), np.zeros_like(w), np.zeros(D, x.dtype)
+    for n in range(N):
+        for i in range(OH):
+            for j in range(OW):
+                for d in range(D):
+                    for u in range(KH):
+                        for v in range(KW):
+                            p, q = i * SH + u - top, j * SW + v - left
+                            if 0 <= p < H and 0 <= q < W:
+                                for c in range(C):
+                                    dx[n, p, q, c] += dy[n, i, j, d] * w[u, v, c, d]
+                                    dw[u, v, c, d] += x[n, p, q, c] * dy[n, i, j, d]
+                    db[d] += dy[n, i, j, d]
+    return dx, dw, db
+
+
+# --- NumPy: one matrix product, after every window has been laid out as a row (im2col) ---
+
+
+def _columns(x, KH, KW, stride, padding, out):
+    """Each output pixel's window as one row: (N*OH*OW, KH*KW*C)."""
+    padded = pad(x, padding)
+    taps = [tap(padded, u, v, stride, out) for u, v in np.ndindex(KH, KW)]
+    return np.stack(taps, axis=3).reshape(-1, KH * KW * x.shape[3])  # nij(uv)c -> mk
+
+
+def forward_numpy(x, w, b, stride, padding):
+    KH, KW, _, D = w.shape
+    _, _, out = resolve(x, (KH, KW), stride, padding)
+    y = _columns(x, KH, KW, stride, padding, out) @ w.reshape(-1, D)  # mk, kd -> md
+    if b is not None:
+        y += b
+    return y.reshape(len(x), *out, D)
+
+
+def backward_numpy(dy, x, w, stride, padding):
+    KH, KW, C, D = w.shape
+    N, OH, OW, _ = dy.shape
+    rows = dy.reshape(-1, D)
+    dw = _columns(x, KH, KW, stride, padding, (OH, OW)).T @ rows  # mk, md -> kd
+    dcolumns = (rows @ w.reshape(-1, D).T).reshape(N, OH, OW, KH, KW, C)  # md, kd -> mk
+    dpadded = pad(np.zeros_like(x), padding)
+    for u, v in np.ndindex(KH, KW):
+        dtap = tap(dpadded, u, v, stride, (OH, OW))
+        dtap += dcolumns[:, :, :, u, v]  # every tap's share back to where it looked (col2im)
+    db = rows.sum(axis=0, dtype=np.float64).astype(x.dtype)
+    return crop(dpadded, padding), dw.reshape(w.shape), db
+
+
+# --- Numba: the same, a few pictures at a time ---
+#
+# All columns at once are KH*KW times the input, more than the cache holds. A chunk's are not, and chunks are
+# what the threads share out. BLAS runs on one thread in each of ours: pointwise.py says why.
+
+
+@backend.jit
+def _chunks(N, M):
+    """Into how many chunks N pictures with M = N*OH*OW windows are cut; see pointwise.py."""
+    return min(N, 16, max(1, M // 128))
+
+
+@backend.jit
+def _fill_columns(x, columns, SH, SW, top, left):
+    """columns[n, i, j, u, v, c] = x[n, p, q, c]; what lies outside x stays 0."""
+    _, H, W, C = x.shape
+    N, OH, OW, KH, KW, _ = columns.shape
+    for n in range(N):
+        for i in range(OH):
+            for u in range(KH):
+                p = i * SH + u - top
+                if 0 <= p < H:
+                    for j in range(OW):
+                        for v in range(KW):
+                            q = j * SW + v - left
+                            if 0 <= q < W:
+                                for c in range(C):
+                                    columns[n, i, j, u, v, c] = x[n, p, q, c]
+
+
+def forward_numba(x, w, b, stride, padding):
+    N = len(x)
+    *_, D = w.shape
+    _, _, (OH, OW) = resolve(x, w.shape[:2], stride, padding)
+    y = np.empty((N, OH, OW, D), x.dtype)
+    with backend.one_blas_thread():
+        _forward_kernel(x, w, np.zeros(D, x.dtype) if b is None else b, stride, padding, y)
+    return y
+
+
+@backend.jit(parallel=True)
+def _forward_kernel(x, w, b, stride, padding, y):
+    KH, KW, C, D = w.shape
+    N, OH, OW, _ = y.shape
+    (SH, SW), ((top, _), (left, _)) = stride, padding
+    chunks = _chunks(N, N * OH * OW)
+    for chunk in numba.prange(chunks):
+        start, stop = chunk * N // chunks, (chunk + 1) * N // chunks
+        columns = np.zeros((stop - start, OH, OW, KH, KW, C), x.dtype)
+        _fill_columns(x[start:stop], columns, SH, SW, top, left)
+        rows = y[start:stop].reshape(-1, D)
+        np.dot(columns.reshape(-1, KH * KW * C), w.reshape(-1, D), rows)
+        for m in range(len(rows)):
+            for d in range(D):
+                rows[m, d] += b[d]
+
+
+def backward_numba(dy, x, w, stride, padding):
+    dx = np.zeros_like(x)
+    with backend.one_blas_thread():
+        dw, db = _backward_kernel(dy, x, w, stride, padding, dx)
+    dw, db = (share.sum(axis=0, dtype=np.float64).astype(x.dtype) for share in (dw, db))
+    return dx, dw.reshape(w.shape), db
+
+
+@backend.jit(parallel=True)
+def _backward_kernel(dy, x, w, stride, padding, dx):
+    KH, KW, C, D = w.shape
+    N, OH, OW, _ = dy.shape
+    (SH, SW), ((top, _), (left, _)) = stride, padding
+    K = KH * KW * C
+    chunks = _chunks(N, N * OH * OW)
+    dw = np.empty((chunks, K, D), x.dtype)  # each chunk's share of dw and db; the caller adds them up
+    db = np.zeros((chunks, D))
+    for chunk in numba.prange(chunks):
+        start, stop = chunk * N // chunks, (chunk + 1) * N // chunks
+        columns = np.zeros((stop - start, OH, OW, KH, KW, C), x.dtype)
+        _fill_columns(x[start:stop], columns, SH, SW, top, left)
+        rows = dy[start:stop].reshape(-1, D)
+        np.dot(columns.reshape(-1, K).T, rows, dw[chunk])
+        for m in range(len(rows)):
+            for d in range(D):
+                db[chunk, d] += rows[m, d]
+        # The columns are done with: their gradient takes their place.
+        np.dot(rows, w.reshape(-1, D).T, columns.reshape(-1, K))
+        _add_columns(columns, dx[start:stop], SH, SW, top, left)
+    return dw, db
+
+
+@backend.jit
+def _add_columns(dcolumns, dx, SH, SW, top, left):
+    """dx[n, p, q, c] += dcolumns[n, i, j, u, v, c]: the transpose of _fill_columns."""
+    _, H, W, C = dx.shape
+    N, OH, OW, KH, KW, _ = dcolumns.shape
+    for n in range(N):
+        for i in range(OH):
+            for u in range(KH):
+                p = i * SH + u - top
+                if 0 <= p < H:
+                    for j in range(OW):
+                        for v in range(KW):
+                            q = j * SW + v - left
+                            if 0 <= q < W:
+                                for c in range(C):
+                                    dx[n, p, q, c] += dcolumns[n, i, j, u, v, c]
+
+
+# --- the public pair ---
+
+_forward = backend.pick(loops=forward_loops, numpy=forward_numpy, numba=forward_numba)
+_backward = backend.pick(loops=backward_loops, numpy=backward_numpy, numba=backward_numba)
+
+
+def forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, stride: Size = 1, padding: Margin = 0
+) -> np.ndarray:
+    """y (N, OH, OW, D) from x (N, H, W, C), w (KH, KW, C, D) and b (D,) or None.
+
+    stride: a number or (vertical, horizontal); padding: a number, ((top, bottom), (left, right)), or "same"
+    for TensorFlow's. MbnpError for channels that do not match, or a kernel larger than the padded input.
+    """
+    x, w = _valid(x, w)
+    if b is not None:
+        b = checks.vector("b", b, w.shape[3], x)
+    stride, padding, _ = resolve(x, w.shape[:2], stride, padding)
+    return _forward(x, w, b, stride, padding)
+
+
+def backward(
+    dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: Size = 1, padding: Margin = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dx, dw, db from dy (N, OH, OW, D) and what went into `forward`."""
+    x, w = _valid(x, w)
+    stride, padding, out = resolve(x, w.shape[:2], stride, padding)
+    dy = checks.gradient(dy, (len(x), *out, w.shape[3]), x)
+    return _backward(dy, x, w, stride, padding)
+
+
+def _valid(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x = checks.array("x", x, "(N, H, W, C)")
+    w = checks.array("w", w, "(KH, KW, C, D)", x)
+    checks.channels(x, w.shape[2], f"w {w.shape}")
+    return x, w

@@ -1,0 +1,138 @@
+"""Softmax and cross-entropy: scores to probabilities, and how surprised they are by the labels.
+
+    prob[n, d] = exp(z[n, d]) / sum_k exp(z[n, k])
+    loss       = 1/N sum_n -sum_d t[n, d] log prob[n, d]
+
+z (N, D) are the logits, labels (N,) the index of the right class, t the target: 1 at the label and 0
+elsewhere, or, smoothed by eps, 1 - eps + eps/D at the label and eps/D elsewhere, so that no score need go
+to infinity.
+
+exp overflows for large z. Subtracting a row's maximum changes no probability, and log prob is computed
+without prob:
+
+    log prob[n, d] = z[n, d] - max - log sum_k exp(z[n, k] - max)
+
+Backward. With d log prob[d] / dz[k] = [d = k] - prob[k], and t adding up to 1 along a row:
+
+    dz[n, d] = (prob[n, d] - t[n, d]) / N
+
+There is no third spelling: N*D numbers are too few for a kernel to matter.
+
+Source: Bishop, "Pattern Recognition and Machine Learning", equation 4.109; label smoothing: Szegedy et al.,
+"Rethinking the Inception Architecture", arXiv:1512.00567, section 7.
+"""
+
+import numpy as np
+
+from mbnp import backend
+from mbnp.errors import MbnpError
+from mbnp.ops import checks
+
+# --- loops: the definition ---
+
+
+def forward_loops(logits, labels, label_smoothing):
+    N, D = logits.shape
+    loss = np.float64(0)
+    for n in range(N):
+        highest = logits[n, 0]
+        for d in range(D):
+            if logits[n, d] > highest:
+                highest = logits[n, d]
+        total = np.float64(0)
+        for d in range(D):
+            total += np.exp(logits[n, d] - highest)
+        log_total = np.log(total)
+        loss -= (1 - label_smoothing) * (logits[n, labels[n]] - highest - log_total)
+        if label_smoothing > 0:
+            for d in range(D):
+                loss -= label_smoothing / D * (logits[n, d] - highest - log_total)
+    return logits.dtype.type(loss / N)
+
+
+def backward_loops(logits, labels, label_smoothing):
+    N, D = logits.shape
+    dlogits = np.empty_like(logits)
+    for n in range(N):
+        highest = logits[n, 0]
+        for d in range(D):
+            if logits[n, d] > highest:
+                highest = logits[n, d]
+        total = np.float64(0)
+        for d in range(D):
+            total += np.exp(logits[n, d] - highest)
+        for d in range(D):
+            target = label_smoothing / D
+            if d == labels[n]:
+                target += 1 - label_smoothing
+            dlogits[n, d] = (np.exp(logits[n, d] - highest) / total - target) / N
+    return dlogits
+
+
+# --- NumPy: all rows at once ---
+
+
+def _log_softmax(logits):
+    z = logits - logits.max(axis=1, keepdims=True)  # nd, n -> nd
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def forward_numpy(logits, labels, label_smoothing):
+    log_prob = _log_softmax(logits)
+    loss = -(1 - label_smoothing) * log_prob[np.arange(len(labels)), labels].mean(dtype=np.float64)
+    if label_smoothing > 0:  # or 0 * -inf would make a NaN of an impossible class
+        loss -= label_smoothing * log_prob.mean(dtype=np.float64)
+    return logits.dtype.type(loss)
+
+
+def backward_numpy(logits, labels, label_smoothing):
+    N, D = logits.shape
+    dlogits = softmax(logits) - logits.dtype.type(label_smoothing / D)
+    dlogits[np.arange(N), labels] -= 1 - label_smoothing
+    return dlogits / N
+
+
+# --- the public functions ---
+
+_forward = backend.pick(loops=forward_loops, numpy=forward_numpy)
+_backward = backend.pick(loops=backward_loops, numpy=backward_numpy)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, D) from logits (N, D); every row adds up to 1."""
+    logits = checks.array("logits", logits, "(N, D)")
+    return np.exp(_log_softmax(logits))
+
+
+def forward(logits: np.ndarray, labels: np.ndarray, label_smoothing: float = 0.0) -> np.floating:
+    """The mean loss over the batch, in nats, as a scalar of the dtype of logits.
+
+    logits (N, D); labels (N,), whole numbers from 0 to D - 1 (MbnpError otherwise); label_smoothing from
+    0 to 1.
+    """
+    return _forward(*_valid(logits, labels, label_smoothing))
+
+
+def backward(logits: np.ndarray, labels: np.ndarray, label_smoothing: float = 0.0) -> np.ndarray:
+    """dlogits (N, D), the gradient of the mean loss, from what went into `forward`."""
+    return _backward(*_valid(logits, labels, label_smoothing))
+
+
+def _valid(
+    logits: np.ndarray, labels: np.ndarray, label_smoothing: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    logits = checks.array("logits", logits, "(N, D)")
+    N, D = logits.shape
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise MbnpError(f"labels must be whole numbers, got {labels.dtype}: use labels.astype(np.int64)")
+    if labels.shape != (N,):
+        raise MbnpError(f"labels must have the shape {(N,)}, got {labels.shape}")
+    wrong = np.flatnonzero((labels < 0) | (labels >= D))
+    if wrong.size:
+        raise MbnpError(
+            f"labels must be 0 to {D - 1} for {D} classes, got {labels[wrong[0]]} at position {wrong[0]}"
+        )
+    if not 0 <= label_smoothing <= 1:
+        raise MbnpError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
+    return logits, labels.astype(np.int64), float(label_smoothing)

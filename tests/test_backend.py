@@ -1,0 +1,117 @@
+import threading
+
+import numba
+import numpy as np
+import pytest
+
+from mbnp import MbnpError, backend
+
+
+def which():
+    return backend.pick(loops=lambda: "loops", numpy=lambda: "numpy", numba=lambda: "numba")()
+
+
+def test_numba_is_the_default(monkeypatch):
+    monkeypatch.delenv("MBNP_BACKEND", raising=False)
+    assert backend.current() == which() == "numba"
+
+
+@pytest.mark.parametrize("name", backend.SPELLINGS)
+def test_using_chooses_and_restores(name):
+    before = backend.current()
+    with backend.using(name):
+        assert backend.current() == which() == name
+        with backend.using("loops"):
+            assert which() == "loops"
+        assert which() == name
+    assert backend.current() == before
+
+
+def test_using_restores_after_an_error():
+    before = backend.current()
+    with pytest.raises(ZeroDivisionError), backend.using("loops"):
+        raise ZeroDivisionError
+    assert backend.current() == before
+
+
+def test_the_environment_is_read_at_each_call(monkeypatch):
+    monkeypatch.setenv("MBNP_BACKEND", "numpy")
+    assert which() == "numpy"
+    with backend.using("loops"):
+        assert which() == "loops"
+    monkeypatch.setenv("MBNP_BACKEND", "nump")
+    with pytest.raises(MbnpError, match="unknown backend 'nump': did you mean 'numpy'"):
+        which()
+
+
+def test_an_unknown_name_is_refused():
+    with (
+        pytest.raises(MbnpError, match=r"unknown backend 'torch': known are loops, numba, numpy"),
+        backend.using("torch"),
+    ):
+        pass
+
+
+def test_two_spellings_will_do():
+    operation = backend.pick(loops=lambda: "loops", numpy=lambda: "numpy")
+    with backend.using("numba"):
+        assert operation() == "numpy"
+    with backend.using("loops"):
+        assert operation() == "loops"
+
+
+def test_a_choice_is_its_threads_own():
+    seen = []
+    with backend.using("loops"):
+        thread = threading.Thread(target=lambda: seen.append(backend.current()))
+        thread.start()
+        thread.join()
+    assert seen == ["numba"] or seen == [backend.current()]
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
+def test_kernels_keep_nan():
+    """fastmath must not let the compiler assume that there are none."""
+
+    @numba.njit(fastmath=backend.FASTMATH)
+    def is_nan(x):
+        return x != x
+
+    assert is_nan(np.float32(np.nan))
+
+
+def test_jit_without_a_writable_cache_warns_once_and_compiles(monkeypatch):
+    real = numba.njit
+
+    def njit(function, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(function, **options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    backend._warn_uncached.cache_clear()
+    with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
+        double = backend.jit(lambda x: 2 * x)
+    assert double(3) == 6
+    backend.jit(parallel=True)(lambda x: x)  # warnings are errors here: a second one would raise
+    backend._warn_uncached.cache_clear()
+
+
+def test_threads():
+    before = backend.get_num_threads()
+    backend.set_num_threads(1)
+    assert backend.get_num_threads() == 1
+    backend.set_num_threads(before)
+    for bad in (0, numba.config.NUMBA_NUM_THREADS + 1):
+        with pytest.raises(MbnpError, match=f"threads must be 1 to .*, got {bad}"):
+            backend.set_num_threads(bad)
+
+
+def test_blas_is_held_at_one_thread_within_the_block_only():
+    def threads():
+        return [library["num_threads"] for library in backend._blas().info() if library["user_api"] == "blas"]
+
+    before = threads()
+    with backend.one_blas_thread():
+        assert set(threads()) == {1}
+    assert threads() == before
