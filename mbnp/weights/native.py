@@ -1,0 +1,96 @@
+"""mbnp's own checkpoints: a safetensors file, with the architecture in its metadata.
+
+Arrays have the names of `net.state()` and mbnp's layouts. Nothing in such a file is ever executed.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mbnp import models
+from mbnp.errors import MbnpError
+from mbnp.network import Network
+
+FORMAT = "mbnp 1"
+
+
+def save(net: Network, path: str | os.PathLike) -> None:
+    """Write every array of `net` and what builds it again; an older file is replaced only by a whole one."""
+    if not net.arch:
+        raise MbnpError("this network was not made by models.create, so a file could not say how to build it")
+    path = Path(path)
+    metadata = {
+        "format": FORMAT,
+        "arch": json.dumps(net.arch),
+        "resolution": json.dumps(net.resolution),
+        "classes": json.dumps(net.classes),
+        "preprocessing": json.dumps(net.preprocessing),
+    }
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        safetensors.numpy.save_file(net.state(), partial, metadata)
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def load(path: str | os.PathLike) -> Network:
+    """The network that a file describes, with its weights, in the dtype they are stored in.
+
+    Raises MbnpError for a file that is damaged, is not mbnp's, or does not fit the architecture it names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.suffix != ".safetensors":
+        raise MbnpError(f"{path}: unknown kind of checkpoint {path.suffix!r}; mbnp writes .safetensors")
+    metadata, arrays = _read(path)
+    if metadata.get("format") != FORMAT:
+        raise MbnpError(
+            f"{path} has no mbnp architecture in its metadata; for PyTorch's weights build the network and "
+            "call weights.from_torch(net, safetensors.numpy.load_file(path))"
+        )
+    try:
+        arch = json.loads(metadata["arch"])
+        resolution, classes, preprocessing = (
+            json.loads(metadata[key]) for key in ("resolution", "classes", "preprocessing")
+        )
+        dtype = _dtype(arrays)
+        net = models.create(**arch, dtype=dtype)
+        net.load_state(arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MbnpError(f"{path} is not a usable checkpoint: {error}") from None
+    net.resolution, net.classes, net.preprocessing = resolution, classes, preprocessing
+    return net
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, TypeError) as error:
+        raise MbnpError(f"{path} is damaged or no safetensors file: {error}") from None
+
+
+def _dtype(arrays: dict[str, np.ndarray]) -> Any:
+    dtypes = {array.dtype for array in arrays.values()}
+    if dtypes not in ({np.dtype(np.float32)}, {np.dtype(np.float64)}):
+        names = ", ".join(sorted(map(str, dtypes))) or "no arrays"
+        raise MbnpError(f"its arrays must all be float32 or all float64, not {names}")
+    return dtypes.pop()
+
+
+def _umask() -> int:
+    # mkstemp makes files that only their owner can read; give the checkpoint the mode any other file gets.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

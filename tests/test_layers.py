@@ -1,0 +1,127 @@
+"""Parameters, versions, states, containers, and what they say of bad input."""
+
+import numpy as np
+import pytest
+
+from mbnp import MbnpError, gradcheck, models
+from mbnp.layers import (
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Depthwise,
+    MaxPool,
+    Parameter,
+    Pointwise,
+    ReLU,
+    Residual,
+    Sequential,
+    Subsample,
+)
+
+
+def test_assignment_copies_and_raises_the_version():
+    p = Parameter(np.zeros((2, 3), np.float32))
+    array, version = p.value, p.version
+    p.value = np.arange(6.0).reshape(2, 3)
+    assert p.value is array
+    assert p.value.dtype == np.float32
+    assert p.version > version
+    with pytest.raises(MbnpError, match=r"shape \(2, 3\), got \(3,\)"):
+        p.value = np.zeros(3)
+
+
+def test_load_state_changes_all_or_nothing():
+    net = models.create("mobilenet-v1-small", width_mult=0.25)
+    before = net.state()
+    state = {name: array + 1 for name, array in before.items()}
+    wrong = state | {"fc.bias": np.zeros(3), "extra": np.zeros(1)}
+    del wrong["fc.weight"]
+    with pytest.raises(MbnpError, match=r"missing fc.weight, left over extra, fc.bias has shape \(3,\)"):
+        net.load_state(wrong)
+    for name, array in net.state().items():
+        np.testing.assert_array_equal(array, before[name])
+    net.load_state(state)
+    np.testing.assert_array_equal(net.state()["conv1.1.running_mean"], state["conv1.1.running_mean"])
+
+
+def test_state_is_a_copy():
+    net = models.create("resnet20", width_mult=0.25)
+    net.state()["linear.bias"][:] = 7
+    assert not np.any(net.state()["linear.bias"] == 7)
+
+
+def test_activations_have_every_layer_by_name():
+    net = models.create("resnet20", width_mult=0.25)
+    x = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    activations = net.activations(x)
+    assert {"conv1", "layer2.0.conv1", "layer2.0", "layer2.0.relu", "linear"} <= set(activations)
+    assert activations["layer2.0"].shape == (2, 16, 16, 8)
+    np.testing.assert_array_equal(activations["linear"], net(x))
+    residual = net["layer2"].layers["0"]
+    np.testing.assert_array_equal(activations["layer2.0"], residual(activations["layer1.2.relu"]))
+
+
+def test_walk_and_forward_agree_on_shapes():
+    for name in ("mobilenet-v1-small", "resnet20", "standard-small"):
+        net = models.create(name, width_mult=0.25)
+        activations = net.activations(np.zeros((1, 32, 32, 3), np.float32))
+        rows = list(net.walk((32, 32, 3)))
+        assert len(rows) > 20
+        for layer, _, _, shape in rows:
+            assert activations[layer].shape[1:] == shape, layer
+
+
+def test_walk_names_the_bad_shape():
+    with pytest.raises(MbnpError, match="takes 3 channels, got 4"):
+        list(models.create("resnet20").walk((32, 32, 4)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Residual([Conv(3, 3, padding=1, dtype=np.float64), ReLU(cap=0.7)]), (2, 4, 4, 3)),
+        (Residual([Conv(2, 5, 3, 2, padding=1, dtype=np.float64)], Subsample(2, 5, 2)), (2, 5, 4, 2)),
+        (Sequential([Depthwise(3, 3, (2, 1), "same", dtype=np.float64), MaxPool(2, 1)]), (2, 6, 5, 3)),
+        (Sequential([Pointwise(3, 4, dtype=np.float64), BatchNorm(4, dtype=np.float64)]), (3, 2, 2, 3)),
+        (AveragePool(3, 2, padding=1, count_padding=False), (2, 5, 5, 2)),
+    ],
+)
+def test_gradients_agree_with_finite_differences(layer, shape):
+    x = np.random.default_rng(1).standard_normal(shape)
+
+    def backward(dy, x):
+        layer.forward(x, train=True)
+        return layer.backward(dy)
+
+    gradcheck.compare(lambda x: layer.forward(x, train=True), backward, [x])
+
+
+def test_gradients_add_up_and_frozen_ones_stay():
+    layer = Pointwise(3, 2, dtype=np.float64)
+    x, dy = np.ones((1, 2, 2, 3)), np.ones((1, 2, 2, 2))
+    for _ in range(2):
+        layer.forward(x, train=True)
+        layer.backward(dy)
+    np.testing.assert_array_equal(layer.weight.grad, np.full((3, 2), 8.0))
+    layer.bias.frozen = True
+    layer.forward(x, train=True)
+    layer.backward(dy)
+    np.testing.assert_array_equal(layer.bias.grad, [8.0, 8.0])
+
+
+def test_a_frozen_batchnorm_is_a_constant():
+    bn = BatchNorm(3, dtype=np.float64)
+    bn.weight.frozen = bn.bias.frozen = True
+    x = np.random.default_rng(0).standard_normal((4, 2, 2, 3)) + 5
+    np.testing.assert_array_equal(bn.forward(x, train=True), bn.forward(x))
+    bn.forward(x, train=True)
+    np.testing.assert_allclose(bn.backward(np.ones_like(x)), 1 / np.sqrt(1 + bn.eps))
+    np.testing.assert_array_equal(bn.running_mean.value, np.zeros(3))
+
+
+def test_backward_needs_its_own_forward():
+    layer = Sequential([ReLU()])
+    layer.forward(np.ones((1, 1, 1, 1)), train=True)
+    layer.backward(np.ones((1, 1, 1, 1)))
+    with pytest.raises(MbnpError, match="ReLU.backward has nothing to go back through"):
+        layer.backward(np.ones((1, 1, 1, 1)))

@@ -1,0 +1,88 @@
+"""mbnp's own checkpoints."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from mbnp import MbnpError, fused, models, weights
+from tests.twins import batch, vary
+
+
+@pytest.fixture
+def net():
+    net = vary(models.create("mobilenet-v1-small", num_classes=4, width_mult=0.25))
+    net.classes, net.preprocessing = list("abcd"), {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
+    return net
+
+
+@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_round_trip(tmp_path, name, dtype):
+    net = vary(models.create(name, num_classes=3, width_mult=0.25, dtype=dtype))
+    weights.save(fused.convert(net), tmp_path / "net.safetensors")
+    again = weights.load(tmp_path / "net.safetensors")
+    assert again.arch == net.arch
+    assert again.dtype == dtype
+    for key, array in net.state().items():
+        np.testing.assert_array_equal(again.state()[key], array)
+
+
+def test_metadata_travels(tmp_path, net):
+    weights.save(net, tmp_path / "net.safetensors")
+    again = weights.load(tmp_path / "net.safetensors")
+    assert (again.classes, again.preprocessing) == (net.classes, net.preprocessing)
+    x, _ = batch(2, 32, np.float32)
+    np.testing.assert_array_equal(again(x), net(x))
+
+
+def test_saving_replaces_whole_files_only(tmp_path, net, monkeypatch):
+    path = tmp_path / "net.safetensors"
+    weights.save(net, path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        weights.save(net, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+    assert path.read_bytes() == before
+
+
+def resave(path, change_metadata=None, change_arrays=None):
+    with safetensors.safe_open(path, "numpy") as file:
+        metadata, arrays = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    metadata |= change_metadata or {}
+    arrays |= change_arrays or {}
+    safetensors.numpy.save_file(arrays, path, metadata)
+
+
+def test_bad_files(tmp_path, net):
+    path = tmp_path / "net.safetensors"
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        weights.load(path)
+    weights.save(net, path)
+    whole = path.read_bytes()
+    for size in (0, 5, 100, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(MbnpError, match="damaged"):
+            weights.load(path)
+    path.write_bytes(whole)
+    resave(path, {"arch": json.dumps({"name": "resnet20"})})
+    with pytest.raises(MbnpError, match="not a usable checkpoint: the state does not fit"):
+        weights.load(path)
+    path.write_bytes(whole)
+    resave(path, {"arch": json.dumps({"name": "resnet2"})})
+    with pytest.raises(MbnpError, match="did you mean 'resnet20'"):
+        weights.load(path)
+    path.write_bytes(whole)
+    resave(path, {"format": "other"})
+    with pytest.raises(MbnpError, match="no mbnp architecture"):
+        weights.load(path)
+    path.write_bytes(whole)
+    resave(path, None, {"fc.bias": np.zeros(4, np.int32)})
+    with pytest.raises(MbnpError, match="must all be float32 or all float64"):
+        weights.load(path)
+    (tmp_path / "net.xyz").write_bytes(whole)
+    with pytest.raises(MbnpError, match="unknown kind of checkpoint '.xyz'"):
+        weights.load(tmp_path / "net.xyz")
