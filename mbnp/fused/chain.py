@@ -1,0 +1,89 @@
+"""Which part of a network the fused kernels can run: the chain of convolution - BatchNorm - ReLU it begins with."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mbnp.errors import MbnpError
+from mbnp.layers import BatchNorm, Conv, Depthwise, Pointwise, ReLU
+from mbnp.network import Layer, Sequential
+from mbnp.ops import window
+
+
+class Triple(NamedTuple):
+    """A convolution, the BatchNorm after it, and the limits of the ReLU after that."""
+
+    name: str
+    conv: Conv | Depthwise | Pointwise
+    bn: BatchNorm
+    limits: np.ndarray  # (2,): what the activation clips to; infinite where there is none
+
+
+def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
+    """The longest chain of triples `net` begins with, and the layers after it, by name.
+
+    The chain is a first convolution and then pairs of a depthwise and a pointwise one: MobileNetV1's body.
+    """
+    layers = _flat(net)
+    triples: list[Triple] = []
+    at = 0
+    while at + 1 < len(layers) and isinstance(layers[at + 1][1], BatchNorm):
+        (name, conv), (_, bn) = layers[at], layers[at + 1]
+        relu = layers[at + 2][1] if at + 2 < len(layers) else None
+        wanted = Conv if not triples else (Pointwise, Depthwise)[len(triples) % 2]
+        if not isinstance(conv, wanted) or not _supported(conv):
+            break
+        triples.append(Triple(name, conv, bn, _limits(relu, bn)))
+        at += 3 if isinstance(relu, ReLU) else 2
+    if triples and len(triples) % 2 == 0:  # a depthwise convolution without its pointwise one
+        last = triples.pop()
+        at = [name for name, _ in layers].index(last.name)
+    return triples, layers[at:]
+
+
+def geometry(conv: Layer, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Stride, rows of padding above and columns of it on the left, for an input of `shape` (N, H, W, C)."""
+    stride = window.pair("stride", conv.options["stride"])
+    (top, _), (left, _) = window.explicit_padding(
+        conv.options["padding"], shape[1:3], conv.weight.value.shape[:2], stride
+    )
+    return stride[0], top, left
+
+
+def _flat(net: Sequential, prefix: str = "") -> list[tuple[str, Layer]]:
+    """Layers in order, plain Sequentials opened up; a Residual is one layer."""
+    found: list[tuple[str, Layer]] = []
+    for name, layer in net.layers.items():
+        if type(layer) is Sequential:
+            found += _flat(layer, f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, layer))
+    return found
+
+
+def _limits(relu: Layer | None, bn: BatchNorm) -> np.ndarray:
+    low, high = (0, relu.cap or np.inf) if isinstance(relu, ReLU) else (-np.inf, np.inf)
+    return np.array([low, high], bn.weight.value.dtype)
+
+
+def _supported(conv: Layer) -> bool:
+    """Whether the kernels know this shape of convolution."""
+    if isinstance(conv, Pointwise):
+        return conv.bias is None
+    kernel, stride = conv.weight.value.shape[:2], window.pair("stride", conv.options["stride"])
+    square = kernel[0] == kernel[1] and stride[0] == stride[1]
+    if isinstance(conv, Conv):
+        return square and conv.weight.value.shape[2] <= 4  # pictures: their gradient is not computed
+    return square and kernel[0] == 3 and stride[0] <= 2 and conv.bias is None and _padding_at_most_2(conv)
+
+
+def _padding_at_most_2(conv: Layer) -> bool:
+    padding = conv.options["padding"]
+    return padding == "same" or np.max(padding) <= 2
+
+
+def check_trainable(pixels: int) -> None:
+    if pixels == 1:
+        raise MbnpError(
+            "BatchNorm cannot train on one value a channel (a batch of one over a 1x1 map): use a larger batch"
+        )

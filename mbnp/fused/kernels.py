@@ -1,0 +1,757 @@
+"""The training kernels: convolution, the BatchNorm before it, the ReLU and the statistics after it in one pass.
+
+A network is a chain of  z -> a = act(BN(z)) -> next convolution. Only the raw outputs z of convolutions are
+stored. Whoever reads z makes a while it loads, and whoever writes z sums up its statistics while it is in
+cache; backward likewise in reverse (BatchNorm fission-fusion: Jung et al., "Restructuring Batch Normalization to
+Accelerate CNN Training", MLSys 2019). A training step so moves a third of the memory of separate passes.
+
+The symbols, for one BatchNorm over the channels of z (N, H, W, C):
+    affine   (4, T)   rows mean, scale = gamma*inv, shift = beta, inv = 1 / sqrt(var + eps):
+                      a = clip((z - mean)*scale + shift)
+    limits   (2,)     the clip: (0, inf) for ReLU, (0, 6) for ReLU6, (-inf, inf) for none
+    g        like z   dL/da where the clip let it through, else 0:  the gradient of BN's output
+    sums     (tiles, 2, C)  of g and of g * (z - mean), from which BN's backward follows
+    adjoint  (3, T)   rows k, c1, c0:  dL/dz = k*g + c1*(z - mean) + c0,  the whole of BN's backward
+
+Per-channel vectors are repeated to T >= LANES entries, a whole number of times, so that the inner loops run over many
+pixels at once whatever the channel count is: with 32 channels a loop over channels would be two vectors long.
+
+Parallel loops run over tiles whose number depends on the shapes alone, and partial sums are added tile by tile in
+float64: results do not depend on the number of threads. Their bodies hand whole arrays and indices to serial
+functions, because an array sliced in the body would cost all of Numba's no-alias guarantees.
+"""
+
+import numba
+import numpy as np
+from numba import prange
+
+from mbnp.backend import jit, piece
+
+LANES = 256
+
+
+def lanes(channels: int) -> int:
+    """T: the least whole number of pixels' channels that fills the lanes."""
+    return channels * max(1, LANES // channels)
+
+
+# ---- pieces over flat runs of whole pixels --------------------------------------------------------------------
+
+
+@piece
+def _activate(z, affine, limits, out):
+    """out = clip((z - mean) * scale + shift)."""
+    mean, scale, shift = affine[0], affine[1], affine[2]
+    low, high = limits[0], limits[1]
+    T = mean.size
+    for start in range(0, z.size, T):
+        z_run, out_run = z[start : start + T], out[start : start + T]
+        for i in range(z_run.size):
+            v = (z_run[i] - mean[i]) * scale[i] + shift[i]
+            v = low if v <= low else v  # in this order a NaN stays one
+            out_run[i] = high if v >= high else v
+
+
+@piece
+def _adjoint(g, z, affine, adjoint, out):
+    """out = dL/dz = k*g + c1*(z - mean) + c0."""
+    mean, k, c1, c0 = affine[0], adjoint[0], adjoint[1], adjoint[2]
+    T = mean.size
+    for start in range(0, z.size, T):
+        g_run, z_run, out_run = g[start : start + T], z[start : start + T], out[start : start + T]
+        for i in range(z_run.size):
+            out_run[i] = k[i] * g_run[i] + c1[i] * (z_run[i] - mean[i]) + c0[i]
+
+
+@piece
+def _mask(g, z, affine, limits, s1, s2):
+    """In place, g = g where BN(z) lies strictly within the limits, else 0; adds g to s1 and g*(z - mean) to s2."""
+    mean, scale, shift = affine[0], affine[1], affine[2]
+    low, high, zero = limits[0], limits[1], limits.dtype.type(0)
+    T = mean.size
+    for start in range(0, z.size, T):
+        g_run, z_run = g[start : start + T], z[start : start + T]
+        for i in range(z_run.size):
+            centred = z_run[i] - mean[i]
+            v = centred * scale[i] + shift[i]
+            d = zero if (v <= low) | (v >= high) else g_run[i]  # `or` would branch
+            g_run[i] = d
+            s1[i] += d
+            s2[i] += d * centred
+
+
+@piece
+def _fold(lane_sums, channel_sums):
+    """channel_sums (C,) = the lanes (T,) of each channel added up."""
+    C = channel_sums.size
+    for c in range(C):
+        total = 0.0
+        for i in range(c, lane_sums.size, C):
+            total += lane_sums[i]
+        channel_sums[c] = total
+
+
+@piece
+def _moments(z, lane_sums, mean, m2):
+    """mean (C,) and m2 (C,), the sum of squared deviations from it, of z; lane_sums (3, T) is scratch.
+
+    One pass, over deviations from the lane's first value: a plain sum of squares would cancel where the mean is large.
+    """
+    s1, s2, pivot = lane_sums[0], lane_sums[1], lane_sums[2]
+    C, T = mean.size, min(s1.size, z.size)
+    for i in range(T):
+        s1[i], s2[i], pivot[i] = 0, 0, z[i]
+    for start in range(0, z.size, T):
+        run = z[start : start + T]
+        for i in range(run.size):
+            d = run[i] - pivot[i]
+            s1[i] += d
+            s2[i] += d * d
+    pixels = z.size // C
+    full, rest = (
+        pixels // (T // C),
+        pixels % (T // C),
+    )  # pixels of each lane, and the lanes that have one more
+    for c in range(C):
+        total = 0.0
+        for i in range(c, T, C):
+            count = full + (i // C < rest)
+            total += count * np.float64(pivot[i]) + s1[i]
+        total /= pixels
+        squares = 0.0
+        for i in range(c, T, C):
+            count = full + (i // C < rest)
+            d = s1[i] / count + (pivot[i] - total)
+            squares += s2[i] - s1[i] * np.float64(s1[i]) / count + count * d * d
+        mean[c], m2[c] = total, squares
+
+
+# ---- BatchNorm between the passes -----------------------------------------------------------------------------
+
+
+@jit
+def spread_taps(w, flipped, lanes_w):
+    """lanes_w (9, T) = the taps of w (3, 3, C), each over and over; flipped, the last tap first."""
+    C, T = w.shape[2], lanes_w.shape[1]
+    for t in range(9):
+        tap = w[(8 - t) // 3, (8 - t) % 3] if flipped else w[t // 3, t % 3]
+        for start in range(0, T, C):
+            lanes_w[t, start : start + C] = tap
+
+
+@jit
+def finish_statistics(moments, counts, gamma, beta, eps, momentum, running_mean, running_var, affine):
+    """Combine the tiles' mean and m2 as Chan, Golub and LeVeque (1979) do; make `affine`, move the running ones.
+
+    moments (tiles, 2, C), counts (tiles,). Law: `batchnorm.forward` and `batchnorm.update_running`.
+    """
+    C, total = gamma.size, counts.sum()
+    for c in range(C):
+        mean = 0.0
+        for t in range(counts.size):
+            mean += counts[t] * np.float64(moments[t, 0, c])
+        mean /= total
+        m2 = 0.0
+        for t in range(counts.size):
+            m2 += moments[t, 1, c] + counts[t] * (moments[t, 0, c] - mean) ** 2
+        inv = 1 / np.sqrt(m2 / total + eps)
+        for i in range(c, affine.shape[1], C):
+            affine[0, i], affine[1, i], affine[2, i], affine[3, i] = mean, gamma[c] * inv, beta[c], inv
+        running_mean[c] += momentum * (mean - running_mean[c])
+        running_var[c] += momentum * (m2 / (total - 1) - running_var[c])
+
+
+@jit
+def finish_adjoint(sums, total, affine, dgamma, dbeta, adjoint):
+    """Add the tiles' sums to BN's gradients, and make `adjoint`. Law: `batchnorm.backward`.
+
+    With total = inf the statistics are constants, as in a frozen BatchNorm: `batchnorm.inference_backward`.
+    """
+    C = dgamma.size
+    for c in range(C):
+        s1, s2 = 0.0, 0.0
+        for t in range(sums.shape[0]):
+            s1 += sums[t, 0, c]
+            s2 += sums[t, 1, c]
+        scale, inv = affine[1, c], np.float64(affine[3, c])
+        dgamma[c] += s2 * inv
+        dbeta[c] += s1
+        for i in range(c, adjoint.shape[1], C):
+            adjoint[0, i] = scale
+            adjoint[1, i] = -scale * inv * inv * s2 / total
+            adjoint[2, i] = -scale * s1 / total
+
+
+# ---- pointwise convolution ------------------------------------------------------------------------------------
+
+
+@piece
+def _pointwise_forward(z, affine, limits, w, first, last, a, lane_sums, out, moments):
+    z, out = z[first:last], out[first:last]
+    a = a[: z.size].reshape(z.shape)
+    _activate(z.ravel(), affine, limits, a.ravel())
+    np.dot(a, w, out)
+    _moments(out.ravel(), lane_sums, moments[0], moments[1])
+
+
+@jit(parallel=True)
+def pointwise_forward(z, affine, limits, w, tile, scratch, lane_sums, out, moments):
+    """z (P, Cin) -> out (P, Cout) = a @ w, and moments (tiles, 2, Cout); P = N*H*W pixels, `tile` at a time.
+
+    Law: a = relu.forward(batchnorm.forward(z)); out = pointwise.forward(a, w); moments[t] of out's tile t.
+    The tile a (tile, Cin) never leaves the cache.
+    """
+    P = z.shape[0]
+    for t in prange(moments.shape[0]):
+        k = numba.get_thread_id()
+        _pointwise_forward(
+            z, affine, limits, w, t * tile, min(P, (t + 1) * tile), scratch[k], lane_sums[k], out, moments[t]
+        )
+
+
+@piece
+def _pointwise_backward(
+    g_out, z_out, affine_out, adjoint_out, z, affine, limits, w, first, last, scratch, lane_sums, g, dw
+):
+    g_out, z_out, z, g = g_out[first:last], z_out[first:last], z[first:last], g[first:last]
+    dz, a = scratch[: g_out.size], scratch[g_out.size : g_out.size + z.size]
+    part = scratch[g_out.size + z.size : g_out.size + z.size + w.size].reshape(w.shape)
+    _adjoint(g_out.ravel(), z_out.ravel(), affine_out, adjoint_out, dz)
+    _activate(z.ravel(), affine, limits, a)
+    np.dot(a.reshape(z.shape).T, dz.reshape(z_out.shape), part)
+    dw += part
+    np.dot(dz.reshape(z_out.shape), w.T, g)
+    _mask(g.ravel(), z.ravel(), affine, limits, lane_sums[0], lane_sums[1])
+
+
+@piece
+def _pointwise_backward_group(
+    g_out,
+    z_out,
+    affine_out,
+    adjoint_out,
+    z,
+    affine,
+    limits,
+    w,
+    first,
+    last,
+    tile,
+    scratch,
+    lane_sums,
+    g,
+    dw,
+    sums,
+):
+    dw[:] = 0
+    lane_sums[:] = 0
+    for start in range(first, last, tile):
+        _pointwise_backward(
+            g_out, z_out, affine_out, adjoint_out, z, affine, limits, w, start, min(start + tile, last),
+            scratch, lane_sums, g, dw,
+        )  # fmt: skip
+    _fold(lane_sums[0], sums[0])
+    _fold(lane_sums[1], sums[1])
+
+
+@jit(parallel=True)
+def pointwise_backward(
+    g_out, z_out, affine_out, adjoint_out, z, affine, limits, w, tile, group, scratch, lane_sums, g, dw, sums
+):
+    """From g_out (P, Cout) and z_out to g (P, Cin), with dw (groups, Cin, Cout) and sums (groups, 2, Cin).
+
+    Law: dz = batchnorm.backward(g_out, z_out); da, dW = pointwise.backward(dz, a, w); g = relu.backward(da);
+    dW = dw summed over the groups. A group is `group` pixels, taken `tile` at a time: dz and a are made again
+    from z while the tile is in cache, which is cheaper than to have stored them.
+    """
+    P = z.shape[0]
+    for t in prange(dw.shape[0]):
+        k = numba.get_thread_id()
+        _pointwise_backward_group(
+            g_out, z_out, affine_out, adjoint_out, z, affine, limits, w, t * group, min(P, (t + 1) * group), tile,
+            scratch[k], lane_sums[k], g, dw[t], sums[t],
+        )  # fmt: skip
+
+
+@jit
+def add_parts(parts, grad):
+    """grad (n,) += the sum of parts (m, n)."""
+    for t in range(parts.shape[0]):
+        part = parts[t]
+        for i in range(grad.size):
+            grad[i] += part[i]
+
+
+# ---- depthwise convolution, 3x3 at stride 1 or 2 --------------------------------------------------------------
+#
+# A row of the padded input is a flat run, and output pixel x at tap v reads it at x + v: nine runs, shifted. At stride
+# 2 the runs would be interleaved, so that the padded rows keep their even columns first and their odd ones after:
+# taps 0 and 2 read the even ones, at x and x + 1, and tap 1 the odd ones, at x.
+
+
+@piece
+def _copy(source, out):
+    for i in range(out.size):
+        out[i] = source[i]
+
+
+@piece
+def _pad_activated(z, affine, limits, stride, top, left, row, rows):
+    """rows (PH, PW*C) = the activated z (H, W, C), padded, its columns split at stride 2; row (W*C,) is scratch."""
+    H, W, C = z.shape
+    PH, PW = rows.shape[0], rows.shape[1] // C
+    odd = (PW + 1) // 2  # where the odd columns begin at stride 2
+    W = min(W, PW - left)
+    rows[:] = 0
+    for y in range(min(H, PH - top)):
+        padded = rows[top + y]
+        if stride == 1:
+            _activate(z[y, :W].ravel(), affine, limits, padded[left * C : (left + W) * C])
+            continue
+        _activate(z[y, :W].ravel(), affine, limits, row)
+        for x in range(W):
+            p = left + x
+            at = (p // 2 + (p % 2) * odd) * C
+            _copy(row[x * C :], padded[at : at + C])
+
+
+@piece
+def _taps(w, r0, r1, r2, v0, v1, v2, out):
+    """out = the sum over nine taps of w (9, T) times the rows r0, r1, r2, shifted by v0, v1, v2."""
+    T = w.shape[1]
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8]
+    for start in range(0, out.size, T):
+        a0, a1, a2 = r0[v0 + start :], r0[v1 + start :], r0[v2 + start :]
+        b0, b1, b2 = r1[v0 + start :], r1[v1 + start :], r1[v2 + start :]
+        c0, c1, c2 = r2[v0 + start :], r2[v1 + start :], r2[v2 + start :]
+        run = out[start : start + T]
+        for i in range(run.size):
+            run[i] = (
+                (w0[i] * a0[i] + w1[i] * a1[i] + w2[i] * a2[i])
+                + (w3[i] * b0[i] + w4[i] * b1[i] + w5[i] * b2[i])
+                + (w6[i] * c0[i] + w7[i] * c1[i] + w8[i] * c2[i])
+            )
+
+
+@piece
+def _offsets(stride, PW, C):
+    """Where the taps v = 0, 1, 2 of output pixel 0 are in a padded row."""
+    return (0, C, 2 * C) if stride == 1 else (0, (PW + 1) // 2 * C, C)
+
+
+@piece
+def _depthwise_forward(z, affine, limits, w, stride, top, left, scratch, lane_sums, out, moments):
+    C = z.shape[2]
+    OH, OW = out.shape[0], out.shape[1]
+    PH, PW = (OH - 1) * stride + 3, (OW - 1) * stride + 3
+    rows, row = scratch[: PH * PW * C].reshape((PH, PW * C)), scratch[PH * PW * C :]
+    _pad_activated(z, affine, limits, stride, top, left, row, rows)
+    v0, v1, v2 = _offsets(stride, PW, C)
+    for y in range(OH):
+        r = y * stride
+        _taps(w, rows[r], rows[r + 1], rows[r + 2], v0, v1, v2, out[y].ravel())
+    _moments(out.ravel(), lane_sums, moments[0], moments[1])
+
+
+@jit(parallel=True)
+def depthwise_forward(z, affine, limits, w, stride, top, left, scratch, lane_sums, out, moments):
+    """z (N, H, W, C) -> out (N, OH, OW, C), and moments (N, 2, C) of each image; w (9, T) is spread.
+
+    Law: a = relu.forward(batchnorm.forward(z)); out = depthwise.forward(a, w, stride, padding).
+    """
+    for n in prange(z.shape[0]):
+        k = numba.get_thread_id()
+        _depthwise_forward(
+            z[n], affine, limits, w, stride, top, left, scratch[k], lane_sums[k], out[n], moments[n]
+        )
+
+
+@piece
+def _pad_adjoint(g, z, affine, adjoint, top, left, rows):
+    """rows (PH, PW*C) = dL/dz (OH, OW, C) with `top` zero rows above it and `left` zero columns before it."""
+    OH, OW, C = z.shape
+    rows[:] = 0
+    for y in range(OH):
+        row = rows[top + y, left * C : (left + OW) * C]
+        _adjoint(g[y].ravel(), z[y].ravel(), affine, adjoint, row)
+
+
+@piece
+def _accumulate(dz, row, v0, v1, v2, dw0, dw1, dw2):
+    """dw0 (T,) += dz * row[v0:] lane by lane, and so on: three taps at once, because dz is then loaded once."""
+    T = dw0.size
+    for start in range(0, dz.size, T):
+        run, a0, a1, a2 = dz[start : start + T], row[v0 + start :], row[v1 + start :], row[v2 + start :]
+        for i in range(run.size):
+            d = run[i]
+            dw0[i] += d * a0[i]
+            dw1[i] += d * a1[i]
+            dw2[i] += d * a2[i]
+
+
+@piece
+def _transposed_row(w, u0, d0, u1, d1, C, odd, row):
+    """A padded row of da at stride 2, columns split: from row d0 of dz through tap row u0, and d1 through u1.
+
+    A row of dz, ((OW + 2)*C,), has a zero pixel at either end. Even column 2x gets dz[x] by tap 0 and dz[x - 1] by
+    tap 2, odd column 2x + 1 gets dz[x] by tap 1.
+    """
+    T = w.shape[1]
+    a0, a1, a2 = w[3 * u0], w[3 * u0 + 1], w[3 * u0 + 2]
+    b0, b1, b2 = w[3 * u1], w[3 * u1 + 1], w[3 * u1 + 2]
+    for start in range(0, odd, T):
+        run = row[start : min(start + T, odd)]
+        here0, before0, here1, before1 = d0[C + start :], d0[start:], d1[C + start :], d1[start:]
+        for i in range(run.size):
+            run[i] = (a0[i] * here0[i] + a2[i] * before0[i]) + (b0[i] * here1[i] + b2[i] * before1[i])
+    for start in range(odd, row.size, T):
+        run, here0, here1 = row[start : start + T], d0[C + start - odd :], d1[C + start - odd :]
+        for i in range(run.size):
+            run[i] = a1[i] * here0[i] + b1[i] * here1[i]
+
+
+@piece
+def _input_gradient(w, dz, stride, top, left, row, g):
+    """g (H, W, C) = the transposed depthwise convolution of the padded rows dz; w is flipped at stride 1."""
+    H, W, C = g.shape
+    if stride == 1:
+        for y in range(H):
+            _taps(w, dz[y], dz[y + 1], dz[y + 2], 0, C, 2 * C, g[y].ravel())
+        return
+    OH, OW = dz.shape[0] - 2, dz.shape[1] // C - 2
+    odd = (OW + 1) * C
+    row = row[: (2 * OW + 1) * C]
+    g[:] = 0  # the last row and column may be seen by no window
+    for y in range(min(H, 2 * OH + 1 - top)):
+        i = (top + y) // 2
+        if (top + y) % 2 == 0:
+            _transposed_row(w, 0, dz[i + 1], 2, dz[i], C, odd, row)
+        else:
+            _transposed_row(w, 1, dz[i + 1], 1, dz[0], C, odd, row)  # dz[0] is zero
+        for x in range(min(W, 2 * OW + 1 - left)):
+            p = left + x
+            _copy(row[p // 2 * C + (p % 2) * odd :], g[y, x])
+
+
+@piece
+def _depthwise_backward(
+    g_out,
+    z_out,
+    affine_out,
+    adjoint_out,
+    z,
+    affine,
+    limits,
+    w,
+    stride,
+    top,
+    left,
+    scratch,
+    lane_sums,
+    lane_dw,
+    g,
+    dw,
+    sums,
+):
+    H, W, C = z.shape
+    OH, OW = z_out.shape[0], z_out.shape[1]
+    PH, PW = (OH - 1) * stride + 3, (OW - 1) * stride + 3
+    rows, scratch = scratch[: PH * PW * C].reshape((PH, PW * C)), scratch[PH * PW * C :]
+    _pad_activated(z, affine, limits, stride, top, left, scratch, rows)
+    # Zero margins around dz let every pixel of the input gradient find all its taps.
+    above, before = (2 - top, 2 - left) if stride == 1 else (1, 1)
+    DH, DW = (H + 2, W + 2) if stride == 1 else (OH + 2, OW + 2)
+    dz, scratch = scratch[: DH * DW * C].reshape((DH, DW * C)), scratch[DH * DW * C :]
+    _pad_adjoint(g_out, z_out, affine_out, adjoint_out, above, before, dz)
+    lane_dw[:] = 0
+    v0, v1, v2 = _offsets(stride, PW, C)
+    for y in range(OH):
+        dz_row = dz[above + y, before * C : (before + OW) * C]
+        for u in range(3):
+            t = 3 * u
+            _accumulate(dz_row, rows[y * stride + u], v0, v1, v2, lane_dw[t], lane_dw[t + 1], lane_dw[t + 2])
+    for t in range(9):
+        _fold(lane_dw[t], dw[t])
+    _input_gradient(w, dz, stride, top, left, scratch, g)
+    lane_sums[:] = 0
+    _mask(g.ravel(), z.ravel(), affine, limits, lane_sums[0], lane_sums[1])
+    _fold(lane_sums[0], sums[0])
+    _fold(lane_sums[1], sums[1])
+
+
+@jit(parallel=True)
+def depthwise_backward(
+    g_out,
+    z_out,
+    affine_out,
+    adjoint_out,
+    z,
+    affine,
+    limits,
+    w,
+    stride,
+    top,
+    left,
+    scratch,
+    lane_sums,
+    lane_dw,
+    g,
+    dw,
+    sums,
+):
+    """From g_out (N, OH, OW, C) and z_out to g (N, H, W, C), with dw (N, 9, C) and sums (N, 2, C) of each image.
+
+    Law: dz = batchnorm.backward(g_out, z_out); da, dW = depthwise.backward(dz, a, w, stride, padding);
+    g = relu.backward(da); dW = dw summed over the images. w (9, T) is spread, and flipped at stride 1.
+    """
+    for n in prange(z.shape[0]):
+        k = numba.get_thread_id()
+        _depthwise_backward(
+            g_out[n], z_out[n], affine_out, adjoint_out, z[n], affine, limits, w, stride, top, left,
+            scratch[k], lane_sums[k], lane_dw[k], g[n], dw[n], sums[n],
+        )  # fmt: skip
+
+
+# ---- the first convolution: on pictures, whose gradient nobody needs ------------------------------------------
+
+
+@piece
+def _columns(x, kernel, stride, top, left, first, last, OW, scratch):
+    """(K*K*C, pixels): what each tap of each channel of x (H, W, C) sees in output rows first to last.
+
+    Each channel is first laid out as a padded plane, and pixels run along the last axis, so that what a tap sees
+    of a row is a copy of a run of a plane.
+    """
+    H, W, C = x.shape
+    OH = last - first
+    PH, PW = (OH - 1) * stride + kernel, (OW - 1) * stride + kernel
+    above = first * stride - top  # the row of x that is the planes' first
+    planes, scratch = scratch[: C * PH * PW].reshape((C, PH, PW)), scratch[C * PH * PW :]
+    planes[:] = 0
+    for y in range(max(0, -above), min(PH, H - above)):
+        for q in range(min(W, PW - left)):
+            for c in range(C):
+                planes[c, y, left + q] = x[above + y, q, c]
+    K = kernel * kernel * C
+    columns = scratch[: K * OH * OW].reshape((K, OH, OW))
+    for k in range(K):
+        u, v, c = k // C // kernel, k // C % kernel, k % C
+        for i in range(OH):
+            source, out = planes[c, i * stride + u, v:], columns[k, i]
+            for j in range(OW):
+                out[j] = source[j * stride]
+    return columns.reshape((K, OH * OW))
+
+
+@piece
+def _stem_forward(x, w, b, kernel, stride, top, left, scratch, lane_sums, out, moments):
+    OH, OW, D = out.shape
+    columns = _columns(x, kernel, stride, top, left, 0, OH, OW, scratch)
+    np.dot(columns.T, w, out.reshape((OH * OW, D)))
+    out += b
+    _moments(out.ravel(), lane_sums, moments[0], moments[1])
+
+
+@jit(parallel=True)
+def stem_forward(x, w, b, kernel, stride, top, left, scratch, lane_sums, out, moments):
+    """x (N, H, W, C) -> out (N, OH, OW, D), and moments (N, 2, D); w (K*K*C, D). Law: conv.forward(x, w, b)."""
+    for n in prange(x.shape[0]):
+        k = numba.get_thread_id()
+        _stem_forward(x[n], w, b, kernel, stride, top, left, scratch[k], lane_sums[k], out[n], moments[n])
+
+
+@piece
+def _stem_backward(g, z, affine, adjoint, x, kernel, stride, top, left, scratch, dw, db):
+    OH, OW, D = z.shape
+    flat, scratch = scratch[: OH * OW * D], scratch[OH * OW * D :]
+    columns = _columns(x, kernel, stride, top, left, 0, OH, OW, scratch)
+    _adjoint(g.ravel(), z.ravel(), affine, adjoint, flat)
+    dz = flat.reshape((OH * OW, D))
+    np.dot(columns, dz, dw)
+    db[:] = 0
+    for p in range(OH * OW):
+        for d in range(D):
+            db[d] += dz[p, d]
+
+
+@jit(parallel=True)
+def stem_backward(g, z, affine, adjoint, x, kernel, stride, top, left, scratch, dw, db):
+    """dw (N, K*K*C, D) and db (N, D) of each image. Law: dz = batchnorm.backward(g, z); conv.backward(dz, x, w)."""
+    for n in prange(x.shape[0]):
+        k = numba.get_thread_id()
+        _stem_backward(g[n], z[n], affine, adjoint, x[n], kernel, stride, top, left, scratch[k], dw[n], db[n])
+
+
+# ---- where the fused part ends: small maps, for which threads would not pay -------------------------------------
+
+
+@jit
+def activate(z, affine, limits, out):
+    """out (N, H, W, C) = the activated z. Law: relu.forward(batchnorm.forward(z))."""
+    _activate(z.ravel(), affine, limits, out.ravel())
+
+
+@jit
+def activate_backward(z, affine, limits, lane_sums, g, sums):
+    """In place g = relu.backward(g), with sums (1, 2, C); lane_sums (2, T) is scratch."""
+    lane_sums[:] = 0
+    _mask(g.ravel(), z.ravel(), affine, limits, lane_sums[0], lane_sums[1])
+    _fold(lane_sums[0], sums[0, 0])
+    _fold(lane_sums[1], sums[0, 1])
+
+
+# ---- inference: BatchNorm is folded into the weights, and outputs are stored padded, as their reader wants them ----
+
+
+@piece
+def _clip_biased(x, b, limits):
+    """In place x = clip(x + b); b (T,)."""
+    low, high = limits[0], limits[1]
+    T = b.size
+    for start in range(0, x.size, T):
+        run = x[start : start + T]
+        for i in range(run.size):
+            v = run[i] + b[i]
+            v = low if v <= low else v
+            run[i] = high if v >= high else v
+
+
+@piece
+def _store(pixels, b, limits, stride, left, D, first, row):
+    """clip(pixels + b), for pixels (OW, B), into channels first to first + B of a padded row of D channels."""
+    low, high = limits[0], limits[1]
+    B = pixels.shape[1]
+    PW = row.size // D
+    odd = (PW + 1) // 2
+    for x in range(min(pixels.shape[0], PW - left)):
+        p = left + x
+        at = (p if stride == 1 else p // 2 + (p % 2) * odd) * D + first
+        pixel, out = pixels[x], row[at : at + B]
+        for i in range(B):
+            v = pixel[i] + b[i]
+            v = low if v <= low else v
+            out[i] = high if v >= high else v
+
+
+@piece
+def _stem_inference(
+    x, w, b, limits, kernel, stride, top, left, OW, first, last, scratch, out, out_stride, above, before
+):
+    D = b.size
+    tile, scratch = (
+        scratch[: (last - first) * OW * D].reshape(((last - first) * OW, D)),
+        scratch[(last - first) * OW * D :],
+    )
+    columns = _columns(x, kernel, stride, top, left, first, last, OW, scratch)
+    np.dot(columns.T, w, tile)
+    for y in range(first, min(last, out.shape[0] - above)):
+        _store(
+            tile[(y - first) * OW : (y - first + 1) * OW], b, limits, out_stride, before, D, 0, out[above + y]
+        )
+
+
+@jit(parallel=True)
+def stem_inference(
+    x, w, b, limits, kernel, stride, top, left, OH, OW, band, scratch, out, out_stride, above, before
+):
+    """x (N, H, W, C) -> out (N, PH, PW*D), `band` output rows at a time. Law: relu.forward(conv.forward(x, w, b)).
+
+    The output begins at row `above` and pixel `before` of the padded out, whose columns are split for out_stride 2.
+    """
+    bands = -(-OH // band)
+    for t in prange(x.shape[0] * bands):
+        n, first = t // bands, t % bands * band
+        _stem_inference(
+            x[n], w, b, limits, kernel, stride, top, left, OW, first, min(OH, first + band),
+            scratch[numba.get_thread_id()], out[n], out_stride, above, before,
+        )  # fmt: skip
+
+
+@piece
+def _separable_inference(
+    x,
+    wd,
+    bd,
+    limits_d,
+    stride,
+    OH,
+    OW,
+    wp,
+    bp,
+    limits_p,
+    first,
+    last,
+    channel,
+    scratch,
+    out,
+    out_stride,
+    above,
+    before,
+):
+    C, B = wp.shape
+    D = bp.size
+    PW = (OW - 1) * stride + 3
+    v0, v1, v2 = _offsets(stride, PW, C)
+    pixels = (last - first) * OW
+    a, tile = scratch[: pixels * C], scratch[pixels * C : pixels * (C + B)].reshape((pixels, B))
+    for r in range(first, last):
+        image, y = x[r // OH], r % OH * stride
+        _taps(
+            wd,
+            image[y],
+            image[y + 1],
+            image[y + 2],
+            v0,
+            v1,
+            v2,
+            a[(r - first) * OW * C : (r - first + 1) * OW * C],
+        )
+    _clip_biased(a, bd, limits_d)
+    np.dot(a.reshape((pixels, C)), wp, tile)
+    for r in range(first, last):
+        y = above + r % OH
+        if y < out.shape[1]:
+            _store(
+                tile[(r - first) * OW : (r - first + 1) * OW], bp[channel : channel + B], limits_p,
+                out_stride, before, D, channel, out[r // OH, y],
+            )  # fmt: skip
+
+
+@jit(parallel=True)
+def separable_inference(
+    x, wd, bd, limits_d, stride, OH, OW, wp, bp, limits_p, rows, scratch, out, out_stride, above, before
+):
+    """x (N, PH, PW*C), padded -> out (N, QH, QW*D), padded. Law: relu(pointwise(relu(depthwise(x, wd, bd)), wp, bp)).
+
+    A task is `rows` output rows, counted over the whole batch so that small maps share one matrix product, by one
+    block of output channels wp (blocks, C, D / blocks). wd (9, T) and bd (T,) are spread. What the depthwise
+    convolution makes of the task's rows goes straight into the product; each block of channels makes it anew.
+    """
+    blocks, total = wp.shape[0], x.shape[0] * OH
+    tasks = -(-total // rows)
+    for t in prange(tasks * blocks):
+        first, block = t // blocks * rows, t % blocks
+        _separable_inference(
+            x, wd, bd, limits_d, stride, OH, OW, wp[block], bp, limits_p, first, min(total, first + rows),
+            block * wp.shape[2], scratch[numba.get_thread_id()], out, out_stride, above, before,
+        )  # fmt: skip
+
+
+@jit
+def head_inference(x, w, b, features, logits):
+    """x (N, pixels, C) -> logits (N, D). Law: linear.forward(pool.global_average_forward(x), w, b)."""
+    N, P, C = x.shape
+    scale = x.dtype.type(1 / P)
+    for n in range(N):
+        row = features[n]
+        row[:] = 0
+        for p in range(P):
+            pixel = x[n, p]
+            for c in range(C):
+                row[c] += pixel[c]
+        for c in range(C):
+            row[c] *= scale
+    np.dot(features, w, logits)
+    for n in range(N):
+        for d in range(b.size):
+            logits[n, d] += b[d]

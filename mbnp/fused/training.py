@@ -1,0 +1,238 @@
+"""A training step through the fused kernels: the stages, their buffers, and the order of the calls.
+
+A stage is one convolution with the BatchNorm and ReLU after it. It keeps its raw output z, and what whoever reads z
+needs to activate it. Everything else is made again where it is needed.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from mbnp.fused import kernels
+from mbnp.fused.buffers import Arena, Scratch
+from mbnp.fused.chain import Triple, check_trainable, geometry
+from mbnp.layers import Conv, Depthwise, Pointwise
+from mbnp.network import Parameter
+
+GROUPS = (
+    8  # partial weight gradients of a pointwise convolution: enough threads to share, few enough to add up
+)
+TILE = 1 << 15  # floats of a tile of a pointwise convolution: it and its neighbours fit in 1 MB of L2
+PIXELS = 128  # of such a tile, at least: fewer would load the weights for too little work
+
+
+class Stage:
+    """A convolution, its BatchNorm and ReLU, and their buffers for one input shape."""
+
+    def __init__(self, triple: Triple, shape: tuple[int, ...], arena: Arena) -> None:
+        self.conv, self.bn, self.limits = triple.conv, triple.bn, triple.limits
+        self.dtype = dtype = triple.limits.dtype
+        self.in_shape, self.shape = shape, (shape[0], *triple.conv.output_shape(shape[1:]))
+        self.channels = self.shape[-1]
+        self.pixels = int(np.prod(self.shape[:-1]))
+        self.lanes = kernels.lanes(self.channels)
+        self.z = arena.array(*self.shape)
+        self.g: np.ndarray | None = None  # lent by the plan: two buffers serve all stages
+        self.affine = arena.array(4, self.lanes)
+        self.adjoint = arena.array(3, self.lanes)
+        self.counts = self._counts()
+        self.moments = arena.array(len(self.counts), 2, self.channels)
+        self.sums: np.ndarray | None = None  # made with g, by the stage that follows
+
+    def _counts(self) -> np.ndarray:
+        """Pixels of each part of z that `moments` has an entry for: the images, unless a stage says otherwise."""
+        n, h, w, _ = self.shape
+        return np.full(n, h * w, np.int64)
+
+    def scratch_floats(self) -> int:
+        """Floats of scratch that a thread needs."""
+        raise NotImplementedError
+
+    def normalise(self) -> None:
+        """From the moments that forward left: `affine`, and the running statistics."""
+        bn = self.bn
+        mean, var = bn.running_mean, bn.running_var
+        if bn.weight.frozen:
+            inv = 1 / np.sqrt(var.value.astype(np.float64) + bn.eps)
+            rows = np.stack([mean.value, bn.weight.value * inv, bn.bias.value, inv])
+            self.affine[...] = np.tile(rows, self.lanes // self.channels)
+            return
+        check_trainable(self.pixels)
+        kernels.finish_statistics(
+            self.moments, self.counts, bn.weight.value, bn.bias.value, bn.eps, bn.momentum, mean.value, var.value,
+            self.affine,
+        )  # fmt: skip
+        mean.touch()
+        var.touch()
+
+    def finish_gradient(self) -> None:
+        """From the sums over g: BatchNorm's own gradients, and `adjoint`."""
+        total = np.inf if self.bn.weight.frozen else float(self.pixels)
+        targets = _target(self.bn.weight), _target(self.bn.bias)
+        kernels.finish_adjoint(self.sums, total, self.affine, *targets, self.adjoint)
+
+
+def _target(parameter: Parameter) -> np.ndarray:
+    """The array that a gradient is added to; a throw-away one where the parameter is frozen."""
+    return np.zeros_like(parameter.grad) if parameter.frozen else parameter.grad
+
+
+def _add(parts: np.ndarray, target: np.ndarray) -> None:
+    """target += the sum of parts over their first axis."""
+    kernels.add_parts(parts.reshape(len(parts), -1), target.reshape(-1))
+
+
+def _pixels(x: np.ndarray) -> np.ndarray:
+    return x.reshape(-1, x.shape[-1])
+
+
+class StemStage(Stage):
+    """The first convolution, on pictures, whose gradient nobody needs."""
+
+    def __init__(self, triple: Triple, shape: tuple[int, ...], arena: Arena) -> None:
+        super().__init__(triple, shape, arena)
+        kernel, _, c_in, c_out = self.conv.weight.value.shape
+        self.geometry = (kernel, *geometry(self.conv, shape))
+        self.no_bias = np.zeros(c_out, self.dtype)
+        self.dw = arena.array(shape[0], kernel * kernel * c_in, c_out)
+        self.db = arena.array(shape[0], c_out)
+
+    def scratch_floats(self) -> int:
+        _, oh, ow, c_out = self.shape
+        kernel, stride, _, _ = self.geometry
+        padded = ((oh - 1) * stride + kernel) * ((ow - 1) * stride + kernel) * self.in_shape[-1]
+        return oh * ow * (self.dw.shape[1] + c_out) + padded
+
+    def forward(self, x: np.ndarray, scratch: Scratch) -> None:
+        w, b = self.conv.weight.value.reshape(self.dw.shape[1:]), self.conv.bias
+        lanes = scratch.lanes(3, self.lanes)
+        kernels.stem_forward(
+            x,
+            w,
+            self.no_bias if b is None else b.value,
+            *self.geometry,
+            scratch.floats,
+            lanes,
+            self.z,
+            self.moments,
+        )
+
+    def backward(self, x: np.ndarray, scratch: Scratch) -> None:
+        kernels.stem_backward(
+            self.g, self.z, self.affine, self.adjoint, x, *self.geometry, scratch.floats, self.dw, self.db
+        )
+        _add(self.dw, _target(self.conv.weight))
+        if self.conv.bias is not None:
+            _add(self.db, _target(self.conv.bias))
+
+
+class DepthwiseStage(Stage):
+    def __init__(self, triple: Triple, shape: tuple[int, ...], arena: Arena) -> None:
+        super().__init__(triple, shape, arena)
+        self.geometry = self.stride, _, _ = geometry(self.conv, shape)
+        self.w = arena.array(9, self.lanes)
+        self.dw = arena.array(shape[0], 9, self.channels)
+        self.sums_in = arena.array(shape[0], 2, self.channels)
+
+    def scratch_floats(self) -> int:
+        (_, h, w, c), (_, oh, ow, _), s = self.in_shape, self.shape, self.stride
+        padded = ((oh - 1) * s + 3) * ((ow - 1) * s + 3)
+        margins = (max(h, oh) + 2) * (max(w, ow) + 2)
+        return (padded + margins + max(w, 2 * ow + 1)) * c
+
+    def forward(self, source: Stage, scratch: Scratch) -> None:
+        kernels.spread_taps(self.conv.weight.value, False, self.w)
+        kernels.depthwise_forward(
+            source.z, source.affine, source.limits, self.w, *self.geometry, scratch.floats,
+            scratch.lanes(3, self.lanes), self.z, self.moments,
+        )  # fmt: skip
+
+    def backward(self, source: Stage, scratch: Scratch) -> None:
+        kernels.spread_taps(self.conv.weight.value, self.stride == 1, self.w)
+        kernels.depthwise_backward(
+            self.g, self.z, self.affine, self.adjoint, source.z, source.affine, source.limits, self.w, *self.geometry,
+            scratch.floats, scratch.lanes(3, self.lanes), scratch.lanes(9, self.lanes), source.g, self.dw, self.sums_in,
+        )  # fmt: skip
+        source.sums = self.sums_in
+        _add(self.dw, _target(self.conv.weight))
+
+
+class PointwiseStage(Stage):
+    def __init__(self, triple: Triple, shape: tuple[int, ...], arena: Arena) -> None:
+        super().__init__(triple, shape, arena)
+        tiles = len(self.counts)
+        self.group = -(-tiles // GROUPS) * self.tile
+        groups = -(-self.pixels // self.group)
+        self.dw = arena.array(groups, *self.conv.weight.value.shape)
+        self.sums_in = arena.array(groups, 2, shape[-1])
+
+    def _counts(self) -> np.ndarray:
+        widest = max(self.in_shape[-1], self.channels)
+        self.tile = min(max(TILE // widest, PIXELS), -(-self.pixels // 2))
+        starts = np.arange(0, self.pixels, self.tile)
+        return np.minimum(self.tile, self.pixels - starts)
+
+    def scratch_floats(self) -> int:
+        return self.tile * (self.in_shape[-1] + self.channels) + self.conv.weight.value.size
+
+    def forward(self, source: Stage, scratch: Scratch) -> None:
+        kernels.pointwise_forward(
+            _pixels(source.z), source.affine, source.limits, self.conv.weight.value, self.tile, scratch.floats,
+            scratch.lanes(3, self.lanes), _pixels(self.z), self.moments,
+        )  # fmt: skip
+
+    def backward(self, source: Stage, scratch: Scratch) -> None:
+        kernels.pointwise_backward(
+            _pixels(self.g), _pixels(self.z), self.affine, self.adjoint, _pixels(source.z), source.affine,
+            source.limits, self.conv.weight.value, self.tile, self.group, scratch.floats,
+            scratch.lanes(3, source.lanes), _pixels(source.g), self.dw, self.sums_in,
+        )  # fmt: skip
+        source.sums = self.sums_in
+        _add(self.dw, _target(self.conv.weight))
+
+
+class Plan:
+    """The stages of a chain for one input shape, with all their buffers."""
+
+    def __init__(self, triples: list[Triple], shape: tuple[int, ...]) -> None:
+        arena = Arena(triples[0].limits.dtype)
+        kinds = {Conv: StemStage, Depthwise: DepthwiseStage, Pointwise: PointwiseStage}
+        self.stages: list[Any] = []
+        for triple in triples:
+            self.stages.append(kinds[type(triple.conv)](triple, shape, arena))
+            shape = self.stages[-1].shape
+        self._lend_gradients(arena)
+        last = self.stages[-1]
+        self.scratch = Scratch(max(s.scratch_floats() for s in self.stages), arena)
+        self.out = arena.array(*last.shape)
+        self.sums = arena.array(1, 2, shape[-1])
+
+    def _lend_gradients(self, arena: Arena) -> None:
+        """A gradient is needed only until the one before it is made, so that two buffers take turns."""
+        for offset in (0, 1):
+            stages = self.stages[offset::2]
+            lent = arena.array(max((s.z.size for s in stages), default=0))
+            for stage in stages:
+                stage.g = lent[: stage.z.size].reshape(stage.shape)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """The activated output of the last stage (N, H, W, C), in a buffer of the plan's."""
+        source: Any = x
+        for stage in self.stages:
+            stage.forward(source, self.scratch)
+            stage.normalise()
+            source = stage
+        kernels.activate(source.z, source.affine, source.limits, self.out)
+        return self.out
+
+    def backward(self, x: np.ndarray, dy: np.ndarray) -> None:
+        """Add every gradient, from dy, the gradient of what `forward` returned."""
+        last = self.stages[-1]
+        last.g[...] = dy
+        last.sums = self.sums
+        kernels.activate_backward(
+            last.z, last.affine, last.limits, self.scratch.lanes(3, last.lanes)[0], last.g, self.sums
+        )
+        for stage, source in zip(reversed(self.stages), [*reversed(self.stages[:-1]), x], strict=True):
+            stage.finish_gradient()
+            stage.backward(source, self.scratch)

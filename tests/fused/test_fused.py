@@ -1,0 +1,277 @@
+"""The fast engine: the law of its kernels in every odd corner, never a stale answer, nothing leaking out."""
+
+import numpy as np
+import pytest
+
+from mbnp import MbnpError, backend, fused, models, optim, train
+from mbnp.layers import BatchNorm, Conv, Depthwise, GlobalAveragePool, Linear, Pointwise, ReLU, Sequential
+from mbnp.network import Network
+from tests.twins import assert_gradients, batch, gradients, relative, vary
+
+TOLERANCE = {np.float64: 1e-10, np.float32: 1e-4}
+
+
+def network(stride, padding, channels, cap, dtype, relu=True):
+    """Two separable blocks after a stem, with channel counts that no vector width divides."""
+    rng = np.random.default_rng(7)
+    c0, c1, c2 = channels
+    activation = [ReLU(cap)] if relu else []
+    options = {"bias": False, "rng": rng, "dtype": dtype}
+    blocks = {
+        "stem": Sequential([Conv(3, c0, 3, 1, padding=1, **options), BatchNorm(c0, dtype=dtype), ReLU(cap)]),
+        "one": Sequential(
+            [
+                Depthwise(c0, 3, stride, padding, **options),
+                BatchNorm(c0, dtype=dtype),
+                *activation,
+                Pointwise(c0, c1, **options),
+                BatchNorm(c1, dtype=dtype),
+                ReLU(cap),
+            ]
+        ),
+        "two": Sequential(
+            [
+                Depthwise(c1, 3, 3 - stride, padding, **options),
+                BatchNorm(c1, dtype=dtype),
+                ReLU(cap),
+                Pointwise(c1, c2, **options),
+                BatchNorm(c2, dtype=dtype),
+                ReLU(cap),
+            ]
+        ),
+        "pool": GlobalAveragePool(),
+        "fc": Linear(c2, 5, rng=rng, dtype=dtype),
+    }
+    net = Network(blocks, resolution=9)
+    net.arch = {"name": "test"}
+    return vary(net)
+
+
+def copy_of(net, build):
+    other = build()
+    other.load_state(net.state())
+    return other
+
+
+CASES = [
+    # stride, padding, channels, cap, pictures, height, width
+    (1, 1, (5, 7, 3), None, 2, 9, 7),
+    (2, 1, (5, 7, 3), 6.0, 3, 8, 9),
+    (2, ((0, 1), (0, 1)), (17, 33, 20), None, 1, 12, 11),
+    (1, ((2, 0), (1, 2)), (3, 300, 16), 0.9, 2, 6, 5),
+    (2, "same", (32, 64, 48), None, 2, 10, 10),
+    (1, 0, (16, 16, 16), None, 5, 9, 9),
+    (1, 1, (1, 1, 1), None, 4, 5, 4),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("case", CASES)
+def test_law(case, dtype):
+    """Outputs, statistics and every gradient are what the readable layers compute (in float64)."""
+    stride, padding, channels, cap, n, h, w = case
+    readable = network(stride, padding, channels, cap, np.float64)
+    fast = fused.convert(copy_of(readable, lambda: network(stride, padding, channels, cap, dtype)))
+    assert "fc" in fast.report()
+    assert fast.report().splitlines()[0].count(",") == 4  # all five convolutions are fused
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((n, h, w, 3)).astype(np.float32)
+    dy = rng.standard_normal((n, 5)).astype(np.float32)
+    tolerance = TOLERANCE[dtype]
+    with backend.using("numpy"):
+        assert relative(fast.forward(x.astype(dtype)), readable.forward(x.astype(np.float64))) < tolerance
+        expected = readable.forward(x.astype(np.float64), train=True)
+        readable.backward(dy.astype(np.float64))
+    y = fast.forward(x.astype(dtype), train=True)
+    assert y.dtype == dtype
+    assert relative(y, expected) < tolerance
+    fast.backward(dy.astype(dtype))
+    for name, buffer in fast.buffers().items():
+        assert relative(buffer.value, readable.buffers()[name].value) < tolerance, name
+    assert_gradients(gradients(fast), gradients(readable), tolerance)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_no_activation_between_two_convolutions(relu):
+    readable = network(2, 1, (5, 6, 7), None, np.float64, relu)
+    fast = fused.convert(copy_of(readable, lambda: network(2, 1, (5, 6, 7), None, np.float64, relu)))
+    x, _ = batch(2, 9, np.float64)
+    y = readable.forward(x, train=True)
+    assert relative(fast.forward(x, train=True), y) < 1e-10
+    readable.backward(y)
+    fast.backward(y)
+    assert_gradients(gradients(fast), gradients(readable), 1e-10)
+
+
+def test_large_means_do_not_cancel():
+    """Mean 1e3 and spread 1 before a BatchNorm: float32 keeps what its input has."""
+    build = lambda dtype: network(1, 1, (8, 8, 8), None, dtype)  # noqa: E731
+    exact = build(np.float64)
+    conv = exact["stem"].layers["0"]
+    conv.weight.value = 0 * conv.weight.value
+    conv.weight.value[1, 1, 0] = 1  # each channel is the first one of the picture
+    conv.touch()
+    fast = build(np.float32)
+    fast.load_state(exact.state())
+    fast = fused.convert(fast)
+    x = np.random.default_rng(0).normal(1e3, 1, (8, 16, 16, 3)).astype(np.float32)
+    with backend.using("numpy"):
+        exact.forward(x.astype(np.float64), train=True)
+    fast.forward(x, train=True)
+    var = exact.buffers()["stem.1.running_var"].value
+    np.testing.assert_allclose(fast.buffers()["stem.1.running_var"].value, var, rtol=1e-5)
+    plan = fast._plans[x.shape]
+    inv = 1 / np.sqrt(x[..., 0].astype(np.float64).var() + 1e-5)
+    np.testing.assert_allclose(plan.stages[0].affine[3], inv, rtol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["frozen", "all frozen"])
+def test_frozen_parameters_and_statistics_stay(what):
+    build = lambda: network(1, 1, (5, 6, 7), None, np.float64)  # noqa: E731
+    readable, other = build(), build()
+    other.load_state(readable.state())
+    for net in (readable, other):
+        for name, parameter in net.parameters().items():
+            parameter.frozen = what == "all frozen" or name.startswith(("stem", "one"))
+    fast = fused.convert(other)
+    x, _ = batch(3, 9, np.float64)
+    y = readable.forward(x, train=True)
+    assert relative(fast.forward(x, train=True), y) < 1e-10
+    readable.backward(y)
+    fast.backward(y)
+    assert_gradients(gradients(fast), gradients(readable), 1e-10)
+    for name, variable in fast.variables().items():
+        np.testing.assert_allclose(variable.value, readable.variables()[name].value, rtol=1e-10, err_msg=name)
+    for name, parameter in fast.parameters().items():
+        assert not parameter.frozen or not parameter.grad.any(), name
+
+
+def test_never_a_stale_answer():
+    """Every way the interface has of changing weights or statistics, between two inferences."""
+    net = vary(models.mobilenet_v1_small(width_mult=0.25, dtype=np.float64))
+    fast = fused.convert(net)
+    x, y = batch(4, 32, np.float64)
+    opt = optim.SGD(net.parameters(), lr=0.1)
+
+    def assign():
+        net.parameters()["conv2_1.0.weight"].value = 2 * net.parameters()["conv2_1.0.weight"].value
+
+    def assign_statistics():
+        net.buffers()["conv1.1.running_var"].value = 3 * net.buffers()["conv1.1.running_var"].value
+
+    def write_in_place():
+        net.parameters()["conv2_8.3.weight"].value[:] *= 0.5
+        net.parameters()["conv2_8.3.weight"].touch()
+
+    def write_in_place_and_touch_the_network():
+        net.buffers()["conv2_8.4.running_mean"].value[:] += 0.1
+        net.touch()
+
+    changes = [
+        assign,
+        assign_statistics,
+        write_in_place,
+        write_in_place_and_touch_the_network,
+        lambda: setattr(net.parameters()["fc.bias"], "value", np.arange(10.0)),
+        lambda: net.load_state({name: 1.1 * array for name, array in net.state().items()}),
+        lambda: net.forward(x, train=True),
+        lambda: fast.forward(x, train=True),
+        lambda: train.step(net, opt, x, y),
+        lambda: train.step(fast, opt, x, y),
+    ]
+    before = fast(x)
+    for i, change in enumerate(changes):
+        change()
+        after = fast(x)
+        assert relative(after, before) > 1e-6, f"change {i} did nothing"
+        assert relative(after, net(x)) < 1e-10, f"stale after change {i}"
+        before = after
+
+
+def test_what_it_returns_is_the_callers():
+    net = models.mobilenet_v1_small(width_mult=0.25)
+    fast = fused.convert(net)
+    x, _ = batch(4, 32, np.float32)
+    for mode in (False, True):
+        first = fast.forward(x, train=mode)
+        kept = first.copy()
+        fast.forward(2 * x, train=mode)
+        np.testing.assert_array_equal(first, kept)
+
+
+def test_only_two_shapes_keep_buffers():
+    fast = fused.convert(models.mobilenet_v1_small(width_mult=0.25))
+    for n in (1, 2, 3, 4):
+        x = np.zeros((n, 32, 32, 3), np.float32)
+        fast(x)
+        fast.forward(x, train=True)
+    assert [shape[0] for shape in fast._plans.kept] == [3, 4]
+    assert [shape[0] for shape in fast._inference.cache.kept] == [3, 4]
+
+
+def test_results_do_not_depend_on_threads():
+    most = backend.get_num_threads()
+    if most == 1:
+        pytest.skip("needs two processors")
+    results = []
+    for threads in (1, most):
+        backend.set_num_threads(threads)
+        fast = fused.convert(models.mobilenet_v1_small(width_mult=0.5))
+        x, _ = batch(9, 32, np.float32)
+        y = fast.forward(x, train=True)
+        fast.backward(y)
+        results.append([y, fast(x), *(p.grad for p in fast.parameters().values())])
+    backend.set_num_threads(most)
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_second_backward_needs_a_second_forward():
+    fast = fused.convert(models.mobilenet_v1_small(width_mult=0.25))
+    x, _ = batch(2, 32, np.float32)
+    dy = fast.forward(x, train=True)
+    fast.backward(dy)
+    with pytest.raises(MbnpError, match="call forward"):
+        fast.backward(dy)
+
+
+def test_gradients_add_up():
+    fast = fused.convert(models.mobilenet_v1_small(width_mult=0.25, dtype=np.float64))
+    x, _ = batch(2, 32, np.float64)
+    for _ in range(2):
+        fast.backward(np.ones_like(fast.forward(x, train=True)))
+    twice = {name: p.grad.copy() for name, p in fast.parameters().items()}
+    for p in fast.parameters().values():
+        p.grad[:] = 0
+    fast.backward(np.ones_like(fast.forward(x, train=True)))
+    for name, p in fast.parameters().items():
+        np.testing.assert_allclose(twice[name], 2 * p.grad, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_views_and_large_batches_are_taken():
+    net = vary(models.mobilenet_v1_small(width_mult=0.25, dtype=np.float64))
+    fast = fused.convert(net)
+    x, _ = batch(130, 32, np.float64)
+    assert relative(fast(x[::-1]), net(x)[::-1]) < 1e-10
+    with pytest.raises(MbnpError, match="no pictures"):
+        fast(x[:0])
+
+
+def test_a_network_without_a_chain_runs_as_it_is():
+    net = Network({"pool": GlobalAveragePool(), "fc": Linear(3, 2)}, resolution=4)
+    fast = fused.convert(net)
+    assert fast.report() == "fused: none\nreadable: pool, fc"
+    x, _ = batch(2, 4, np.float32)
+    np.testing.assert_array_equal(fast(x), net(x))
+    fast.forward(x, train=True)
+    fast.backward(np.ones((2, 2), np.float32))
+    assert net.parameters()["fc.weight"].grad.any()
+
+
+def test_nan_shows():
+    fast = fused.convert(models.mobilenet_v1_small(width_mult=0.25))
+    x, _ = batch(3, 32, np.float32)
+    x[1, 5, 5, 0] = np.nan
+    assert np.isnan(fast(x)[1]).all()
+    assert np.isfinite(fast(x)[[0, 2]]).all()
+    assert np.isnan(fast.forward(x, train=True)).all()
