@@ -1,0 +1,38 @@
+"""`mbnp data`: which data there is, and how to get CIFAR-10."""
+
+from argparse import Namespace
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from mbnp import datasets
+
+
+def run(options: Namespace) -> None:
+    {"show": _show, "download": _download, "subset": _subset}[options.action](options)
+
+
+def _show(options: Namespace) -> None:
+    data = datasets.load(options.data)
+    print(data)
+    for k, name in enumerate(data.classes):
+        train, test = (np.count_nonzero(split.labels == k) for split in (data.train, data.test))
+        print(f"  {name:12} {train:6,} training, {test:6,} test")
+
+
+def _download(options: Namespace) -> None:
+    console = Console(stderr=True)
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        path = datasets.download(
+            options.url, options.out, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    print(f"CIFAR-10 is in {path}")
+
+
+def _subset(options: Namespace) -> None:
+    data = datasets.load(options.data or "cifar10")
+    folder = datasets.subset(data, options.out, options.train, options.test, options.seed)
+    print(datasets.load(folder))

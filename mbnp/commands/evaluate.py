@@ -1,0 +1,29 @@
+"""`mbnp evaluate`: a checkpoint on test pictures."""
+
+from argparse import Namespace
+
+import numpy as np
+
+from mbnp import datasets, train, weights
+from mbnp.commands import common
+from mbnp.errors import MbnpError
+
+
+def run(options: Namespace) -> None:
+    common.set_up(options)
+    net = weights.load(options.checkpoint)
+    data = datasets.load(options.data)
+    if net.classes is not None and net.classes != list(data.classes):
+        raise MbnpError(
+            f"{options.checkpoint} knows {', '.join(net.classes[:3])}, ..., but {data.name} has "
+            f"{', '.join(data.classes[:3])}, ...: name the data it was trained on with --data"
+        )
+    print(f"data: {data}")
+    with common.announced(print):
+        loss, accuracy, predictions = train.evaluate(common.engine(net, options.readable), data.test)
+    for k, name in enumerate(data.classes):
+        mine = predictions[data.test.labels == k]
+        if len(mine):
+            print(f"  {name:12} {100 * np.mean(mine == k):6.2f} %  of {len(mine):,}")
+    print(f"test loss {loss:.4f}")
+    print(f"test accuracy {100 * accuracy:.2f} %")

@@ -1,0 +1,58 @@
+"""`mbnp summary`: what a network costs, layer by layer."""
+
+from argparse import Namespace
+
+from mbnp import cost, models, weights
+from mbnp.errors import MbnpError
+from mbnp.network import Network
+
+FORMULAS = """\
+The formulas, H and W of the output (the article takes the input's, which is too many at stride 2):
+  standard convolution   H·W·K·K·Cin·Cout MACs
+  depthwise convolution  H·W·K·K·Cin
+  pointwise convolution  H·W·Cin·Cout
+  depthwise separable    the last two added: 1/Cout + 1/K² of the standard convolution
+One MAC is a multiplication and an addition, 2 FLOPs; the article calls the MACs FLOPs.
+Its example, H = W = 10, K = 3, 3 -> 10 channels: {standard:,} standard; {depthwise:,} + {pointwise:,} = \
+{separable:,} separable."""
+
+
+def run(options: Namespace) -> None:
+    net = _network(options)
+    size = net.resolution if options.resolution is None else options.resolution
+    counted = cost.of(net, (size, size, 3))
+    print(f"{net.arch['name']}, pictures of {size} x {size}\n")
+    print(counted.table())
+    shares = ", ".join(f"{kind} {100 * share:.2f} %" for kind, share in counted.shares().items())
+    print(f"\nMACs        {counted.macs:,} ({shares})")
+    print(f"FLOPs       {counted.flops:,}")
+    print(
+        f"parameters  {counted.params:,} learnable; {_size(counted.weight_bytes)} of weights and statistics"
+    )
+    print(f"activations {_size(counted.activation_bytes)} for one picture, every layer's output together")
+    if counted.as_standard() > counted.macs:
+        times = counted.as_standard() / counted.macs
+        print(
+            f"with full convolutions instead of separable ones: {counted.as_standard():,} MACs, {times:.1f} x"
+        )
+    example = {
+        "standard": cost.standard_conv(10, 10, 3, 3, 10),
+        "depthwise": cost.depthwise(10, 10, 3, 3),
+        "pointwise": cost.pointwise(10, 10, 3, 10),
+        "separable": cost.separable(10, 10, 3, 3, 10),
+    }
+    print("\n" + FORMULAS.format(**example))
+
+
+def _network(options: Namespace) -> Network:
+    chosen = {"width_mult": options.width_mult, "num_classes": options.num_classes}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if "." not in options.model and "/" not in options.model:
+        return models.create(options.model, **chosen)
+    if chosen:
+        raise MbnpError(f"a checkpoint has its own {' and '.join(chosen)}: leave the option out")
+    return weights.load(options.model)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB"

@@ -1,0 +1,103 @@
+"""From stored pictures to what a network takes: normalise, augment, batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from mbnp.datasets.dataset import Split
+from mbnp.errors import MbnpError
+
+Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def normalise(
+    images: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: np.typing.DTypeLike = np.float32,
+) -> np.ndarray:
+    """(images / 255 - mean) / std, channel by channel.
+
+    images (N, H, W, C) uint8; mean and std: C numbers, of pictures scaled to 0..1. Returns the same shape in
+    `dtype`. Written as one multiplication and one addition, with constants worked out in float64.
+    """
+    _check_pictures(images)
+    n, h, w, c = images.shape
+    spread = np.asarray(std, np.float64)
+    if np.shape(mean) != (c,) or spread.shape != (c,):
+        raise MbnpError(f"mean {mean} and std {std} must have one number for each of {c} channels")
+    # Repeated along a row of pixels: NumPy's inner loop is then W * C long instead of C.
+    scale = np.tile(1 / (255 * spread), w).astype(dtype)
+    shift = np.tile(-np.asarray(mean, np.float64) / spread, w).astype(dtype)
+    x = images.reshape(n, h, w * c) * scale
+    x += shift
+    return x.reshape(n, h, w, c)
+
+
+def augment(images: np.ndarray, rng: np.random.Generator, pad: int = 4) -> np.ndarray:
+    """Each picture moved by up to `pad` pixels either way, and every second one (at random) mirrored.
+
+    images (N, H, W, C) uint8 -> the same shape, a new array. What moves in from outside is the picture's own
+    reflection. Source: He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2.
+    """
+    _check_pictures(images)
+    n, h, w, c = images.shape
+    if pad >= min(h, w):
+        raise MbnpError(f"cannot reflect {pad} pixels at the border of pictures of {h}x{w}")
+    top, left = rng.integers(0, 2 * pad + 1, (2, n))
+    mirrored = rng.random(n) < 0.5
+    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    # crops[i] = padded[i, top[i] : top[i] + h, left[i] : left[i] + w], from a view of all windows. A row of
+    # pixels is one run of bytes in it, so that whole rows are copied.
+    windows = sliding_window_view(padded.reshape(n, h + 2 * pad, -1), (h, w * c), axis=(1, 2))[:, :, ::c]
+    crops = windows[np.arange(n), top, left].reshape(n, h, w, c)
+    crops[mirrored] = crops[mirrored, :, ::-1]
+    return crops
+
+
+def count_batches(count: int, batch_size: int, train: bool) -> int:
+    """How many batches `batches` makes of `count` pictures: full ones, and in evaluation also the rest."""
+    return count // batch_size if train else -(-count // batch_size)
+
+
+def batches(
+    split: Split,
+    batch_size: int,
+    rng: np.random.Generator | None = None,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    augment: Augmentation | None = None,
+    dtype: np.typing.DTypeLike = np.float32,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Once through a split: pairs (x (B, H, W, C) normalised, in `dtype`; y (B,) int64).
+
+    With an `rng` it is for training: shuffled, each batch through `augment` where given, and the pictures
+    that do not fill a last batch left out (of one picture alone BatchNorm could not take a variance over a
+    1x1 map). Without an `rng` it is for evaluation: every picture, in order.
+    """
+    train = rng is not None
+    if batch_size < 1:
+        raise MbnpError(f"batch size must be at least 1, got {batch_size}")
+    if augment is not None and not train:
+        raise MbnpError("augmenting is random: pass an rng too, or no augmentation for evaluation")
+    if count_batches(len(split), batch_size, train) == 0:
+        raise MbnpError(f"{len(split)} pictures do not fill one batch of {batch_size}: lower the batch size")
+    return _iterate(split, batch_size, rng, mean, std, augment, dtype)
+
+
+def _iterate(split, batch_size, rng, mean, std, augment, dtype):
+    """The generator behind `batches`, apart so that its checks run at the call and not at the first batch."""
+    order = np.arange(len(split)) if rng is None else rng.permutation(len(split))
+    for step in range(count_batches(len(split), batch_size, rng is not None)):
+        chosen = order[step * batch_size : (step + 1) * batch_size]
+        images = split.images[chosen]
+        if augment is not None:
+            images = augment(images, rng)
+        yield normalise(images, mean, std, dtype), split.labels[chosen]
+
+
+def _check_pictures(images: np.ndarray) -> None:
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise MbnpError(f"expected pictures (N, H, W, C) of uint8, got {images.shape} of {images.dtype}")

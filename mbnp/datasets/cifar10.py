@@ -1,0 +1,218 @@
+"""CIFAR-10's binary layout: read the official archive or a folder of its files, and write such a folder.
+
+A file is a sequence of records of 3,073 bytes: one label byte (0 to 9), then 1,024 red, 1,024 green and
+1,024 blue bytes, each colour row by row. Training files are called data_batch*.bin, the test file
+test_batch.bin; batches.meta.txt, where there is one, names the classes, one a line.
+
+Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009), and
+https://www.cs.toronto.edu/~kriz/cifar.html. The version for Python on that page is a pickle, and opening a
+pickle runs whatever program is in it: here it is refused.
+"""
+
+import gzip
+import os
+import re
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from mbnp.datasets.dataset import Dataset, Split
+from mbnp.errors import MbnpError
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2470, 0.2435, 0.2616)
+EPOCHS = 20
+
+ARCHIVE = "cifar-10-binary.tar.gz"
+FOLDER = "cifar-10-batches-bin"  # what the archive unpacks to
+
+SIZE = 32
+RECORD = 1 + 3 * SIZE * SIZE
+
+_TRAIN = re.compile(r"data_batch.*\.bin")
+_TEST = "test_batch.bin"
+_NAMES = "batches.meta.txt"
+_PICKLE = re.compile(r"data_batch_\d|test_batch|batches\.meta")
+
+# What the real archive unpacks to is 184 MB; one that goes on beyond this is not read to its end.
+_MOST_BYTES = 200_000_000
+
+
+def locate(place: Path) -> Path | None:
+    """The folder of records that a folder is or has in it, or the archive that it has; None where neither."""
+    if _holds_records(place):
+        return place
+    if (place / FOLDER).is_dir():
+        return place / FOLDER
+    if (place / ARCHIVE).is_file():
+        return place / ARCHIVE
+    folders = sorted(place.glob("[!.]*/")) if place.is_dir() else []
+    return next((folder for folder in folders if _holds_records(folder)), None)
+
+
+def _holds_records(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        _TRAIN.fullmatch(file.name) or file.name == _TEST for file in folder.iterdir()
+    )
+
+
+def read(place: str | Path) -> Dataset:
+    """The data set at a place: an archive, a folder of record files, or a folder that has one of these in it.
+
+    An archive is read as a stream, nothing is unpacked to disk. MbnpError, naming file and record, where one
+    is empty, cut short or has a label above 9, where training or test files are missing, and for a pickle.
+    """
+    path = locate(Path(place)) or Path(place)
+    if path.suffix == ".bin":
+        raise MbnpError(f"{path} is one file of a data set: name the folder it is in")
+    try:
+        parts = _read_files(path)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise MbnpError(
+            f"{path} is no archive, or a damaged one ({error}): `mbnp data download` fetches it"
+        ) from None
+    classes = parts.pop(_NAMES, CLASSES)
+    test = parts.pop(_TEST, None)
+    train = [parts[name] for name in sorted(parts, key=lambda name: (len(name), name))]  # _2 before _10
+    if test is None or not train:
+        raise MbnpError(f"{path} has no {'data_batch*.bin' if not train else _TEST}")
+    images, labels = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
+    return Dataset(
+        name="cifar10" if classes == CLASSES else path.name,
+        source=str(path),
+        train=Split(images, labels),
+        test=Split(*test),
+        classes=classes,
+        mean=MEAN,
+        std=STD,
+        epochs=EPOCHS,
+    )
+
+
+def _read_files(path: Path) -> dict:
+    """File name -> (images, labels), and for the file of names -> list of classes."""
+    parts: dict = {}
+    pickles = False
+    for name, content in _folder(path) if path.is_dir() else _archive(path):
+        where = str(path / name)
+        if name in parts:
+            raise MbnpError(f"{path} has more than one {name}")
+        if name == _NAMES:
+            parts[name] = _class_names(content(), where)
+        elif name == _TEST or _TRAIN.fullmatch(name):
+            parts[name] = from_records(content(), where)
+        pickles = pickles or bool(_PICKLE.fullmatch(name))
+    if pickles and not parts.keys() - {_NAMES}:
+        raise MbnpError(
+            f"{path} is CIFAR-10 for Python, a pickle, which could run any program and is not opened: "
+            "`mbnp data download` fetches the binary version"
+        )
+    return parts
+
+
+def _folder(folder: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    for file in sorted(folder.iterdir()):
+        yield file.name, file.read_bytes
+
+
+def _archive(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The regular files of an archive by their last name, so that no path in it means anything to us."""
+    with _Bounded(path) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.isreg() else None
+            if file is not None:
+                yield PurePosixPath(member.name).name, file.read
+        while unzipped.read(1 << 20):  # to the very end, where the checksum is
+            pass
+
+
+class _Bounded(gzip.GzipFile):
+    """Refuses to unpack more than a CIFAR-10 archive can hold, whatever the headers in it claim."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() > _MOST_BYTES:
+            raise MbnpError(
+                f"{self.name} unpacks to more than {_MOST_BYTES:,} bytes: it is not CIFAR-10's archive"
+            )
+        return super().read(size)
+
+
+def _class_names(content: bytes, where: str) -> list[str]:
+    names = [line.strip() for line in content.decode(errors="replace").splitlines() if line.strip()]
+    if len(names) != 10 or not all(name.isprintable() for name in names):
+        raise MbnpError(f"{where} must name 10 classes, one a line; it has {len(names)}")
+    return names
+
+
+def from_records(content: bytes, where: str = "the data") -> tuple[np.ndarray, np.ndarray]:
+    """Records -> images (N, 32, 32, 3) uint8 and labels (N,) int64.
+
+    An error says `where` they come from, and which record is at fault, counted from 0.
+    """
+    count, rest = divmod(len(content), RECORD)
+    if rest:
+        raise MbnpError(f"{where} is cut short: record {count} has {rest:,} of its {RECORD:,} bytes")
+    if count == 0:
+        raise MbnpError(f"{where} is empty")
+    records = np.frombuffer(content, np.uint8).reshape(count, RECORD)
+    labels = records[:, 0].astype(np.int64)
+    if labels.max() > 9:
+        bad = int(np.argmax(labels > 9))
+        raise MbnpError(f"{where}: record {bad} has the label {labels[bad]}; labels are 0 to 9")
+    planes = records[:, 1:].reshape(count, 3, SIZE, SIZE)  # channels first in the file, last everywhere else
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
+
+
+def to_records(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """The inverse of `from_records`."""
+    if images.shape[1:] != (SIZE, SIZE, 3) or images.dtype != np.uint8:
+        raise MbnpError(f"records hold pictures of (32, 32, 3) uint8, got {images.shape[1:]} {images.dtype}")
+    planes = images.transpose(0, 3, 1, 2).reshape(len(images), RECORD - 1)
+    return np.column_stack([labels.astype(np.uint8), planes]).tobytes()
+
+
+def subset(data: Dataset, folder: str | Path, train: int = 10_000, test: int = 2_000, seed: int = 0) -> Path:
+    """Write a random choice with equally many pictures of every class, as a folder that `read` reads.
+
+    train, test: how many pictures, multiples of the number of classes. The folder must not exist
+    (FileExistsError) and appears only when it is whole. The same data and seed make the same files.
+    """
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{folder} exists already: name a new folder, or remove it first")
+    if seed < 0:
+        raise MbnpError(f"a seed is 0 or more, got {seed}")
+    rng = np.random.default_rng(seed)
+    files = {
+        "data_batch_1.bin": _balanced(data.train, train, data.classes, rng),
+        _TEST: _balanced(data.test, test, data.classes, rng),
+        _NAMES: "".join(f"{name}\n" for name in data.classes).encode(),
+    }
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        for name, content in files.items():
+            (unfinished / name).write_bytes(content)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # there is none after the renaming
+    return folder
+
+
+def _balanced(split: Split, count: int, classes: list[str], rng: np.random.Generator) -> bytes:
+    each, rest = divmod(count, len(classes))
+    if each < 1 or rest:
+        raise MbnpError(f"a subset of {count} pictures is not so many for each of {len(classes)} classes")
+    chosen = []
+    for label, name in enumerate(classes):
+        candidates = np.flatnonzero(split.labels == label)
+        if len(candidates) < each:
+            raise MbnpError(f"a subset of {count} needs {each} of {name!r}, and there are {len(candidates)}")
+        chosen.append(rng.choice(candidates, each, replace=False))
+    order = rng.permutation(np.concatenate(chosen))
+    return to_records(split.images[order], split.labels[order])

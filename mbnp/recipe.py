@@ -1,0 +1,53 @@
+"""How to train: everything that decides a run apart from the network and the data."""
+
+from dataclasses import dataclass
+
+from mbnp import optim
+from mbnp.errors import MbnpError, unknown
+from mbnp.network import Network
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with a schedule; the defaults suit small networks on 32x32 pictures.
+
+    momentum: one-cycle moves between the two, the other schedules stay at their mean
+    schedule: "one-cycle" | "cosine" to zero | "step": a tenth after each third of the run | "constant"
+    augment: pictures are moved by up to 4 pixels and mirrored at random
+    seed: of the order of the pictures and of their augmentation; the network's weights have their own
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 0.1
+    momentum: tuple[float, float] = (0.85, 0.95)
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: str = "one-cycle"
+    label_smoothing: float = 0.0
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise MbnpError(
+                f"epochs and batch size must be at least 1, got {self.epochs} and {self.batch_size}"
+            )
+        if self.seed < 0:
+            raise MbnpError(f"a seed is at least 0, got {self.seed}")
+        if self.schedule not in optim.SCHEDULES:
+            raise unknown("schedule", self.schedule, optim.SCHEDULES)
+
+    def optimiser(self, net: Network) -> optim.SGD:
+        """SGD over the network's parameters, before the first step."""
+        return optim.SGD(net.parameters(), self.lr, sum(self.momentum) / 2, self.nesterov, self.weight_decay)
+
+    def rates(self, total: int) -> optim.Schedule:
+        """The learning rate and momentum of each of `total` steps."""
+        if self.schedule == "one-cycle":
+            return optim.one_cycle(self.lr, total, momentum=self.momentum)
+        if self.schedule == "cosine":
+            return optim.cosine(self.lr, total)
+        if self.schedule == "step":
+            return optim.step(self.lr, every=-(-total // 3))
+        return optim.constant(self.lr)

@@ -1,0 +1,90 @@
+"""Which data `load` takes: what is named, then what lies about, then shapes10."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mbnp import datasets
+from mbnp.errors import MbnpError
+
+pytestmark = pytest.mark.usefixtures("nowhere")
+
+
+@pytest.fixture(autouse=True)
+def quick_shapes(drawn, monkeypatch):
+    monkeypatch.setattr("mbnp.datasets.shapes10.make", lambda: drawn)
+
+
+def test_without_anything_it_is_shapes10(drawn):
+    assert datasets.load() is drawn
+    assert datasets.load("shapes10") is drawn
+
+
+def test_the_order(nowhere, records, drawn, monkeypatch):
+    """Cache, then ./data, then MBNP_DATA, then the argument: each beats those before it."""
+    cache = shutil.copytree(records, nowhere / "cache" / "mbnp" / datasets.cifar10.FOLDER)
+    assert datasets.load().source == str(cache)
+    data = shutil.copytree(records, Path("data") / datasets.cifar10.FOLDER)
+    assert datasets.load().source == str(data)
+    assert datasets.load("cifar10").source == str(data)
+    monkeypatch.setenv("MBNP_DATA", str(records))
+    assert datasets.load().source == str(records)
+    assert datasets.load("cifar10").source == str(records)
+    assert datasets.load(str(cache)).source == str(cache)
+    assert datasets.load(cache).source == str(cache)
+    assert datasets.load("shapes10") is drawn
+
+
+def test_the_variable_may_name_a_data_set(records, drawn, monkeypatch):
+    data = shutil.copytree(records, "data/anything")
+    monkeypatch.setenv("MBNP_DATA", "shapes10")
+    assert datasets.load() is drawn
+    assert datasets.load("cifar10").source == data
+    monkeypatch.setenv("MBNP_DATA", "cifar10")
+    assert datasets.load().source == data
+    monkeypatch.setenv("MBNP_DATA", "")
+    assert datasets.load().source == data
+
+
+@pytest.mark.parametrize("missing", ["no/such/folder", "missing.tar.gz", Path("missing")])
+def test_a_named_path_must_be_there(missing, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+        datasets.load(missing)
+    if "/" in str(missing):
+        monkeypatch.setenv("MBNP_DATA", str(missing))
+        with pytest.raises(FileNotFoundError, match=r"folder no/such/folder \(from MBNP_DATA\)"):
+            datasets.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("shape10", "shapes10"), ("cifar-10", "cifar10"), ("imagenet", None), ("", None)]
+)
+def test_an_unknown_name(name, near, monkeypatch):
+    hint = f"did you mean '{near}'" if near else "known are cifar10, shapes10"
+    with pytest.raises(MbnpError, match=f"unknown data set '{name}'.*{hint}"):
+        datasets.load(name)
+    if name:
+        monkeypatch.setenv("MBNP_DATA", name)
+        with pytest.raises(MbnpError, match=rf"unknown data set \(from MBNP_DATA\) '{name}'"):
+            datasets.load()
+
+
+def test_cifar10_where_there_is_none(nowhere):
+    with pytest.raises(FileNotFoundError, match="`mbnp data download` fetches it") as raised:
+        datasets.load("cifar10")
+    assert str(nowhere / "cache" / "mbnp") in str(raised.value)
+    assert str(Path("data").absolute()) in str(raised.value)
+
+
+def test_damaged_data_that_lies_about_is_an_error_and_not_passed_over(records):
+    data = shutil.copytree(records, Path("data") / datasets.cifar10.FOLDER)
+    (data / "test_batch.bin").write_bytes(b"")
+    with pytest.raises(MbnpError, match=r"test_batch\.bin is empty"):
+        datasets.load()
+
+
+def test_home_is_expanded(records, nowhere, monkeypatch):
+    monkeypatch.setenv("HOME", str(nowhere))
+    shutil.copytree(records, nowhere / "mine")
+    assert len(datasets.load("~/mine").train) == 400

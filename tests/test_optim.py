@@ -1,0 +1,205 @@
+"""Every rule against torch.optim, step by step; the schedules against torch's, at every step."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mbnp import optim
+from mbnp.errors import MbnpError
+from mbnp.network import Parameter
+
+SHAPES = {"conv.weight": (3, 3, 4, 5), "bn.weight": (5,), "fc.weight": (5, 7)}
+
+
+def pair(dtype=np.float64):
+    """The same parameters twice: ours, and torch's."""
+    rng = np.random.default_rng(1)
+    ours = {name: Parameter(rng.standard_normal(shape).astype(dtype)) for name, shape in SHAPES.items()}
+    theirs = [torch.tensor(p.value.copy(), requires_grad=True) for p in ours.values()]
+    return ours, theirs
+
+
+def walk_together(opt, torch_opt, ours, theirs, tolerance, steps=12, before_step=lambda i: None):
+    rng = np.random.default_rng(2)
+    for i in range(steps):
+        before_step(i)
+        for p, t in zip(ours.values(), theirs, strict=True):
+            p.grad[...] = rng.standard_normal(p.grad.shape)
+            t.grad = torch.tensor(p.grad.copy())
+        opt.step()
+        torch_opt.step()
+        for p, t in zip(ours.values(), theirs, strict=True):
+            np.testing.assert_allclose(p.value, t.detach().numpy(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.1},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "weight_decay": 0.1},
+        {"momentum": 0.9, "nesterov": True},
+        {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
+    ],
+    ids=str,
+)
+def test_sgd_is_torchs(options):
+    ours, theirs = pair()
+    torch_opt = torch.optim.SGD(theirs, lr=0.1, **options)
+    walk_together(optim.SGD(ours, lr=0.1, **options), torch_opt, ours, theirs, 1e-13)
+
+
+def test_sgd_in_float32():
+    ours, theirs = pair(np.float32)
+    options = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    opt = optim.SGD(ours, lr=0.1, **options)
+    walk_together(opt, torch.optim.SGD(theirs, lr=0.1, **options), ours, theirs, 2e-6)
+    assert all(p.value.dtype == np.float32 for p in ours.values())
+    assert all(v.dtype == np.float32 for v in opt.velocity.values())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lr": 0.02, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.3}]
+)
+def test_adamw_is_torchs(options):
+    ours, theirs = pair()
+    torch_opt = torch.optim.AdamW(theirs, **options)
+    walk_together(optim.AdamW(ours, **options), torch_opt, ours, theirs, 1e-13)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_decoupled_decay_shrinks_the_weight_and_stays_out_of_the_momentum(nesterov):
+    ours, theirs = pair()
+    torch_opt = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, nesterov=nesterov)
+    opt = optim.SGD(ours, lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.3, decay="decoupled")
+
+    def shrink_theirs(i):
+        with torch.no_grad():
+            for t in theirs:
+                t.mul_(1 - 0.1 * 0.3)
+
+    walk_together(opt, torch_opt, ours, theirs, 1e-13, before_step=shrink_theirs)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_a_schedule_moves_learning_rate_and_momentum(kind):
+    ours, theirs = pair()
+    if kind == "SGD":
+        opt = optim.SGD(ours, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        torch_opt = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    else:
+        opt, torch_opt = optim.AdamW(ours), torch.optim.AdamW(theirs)
+    torch_schedule = torch.optim.lr_scheduler.OneCycleLR(torch_opt, 0.1, total_steps=12, pct_start=0.2)
+    schedule = optim.one_cycle(0.1, total=12)
+
+    def advance(i):
+        opt.set(**schedule(i))
+        if i:
+            torch_schedule.step()
+
+    walk_together(opt, torch_opt, ours, theirs, 1e-13, before_step=advance)
+    assert opt.steps == 12
+
+
+def test_an_update_writes_in_place_and_says_so():
+    ours, _ = pair()
+    arrays = {name: p.value for name, p in ours.items()}
+    versions = {name: p.version for name, p in ours.items()}
+    ours["bn.weight"].frozen = True
+    frozen = ours["bn.weight"].value.copy()
+    for p in ours.values():
+        p.grad[...] = 1
+    before = ours["fc.weight"].value.copy()
+    opt = optim.SGD(ours, lr=0.5)
+    opt.step()
+    np.testing.assert_allclose(ours["fc.weight"].value, before - 0.5)
+    np.testing.assert_array_equal(ours["bn.weight"].value, frozen)
+    assert all(p.value is arrays[name] for name, p in ours.items())
+    assert [name for name, p in ours.items() if p.version > versions[name]] == ["conv.weight", "fc.weight"]
+    opt.zero_grad()
+    assert not any(p.grad.any() for p in ours.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: optim.SGD(p, lr=-0.1), "lr must be .* got -0.1"),
+        (lambda p: optim.SGD(p, lr=math.nan), "lr must be .* got nan"),
+        (lambda p: optim.SGD(p, lr=math.inf), "lr must be .* got inf"),
+        (lambda p: optim.SGD(p, lr=0.1, momentum=1), "momentum must be .* below 1, got 1"),
+        (lambda p: optim.SGD(p, lr=0.1, weight_decay=-1), "weight_decay must be .* got -1"),
+        (lambda p: optim.SGD(p, lr=0.1, nesterov=True), "pass momentum=0.9"),
+        (lambda p: optim.SGD(p, lr=0.1, decay="L2"), "unknown weight decay 'L2'"),
+        (lambda p: optim.SGD({}, lr=0.1), r"pass net.parameters\(\)"),
+        (lambda p: optim.AdamW(p, betas=(0.9, 1.5)), "beta2 must be .* got 1.5"),
+        (lambda p: optim.AdamW(p, eps=-1e-8), "eps must be"),
+        (lambda p: optim.SGD(p, lr=0.1).set(rate=1), "SGD has no hyperparameter 'rate'"),
+    ],
+)
+def test_bad_hyperparameters_are_refused(make, message):
+    with pytest.raises(MbnpError, match=message):
+        make(pair()[0])
+
+
+def torch_schedule_values(make, total):
+    opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3, momentum=0.9)
+    schedule = make(opt)
+    for _ in range(total):
+        yield opt.param_groups[0]["lr"], opt.param_groups[0]["momentum"]
+        opt.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("total", "warm"), [(1, 0.2), (2, 0.2), (4, 0.2), (7, 0.3), (100, 0.2), (3120, 0.2), (50, 0.9)]
+)
+def test_one_cycle_is_torchs_at_every_step(total, warm):
+    def make(opt):
+        return torch.optim.lr_scheduler.OneCycleLR(opt, 0.3, total_steps=total, pct_start=warm)
+
+    ours = optim.one_cycle(0.3, total, warm)
+    for i, (lr, momentum) in enumerate(torch_schedule_values(make, total)):
+        assert ours(i) == pytest.approx({"lr": lr, "momentum": momentum}, rel=1e-12, abs=1e-15)
+
+
+def test_one_cycle_where_torch_divides_zero_by_zero():
+    at = optim.one_cycle(0.3, total=5, warm=0.2)
+    assert at(0) == {"lr": 0.3, "momentum": 0.85}
+    assert at(4)["lr"] == pytest.approx(0.3 / 25 / 1e4)
+    assert at(400) == at(4)
+    assert optim.one_cycle(0.3, total=1, warm=1.0)(0)["lr"] == pytest.approx(0.3 / 25 / 1e4)
+
+
+def test_one_cycle_leaves_momentum_alone_when_told():
+    assert optim.one_cycle(0.3, 10, momentum=None)(3).keys() == {"lr"}
+
+
+def test_cosine_and_step_are_torchs():
+    schedulers = torch.optim.lr_scheduler
+    cosine = optim.cosine(0.3, 50, final=0.01)
+    for i, (lr, _) in enumerate(
+        torch_schedule_values(lambda o: schedulers.CosineAnnealingLR(o, 50, 0.01), 51)
+    ):
+        assert cosine(i)["lr"] == pytest.approx(lr, rel=1e-12)
+    assert cosine(1000)["lr"] == 0.01
+    stairs = optim.step(0.3, every=7, factor=0.5)
+    for i, (lr, _) in enumerate(torch_schedule_values(lambda o: schedulers.StepLR(o, 7, 0.5), 40)):
+        assert stairs(i)["lr"] == pytest.approx(lr, rel=1e-12)
+    assert optim.constant(0.3)(0) == optim.constant(0.3)(10**6) == {"lr": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optim.one_cycle(0.1, total=0), "at least 1 step in total, got 0"),
+        (lambda: optim.one_cycle(0.1, total=10, warm=20), "share between 0 and 1, got 20"),
+        (lambda: optim.cosine(0.1, total=0), "at least 1 step in total"),
+        (lambda: optim.step(0.1, every=0), "every must be at least 1 step, got 0"),
+    ],
+)
+def test_bad_schedules_are_refused(make, message):
+    with pytest.raises(MbnpError, match=message):
+        make()
