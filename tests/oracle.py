@@ -28,16 +28,16 @@ def check(
 ) -> None:
     """forward(*inputs) -> y and backward(dy, *inputs) -> gradients, against reference(*tensors) -> tensor.
 
-    An input is a shape, filled with random numbers, or an array, or None; dy is random unless given. `forward`
-    may return a tuple that begins with y; `backward` returns a gradient per input. Compares y and all gradients, in every spelling, in float64 and in float32, and that types are kept
-    and no argument is written to. Then finite differences, unless `finite` is False (NaN, kinks).
+    An input is a shape, filled with random numbers, or an array, or None; dy is random unless given.
+    `forward` may return a tuple that begins with y; `backward` returns a gradient per input. Compares y and
+    all gradients in every spelling, in float64 and in float32; that types are kept and that no argument is
+    written to. Then finite differences, unless `finite` is False (NaN, kinks).
     """
     rng = np.random.default_rng(0)
 
     def draw(shape: tuple) -> np.ndarray:
-        return rng.standard_normal(shape).astype(
-            np.float32
-        )  # so that both types compute with the same numbers
+        # float32, so that both types compute with exactly the same numbers
+        return rng.standard_normal(shape).astype(np.float32)
 
     inputs = tuple(draw(a) if isinstance(a, tuple) else a for a in inputs)
     tensors = [_tensor(a) for a in inputs]

@@ -185,7 +185,8 @@ def test_a_checksum_knows_every_picture_and_label(records):
 
 def test_runs_get_the_next_free_number(records, capsys):
     for n in (1, 2):
-        assert cli.main(["train", *SMALL, "--data", str(records), "--epochs", "1"]) == 0
+        one_step = ["--epochs", "1", "--batch-size", "64"]
+        assert cli.main(["train", *SMALL, "--data", str(records), *one_step]) == 0
         assert f"run folder: runs/mobilenet-v1-small-{n}\n" in capsys.readouterr().out
     assert sorted(os.listdir("runs")) == ["mobilenet-v1-small-1", "mobilenet-v1-small-2"]
 
@@ -208,12 +209,12 @@ def test_every_model_and_option_reaches_the_run(records, capsys):
 def test_train_draws_its_own_pictures_and_says_how_to_get_cifar10(capsys, monkeypatch):
     made = datasets.shapes10.make(train=32, test=20)
     monkeypatch.setattr(datasets.shapes10, "make", lambda: made)
-    assert cli.main(["train", *SMALL, "--epochs", "1"]) == 0
+    assert cli.main(["train", *SMALL]) == 0
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith("data: shapes10, 32 training and 20 test pictures (drawn by mbnp")
     assert line.endswith("; for CIFAR-10: mbnp data download")
     config = json.loads(Path("runs/mobilenet-v1-small-1/config.json").read_text())
-    assert "--data shapes10" in config["command"]
+    assert f"--data shapes10 --epochs {made.epochs} " in config["command"]
 
 
 def test_the_number_of_epochs_is_the_datas_own(records, capsys, monkeypatch):

@@ -169,13 +169,17 @@ def test_a_run_is_batches_rates_and_steps():
     recipe = dataclasses.replace(RECIPE, epochs=1, seed=5, label_smoothing=0.1)
     train.fit(net, data, recipe, on_batch=records.append)
 
-    by_hand, losses = make_net(), []
+    by_hand, losses, right = make_net(), [], []
     opt, rates = recipe.optimiser(by_hand), recipe.rates(4)
     options = {"mean": data.mean, "std": data.std, "augment": datasets.augment}
     for x, y in datasets.batches(data.train, 16, np.random.default_rng(5), **options):
         opt.set(**rates(opt.steps))
+        before = by_hand.state()
+        right.append(np.mean(by_hand.forward(x, train=True).argmax(axis=1) == y))
+        by_hand.load_state(before)
         losses.append(train.step(by_hand, opt, x, y, label_smoothing=0.1))
         assert records[opt.steps - 1].loss == pytest.approx(np.mean(losses))
+        assert records[opt.steps - 1].accuracy == pytest.approx(np.mean(right))
     for name, array in net.state().items():
         np.testing.assert_array_equal(array, by_hand.state()[name], err_msg=name)
 

@@ -47,13 +47,13 @@ def augment(images: np.ndarray, rng: np.random.Generator, pad: int = 4) -> np.nd
         raise MbnpError(f"cannot reflect {pad} pixels at the border of pictures of {h}x{w}")
     top, left = rng.integers(0, 2 * pad + 1, (2, n))
     mirrored = rng.random(n) < 0.5
-    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
-    # crops[i] = padded[i, top[i] : top[i] + h, left[i] : left[i] + w], from a view of all windows. A row of
-    # pixels is one run of bytes in it, so that whole rows are copied.
-    windows = sliding_window_view(padded.reshape(n, h + 2 * pad, -1), (h, w * c), axis=(1, 2))[:, :, ::c]
-    crops = windows[np.arange(n), top, left].reshape(n, h, w, c)
+    # One element a pixel, whatever the number of channels: half the time of moving single bytes.
+    pixels = np.ascontiguousarray(images).view(f"V{c}")[..., 0]
+    padded = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad)), mode="reflect")
+    windows = sliding_window_view(padded, (h, w), axis=(1, 2))  # a view: (N, 2 pad + 1, 2 pad + 1, H, W)
+    crops = windows[np.arange(n), top, left]
     crops[mirrored] = crops[mirrored, :, ::-1]
-    return crops
+    return crops[..., None].view(np.uint8)
 
 
 def count_batches(count: int, batch_size: int, train: bool) -> int:

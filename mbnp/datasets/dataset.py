@@ -26,7 +26,7 @@ class Split:
 class Dataset:
     """Training and test pictures, the names of their classes, and how to normalise them.
 
-    name:   "cifar10" or "shapes10"
+    name:   "cifar10" or "shapes10"; of record files with ten other classes, the name of their folder
     source: where the pictures came from: a path, or "drawn by mbnp, seed 0"
     mean, std: per channel, of training pictures scaled to 0..1
     epochs: how many a small MobileNet needs; what `mbnp train` takes when it is not told

@@ -49,9 +49,7 @@ def download(
         _fetch(url, part, progress)
     if not _has_md5(part, md5):
         part.unlink()
-        raise MbnpError(
-            f"{url} sent something else than CIFAR-10's binary archive (wrong md5); nothing is kept"
-        )
+        raise MbnpError(f"{url} sent something else than CIFAR-10's archive (wrong md5): nothing is kept")
     part.replace(archive)
     return archive
 
@@ -83,11 +81,8 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         if isinstance(error, ValueError):  # requests' family of errors about the address itself
             raise MbnpError(f"{url!r} is not an http or https address") from None
-        kept = (
-            f"; {_size(part):,} bytes are kept in {part}, try again to go on from there"
-            if _size(part)
-            else ""
-        )
+        size = _size(part)
+        kept = f"; {size:,} bytes are kept in {part}, try again to go on from there" if size else ""
         raise ConnectionError(f"cannot download {url}: {_reason(error)}{kept}") from None
 
 

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mbnp.errors import MbnpError
 from mbnp.layers import BatchNorm, Conv, Depthwise, Pointwise, ReLU
 from mbnp.network import Layer, Sequential
 from mbnp.ops import window
@@ -33,7 +32,7 @@ def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
         wanted = Conv if not triples else (Pointwise, Depthwise)[len(triples) % 2]
         if not isinstance(conv, wanted) or not _supported(conv):
             break
-        triples.append(Triple(name, conv, bn, _limits(relu, bn)))
+        triples.append(Triple(name, conv, bn, limits_of(relu, bn)))
         at += 3 if isinstance(relu, ReLU) else 2
     if triples and len(triples) % 2 == 0:  # a depthwise convolution without its pointwise one
         last = triples.pop()
@@ -61,7 +60,7 @@ def _flat(net: Sequential, prefix: str = "") -> list[tuple[str, Layer]]:
     return found
 
 
-def _limits(relu: Layer | None, bn: BatchNorm) -> np.ndarray:
+def limits_of(relu: Layer | None, bn: BatchNorm) -> np.ndarray:
     low, high = (0, relu.cap or np.inf) if isinstance(relu, ReLU) else (-np.inf, np.inf)
     return np.array([low, high], bn.weight.value.dtype)
 
@@ -80,10 +79,3 @@ def _supported(conv: Layer) -> bool:
 def _padding_at_most_2(conv: Layer) -> bool:
     padding = conv.options["padding"]
     return padding == "same" or np.max(padding) <= 2
-
-
-def check_trainable(pixels: int) -> None:
-    if pixels == 1:
-        raise MbnpError(
-            "BatchNorm cannot train on one value a channel (a batch of one over a 1x1 map): use a larger batch"
-        )

@@ -126,6 +126,12 @@ def _moments(z, lane_sums, mean, m2):
         mean[c], m2[c] = total, squares
 
 
+@piece
+def _copy(source, out):
+    for i in range(out.size):
+        out[i] = source[i]
+
+
 # ---- BatchNorm between the passes -----------------------------------------------------------------------------
 
 
@@ -146,19 +152,21 @@ def finish_statistics(moments, counts, gamma, beta, eps, momentum, running_mean,
     moments (tiles, 2, C), counts (tiles,). Law: `batchnorm.forward` and `batchnorm.update_running`.
     """
     C, total = gamma.size, counts.sum()
+    mean, m2 = np.zeros(C), np.zeros(C)
+    for t in range(counts.size):
+        for c in range(C):
+            mean[c] += counts[t] * np.float64(moments[t, 0, c])
+    mean /= total
+    for t in range(counts.size):
+        for c in range(C):
+            d = moments[t, 0, c] - mean[c]
+            m2[c] += moments[t, 1, c] + counts[t] * (d * d)
     for c in range(C):
-        mean = 0.0
-        for t in range(counts.size):
-            mean += counts[t] * np.float64(moments[t, 0, c])
-        mean /= total
-        m2 = 0.0
-        for t in range(counts.size):
-            m2 += moments[t, 1, c] + counts[t] * (moments[t, 0, c] - mean) ** 2
-        inv = 1 / np.sqrt(m2 / total + eps)
+        inv = 1 / np.sqrt(m2[c] / total + eps)
         for i in range(c, affine.shape[1], C):
-            affine[0, i], affine[1, i], affine[2, i], affine[3, i] = mean, gamma[c] * inv, beta[c], inv
-        running_mean[c] += momentum * (mean - running_mean[c])
-        running_var[c] += momentum * (m2 / (total - 1) - running_var[c])
+            affine[0, i], affine[1, i], affine[2, i], affine[3, i] = mean[c], gamma[c] * inv, beta[c], inv
+        running_mean[c] += momentum * (mean[c] - running_mean[c])
+        running_var[c] += momentum * (m2[c] / (total - 1) - running_var[c])
 
 
 @jit
@@ -168,18 +176,19 @@ def finish_adjoint(sums, total, affine, dgamma, dbeta, adjoint):
     With total = inf the statistics are constants, as in a frozen BatchNorm: `batchnorm.inference_backward`.
     """
     C = dgamma.size
+    s1, s2 = np.zeros(C), np.zeros(C)
+    for t in range(sums.shape[0]):
+        for c in range(C):
+            s1[c] += sums[t, 0, c]
+            s2[c] += sums[t, 1, c]
     for c in range(C):
-        s1, s2 = 0.0, 0.0
-        for t in range(sums.shape[0]):
-            s1 += sums[t, 0, c]
-            s2 += sums[t, 1, c]
         scale, inv = affine[1, c], np.float64(affine[3, c])
-        dgamma[c] += s2 * inv
-        dbeta[c] += s1
+        dgamma[c] += s2[c] * inv
+        dbeta[c] += s1[c]
         for i in range(c, adjoint.shape[1], C):
             adjoint[0, i] = scale
-            adjoint[1, i] = -scale * inv * inv * s2 / total
-            adjoint[2, i] = -scale * s1 / total
+            adjoint[1, i] = -scale * inv * inv * s2[c] / total
+            adjoint[2, i] = -scale * s1[c] / total
 
 
 # ---- pointwise convolution ------------------------------------------------------------------------------------
@@ -290,9 +299,25 @@ def add_parts(parts, grad):
 
 
 @piece
-def _copy(source, out):
-    for i in range(out.size):
-        out[i] = source[i]
+def _column(p, stride, PW):
+    """Where column p of a padded row of PW pixels is kept."""
+    return p if stride == 1 else p // 2 + (p % 2) * ((PW + 1) // 2)
+
+
+@piece
+def _zero_border(rows, C, stride, top, H, left, W):
+    """Zero what surrounds H by W pixels at (top, left) in padded rows (PH, PW*C)."""
+    PW = rows.shape[1] // C
+    rows[:top] = 0
+    rows[top + H :] = 0
+    for y in range(top, min(top + H, rows.shape[0])):
+        row = rows[y]
+        for p in range(left):
+            at = _column(p, stride, PW) * C
+            row[at : at + C] = 0
+        for p in range(left + W, PW):
+            at = _column(p, stride, PW) * C
+            row[at : at + C] = 0
 
 
 @piece
@@ -300,18 +325,16 @@ def _pad_activated(z, affine, limits, stride, top, left, row, rows):
     """rows (PH, PW*C) = the activated z (H, W, C), padded, its columns split at stride 2; row (W*C,) is scratch."""
     H, W, C = z.shape
     PH, PW = rows.shape[0], rows.shape[1] // C
-    odd = (PW + 1) // 2  # where the odd columns begin at stride 2
-    W = min(W, PW - left)
-    rows[:] = 0
-    for y in range(min(H, PH - top)):
+    H, W = min(H, PH - top), min(W, PW - left)
+    _zero_border(rows, C, stride, top, H, left, W)
+    for y in range(H):
         padded = rows[top + y]
         if stride == 1:
             _activate(z[y, :W].ravel(), affine, limits, padded[left * C : (left + W) * C])
             continue
         _activate(z[y, :W].ravel(), affine, limits, row)
         for x in range(W):
-            p = left + x
-            at = (p // 2 + (p % 2) * odd) * C
+            at = _column(left + x, stride, PW) * C
             _copy(row[x * C :], padded[at : at + C])
 
 
@@ -370,7 +393,7 @@ def depthwise_forward(z, affine, limits, w, stride, top, left, scratch, lane_sum
 def _pad_adjoint(g, z, affine, adjoint, top, left, rows):
     """rows (PH, PW*C) = dL/dz (OH, OW, C) with `top` zero rows above it and `left` zero columns before it."""
     OH, OW, C = z.shape
-    rows[:] = 0
+    _zero_border(rows, C, 1, top, OH, left, OW)
     for y in range(OH):
         row = rows[top + y, left * C : (left + OW) * C]
         _adjoint(g[y].ravel(), z[y].ravel(), affine, adjoint, row)
@@ -429,8 +452,7 @@ def _input_gradient(w, dz, stride, top, left, row, g):
         else:
             _transposed_row(w, 1, dz[i + 1], 1, dz[0], C, odd, row)  # dz[0] is zero
         for x in range(min(W, 2 * OW + 1 - left)):
-            p = left + x
-            _copy(row[p // 2 * C + (p % 2) * odd :], g[y, x])
+            _copy(row[_column(left + x, 2, 2 * OW + 1) * C :], g[y, x])
 
 
 @piece
@@ -538,6 +560,9 @@ def _columns(x, kernel, stride, top, left, first, last, OW, scratch):
         u, v, c = k // C // kernel, k // C % kernel, k % C
         for i in range(OH):
             source, out = planes[c, i * stride + u, v:], columns[k, i]
+            if stride == 1:
+                _copy(source, out)
+                continue
             for j in range(OW):
                 out[j] = source[j * stride]
     return columns.reshape((K, OH * OW))
@@ -600,6 +625,85 @@ def activate_backward(z, affine, limits, lane_sums, g, sums):
     _fold(lane_sums[1], sums[0, 1])
 
 
+# ---- BatchNorm by itself, after a convolution that stays as it is ------------------------------------------------
+
+
+@piece
+def _add_activate(z, affine, limits, shortcut, out):
+    """out = clip((z - mean) * scale + shift + shortcut)."""
+    mean, scale, shift = affine[0], affine[1], affine[2]
+    low, high = limits[0], limits[1]
+    T = mean.size
+    for start in range(0, z.size, T):
+        z_run, s_run, run = z[start : start + T], shortcut[start : start + T], out[start : start + T]
+        for i in range(run.size):
+            v = (z_run[i] - mean[i]) * scale[i] + shift[i] + s_run[i]
+            v = low if v <= low else v
+            run[i] = high if v >= high else v
+
+
+@piece
+def _normalise(z, affine, limits, shortcut, summed, out):
+    if summed:
+        _add_activate(z.ravel(), affine, limits, shortcut.ravel(), out.ravel())
+    else:
+        _activate(z.ravel(), affine, limits, out.ravel())
+
+
+@jit(parallel=True)
+def normalise(z, affine, limits, shortcut, summed, out):
+    """out (N, H, W, C) = clip(BN(z) + shortcut), without the shortcut unless `summed`."""
+    for n in prange(z.shape[0]):
+        _normalise(z[n], affine, limits, shortcut[n], summed, out[n])
+
+
+@jit(parallel=True)
+def statistics(z, lane_sums, moments):
+    """moments (N, 2, C) of each image of z (N, H, W, C)."""
+    for n in prange(z.shape[0]):
+        _image_moments(z[n], lane_sums[numba.get_thread_id()], moments[n])
+
+
+@piece
+def _image_moments(z, lane_sums, moments):
+    _moments(z.ravel(), lane_sums, moments[0], moments[1])
+
+
+@piece
+def _normalise_backward(dy, y, z, affine, limits, lane_sums, d, sums):
+    mean, s1, s2 = affine[0], lane_sums[0], lane_sums[1]
+    low, high, zero = limits[0], limits[1], limits.dtype.type(0)
+    T = mean.size
+    lane_sums[:] = 0
+    for start in range(0, z.size, T):
+        dy_run, y_run = dy[start : start + T], y[start : start + T]
+        z_run, run = z[start : start + T], d[start : start + T]
+        for i in range(run.size):
+            run[i] = zero if (y_run[i] <= low) | (y_run[i] >= high) else dy_run[i]
+        for i in range(run.size):
+            s1[i] += run[i]
+            s2[i] += run[i] * (z_run[i] - mean[i])
+    _fold(s1, sums[0])
+    _fold(s2, sums[1])
+
+
+@jit(parallel=True)
+def normalise_backward(dy, y, z, affine, limits, lane_sums, d, sums):
+    """d = the gradient of BN(z) + shortcut, from dy and y = clip(...); sums (N, 2, C) of each image."""
+    for n in prange(z.shape[0]):
+        k = numba.get_thread_id()
+        _normalise_backward(
+            dy[n].ravel(), y[n].ravel(), z[n].ravel(), affine, limits, lane_sums[k], d[n].ravel(), sums[n]
+        )
+
+
+@jit(parallel=True)
+def adjoint(g, z, affine, adjoint, dz):
+    """dz (N, H, W, C) = the gradient of z, from the gradient g of BN(z)."""
+    for n in prange(z.shape[0]):
+        _adjoint(g[n].ravel(), z[n].ravel(), affine, adjoint, dz[n].ravel())
+
+
 # ---- inference: BatchNorm is folded into the weights, and outputs are stored padded, as their reader wants them ----
 
 
@@ -622,10 +726,8 @@ def _store(pixels, b, limits, stride, left, D, first, row):
     low, high = limits[0], limits[1]
     B = pixels.shape[1]
     PW = row.size // D
-    odd = (PW + 1) // 2
     for x in range(min(pixels.shape[0], PW - left)):
-        p = left + x
-        at = (p if stride == 1 else p // 2 + (p % 2) * odd) * D + first
+        at = _column(left + x, stride, PW) * D + first
         pixel, out = pixels[x], row[at : at + B]
         for i in range(B):
             v = pixel[i] + b[i]

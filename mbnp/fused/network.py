@@ -7,6 +7,7 @@ from mbnp.errors import MbnpError
 from mbnp.fused.buffers import Cache
 from mbnp.fused.chain import split
 from mbnp.fused.inference import Inference
+from mbnp.fused.normalise import fuse
 from mbnp.fused.training import Plan
 from mbnp.network import Network
 
@@ -27,38 +28,37 @@ class FusedNetwork(Network):
         super().__init__(net.layers, net.resolution, net.channels)
         self.arch, self.classes, self.preprocessing = net.arch, net.classes, net.preprocessing
         self._triples, named_tail = split(net)
-        self._tail = [layer for _, layer in named_tail]
-        self._readable_names = [name for name, _ in named_tail]
+        self._tail, self._fused_after = fuse(named_tail)
         self._plans = Cache(lambda shape: Plan(self._triples, shape))
         self._inference = Inference(self._triples, self._tail) if self._triples else None
-        self._forwarded: tuple[Plan, np.ndarray] | None = None
+        self._forwarded: tuple[Plan | None, np.ndarray] | None = None
 
     def report(self) -> str:
-        """Which layers are fused, and which run as they are, in two lines."""
-        fused = ", ".join(triple.name for triple in self._triples) or "none"
-        return f"fused: {fused}\nreadable: {', '.join(self._readable_names) or 'none'}"
+        """What is fused with what, in a few lines."""
+        chain = ", ".join(triple.name for triple in self._triples) or "none"
+        after = ", ".join(self._fused_after) or "none"
+        return (
+            f"convolutions fused with their BatchNorm and ReLU: {chain}\n"
+            f"BatchNorms fused with their residual sum and ReLU: {after}\n"
+            "everything else runs as it is"
+        )
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         """Logits (N, classes) of normalised pictures x (N, H, W, 3). The array is the caller's to keep."""
-        if not self._triples:
-            return super().forward(x, train)
         self.check_input(x)
         x = np.ascontiguousarray(x)
         with backend.one_blas_thread():
-            if not train:
+            if self._inference and not train:
                 return self._inference.forward(x)
-            plan = self._plans[x.shape]
-            y = plan.forward(x)
+            plan = self._plans[x.shape] if self._triples else None
+            y = plan.forward(x) if plan else x
             for layer in self._tail:
-                y = layer.forward(y, train=True)
-        self._forwarded = plan, x
+                y = layer.forward(y, train)
+        self._forwarded = (plan, x) if train else None
         return y
 
     def backward(self, dy: np.ndarray) -> None:
         """Add to every parameter's gradient. The gradient of the pictures is not computed: the readable one does."""
-        if not self._triples:
-            super().backward(dy)
-            return
         if self._forwarded is None:
             raise MbnpError("backward has nothing to go back through: call forward(x, train=True) before it")
         plan, x = self._forwarded
@@ -66,4 +66,5 @@ class FusedNetwork(Network):
         with backend.one_blas_thread():
             for layer in reversed(self._tail):
                 dy = layer.backward(dy)
-            plan.backward(x, dy)
+            if plan:
+                plan.backward(x, dy)

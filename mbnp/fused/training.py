@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mbnp.fused import kernels
+from mbnp.fused import batchnorm, kernels
 from mbnp.fused.buffers import Arena, Scratch
-from mbnp.fused.chain import Triple, check_trainable, geometry
+from mbnp.fused.chain import Triple, geometry
 from mbnp.layers import Conv, Depthwise, Pointwise
-from mbnp.network import Parameter
 
 GROUPS = (
     8  # partial weight gradients of a pointwise convolution: enough threads to share, few enough to add up
@@ -50,31 +49,14 @@ class Stage:
 
     def normalise(self) -> None:
         """From the moments that forward left: `affine`, and the running statistics."""
-        bn = self.bn
-        mean, var = bn.running_mean, bn.running_var
-        if bn.weight.frozen:
-            inv = 1 / np.sqrt(var.value.astype(np.float64) + bn.eps)
-            rows = np.stack([mean.value, bn.weight.value * inv, bn.bias.value, inv])
-            self.affine[...] = np.tile(rows, self.lanes // self.channels)
-            return
-        check_trainable(self.pixels)
-        kernels.finish_statistics(
-            self.moments, self.counts, bn.weight.value, bn.bias.value, bn.eps, bn.momentum, mean.value, var.value,
-            self.affine,
-        )  # fmt: skip
-        mean.touch()
-        var.touch()
+        if self.bn.weight.frozen:
+            batchnorm.running_affine(self.bn, self.affine)
+        else:
+            batchnorm.finish_forward(self.bn, self.moments, self.counts, self.affine)
 
     def finish_gradient(self) -> None:
         """From the sums over g: BatchNorm's own gradients, and `adjoint`."""
-        total = np.inf if self.bn.weight.frozen else float(self.pixels)
-        targets = _target(self.bn.weight), _target(self.bn.bias)
-        kernels.finish_adjoint(self.sums, total, self.affine, *targets, self.adjoint)
-
-
-def _target(parameter: Parameter) -> np.ndarray:
-    """The array that a gradient is added to; a throw-away one where the parameter is frozen."""
-    return np.zeros_like(parameter.grad) if parameter.frozen else parameter.grad
+        batchnorm.finish_backward(self.bn, self.sums, self.pixels, self.affine, self.adjoint)
 
 
 def _add(parts: np.ndarray, target: np.ndarray) -> None:
@@ -121,9 +103,9 @@ class StemStage(Stage):
         kernels.stem_backward(
             self.g, self.z, self.affine, self.adjoint, x, *self.geometry, scratch.floats, self.dw, self.db
         )
-        _add(self.dw, _target(self.conv.weight))
+        _add(self.dw, batchnorm.target(self.conv.weight))
         if self.conv.bias is not None:
-            _add(self.db, _target(self.conv.bias))
+            _add(self.db, batchnorm.target(self.conv.bias))
 
 
 class DepthwiseStage(Stage):
@@ -154,7 +136,7 @@ class DepthwiseStage(Stage):
             scratch.floats, scratch.lanes(3, self.lanes), scratch.lanes(9, self.lanes), source.g, self.dw, self.sums_in,
         )  # fmt: skip
         source.sums = self.sums_in
-        _add(self.dw, _target(self.conv.weight))
+        _add(self.dw, batchnorm.target(self.conv.weight))
 
 
 class PointwiseStage(Stage):
@@ -188,7 +170,7 @@ class PointwiseStage(Stage):
             scratch.lanes(3, source.lanes), _pixels(source.g), self.dw, self.sums_in,
         )  # fmt: skip
         source.sums = self.sums_in
-        _add(self.dw, _target(self.conv.weight))
+        _add(self.dw, batchnorm.target(self.conv.weight))
 
 
 class Plan:

@@ -99,7 +99,7 @@ def backward_numpy(dy, x, gamma, mean, var, eps):
     M, _ = x.shape
     s = np.sqrt(var + eps)
     centred = x - mean
-    centred -= centred.mean(axis=0, dtype=np.float64).astype(x.dtype)  # the rest
+    centred -= centred.mean(axis=0, dtype=np.float64).astype(x.dtype)  # the rest, as above
     xhat = centred / s
     dbeta = dy.sum(axis=0, dtype=np.float64).astype(x.dtype)
     dgamma = (dy * xhat).sum(axis=0, dtype=np.float64).astype(x.dtype)

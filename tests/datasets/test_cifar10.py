@@ -306,8 +306,8 @@ def test_trouble_while_writing_leaves_nothing(records, tmp_path, monkeypatch):
 
 def test_real_pictures(cifar10):
     """Whatever MBNP_DATA names: as bright and as varied as CIFAR-10 is known to be."""
-    pictures = cifar10.train.images[:10_000] / np.float32(255)
-    np.testing.assert_allclose(pictures.mean((0, 1, 2)), cifar10.mean, atol=0.01)
-    np.testing.assert_allclose(pictures.std((0, 1, 2)), cifar10.std, atol=0.01)
+    pictures = cifar10.train.images[:2_000] / np.float32(255)
+    np.testing.assert_allclose(pictures.mean((0, 1, 2)), cifar10.mean, atol=0.015)
+    np.testing.assert_allclose(pictures.std((0, 1, 2)), cifar10.std, atol=0.015)
     assert set(np.unique(cifar10.test.labels)) == set(range(10))
     assert "frog" in cifar10.classes

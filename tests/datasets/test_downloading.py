@@ -46,7 +46,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.content, server.status, server.ranges = CONTENT, 200, True
         server.breaks_after, server.says_length, server.encoding = None, True, None
@@ -161,7 +162,7 @@ def test_a_wrong_checksum_leaves_nothing(server, archive, part, resumed):
         part.write_bytes(b"from elsewhere")
     else:
         server.content = b"<html>Please log in</html>"
-    with pytest.raises(MbnpError, match=r"mirror.tar.gz sent something else .*; nothing is kept"):
+    with pytest.raises(MbnpError, match=r"mirror.tar.gz sent something else .*: nothing is kept"):
         fetch(server, archive)
     assert not any(archive.parent.iterdir())
 

@@ -1,0 +1,45 @@
+"""BatchNorm between the kernels: from the moments that one kernel left to what the next one applies.
+
+`affine`, `adjoint`, moments and sums are what `kernels.py` says at its top.
+"""
+
+import numpy as np
+
+from mbnp.errors import MbnpError
+from mbnp.fused import kernels
+from mbnp.layers import BatchNorm
+from mbnp.network import Parameter
+
+
+def finish_forward(bn: BatchNorm, moments: np.ndarray, counts: np.ndarray, affine: np.ndarray) -> None:
+    """Make `affine` from the batch's moments, and move the running statistics."""
+    if counts.sum() == 1:
+        raise MbnpError(
+            "BatchNorm cannot train on one value a channel (a batch of one over a 1x1 map): use a larger batch"
+        )
+    mean, var = bn.running_mean, bn.running_var
+    kernels.finish_statistics(
+        moments, counts, bn.weight.value, bn.bias.value, bn.eps, bn.momentum, mean.value, var.value, affine
+    )
+    mean.touch()
+    var.touch()
+
+
+def running_affine(bn: BatchNorm, affine: np.ndarray) -> None:
+    """Make `affine` from the running statistics: inference, or a frozen BatchNorm."""
+    inv = 1 / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
+    rows = np.stack([bn.running_mean.value, bn.weight.value * inv, bn.bias.value, inv])
+    affine[...] = np.tile(rows, affine.shape[1] // inv.size)
+
+
+def finish_backward(
+    bn: BatchNorm, sums: np.ndarray, pixels: int, affine: np.ndarray, adjoint: np.ndarray
+) -> None:
+    """From the sums over g: BatchNorm's own gradients, and `adjoint`."""
+    total = np.inf if bn.weight.frozen else float(pixels)
+    kernels.finish_adjoint(sums, total, affine, target(bn.weight), target(bn.bias), adjoint)
+
+
+def target(parameter: Parameter) -> np.ndarray:
+    """The array that a gradient is added to; a throw-away one where the parameter is frozen."""
+    return np.zeros_like(parameter.grad) if parameter.frozen else parameter.grad

@@ -1,0 +1,94 @@
+"""After the chain: BatchNorm, the sum with a residual's shortcut where there is one, and ReLU, in one kernel.
+
+The convolutions of full 3x3 kernels stay the readable layers they are.
+"""
+
+import numba
+import numpy as np
+
+from mbnp.fused import batchnorm, kernels
+from mbnp.fused.chain import limits_of
+from mbnp.layers import BatchNorm, ReLU
+from mbnp.network import Layer, Residual
+
+
+class Normalise(Layer):
+    """clip(BN(z) + shortcut) with the parameters of `bn`; law: relu.forward(batchnorm.forward(z) + shortcut)."""
+
+    def __init__(self, bn: BatchNorm, relu: Layer | None) -> None:
+        self.bn, self.limits = bn, limits_of(relu, bn)
+        dtype = self.limits.dtype
+        self.channels = bn.weight.value.size
+        lanes = kernels.lanes(self.channels)
+        self.affine, self.adjoint = np.empty((4, lanes), dtype), np.empty((3, lanes), dtype)
+        self.lane_sums = np.empty((numba.config.NUMBA_NUM_THREADS, 3, lanes), dtype)
+        self.z: np.ndarray | None = None
+        self.y: np.ndarray | None = None
+        self.d: np.ndarray | None = None  # the gradient of the sum, which is the shortcut's too
+
+    def forward(self, z: np.ndarray, train: bool = False, shortcut: np.ndarray | None = None) -> np.ndarray:
+        if train and not self.bn.weight.frozen:
+            moments = np.empty((len(z), 2, self.channels), z.dtype)
+            kernels.statistics(z, self.lane_sums, moments)
+            counts = np.full(len(z), z[0].size // self.channels)
+            batchnorm.finish_forward(self.bn, moments, counts, self.affine)
+        else:
+            batchnorm.running_affine(self.bn, self.affine)
+        y = np.empty_like(z)
+        summed = shortcut is not None
+        kernels.normalise(z, self.affine, self.limits, shortcut if summed else z, summed, y)
+        self.z, self.y = (z, y) if train else (None, None)
+        return y
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        y, z = self._take("y"), self._take("z")
+        sums = np.empty((len(z), 2, self.channels), z.dtype)
+        self.d, dz = np.empty_like(z), np.empty_like(z)
+        kernels.normalise_backward(dy, y, z, self.affine, self.limits, self.lane_sums, self.d, sums)
+        batchnorm.finish_backward(self.bn, sums, z.size // self.channels, self.affine, self.adjoint)
+        kernels.adjoint(self.d, z, self.affine, self.adjoint, dz)
+        return dz
+
+
+class FusedResidual(Layer):
+    """A Residual that ends in a BatchNorm, and the ReLU after it."""
+
+    def __init__(self, body: list[Layer], last: Normalise, shortcut: Layer | None) -> None:
+        self.body, self.last, self.shortcut = body, last, shortcut
+
+    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
+        z = x
+        for layer in self.body:
+            z = layer.forward(z, train)
+        return self.last.forward(z, train, self.shortcut.forward(x, train) if self.shortcut else x)
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        dx = self.last.backward(dy)
+        d = self.last._take("d")
+        for layer in reversed(self.body):
+            dx = layer.backward(dx)
+        return dx + (self.shortcut.backward(d) if self.shortcut else d)
+
+
+def fuse(layers: list[tuple[str, Layer]]) -> tuple[list[Layer], list[str]]:
+    """The same computation with every BatchNorm and what follows it in one kernel, and the names that are fused."""
+    made: list[Layer] = []
+    names: list[str] = []
+    at = 0
+    while at < len(layers):
+        name, layer = layers[at]
+        relu = layers[at + 1][1] if at + 1 < len(layers) else None
+        is_relu = isinstance(relu, ReLU)
+        inside = list(layer.layers.items()) if isinstance(layer, Residual) else []
+        if isinstance(layer, BatchNorm):
+            made.append(Normalise(layer, relu))
+            names.append(name)
+        elif inside and isinstance(inside[-1][1], BatchNorm):
+            body, body_names = fuse(inside[:-1])
+            made.append(FusedResidual(body, Normalise(inside[-1][1], relu), layer.shortcut))
+            names += [f"{name}.{inner}" for inner in [*body_names, inside[-1][0]]]
+        else:
+            made.append(layer)
+            is_relu = False
+        at += 2 if is_relu else 1
+    return made, names
