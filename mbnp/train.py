@@ -19,8 +19,6 @@ from mbnp.network import Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 from mbnp.recipe import Recipe
 
-__all__ = ["Evaluation", "Recipe", "Record", "evaluate", "fit", "step"]
-
 
 class Record(NamedTuple):
     """How training stands. Losses in nats, accuracies as shares of 1."""

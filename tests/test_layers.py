@@ -123,5 +123,5 @@ def test_backward_needs_its_own_forward():
     layer = Sequential([ReLU()])
     layer.forward(np.ones((1, 1, 1, 1)), train=True)
     layer.backward(np.ones((1, 1, 1, 1)))
-    with pytest.raises(MbnpError, match="ReLU.backward has nothing to go back through"):
+    with pytest.raises(MbnpError, match=r"ReLU\.backward has nothing to go back through"):
         layer.backward(np.ones((1, 1, 1, 1)))

@@ -17,8 +17,11 @@ def set_up(options: Namespace) -> None:
 
 
 def engine(net: Network, readable: bool) -> Network:
-    """What runs the network: the fast engine, which shares its parameters, or the network itself."""
-    if readable:
+    """What runs the network: the fast engine, which shares its parameters, or the network itself.
+
+    The engine has one spelling of its own, so MBNP_BACKEND=numpy or loops means the network itself too.
+    """
+    if readable or backend.current() != "numba":
         return net
     try:
         from mbnp import fused

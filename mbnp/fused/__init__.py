@@ -1,4 +1,4 @@
-"""The fast engine: `fused.convert(net)` computes what `net` computes, with the same parameters, several times faster."""
+"""The fast engine: `fused.convert(net)` computes what `net` does, with its parameters, faster."""
 
 from mbnp.fused.network import FusedNetwork, convert
 

@@ -16,7 +16,7 @@ from mbnp.layers import Conv, Depthwise, Pointwise
 GROUPS = (
     8  # partial weight gradients of a pointwise convolution: enough threads to share, few enough to add up
 )
-TILE = 1 << 15  # floats of a tile of a pointwise convolution: it and its neighbours fit in 1 MB of L2
+TILE = 1 << 14  # floats of a tile of a pointwise convolution: it and its neighbours are in half of 1 MB of L2
 PIXELS = 128  # of such a tile, at least: fewer would load the weights for too little work
 
 
@@ -25,7 +25,7 @@ class Stage:
 
     def __init__(self, triple: Triple, shape: tuple[int, ...], arena: Arena) -> None:
         self.conv, self.bn, self.limits = triple.conv, triple.bn, triple.limits
-        self.dtype = dtype = triple.limits.dtype
+        self.dtype = triple.limits.dtype
         self.in_shape, self.shape = shape, (shape[0], *triple.conv.output_shape(shape[1:]))
         self.channels = self.shape[-1]
         self.pixels = int(np.prod(self.shape[:-1]))

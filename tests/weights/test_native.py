@@ -84,5 +84,5 @@ def test_bad_files(tmp_path, net):
     with pytest.raises(MbnpError, match="must all be float32 or all float64"):
         weights.load(path)
     (tmp_path / "net.xyz").write_bytes(whole)
-    with pytest.raises(MbnpError, match="unknown kind of checkpoint '.xyz'"):
+    with pytest.raises(MbnpError, match=r"unknown kind of checkpoint '\.xyz'"):
         weights.load(tmp_path / "net.xyz")
