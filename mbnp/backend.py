@@ -90,9 +90,14 @@ def _warn_uncached(reason: str) -> None:
     )
 
 
+def max_threads() -> int:
+    """The most threads that `set_num_threads` allows: the processors, or NUMBA_NUM_THREADS."""
+    return numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
+
 def set_num_threads(n: int) -> None:
     """Run kernels on `n` threads, 1 to the number of processors this process was started with."""
-    most = numba.config.NUMBA_NUM_THREADS
+    most = max_threads()
     if not 1 <= n <= most:
         raise MbnpError(f"threads must be 1 to {most} on this machine, got {n}")
     numba.set_num_threads(n)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from numba.core import event
 
-from mbnp import backend
+from mbnp import backend, fused
 from mbnp.network import Network
 
 
@@ -22,10 +22,6 @@ def engine(net: Network, readable: bool) -> Network:
     The engine has one spelling of its own, so MBNP_BACKEND=numpy or loops means the network itself too.
     """
     if readable or backend.current() != "numba":
-        return net
-    try:
-        from mbnp import fused
-    except ImportError:
         return net
     return fused.convert(net)
 

@@ -4,8 +4,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
+
+from mbnp import backend
 
 SHAPES_KEPT = 2  # a full batch and the last one
 
@@ -37,7 +38,7 @@ class Scratch:
     """Working memory of every thread, shared by all stages of a network."""
 
     def __init__(self, floats: int, arena: Arena) -> None:
-        self.threads, self.arena = numba.config.NUMBA_NUM_THREADS, arena
+        self.threads, self.arena = backend.max_threads(), arena
         self.floats = arena.array(self.threads, -(-floats // 16) * 16)
         self._lanes: dict[tuple[int, int], np.ndarray] = {}
 

@@ -1,6 +1,6 @@
 """Which part of a network the fused kernels can run: the chain of convolution - BatchNorm - ReLU it begins with."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
 
     The chain is a first convolution and then pairs of a depthwise and a pointwise one: MobileNetV1's body.
     """
-    layers = _flat(net)
+    layers: list[tuple[str, Any]] = _flat(net)
     triples: list[Triple] = []
     at = 0
     while at + 1 < len(layers) and isinstance(layers[at + 1][1], BatchNorm):
@@ -40,11 +40,11 @@ def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
     return triples, layers[at:]
 
 
-def geometry(conv: Layer, shape: tuple[int, ...]) -> tuple[int, int, int]:
+def geometry(conv: Any, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Stride, rows of padding above and columns of it on the left, for an input of `shape` (N, H, W, C)."""
     stride = window.pair("stride", conv.options["stride"])
     (top, _), (left, _) = window.explicit_padding(
-        conv.options["padding"], shape[1:3], conv.weight.value.shape[:2], stride
+        conv.options["padding"], (shape[1], shape[2]), conv.weight.value.shape[:2], stride
     )
     return stride[0], top, left
 
@@ -65,7 +65,7 @@ def limits_of(relu: Layer | None, bn: BatchNorm) -> np.ndarray:
     return np.array([low, high], bn.weight.value.dtype)
 
 
-def _supported(conv: Layer) -> bool:
+def _supported(conv: Any) -> bool:
     """Whether the kernels know this shape of convolution."""
     if isinstance(conv, Pointwise):
         return conv.bias is None
@@ -76,6 +76,6 @@ def _supported(conv: Layer) -> bool:
     return square and kernel[0] == 3 and stride[0] <= 2 and conv.bias is None and _padding_at_most_2(conv)
 
 
-def _padding_at_most_2(conv: Layer) -> bool:
+def _padding_at_most_2(conv: Any) -> bool:
     padding = conv.options["padding"]
     return padding == "same" or np.max(padding) <= 2

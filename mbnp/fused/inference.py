@@ -14,10 +14,12 @@ from mbnp.fused.chain import Triple, geometry
 from mbnp.layers import AveragePool, Flatten, GlobalAveragePool, Linear
 from mbnp.network import Layer
 
-CHUNK = 64  # pictures at a time: more would only push each other's activations out of the cache
+CHUNK = 16  # pictures at a time: what one block writes is still in the cache when the next one reads it
 PIXELS = 128  # of a task, at least: fewer would load the weights of its matrix product for too little work
 TILE = 1 << 15  # floats of a task's widest array, at most
 CHANNELS = 256  # of a task's product where the pixels are too few to share among the threads
+
+Shape = tuple[int, ...]
 
 
 class Layout(NamedTuple):
@@ -30,96 +32,99 @@ class Layout(NamedTuple):
     left: int = 0
 
 
-class Stem:
+class Prepared(NamedTuple):
+    """What a block needs for one input shape."""
+
+    numbers: tuple[int, ...]  # of the kernel's call
+    floats: int  # of scratch, for each thread
+    layout: Layout  # of the output
+
+
+class Block:
+    """One or two triples whose kernel is one call."""
+
+    def __init__(self, *triples: Triple) -> None:
+        self.triples = triples
+
+    def output_shape(self, shape: Shape) -> Shape:
+        for triple in self.triples:
+            shape = (shape[0], *triple.conv.output_shape(shape[1:]))
+        return shape
+
+    def fold(self) -> None:
+        raise NotImplementedError
+
+    def prepare(self, shape: Shape, layout: Layout) -> Prepared:
+        raise NotImplementedError
+
+    def run(self, x: np.ndarray, prepared: Prepared, scratch: np.ndarray, out: np.ndarray) -> None:
+        raise NotImplementedError
+
+
+class Stem(Block):
     """The first convolution."""
 
-    def __init__(self, triple: Triple) -> None:
-        self.triple = triple
-
     def fold(self) -> None:
-        w, b = fold(self.triple)
-        self.w, self.b, self.limits = w.reshape(-1, w.shape[-1]), b, self.triple.limits
+        w, self.b = fold(self.triples[0])
+        self.w = w.reshape(-1, w.shape[-1])
 
-    def prepare(
-        self, shape: tuple[int, ...], out_shape: tuple[int, ...], layout: Layout, arena: Arena
-    ) -> "Prepared":
-        conv = self.triple.conv
-        kernel = conv.weight.value.shape[0]
-        stride, top, left = geometry(conv, shape)
-        _, oh, ow, d = out_shape
-        band = max(1, min(oh, TILE // (ow * max(d, self.w.shape[0]))))
-        padded = ((band - 1) * stride + kernel) * ((ow - 1) * stride + kernel) * shape[-1]
-        floats = band * ow * (d + self.w.shape[0]) + padded
-        return Prepared(
-            (kernel, stride, top, left, oh, ow, band), floats, padded_output(out_shape, layout, arena), layout
-        )
+    def prepare(self, shape: Shape, layout: Layout) -> Prepared:
+        _, oh, ow, d = self.output_shape(shape)
+        conv = self.triples[0].conv
+        kernel, stride, top, left = conv.weight.value.shape[0], *geometry(conv, shape)
+        columns = kernel * kernel * shape[-1]
+        band = max(1, min(oh, TILE // (ow * max(d, columns))))
+        planes = ((band - 1) * stride + kernel) * ((ow - 1) * stride + kernel) * shape[-1]
+        floats = band * ow * (d + columns) + planes
+        return Prepared((kernel, stride, top, left, oh, ow, band), floats, layout)
 
-    def run(self, x: np.ndarray, prepared: "Prepared", scratch: np.ndarray) -> None:
+    def run(self, x: np.ndarray, prepared: Prepared, scratch: np.ndarray, out: np.ndarray) -> None:
         _, _, *target = prepared.layout
-        kernels.stem_inference(
-            x, self.w, self.b, self.limits, *prepared.numbers, scratch, prepared.out, *target
-        )
+        limits = self.triples[0].limits
+        kernels.stem_inference(x, self.w, self.b, limits, *prepared.numbers, scratch, out, *target)
 
 
-class Separable:
+class Separable(Block):
     """A depthwise convolution and the pointwise one after it."""
 
-    def __init__(self, depthwise: Triple, pointwise: Triple) -> None:
-        self.depthwise, self.pointwise = depthwise, pointwise
+    def input_layout(self, shape: Shape) -> Layout:
+        conv = self.triples[0].conv
+        _, oh, ow, _ = (shape[0], *conv.output_shape(shape[1:]))
+        stride, top, left = geometry(conv, shape)
+        return Layout((oh - 1) * stride + 3, (ow - 1) * stride + 3, stride, top, left)
 
     def fold(self) -> None:
-        w, b = fold(self.depthwise)
+        w, b = fold(self.triples[0])
         times = kernels.lanes(b.size) // b.size
         self.wd, self.bd = np.tile(w.reshape(9, -1), times), np.tile(b, times)
-        self.w, self.bp = fold(self.pointwise)
+        self.wp, self.bp = fold(self.triples[1])
         self.blocks: dict[int, np.ndarray] = {}
 
     def split(self, blocks: int) -> np.ndarray:
         """The pointwise weights (C, D) as (blocks, C, D / blocks)."""
         if blocks not in self.blocks:
-            c, d = self.w.shape
-            self.blocks[blocks] = np.ascontiguousarray(self.w.reshape(c, blocks, d // blocks).swapaxes(0, 1))
+            c, d = self.wp.shape
+            self.blocks[blocks] = np.ascontiguousarray(self.wp.reshape(c, blocks, d // blocks).swapaxes(0, 1))
         return self.blocks[blocks]
 
-    def prepare(
-        self, shape: tuple[int, ...], out_shape: tuple[int, ...], layout: Layout, arena: Arena
-    ) -> "Prepared":
-        n, oh, ow, d = out_shape
-        c = shape[-1]
-        stride, _, _ = geometry(self.depthwise.conv, shape)
-        total = n * oh
-        blocks = d // CHANNELS if total * ow < 2 * PIXELS and d % CHANNELS == 0 else 1
-        rows = max(1, min(max(TILE // max(c, d), PIXELS) // ow, -(-total // 2)))
-        if blocks > 1:
-            rows = total
-        floats = rows * ow * (c + d // blocks)
-        return Prepared(
-            (stride, oh, ow, blocks, rows), floats, padded_output(out_shape, layout, arena), layout
-        )
+    def prepare(self, shape: Shape, layout: Layout) -> Prepared:
+        n, oh, ow, d = self.output_shape(shape)
+        c, total = shape[-1], n * oh
+        if total * ow < 2 * PIXELS and d % CHANNELS == 0:
+            blocks, rows = d // CHANNELS, total
+        else:
+            blocks, rows = 1, max(1, min(max(TILE // max(c, d), PIXELS) // ow, -(-total // 2)))
+        stride, _, _ = geometry(self.triples[0].conv, shape)
+        return Prepared((stride, oh, ow, blocks, rows), rows * ow * (c + d // blocks), layout)
 
-    def run(self, x: np.ndarray, prepared: "Prepared", scratch: np.ndarray) -> None:
+    def run(self, x: np.ndarray, prepared: Prepared, scratch: np.ndarray, out: np.ndarray) -> None:
         stride, oh, ow, blocks, rows = prepared.numbers
         _, _, *target = prepared.layout
+        depthwise, pointwise = self.triples
         kernels.separable_inference(
-            x, self.wd, self.bd, self.depthwise.limits, stride, oh, ow, self.split(blocks), self.bp,
-            self.pointwise.limits, rows, scratch, prepared.out, *target,
+            x, self.wd, self.bd, depthwise.limits, stride, oh, ow, self.split(blocks), self.bp, pointwise.limits,
+            rows, scratch, out, *target,
         )  # fmt: skip
-
-
-class Prepared(NamedTuple):
-    """What one block needs for one input shape."""
-
-    numbers: tuple[int, ...]
-    floats: int  # of scratch, for each thread
-    out: np.ndarray
-    layout: Layout
-
-
-def padded_output(shape: tuple[int, ...], layout: Layout, arena: Arena) -> np.ndarray:
-    """The buffer (N, rows, columns * C) of an output; what no kernel writes is its padding, zero for good."""
-    out = arena.array(shape[0], layout.rows, layout.columns * shape[-1])
-    out[...] = 0
-    return out
 
 
 def fold(triple: Triple) -> tuple[np.ndarray, np.ndarray]:
@@ -137,8 +142,8 @@ class Inference:
     """A chain of triples and the layers after it, folded."""
 
     def __init__(self, triples: list[Triple], tail: list[Layer]) -> None:
-        self.blocks: list[Any] = [Stem(triples[0])]
-        self.blocks += [Separable(*pair) for pair in zip(triples[1::2], triples[2::2], strict=True)]
+        pairs = [Separable(*pair) for pair in zip(triples[1::2], triples[2::2], strict=True)]
+        self.blocks: list[Block] = [Stem(triples[0]), *pairs]
         self.tail = tail
         self.variables = [v for t in triples for layer in (t.conv, t.bn) for v in layer.variables().values()]
         self.folded_from = -1
@@ -155,10 +160,10 @@ class Inference:
         return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
     def _forward(self, x: np.ndarray) -> np.ndarray:
-        prepared, scratch, out_shape = self.cache[x.shape]
-        for block, its in zip(self.blocks, prepared, strict=True):
-            block.run(x, its, scratch)
-            x = its.out
+        prepared, outputs, scratch, out_shape = self.cache[x.shape]
+        for block, its, out in zip(self.blocks, prepared, outputs, strict=True):
+            block.run(x, its, scratch, out)
+            x = out
         head = self._head(out_shape)
         if head is not None:
             logits = np.empty((len(x), head.bias.value.size), x.dtype)
@@ -172,8 +177,8 @@ class Inference:
             y = layer.forward(y)
         return y
 
-    def _head(self, shape: tuple[int, ...]) -> Linear | None:
-        """The classifier, if what is left is an average over the whole map and a linear layer with a bias."""
+    def _head(self, shape: Shape) -> Any:
+        """The linear layer, if what is left is an average over the whole map and a linear layer with a bias."""
         pool, *middle, last = self.tail if len(self.tail) > 1 else (None, None)
         whole = isinstance(pool, GlobalAveragePool) or (
             isinstance(pool, AveragePool) and pool.size == shape[1:3] and pool.options["padding"] == 0
@@ -181,27 +186,18 @@ class Inference:
         plain = all(isinstance(layer, Flatten) for layer in middle)
         return last if whole and plain and isinstance(last, Linear) and last.bias is not None else None
 
-    def _prepare(self, shape: tuple[int, ...]) -> tuple[list[Prepared], np.ndarray, tuple[int, ...]]:
-        shapes = [shape]
-        for block in self.blocks:
-            out = shapes[-1][1:]
-            for triple in [block.triple] if isinstance(block, Stem) else [block.depthwise, block.pointwise]:
-                out = triple.conv.output_shape(out)
-            shapes.append((shape[0], *out))
-        layouts = [
-            _layout(block.depthwise.conv, given, made)
-            for block, given, made in zip(self.blocks[1:], shapes[1:], shapes[2:], strict=False)
-        ]
-        layouts.append(Layout(*shapes[-1][1:3]))
+    def _prepare(self, shape: Shape) -> tuple[list[Prepared], list[np.ndarray], np.ndarray, Shape]:
+        """For one input shape: what each block needs, its output buffer, scratch, and the last output's shape."""
         arena = Arena(self.variables[0].value.dtype)
-        prepared = [
-            block.prepare(given, made, layout, arena)
-            for block, given, made, layout in zip(self.blocks, shapes, shapes[1:], layouts, strict=False)
-        ]
+        prepared, outputs = [], []
+        for block, reader in zip(self.blocks, [*self.blocks[1:], None], strict=True):
+            out_shape = block.output_shape(shape)
+            layout = (
+                reader.input_layout(out_shape) if isinstance(reader, Separable) else Layout(*out_shape[1:3])
+            )
+            prepared.append(block.prepare(shape, layout))
+            outputs.append(arena.array(out_shape[0], layout.rows, layout.columns * out_shape[-1]))
+            outputs[-1][...] = 0  # what no kernel writes is the padding, zero for good
+            shape = out_shape
         scratch = Scratch(max(p.floats for p in prepared), arena)
-        return prepared, scratch.floats, shapes[-1]
-
-
-def _layout(conv: Layer, shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Layout:
-    stride, top, left = geometry(conv, shape)
-    return Layout((out_shape[1] - 1) * stride + 3, (out_shape[2] - 1) * stride + 3, stride, top, left)
+        return prepared, outputs, scratch.floats, shape

@@ -396,7 +396,9 @@ def _depthwise_rows(w, rows, stride, C, first, last, out):
     while y < last:
         r = y * stride
         if stride == 1 and y + 1 < last:
-            _two_rows(w, rows[r], rows[r + 1], rows[r + 2], rows[r + 3], C, out[y - first], out[y - first + 1])
+            _two_rows(
+                w, rows[r], rows[r + 1], rows[r + 2], rows[r + 3], C, out[y - first], out[y - first + 1]
+            )
             y += 2
         else:
             _taps(w, rows[r], rows[r + 1], rows[r + 2], v0, v1, v2, out[y - first])

@@ -57,7 +57,7 @@ class FusedNetwork(Network):
         self._forwarded = (plan, x) if train else None
         return y
 
-    def backward(self, dy: np.ndarray) -> None:
+    def backward(self, dy: np.ndarray) -> None:  # type: ignore[override]
         """Add to every parameter's gradient. The gradient of the pictures is not computed: the readable one does."""
         if self._forwarded is None:
             raise MbnpError("backward has nothing to go back through: call forward(x, train=True) before it")

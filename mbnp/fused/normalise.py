@@ -3,9 +3,11 @@
 The convolutions of full 3x3 kernels stay the readable layers they are.
 """
 
-import numba
+from typing import Any
+
 import numpy as np
 
+from mbnp import backend
 from mbnp.fused import batchnorm, kernels
 from mbnp.fused.chain import limits_of
 from mbnp.layers import BatchNorm, ReLU
@@ -21,7 +23,7 @@ class Normalise(Layer):
         self.channels = bn.weight.value.size
         lanes = kernels.lanes(self.channels)
         self.affine, self.adjoint = np.empty((4, lanes), dtype), np.empty((3, lanes), dtype)
-        self.lane_sums = np.empty((numba.config.NUMBA_NUM_THREADS, 3, lanes), dtype)
+        self.lane_sums = np.empty((backend.max_threads(), 3, lanes), dtype)
         self.z: np.ndarray | None = None
         self.y: np.ndarray | None = None
         self.d: np.ndarray | None = None  # the gradient of the sum, which is the shortcut's too
@@ -72,6 +74,7 @@ class FusedResidual(Layer):
 
 def fuse(layers: list[tuple[str, Layer]]) -> tuple[list[Layer], list[str]]:
     """The same computation with every BatchNorm and what follows it in one kernel, and the names that are fused."""
+    layer: Any
     made: list[Layer] = []
     names: list[str] = []
     at = 0

@@ -31,12 +31,12 @@ class Stage:
         self.pixels = int(np.prod(self.shape[:-1]))
         self.lanes = kernels.lanes(self.channels)
         self.z = arena.array(*self.shape)
-        self.g: np.ndarray | None = None  # lent by the plan: two buffers serve all stages
+        self.g = np.empty(0, self.dtype)  # lent by the plan: two buffers serve all stages
         self.affine = arena.array(4, self.lanes)
         self.adjoint = arena.array(3, self.lanes)
         self.counts = self._counts()
         self.moments = arena.array(len(self.counts), 2, self.channels)
-        self.sums: np.ndarray | None = None  # made with g, by the stage that follows
+        self.sums = np.empty((0, 2, self.channels), self.dtype)  # made with g, by the stage that follows
 
     def _counts(self) -> np.ndarray:
         """Pixels of each part of z that `moments` has an entry for: the images, unless a stage says otherwise."""
