@@ -2,6 +2,7 @@
 
 import functools
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ SPELLINGS = ("loops", "numpy", "numba")
 # Everything that lets a loop become vector instructions and fused multiply-adds, and nothing that lets the
 # compiler assume there are no NaNs: `fastmath=True` would delete the checks that let a NaN show itself.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+
+_njit: Any = numba.njit  # its type hints do not know all its options
 
 _chosen: ContextVar[str | None] = ContextVar("mbnp_backend", default=None)
 
@@ -65,12 +68,11 @@ def jit(function: Callable | None = None, *, parallel: bool = False) -> Callable
         return functools.partial(jit, parallel=parallel)
     options = {"fastmath": FASTMATH, "parallel": parallel, "nogil": True}
     try:
-        return numba.njit(function, cache=True, **options)
-    except (
-        RuntimeError
-    ) as error:  # "no locator available": neither the package nor the user's cache is writable
+        return _njit(function, cache=True, **options)
+    except RuntimeError as error:
+        # "No locator available": neither the package's folder nor the user's cache can be written.
         _warn_uncached(str(error))
-        return numba.njit(function, **options)
+        return _njit(function, **options)
 
 
 def piece(function: Callable) -> Callable:
@@ -78,7 +80,7 @@ def piece(function: Callable) -> Callable:
 
     It has no cache of its own, which would cost compile time twice: the kernel that contains it is cached.
     """
-    return numba.njit(function, fastmath=FASTMATH, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _njit(function, fastmath=FASTMATH, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @functools.cache
@@ -116,6 +118,29 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+class _OneThread:
+    """Holds BLAS at one thread from the first use that begins to the last one that ends, in whatever thread."""
+
+    def __init__(self) -> None:
+        self.lock, self.depth = threading.Lock(), 0
+        self.limiter: Any = None
+
+    def begin(self) -> None:
+        with self.lock:
+            if self.depth == 0:
+                self.limiter = _blas().limit(limits=1, user_api="blas")
+            self.depth += 1
+
+    def end(self) -> None:
+        with self.lock:
+            self.depth -= 1
+            if self.depth == 0:
+                self.limiter.restore_original_limits()
+
+
+_one_thread = _OneThread()
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Hold every BLAS at one thread within the block, because our kernels call it from theirs.
@@ -123,5 +148,8 @@ def one_blas_thread() -> Iterator[None]:
     Two pools that spin against each other on the same cores were measured up to ten times slower than
     one. The limit is process-wide while it lasts, and the user's own setting is back afterwards.
     """
-    with _blas().limit(limits=1, user_api="blas"):
+    _one_thread.begin()
+    try:
         yield
+    finally:
+        _one_thread.end()

@@ -127,7 +127,7 @@ class Cost:
 
 def of(net: Network, shape: tuple[int, int, int] | None = None) -> Cost:
     """Count the network for one picture of `shape` (H, W, C); None: of the network's own resolution."""
-    picture = (net.resolution, net.resolution, 3) if shape is None else tuple(shape)
+    picture = (net.resolution, net.resolution, net.channels) if shape is None else tuple(shape)
     if len(picture) != 3 or min(picture) < 1:
         raise MbnpError(f"the shape of a picture is (height, width, channels), got {picture}")
     walked = list(net.walk(picture))

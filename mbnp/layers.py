@@ -37,9 +37,13 @@ __all__ = [
 
 def _map_shape(shape: tuple[int, ...], kernel: window.Pair, stride: Any, padding: Any) -> tuple[int, ...]:
     """The (H, W, C) that a window of `kernel` makes of an (H, W, C)."""
-    size, stride = shape[:2], window.pair("stride", stride)
+    size, stride = (shape[0], shape[1]), window.pair("stride", stride)
     padding = window.explicit_padding(padding, size, kernel, stride)
     return (*window.output_size(size, kernel, stride, padding), shape[-1])
+
+
+# Layers that are made without a generator of their own draw from this one, so that no two begin alike.
+_rng = np.random.default_rng(0)
 
 
 class _Weighted(Layer):
@@ -56,7 +60,7 @@ class _Weighted(Layer):
         dtype: Any,
         **options: Any,
     ) -> None:
-        rng = np.random.default_rng(0) if rng is None else rng
+        rng = _rng if rng is None else rng
         bound = fan_in**-0.5
         self.weight = Parameter(rng.uniform(-bound, bound, shape).astype(dtype))
         self.bias = Parameter(rng.uniform(-bound, bound, shape[-1]).astype(dtype)) if bias else None
@@ -255,7 +259,7 @@ class Flatten(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if shape[:-1] != (1, 1):
             hint = f": {self.hint}" if self.hint else ""
-            raise MbnpError(f"Flatten takes a map of 1x1 pixel, got {shape[0]}x{shape[1]}{hint}")
+            raise MbnpError(f"Flatten takes (N, 1, 1, C), got (N, {', '.join(map(str, shape))}){hint}")
         return shape[-1:]
 
 

@@ -222,7 +222,14 @@ class Residual(Sequential):
     def _visit(self, x: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
         *body, (_, y) = super()._visit(x, name)
         yield from body
-        yield name, y + (self.shortcut.forward(x) if self.shortcut else x)
+        for inner, x in self.shortcut._visit(x, _join(name, "shortcut")) if self.shortcut else ():  # noqa: B020
+            yield inner, x
+        yield name, y + x
+
+    def _walk(self, shape: tuple, name: str) -> Iterator[tuple[str, Layer, tuple, tuple]]:
+        yield from super()._walk(shape, name)
+        if self.shortcut:
+            yield from self.shortcut._walk(shape, _join(name, "shortcut"))
 
 
 class Network(Sequential):
@@ -247,6 +254,8 @@ class Network(Sequential):
 
     def check_input(self, x: np.ndarray) -> None:
         """Raise an MbnpError that names what is wrong with x, if anything is."""
+        if not isinstance(x, np.ndarray):
+            raise MbnpError(f"x must be a NumPy array (N, H, W, {self.channels}), got {type(x).__name__}")
         if x.ndim == 4 and x.shape[3] != self.channels and x.shape[1] == self.channels:
             raise MbnpError(f"x has shape {x.shape}, channels first; pass x.transpose(0, 2, 3, 1)")
         if x.ndim != 4 or x.shape[3] != self.channels:

@@ -55,8 +55,9 @@ class Optimiser:
     def set(self, **hyperparameters: float) -> None:
         """Change hyperparameters by name, as a schedule says."""
         for name, value in hyperparameters.items():
-            if not hasattr(self, name):
+            if name not in ("lr", "momentum", "weight_decay"):
                 raise MbnpError(f"{type(self).__name__} has no hyperparameter {name!r}")
+            check_range(name, value)
             setattr(self, name, value)
 
     def _update(self, name: str, parameter: Parameter) -> None:
@@ -88,9 +89,9 @@ class SGD(Optimiser):
         decay: str = "l2",
     ) -> None:
         super().__init__(parameters)
-        _check_range("lr", lr)
-        _check_range("momentum", momentum, below=1)
-        _check_range("weight_decay", weight_decay)
+        check_range("lr", lr)
+        check_range("momentum", momentum, below=1)
+        check_range("weight_decay", weight_decay)
         if nesterov and momentum == 0:
             raise MbnpError("Nesterov looks ahead along the momentum, and momentum is 0: pass momentum=0.9")
         if decay not in DECAYS:
@@ -130,11 +131,11 @@ class AdamW(Optimiser):
         weight_decay: float = 1e-2,
     ) -> None:
         super().__init__(parameters)
-        _check_range("lr", lr)
-        _check_range("beta1", betas[0], below=1)
-        _check_range("beta2", betas[1], below=1)
-        _check_range("eps", eps)
-        _check_range("weight_decay", weight_decay)
+        check_range("lr", lr)
+        check_range("beta1", betas[0], below=1)
+        check_range("beta2", betas[1], below=1)
+        check_range("eps", eps)
+        check_range("weight_decay", weight_decay)
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.mean = self._zeros()
         self.square = self._zeros()
@@ -187,7 +188,8 @@ def _like(parameter: Parameter, *numbers: float) -> list[np.floating]:
     return [parameter.value.dtype.type(number) for number in numbers]
 
 
-def _check_range(name: str, value: float, below: float = math.inf) -> None:
+def check_range(name: str, value: float, below: float = math.inf) -> None:
+    """MbnpError unless 0 <= value < below."""
     if not 0 <= value < below:  # false for NaN too
         limit = "" if below == math.inf else f" and below {below}"
         raise MbnpError(f"{name} must be a finite number of at least 0{limit}, got {value}")

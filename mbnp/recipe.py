@@ -37,6 +37,14 @@ class Recipe:
             raise MbnpError(f"a seed is at least 0, got {self.seed}")
         if self.schedule not in optim.SCHEDULES:
             raise unknown("schedule", self.schedule, optim.SCHEDULES)
+        optim.check_range("lr", self.lr)
+        optim.check_range("weight_decay", self.weight_decay)
+        if not 0 <= self.label_smoothing <= 1:
+            raise MbnpError(f"label_smoothing must be from 0 to 1, got {self.label_smoothing}")
+        if not isinstance(self.momentum, tuple) or len(self.momentum) != 2:
+            raise MbnpError(f"momentum is a pair (lowest, highest), got {self.momentum!r}")
+        for momentum in self.momentum:
+            optim.check_range("momentum", momentum, below=1)
 
     def optimiser(self, net: Network) -> optim.SGD:
         """SGD over the network's parameters, before the first step."""

@@ -48,7 +48,7 @@ def step(
     """One update from one batch; returns the mean loss before it.
 
     x (N, H, W, 3) normalised, in the network's dtype; y (N,) integers. Every BLAS of the process is held at
-    one thread meanwhile. Raises DivergedError, the weights untouched, if the loss is NaN or infinite.
+    one thread meanwhile. Raises DivergedError, the network as it was before, if the loss is NaN or infinite.
     """
     return _step(net, opt, x, y, label_smoothing)[0]
 
@@ -58,9 +58,12 @@ def _step(net, opt, x, y, label_smoothing) -> tuple[float, np.ndarray]:
     # What NumPy would warn of on the way to an infinite loss, the DivergedError says better.
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         opt.zero_grad()
+        statistics = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
         logits = net.forward(x, train=True)
         loss = float(cross_entropy.forward(logits, y, label_smoothing))
         if not np.isfinite(loss):
+            for name, buffer in net.buffers().items():
+                buffer.value = statistics[name]
             what = f"the loss is {loss} at step {opt.steps + 1}: {_first_not_finite(net, x)}"
             raise DivergedError(f"{what}; try a lower learning rate")
         net.backward(cross_entropy.backward(logits, y, label_smoothing))
@@ -87,8 +90,8 @@ def fit(
     """Train on data.train, test on data.test after every epoch; returns one record an epoch.
 
     The network takes over the data's classes and normalisation. Each epoch leaves out the few pictures that
-    do not fill a last batch, other ones every time. The same network, recipe and number of threads end in the
-    same weights. Raises DivergedError; `on_epoch` hears of an epoch only if all its losses are finite.
+    do not fill a last batch, other ones every time. The same network, data and recipe end in the same weights.
+    Raises DivergedError; `on_epoch` hears of an epoch only if all its losses are finite.
     """
     recipe = recipe or Recipe()
     batches = datasets.count_batches(len(data.train), recipe.batch_size, train=True)

@@ -88,7 +88,7 @@ def test_jit_without_a_writable_cache_warns_once_and_compiles(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return real(function, **options)
 
-    monkeypatch.setattr(numba, "njit", njit)
+    monkeypatch.setattr(backend, "_njit", njit)
     backend._warn_uncached.cache_clear()
     with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
         double = backend.jit(lambda x: 2 * x)

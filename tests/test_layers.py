@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from mbnp import MbnpError, gradcheck, models
+from mbnp import MbnpError, cost, gradcheck, models
 from mbnp.layers import (
     AveragePool,
     BatchNorm,
     Conv,
     Depthwise,
     MaxPool,
+    Network,
     Parameter,
     Pointwise,
     ReLU,
@@ -107,6 +108,17 @@ def test_gradients_add_up_and_frozen_ones_stay():
     layer.forward(x, train=True)
     layer.backward(dy)
     np.testing.assert_array_equal(layer.bias.grad, [8.0, 8.0])
+
+
+def test_a_shortcut_with_weights_is_counted():
+    net = Network({"r": Residual([Conv(3, 8, 3, 2, padding=1)], Conv(3, 8, 1, 2))}, resolution=4)
+    assert [name for name, *_ in net.walk((4, 4, 3))] == ["r.0", "r.shortcut"]
+    assert cost.of(net).params == sum(p.value.size for p in net.parameters().values())
+    assert set(net.activations(np.zeros((1, 4, 4, 3), np.float32))) == {"r.0", "r.shortcut", "r"}
+
+
+def test_layers_made_without_a_generator_differ():
+    assert not np.array_equal(Pointwise(4, 4).weight.value, Pointwise(4, 4).weight.value)
 
 
 def test_a_frozen_batchnorm_is_a_constant():

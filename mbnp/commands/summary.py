@@ -20,7 +20,7 @@ Its example, H = W = 10, K = 3, 3 -> 10 channels: {standard:,} standard; {depthw
 def run(options: Namespace) -> None:
     net = _network(options)
     size = net.resolution if options.resolution is None else options.resolution
-    counted = cost.of(net, (size, size, 3))
+    counted = cost.of(net, (size, size, net.channels))
     print(f"{net.arch['name']}, pictures of {size} x {size}\n")
     print(counted.table())
     shares = ", ".join(f"{kind} {100 * share:.2f} %" for kind, share in counted.shares().items())

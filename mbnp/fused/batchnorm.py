@@ -5,18 +5,15 @@
 
 import numpy as np
 
-from mbnp.errors import MbnpError
 from mbnp.fused import kernels
 from mbnp.layers import BatchNorm
 from mbnp.network import Parameter
+from mbnp.ops import batchnorm
 
 
 def finish_forward(bn: BatchNorm, moments: np.ndarray, counts: np.ndarray, affine: np.ndarray) -> None:
     """Make `affine` from the batch's moments, and move the running statistics."""
-    if counts.sum() == 1:
-        raise MbnpError(
-            "BatchNorm cannot train on one value a channel (a batch of one over a 1x1 map): use a larger batch"
-        )
+    batchnorm.check_count(counts.sum())
     mean, var = bn.running_mean, bn.running_var
     kernels.finish_statistics(
         moments, counts, bn.weight.value, bn.bias.value, bn.eps, bn.momentum, mean.value, var.value, affine
@@ -28,7 +25,7 @@ def finish_forward(bn: BatchNorm, moments: np.ndarray, counts: np.ndarray, affin
 def running_affine(bn: BatchNorm, affine: np.ndarray) -> None:
     """Make `affine` from the running statistics: inference, or a frozen BatchNorm."""
     inv = 1 / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
-    rows = np.stack([bn.running_mean.value, bn.weight.value * inv, bn.bias.value, inv])
+    rows = np.stack([bn.running_mean.value, bn.weight.value * inv, bn.bias.value, inv, np.zeros_like(inv)])
     affine[...] = np.tile(rows, affine.shape[1] // inv.size)
 
 

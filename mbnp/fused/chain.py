@@ -61,7 +61,7 @@ def _flat(net: Sequential, prefix: str = "") -> list[tuple[str, Layer]]:
 
 
 def limits_of(relu: Layer | None, bn: BatchNorm) -> np.ndarray:
-    low, high = (0, relu.cap or np.inf) if isinstance(relu, ReLU) else (-np.inf, np.inf)
+    low, high = (0, np.inf if relu.cap is None else relu.cap) if isinstance(relu, ReLU) else (-np.inf, np.inf)
     return np.array([low, high], bn.weight.value.dtype)
 
 

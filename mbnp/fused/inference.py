@@ -183,7 +183,9 @@ class Inference:
         whole = isinstance(pool, GlobalAveragePool) or (
             isinstance(pool, AveragePool) and pool.size == shape[1:3] and pool.options["padding"] == 0
         )
-        plain = all(isinstance(layer, Flatten) for layer in middle)
+        plain = [type(layer) for layer in middle] == (
+            [] if isinstance(pool, GlobalAveragePool) else [Flatten]
+        )
         return last if whole and plain and isinstance(last, Linear) and last.bias is not None else None
 
     def _prepare(self, shape: Shape) -> tuple[list[Prepared], list[np.ndarray], np.ndarray, Shape]:

@@ -6,8 +6,9 @@ cache; backward likewise in reverse (BatchNorm fission-fusion: Jung et al., "Res
 Accelerate CNN Training", MLSys 2019). A training step so moves a third of the memory of separate passes.
 
 The symbols, for one BatchNorm over the channels of z (N, H, W, C):
-    affine   (4, T)   rows mean, scale = gamma*inv, shift = beta, inv = 1 / sqrt(var + eps):
-                      a = clip((z - mean)*scale + shift)
+    affine   (5, T)   rows mean, scale = gamma*inv, shift, inv = 1 / sqrt(var + eps), rest:
+                      a = clip((z - mean)*scale + shift); mean is rounded to z's type, shift = beta + rest*scale
+                      makes up for it, and rest is what rounding added
     limits   (2,)     the clip: (0, inf) for ReLU, (0, 6) for ReLU6, (-inf, inf) for none
     g        like z   dL/da where the clip let it through, else 0:  the gradient of BN's output
     sums     (tiles, 2, C)  of g and of g * (z - mean), from which BN's backward follows
@@ -16,8 +17,8 @@ The symbols, for one BatchNorm over the channels of z (N, H, W, C):
 Per-channel vectors are repeated to T >= LANES entries, a whole number of times, so that the inner loops run over many
 pixels at once whatever the channel count is: with 32 channels a loop over channels would be two vectors long.
 
-Parallel loops run over tiles whose number depends on the shapes alone, and partial sums are added tile by tile in
-float64: results do not depend on the number of threads. Their bodies hand whole arrays and indices to serial
+Parallel loops run over tiles whose number depends on the shapes alone, and partial sums are added in the order of
+the tiles: results do not depend on the number of threads. Their bodies hand whole arrays and indices to serial
 functions, because an array sliced in the body would cost all of Numba's no-alias guarantees.
 """
 
@@ -93,7 +94,7 @@ def _fold(lane_sums, channel_sums):
 
 @piece
 def _moments(z, lane_sums, mean, m2):
-    """mean (C,) and m2 (C,), the sum of squared deviations from it, of z; lane_sums (3, T) is scratch.
+    """mean (C,) and m2 (C,), the sum of squared deviations from it, in float64; lane_sums (3, T) is scratch.
 
     One pass, over deviations from the lane's first value: a plain sum of squares would cancel where the mean is large.
     """
@@ -155,7 +156,7 @@ def finish_statistics(moments, counts, gamma, beta, eps, momentum, running_mean,
     mean, m2 = np.zeros(C), np.zeros(C)
     for t in range(counts.size):
         for c in range(C):
-            mean[c] += counts[t] * np.float64(moments[t, 0, c])
+            mean[c] += counts[t] * moments[t, 0, c]
     mean /= total
     for t in range(counts.size):
         for c in range(C):
@@ -164,13 +165,16 @@ def finish_statistics(moments, counts, gamma, beta, eps, momentum, running_mean,
     for c in range(C):
         inv = 1 / np.sqrt(m2[c] / total + eps)
         for i in range(c, affine.shape[1], C):
-            affine[0, i], affine[1, i], affine[2, i], affine[3, i] = mean[c], gamma[c] * inv, beta[c], inv
+            affine[0, i] = mean[c]
+            rest = affine[0, i] - mean[c]
+            affine[1, i], affine[2, i] = gamma[c] * inv, beta[c] + rest * gamma[c] * inv
+            affine[3, i], affine[4, i] = inv, rest
         running_mean[c] += momentum * (mean[c] - running_mean[c])
         running_var[c] += momentum * (m2[c] / (total - 1) - running_var[c])
 
 
 @jit
-def finish_adjoint(sums, total, affine, dgamma, dbeta, adjoint):
+def finish_adjoint(sums, total, affine, dgamma, dbeta, adjoint_out):
     """Add the tiles' sums to BN's gradients, and make `adjoint`. Law: `batchnorm.backward`.
 
     With total = inf the statistics are constants, as in a frozen BatchNorm: `batchnorm.inference_backward`.
@@ -182,13 +186,15 @@ def finish_adjoint(sums, total, affine, dgamma, dbeta, adjoint):
             s1[c] += sums[t, 0, c]
             s2[c] += sums[t, 1, c]
     for c in range(C):
-        scale, inv = affine[1, c], np.float64(affine[3, c])
-        dgamma[c] += s2[c] * inv
+        scale, inv, rest = affine[1, c], np.float64(affine[3, c]), np.float64(affine[4, c])
+        products = s2[c] + rest * s1[c]
+        dgamma[c] += products * inv
         dbeta[c] += s1[c]
-        for i in range(c, adjoint.shape[1], C):
-            adjoint[0, i] = scale
-            adjoint[1, i] = -scale * inv * inv * s2[c] / total
-            adjoint[2, i] = -scale * s1[c] / total
+        slope = -scale * inv * inv * products / total
+        for i in range(c, adjoint_out.shape[1], C):
+            adjoint_out[0, i] = scale
+            adjoint_out[1, i] = slope
+            adjoint_out[2, i] = slope * rest - scale * s1[c] / total
 
 
 # ---- pointwise convolution ------------------------------------------------------------------------------------
@@ -737,7 +743,7 @@ def normalise_backward(dy, y, z, affine, limits, lane_sums, d, sums):
 
 
 @jit(parallel=True)
-def adjoint(g, z, affine, adjoint, dz):
+def batchnorm_backward(g, z, affine, adjoint, dz):
     """dz (N, H, W, C) = the gradient of z, from the gradient g of BN(z)."""
     for n in prange(z.shape[0]):
         _adjoint(g[n].ravel(), z[n].ravel(), affine, adjoint, dz[n].ravel())

@@ -1,5 +1,8 @@
 """`convert`: the same network, run by the fused kernels where they apply and by its own layers elsewhere."""
 
+import threading
+from typing import Any
+
 import numpy as np
 
 from mbnp import backend
@@ -15,23 +18,38 @@ from mbnp.network import Network
 def convert(net: Network) -> "FusedNetwork":
     """A network that computes what `net` computes, several times faster.
 
-    It shares `net`'s layers, so that parameters, gradients and running statistics are the same objects: train one
-    and the other has learned. dtype is kept. `report()` says which layers the fused kernels run.
+    It shares `net`'s parameters, gradients, running statistics and description: train one and the other has
+    learned. dtype is kept. `report()` says which layers the fused kernels run. Calls from several threads wait for
+    one another. MBNP_BACKEND or `backend.using` other than numba runs `net` itself.
     """
     return FusedNetwork(net)
+
+
+def _shared(name: str) -> Any:
+    """An attribute that is the readable network's."""
+    return property(
+        lambda self: getattr(self.readable, name), lambda self, value: setattr(self.readable, name, value)
+    )
 
 
 class FusedNetwork(Network):
     """What `convert` returns. Everything but forward and backward is the readable network's own."""
 
+    layers = _shared("layers")
+    arch = _shared("arch")
+    classes = _shared("classes")
+    preprocessing = _shared("preprocessing")
+    resolution = _shared("resolution")
+    channels = _shared("channels")
+
     def __init__(self, net: Network) -> None:
-        super().__init__(net.layers, net.resolution, net.channels)
-        self.arch, self.classes, self.preprocessing = net.arch, net.classes, net.preprocessing
+        self.readable = net.readable if isinstance(net, FusedNetwork) else net
         self._triples, named_tail = split(net)
         self._tail, self._fused_after = fuse(named_tail)
         self._plans = Cache(lambda shape: Plan(self._triples, shape))
         self._inference = Inference(self._triples, self._tail) if self._triples else None
-        self._forwarded: tuple[Plan | None, np.ndarray] | None = None
+        self._backward: Any = None  # what goes back through the last training forward
+        self._lock = threading.Lock()  # buffers are shared between calls
 
     def report(self) -> str:
         """What is fused with what, in a few lines."""
@@ -47,24 +65,35 @@ class FusedNetwork(Network):
         """Logits (N, classes) of normalised pictures x (N, H, W, 3). The array is the caller's to keep."""
         self.check_input(x)
         x = np.ascontiguousarray(x)
-        with backend.one_blas_thread():
+        with self._lock, backend.one_blas_thread():
+            if backend.current() != "numba":
+                self._backward = self.readable.backward if train else None
+                return self.readable.forward(x, train)
             if self._inference and not train:
                 return self._inference.forward(x)
-            plan = self._plans[x.shape] if self._triples else None
-            y = plan.forward(x) if plan else x
-            for layer in self._tail:
-                y = layer.forward(y, train)
-        self._forwarded = (plan, x) if train else None
-        return y
+            return self._forward(x, train)
 
-    def backward(self, dy: np.ndarray) -> None:  # type: ignore[override]
-        """Add to every parameter's gradient. The gradient of the pictures is not computed: the readable one does."""
-        if self._forwarded is None:
-            raise MbnpError("backward has nothing to go back through: call forward(x, train=True) before it")
-        plan, x = self._forwarded
-        self._forwarded = None
-        with backend.one_blas_thread():
+    def _forward(self, x: np.ndarray, train: bool) -> np.ndarray:
+        plan = self._plans[x.shape] if self._triples else None
+        y = plan.forward(x) if plan else x
+        for layer in self._tail:
+            y = layer.forward(y, train)
+
+        def backward(dy: np.ndarray) -> None:
             for layer in reversed(self._tail):
                 dy = layer.backward(dy)
             if plan:
                 plan.backward(x, dy)
+
+        self._backward = backward if train else None
+        return y.copy() if plan and np.shares_memory(y, plan.out) else y
+
+    def backward(self, dy: np.ndarray) -> None:  # type: ignore[override]
+        """Add to every parameter's gradient. The gradient of the pictures is not computed: the readable one does."""
+        with self._lock, backend.one_blas_thread():
+            if self._backward is None:
+                raise MbnpError(
+                    "backward has nothing to go back through: call forward(x, train=True) before it"
+                )
+            backward, self._backward = self._backward, None
+            backward(dy)

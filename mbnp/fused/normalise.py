@@ -3,6 +3,7 @@
 The convolutions of full 3x3 kernels stay the readable layers they are.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from mbnp import backend
 from mbnp.fused import batchnorm, kernels
 from mbnp.fused.chain import limits_of
 from mbnp.layers import BatchNorm, ReLU
-from mbnp.network import Layer, Residual
+from mbnp.network import Layer, Residual, Sequential
 
 
 class Normalise(Layer):
@@ -22,7 +23,7 @@ class Normalise(Layer):
         dtype = self.limits.dtype
         self.channels = bn.weight.value.size
         lanes = kernels.lanes(self.channels)
-        self.affine, self.adjoint = np.empty((4, lanes), dtype), np.empty((3, lanes), dtype)
+        self.affine, self.adjoint = np.empty((5, lanes), dtype), np.empty((3, lanes), dtype)
         self.lane_sums = np.empty((backend.max_threads(), 3, lanes), dtype)
         self.z: np.ndarray | None = None
         self.y: np.ndarray | None = None
@@ -30,7 +31,7 @@ class Normalise(Layer):
 
     def forward(self, z: np.ndarray, train: bool = False, shortcut: np.ndarray | None = None) -> np.ndarray:
         if train and not self.bn.weight.frozen:
-            moments = np.empty((len(z), 2, self.channels), z.dtype)
+            moments = np.empty((len(z), 2, self.channels))
             kernels.statistics(z, self.lane_sums, moments)
             counts = np.full(len(z), z[0].size // self.channels)
             batchnorm.finish_forward(self.bn, moments, counts, self.affine)
@@ -48,7 +49,7 @@ class Normalise(Layer):
         self.d, dz = np.empty_like(z), np.empty_like(z)
         kernels.normalise_backward(dy, y, z, self.affine, self.limits, self.lane_sums, self.d, sums)
         batchnorm.finish_backward(self.bn, sums, z.size // self.channels, self.affine, self.adjoint)
-        kernels.adjoint(self.d, z, self.affine, self.adjoint, dz)
+        kernels.batchnorm_backward(self.d, z, self.affine, self.adjoint, dz)
         return dz
 
 
@@ -72,6 +73,16 @@ class FusedResidual(Layer):
         return dx + (self.shortcut.backward(d) if self.shortcut else d)
 
 
+def own(layer: Any) -> Any:
+    """A copy of a layer that shares its parameters but not what forward saves for backward."""
+    layer = copy.copy(layer)
+    if isinstance(layer, Sequential):
+        layer.layers = {name: own(child) for name, child in layer.layers.items()}
+    if isinstance(layer, Residual):
+        layer.shortcut = layer.shortcut and own(layer.shortcut)
+    return layer
+
+
 def fuse(layers: list[tuple[str, Layer]]) -> tuple[list[Layer], list[str]]:
     """The same computation with every BatchNorm and what follows it in one kernel, and the names that are fused."""
     layer: Any
@@ -88,10 +99,12 @@ def fuse(layers: list[tuple[str, Layer]]) -> tuple[list[Layer], list[str]]:
             names.append(name)
         elif inside and isinstance(inside[-1][1], BatchNorm):
             body, body_names = fuse(inside[:-1])
-            made.append(FusedResidual(body, Normalise(inside[-1][1], relu), layer.shortcut))
+            made.append(
+                FusedResidual(body, Normalise(inside[-1][1], relu), layer.shortcut and own(layer.shortcut))
+            )
             names += [f"{name}.{inner}" for inner in [*body_names, inside[-1][0]]]
         else:
-            made.append(layer)
+            made.append(own(layer))
             is_relu = False
         at += 2 if is_relu else 1
     return made, names

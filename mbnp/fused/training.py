@@ -32,10 +32,10 @@ class Stage:
         self.lanes = kernels.lanes(self.channels)
         self.z = arena.array(*self.shape)
         self.g = np.empty(0, self.dtype)  # lent by the plan: two buffers serve all stages
-        self.affine = arena.array(4, self.lanes)
+        self.affine = arena.array(5, self.lanes)
         self.adjoint = arena.array(3, self.lanes)
         self.counts = self._counts()
-        self.moments = arena.array(len(self.counts), 2, self.channels)
+        self.moments = np.empty((len(self.counts), 2, self.channels))  # float64: means may be large
         self.sums = np.empty((0, 2, self.channels), self.dtype)  # made with g, by the stage that follows
 
     def _counts(self) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from mbnp.errors import MbnpError
 from mbnp.network import Network
 
@@ -13,9 +15,17 @@ def scaled(channels: int, width_mult: float) -> int:
     return int(channels * width_mult)
 
 
+def begin(num_classes: int, seed: int, dtype: Any) -> np.random.Generator:
+    """The generator that initial weights are drawn from, after a look at what every builder is given."""
+    for name, value, least in (("num_classes", num_classes, 1), ("seed", seed, 0)):
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise MbnpError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise MbnpError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+    return np.random.default_rng(seed)
+
+
 def finish(net: Network, name: str, **options: Any) -> Network:
     """Note in `net` what builds it again; seed and dtype are left out, they are in its arrays."""
-    if not options["num_classes"] >= 1:
-        raise MbnpError(f"num_classes must be at least 1, got {options['num_classes']}")
     net.arch = {"name": name, **options}
     return net

@@ -11,7 +11,7 @@ import numpy as np
 
 from mbnp.errors import MbnpError
 from mbnp.layers import BatchNorm, Conv, Depthwise, GlobalAveragePool, Linear, Pointwise, ReLU
-from mbnp.models.build import finish, scaled
+from mbnp.models.build import begin, finish, scaled
 from mbnp.models.mobilenet_v1_small import separable_block, standard_block
 from mbnp.network import Layer, Network, Sequential
 
@@ -36,7 +36,7 @@ def mobilenet_v1(
     """
     if resolution < 1:
         raise MbnpError(f"resolution must be at least 1 pixel, got {resolution}")
-    rng = np.random.default_rng(seed)
+    rng = begin(num_classes, seed, dtype)
     channels = scaled(STEM, width_mult)
     features: list[Layer] = [standard_block(3, channels, 2, rng, dtype)]
     for c_out, stride in BLOCKS:
@@ -58,7 +58,7 @@ def mobilenet_v1_cifar(
 
     `conv1`, `bn1`, `layers.I.{conv1,bn1,conv2,bn2}`, `linear`.
     """
-    rng = np.random.default_rng(seed)
+    rng = begin(num_classes, seed, dtype)
     channels = scaled(STEM, width_mult)
     layers: dict[str, Layer] = {
         "conv1": Conv(3, channels, 3, 1, padding=1, bias=False, rng=rng, dtype=dtype),

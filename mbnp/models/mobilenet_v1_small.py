@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mbnp.layers import AveragePool, BatchNorm, Conv, Depthwise, Flatten, Linear, Pointwise, ReLU
-from mbnp.models.build import finish, scaled
+from mbnp.models.build import begin, finish, scaled
 from mbnp.network import Layer, Network, Sequential
 
 STEM = 32
@@ -66,7 +66,7 @@ def standard_block(
 def _network(
     block: Callable[..., Sequential], num_classes: int, width_mult: float, seed: int, dtype: Any
 ) -> Network:
-    rng = np.random.default_rng(seed)
+    rng = begin(num_classes, seed, dtype)
     channels = scaled(STEM, width_mult)
     layers: dict[str, Layer] = {"conv1": standard_block(3, channels, 1, rng, dtype, bias=True)}
     for i, (c_out, stride) in enumerate(BLOCKS, start=1):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mbnp.layers import BatchNorm, Conv, GlobalAveragePool, Linear, ReLU, Subsample
-from mbnp.models.build import finish, scaled
+from mbnp.models.build import begin, finish, scaled
 from mbnp.network import Layer, Network, Residual, Sequential
 
 STAGES = [(16, 1), (32, 2), (64, 2)]  # channels, stride of the first block
@@ -21,7 +21,7 @@ def resnet20(
     num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32
 ) -> Network:
     """ResNet-20: `conv1`, `bn1`, `layerS.B.{conv1,bn1,conv2,bn2}`, `linear`; 269,722 learnable parameters."""
-    rng = np.random.default_rng(seed)
+    rng = begin(num_classes, seed, dtype)
     channels = scaled(STAGES[0][0], width_mult)
     layers: dict[str, Layer] = {
         "conv1": Conv(3, channels, 3, 1, padding=1, bias=False, rng=rng, dtype=dtype),

@@ -1,8 +1,8 @@
 """The operations of a MobileNet, one file each, forward and backward, written out by hand.
 
 Read a file from top to bottom: the formula and its gradients, the loops that define the operation, the same
-in vectorised NumPy, the kernel that is fast, and the public pair `forward`, `backward` that picks one of the
-three (see `mbnp.backend`). Every spelling computes the same numbers, and the tests compare all of them with
+in vectorised NumPy, a kernel where that is faster than NumPy, and the public pair `forward`, `backward` that picks
+one of them (see `mbnp.backend`). Every spelling computes the same numbers, and the tests compare all of them with
 PyTorch and with finite differences.
 
 Layout. Channels come last: x[n, i, j, c]. The channels of one pixel lie side by side in memory, so that a 1x1
@@ -27,8 +27,9 @@ convolution is one matrix product over all pixels, and a depthwise convolution r
     p, q      the row and the column of x that the tap looks at: p = i*SH + u - top, q = j*SW + v - left
     c, d      a channel of x, a channel of y
 
-Types. float32 or float64. The result has the type of the input, and mixing the two is an error. Sums over all
-pixels of a batch (dw, db, means) are finished in float64, because in float32 they would lose two digits.
+Types. float32 or float64. The result has the type of the input, and mixing the two is an error. Means, variances
+and bias gradients, sums over all pixels of a batch, are finished in float64 by the fast spellings, because in
+float32 they would lose two digits.
 Operations never write into their arguments, and what they return belongs to the caller.
 """
 

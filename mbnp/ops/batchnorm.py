@@ -204,8 +204,33 @@ def inference_loops(x, gamma, beta, mean, var, eps):
     return y
 
 
+def inference_backward_loops(dy, x, gamma, mean, var, eps):
+    M, C = x.shape
+    dx = np.empty_like(x)
+    dgamma = np.empty_like(gamma)
+    dbeta = np.empty_like(gamma)
+    for c in range(C):
+        s = np.sqrt(np.float64(var[c]) + eps)
+        sum_dy = np.float64(0)
+        sum_dy_xhat = np.float64(0)
+        for m in range(M):
+            dx[m, c] = gamma[c] / s * dy[m, c]
+            sum_dy += dy[m, c]
+            sum_dy_xhat += dy[m, c] * (x[m, c] - mean[c]) / s
+        dgamma[c] = sum_dy_xhat
+        dbeta[c] = sum_dy
+    return dx, dgamma, dbeta
+
+
 def inference_numpy(x, gamma, beta, mean, var, eps):
     return (x - mean) * (gamma / np.sqrt(var + eps)) + beta
+
+
+def inference_backward_numpy(dy, x, gamma, mean, var, eps):
+    s = np.sqrt(var + eps)
+    dgamma = (dy * (x - mean)).sum(axis=0, dtype=np.float64) / s
+    dbeta = dy.sum(axis=0, dtype=np.float64)
+    return dy * (gamma / s), dgamma.astype(x.dtype), dbeta.astype(x.dtype)
 
 
 def inference_numba(x, gamma, beta, mean, var, eps):
@@ -217,6 +242,7 @@ def inference_numba(x, gamma, beta, mean, var, eps):
 _forward = backend.pick(loops=forward_loops, numpy=forward_numpy, numba=forward_numba)
 _backward = backend.pick(loops=backward_loops, numpy=backward_numpy, numba=backward_numba)
 _inference = backend.pick(loops=inference_loops, numpy=inference_numpy, numba=inference_numba)
+_inference_backward = backend.pick(loops=inference_backward_loops, numpy=inference_backward_numpy)
 
 
 def forward(
@@ -228,7 +254,7 @@ def forward(
     """
     x, gamma, beta = _valid(x, gamma=gamma, beta=beta)
     rows = x.reshape(-1, x.shape[-1])
-    _check_count(len(rows))
+    check_count(len(rows))
     y, mean, var = _forward(rows, gamma, beta, float(eps))
     return y.reshape(x.shape), mean, var
 
@@ -259,11 +285,10 @@ def inference_backward(
     """dx, dgamma, dbeta of `inference`: the ways through the batch's mean and variance are gone."""
     x, gamma, mean, var = _valid(x, gamma=gamma, mean=mean, var=var)
     dy = checks.gradient(dy, x.shape, x)
-    pixels = tuple(range(x.ndim - 1))
-    s = np.sqrt(var + float(eps))
-    dgamma = (dy * (x - mean)).sum(axis=pixels, dtype=np.float64) / s
-    dbeta = dy.sum(axis=pixels, dtype=np.float64)
-    return dy * (gamma / s), dgamma.astype(x.dtype), dbeta.astype(x.dtype)
+    C = x.shape[-1]
+    rows = dy.reshape(-1, C), x.reshape(-1, C)
+    dx, dgamma, dbeta = _inference_backward(*rows, gamma, mean, var, float(eps))
+    return dx.reshape(x.shape), dgamma, dbeta
 
 
 def update_running(
@@ -279,7 +304,7 @@ def update_running(
     momentum is the new batch's share. The batch is normalised with its biased variance, but what goes into
     the average is the unbiased one (divided by count - 1), which estimates the variance of all the data.
     """
-    _check_count(count)
+    check_count(count)
     unbiased = var * float(count / (count - 1))
     momentum = float(momentum)  # a NumPy number would turn float32 into float64
     return (
@@ -295,7 +320,8 @@ def _valid(x: np.ndarray, **vectors: np.ndarray) -> list[np.ndarray]:
     return [x, *(checks.vector(name, value, x.shape[-1], x) for name, value in vectors.items())]
 
 
-def _check_count(count: int) -> None:
+def check_count(count: int) -> None:
+    """MbnpError if a channel has too few values for a variance."""
     if count < 2:
         raise MbnpError(
             "batch normalisation cannot train on one value per channel, which has no variance: "

@@ -59,7 +59,7 @@ def forward_numpy(x, w, b):
 def backward_numpy(dy, x, w):
     dx = dy @ w.T  # nd, cd -> nc
     dw = x.T @ dy  # nc, nd -> cd
-    return dx, dw, dy.sum(axis=0)
+    return dx, dw, dy.sum(axis=0, dtype=np.float64).astype(x.dtype)
 
 
 # --- among Numba's kernels: the same, without waking the threads of NumPy's BLAS ---

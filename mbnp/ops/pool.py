@@ -183,7 +183,7 @@ def global_average_backward_loops(dy, x):
 
 
 def global_average_forward_numpy(x):
-    return x.mean(axis=(1, 2))  # npqc -> nc
+    return x.mean(axis=(1, 2), dtype=np.float64).astype(x.dtype)  # npqc -> nc
 
 
 def global_average_backward_numpy(dy, x):

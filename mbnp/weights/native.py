@@ -18,6 +18,7 @@ from mbnp.errors import MbnpError
 from mbnp.network import Network
 
 FORMAT = "mbnp 1"
+SUFFIX = ".safetensors"
 
 
 def save(net: Network, path: str | os.PathLike) -> None:
@@ -25,6 +26,12 @@ def save(net: Network, path: str | os.PathLike) -> None:
     if not net.arch:
         raise MbnpError("this network was not made by models.create, so a file could not say how to build it")
     path = Path(path)
+    if path.suffix != SUFFIX:
+        raise MbnpError(
+            f"{path}: mbnp writes safetensors; name the checkpoint {path.with_suffix(SUFFIX).name}"
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
     metadata = {
         "format": FORMAT,
         "arch": json.dumps(net.arch),
@@ -51,8 +58,8 @@ def load(path: str | os.PathLike) -> Network:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    if path.suffix != ".safetensors":
-        raise MbnpError(f"{path}: unknown kind of checkpoint {path.suffix!r}; mbnp writes .safetensors")
+    if path.suffix != SUFFIX:
+        raise MbnpError(f"{path}: unknown kind of checkpoint {path.suffix!r}; mbnp writes {SUFFIX}")
     metadata, arrays = _read(path)
     if metadata.get("format") != FORMAT:
         raise MbnpError(
@@ -67,6 +74,7 @@ def load(path: str | os.PathLike) -> Network:
         dtype = _dtype(arrays)
         net = models.create(**arch, dtype=dtype)
         net.load_state(arrays)
+        _check_description(net, resolution, classes, preprocessing)
     except (KeyError, TypeError, ValueError) as error:
         raise MbnpError(f"{path} is not a usable checkpoint: {error}") from None
     net.resolution, net.classes, net.preprocessing = resolution, classes, preprocessing
@@ -79,6 +87,18 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, TypeError) as error:
         raise MbnpError(f"{path} is damaged or no safetensors file: {error}") from None
+
+
+def _check_description(net: Network, resolution: Any, classes: Any, preprocessing: Any) -> None:
+    """MbnpError unless what the metadata says of pictures and classes fits the network."""
+    if not isinstance(resolution, int) or not 1 <= resolution <= 10_000:
+        raise MbnpError(f"its resolution is {resolution!r}")
+    if classes is not None and len(classes) != net.arch["num_classes"]:
+        raise MbnpError(f"it names {len(classes)} classes for {net.arch['num_classes']} outputs")
+    if preprocessing is not None:
+        numbers = np.array([preprocessing["mean"], preprocessing["std"]], np.float64)
+        if numbers.shape != (2, net.channels) or not np.isfinite(numbers).all() or not (numbers[1] > 0).all():
+            raise MbnpError(f"its preprocessing is {preprocessing!r}")
 
 
 def _dtype(arrays: dict[str, np.ndarray]) -> Any:

@@ -156,5 +156,10 @@ def test_unknown_names_and_options():
         models.create("resnet20", resolution=3)
     with pytest.raises(MbnpError, match="width_mult 0"):
         models.create("resnet20", width_mult=0)
-    with pytest.raises(MbnpError, match="num_classes must be at least 1"):
-        models.create("resnet20", num_classes=0)
+    for bad in (0, -1, 2.5):
+        with pytest.raises(MbnpError, match="num_classes must be a whole number of at least 1"):
+            models.create("resnet20", num_classes=bad)
+    with pytest.raises(MbnpError, match="seed must be a whole number of at least 0, got -1"):
+        models.create("mobilenet-v1", seed=-1)
+    with pytest.raises(MbnpError, match="float32 or float64, got int64"):
+        models.create("mobilenet-v1-small", dtype=int)

@@ -83,6 +83,20 @@ def test_bad_files(tmp_path, net):
     resave(path, None, {"fc.bias": np.zeros(4, np.int32)})
     with pytest.raises(MbnpError, match="must all be float32 or all float64"):
         weights.load(path)
+    for metadata in (
+        {"classes": json.dumps(["a"])},
+        {"resolution": json.dumps("big")},
+        {"preprocessing": json.dumps({"mean": [0], "std": [1]})},
+        {"arch": json.dumps({"name": "mobilenet-v1-small", "num_classes": -3})},
+    ):
+        path.write_bytes(whole)
+        resave(path, metadata)
+        with pytest.raises(MbnpError, match="not a usable checkpoint"):
+            weights.load(path)
+    with pytest.raises(MbnpError, match=r"name the checkpoint net\.safetensors"):
+        weights.save(net, tmp_path / "net.bin")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        weights.save(net, tmp_path / "none" / "net.safetensors")
     (tmp_path / "net.xyz").write_bytes(whole)
     with pytest.raises(MbnpError, match=r"unknown kind of checkpoint '\.xyz'"):
         weights.load(tmp_path / "net.xyz")
