@@ -69,9 +69,9 @@ def jit(function: Callable | None = None, *, parallel: bool = False) -> Callable
     options = {"fastmath": FASTMATH, "parallel": parallel, "nogil": True}
     try:
         return _njit(function, cache=True, **options)
-    except RuntimeError as error:
+    except RuntimeError:
         # "No locator available": neither the package's folder nor the user's cache can be written.
-        _warn_uncached(str(error))
+        _warn_uncached()
         return _njit(function, **options)
 
 
@@ -83,11 +83,10 @@ def piece(function: Callable) -> Callable:
     return _njit(function, fastmath=FASTMATH, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
-@functools.cache
-def _warn_uncached(reason: str) -> None:
+@functools.cache  # once a process: the same is true of every kernel
+def _warn_uncached() -> None:
     warnings.warn(
-        "kernels cannot be cached and compile in every process: set NUMBA_CACHE_DIR to a writable folder "
-        f"({reason.splitlines()[0]})",
+        "kernels cannot be cached and compile in every process: set NUMBA_CACHE_DIR to a writable folder",
         stacklevel=4,
     )
 

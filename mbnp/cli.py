@@ -23,6 +23,7 @@ DATA = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. Bad input is one line on stderr and 2."""
+    _mend_streams()
     options = _parser().parse_args(argv)
     try:
         command = importlib.import_module(f"mbnp.commands.{options.command}")
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain when it flushes at its exit
         return 141
     except (MbnpError, OSError) as error:
-        print(f"mbnp: error: {error}", file=sys.stderr)
+        line = str(error).replace("\n", "\\n")  # a name with a line break in it is still one line
+        print(f"mbnp: error: {line}", file=sys.stderr)
         return 2
     except MemoryError:
         print("mbnp: error: not enough memory for that", file=sys.stderr)
@@ -41,6 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mbnp: stopped", file=sys.stderr)
         return 130
+
+
+def _mend_streams() -> None:
+    """Output that a terminal cannot show is escaped, and output that nobody takes is dropped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mbnp {mbnp.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_train, _evaluate, _predict, _summary, _check, _data):
+    for add in (_train, _evaluate, _predict, _summary, _check, _data, _bench, _warmup):
         add(commands)
     return parser
 
@@ -183,6 +195,63 @@ def _data(commands: Any) -> None:
     )
     subset.add_argument("--test", type=int, default=2_000, metavar="N", help="default: %(default)s pictures")
     subset.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+
+def _bench(commands: Any) -> None:
+    p = commands.add_parser(
+        "bench",
+        help="measure where the time goes, and compare with PyTorch and ONNX Runtime",
+        description="The time, GFLOP/s and GB/s of every layer, forward and backward; the whole step against "
+        "its own matrix products alone, and with --against against peers, in alternating turns, each in a "
+        "process of its own, after their outputs were found to agree.",
+        epilog="examples:\n"
+        "  mbnp bench --out roofline.png\n"
+        "  mbnp bench --against torch,onnxruntime        about ten minutes\n"
+        "  mbnp bench --against torch --work training --batch-size 128\n"
+        "  mbnp bench --scaling --out scaling.png",
+    )
+    p.add_argument("--model", default="mobilenet-v1-small", help=f"{MODELS} (default: %(default)s)")
+    p.add_argument(
+        "--width-mult", type=_finite, default=1.0, metavar="X", help="all channels times X (default: 1)"
+    )
+    p.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
+    p.add_argument(
+        "--resolution", type=int, metavar="N", help="pictures of N x N (default: the network's own)"
+    )
+    p.add_argument(
+        "--against",
+        metavar="PEERS",
+        help="one or more of torch,onnxruntime,readable (needs the extra `bench`)",
+    )
+    p.add_argument(
+        "--work",
+        metavar="LIST",
+        help="what to compare: training,inference at the batch size, single (inference of one picture), "
+        "mobilenet-v1 (of one picture of 224 x 224) (default: the first two, or with --against all that suit)",
+    )
+    p.add_argument(
+        "--no-compile", action="store_true", help="leave out torch.compile, whose set-up takes a minute"
+    )
+    p.add_argument(
+        "--scaling",
+        action="store_true",
+        help="instead: time per picture over batch size, width, resolution and threads",
+    )
+    p.add_argument("--rounds", type=int, default=15, metavar="N", help="turns of each (default: %(default)s)")
+    p.add_argument("--json", metavar="FILE", help="write all of it: seconds, bytes, ratios")
+    p.add_argument("--out", metavar="FILE.png", help="draw the roofline, or with --scaling its curves")
+    _engine_options(p)
+
+
+def _warmup(commands: Any) -> None:
+    p = commands.add_parser(
+        "warmup",
+        help="compile ahead what train, evaluate and predict need",
+        description="Compile every kernel that train, evaluate and predict need, once: they then start at once.",
+        epilog="example:\n  mbnp warmup --model mobilenet-v1-small",
+    )
+    p.add_argument("--model", help=f"only for one of {MODELS} (default: for all)")
+    p.add_argument("--readable", action="store_true", help="for train --readable, not for the fast engine")
 
 
 def _finite(text: str) -> float:

@@ -1,17 +1,31 @@
 """Every figure. Each function writes one PNG, and an older file is replaced only by a whole one."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import: inside the functions
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from mbnp.bench.machine import Peaks
+    from mbnp.bench.parts import Measured
+    from mbnp.bench.scaling import Sweep
     from mbnp.train import Record
 
 # Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in grey.
 TRAINING, TEST = "#0072B2", "#D55E00"
+
+# More of theirs, and a marker each.
+KINDS = {
+    "standard": ("#009E73", "s", "standard convolution"),
+    "pointwise": ("#0072B2", "o", "pointwise convolution"),
+    "depthwise": ("#D55E00", "^", "depthwise convolution"),
+    "separable": ("#CC79A7", "P", "depthwise and pointwise in one"),
+    "other": ("#000000", "D", "linear, pooling"),
+}
 
 
 def curves(history: Sequence["Record"], path: str | os.PathLike, title: str = "") -> None:
@@ -38,6 +52,102 @@ def curves(history: Sequence["Record"], path: str | os.PathLike, title: str = ""
     loss.set_ylim(0, 1.05 * max(max(r.loss, r.test_loss) for r in history))
     accuracy.set_ylabel("accuracy (%)")
     accuracy.set_ylim(0, 100)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def roofline(measured: "Measured", peaks: "Peaks", path: str | os.PathLike, title: str = "") -> None:
+    """Every layer's GFLOP/s by its FLOPs a byte, under the machine's limits; both axes are logarithmic.
+
+    No layer can be higher than the matrix product, nor than its bytes allow. Williams, Waterman and Patterson,
+    "Roofline: An Insightful Visual Performance Model", Communications of the ACM, 2009.
+    """
+    from matplotlib.figure import Figure
+
+    from mbnp.bench.report import shares
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    axes = figure.subplots()
+    points: list[tuple[float, float]] = []
+    for kind, (flops, seconds, count) in shares(measured).items():
+        if not count:  # pools, and BatchNorm and ReLU where they run by themselves
+            continue
+        colour, marker, name = KINDS[kind]
+        rows = [row for row in measured.rows if row.kind == kind and row.forward.flops]
+        forward = [(row.forward.intensity, row.forward.gflops) for row in rows]
+        backward = [(row.backward.intensity, row.backward.gflops) for row in rows if row.backward]
+        style: dict[str, Any] = {"marker": marker, "linestyle": "none", "color": colour, "markersize": 8}
+        label = f"{name}: {100 * flops:.0f} % of the FLOPs, {100 * seconds:.0f} % of the time"
+        axes.plot(*zip(*forward, strict=True), label=label, **style)
+        if backward:
+            axes.plot(*zip(*backward, strict=True), markerfacecolor="none", **style)
+        points += forward + backward
+    axes.plot([], [], "o", color="grey", label="filled: forward")
+    axes.plot([], [], "o", color="grey", markerfacecolor="none", label="hollow: backward")
+    slopes = peaks.cache, peaks.memory
+    left, right = (
+        min(x for x, _ in points) / 2,
+        2 * max([peaks.gflops / min(slopes), *(x for x, _ in points)]),
+    )
+    axes.set(xscale="log", yscale="log", xlim=(left, right))
+    axes.set_ylim(min(y for _, y in points) / 2, 2.5 * max([peaks.gflops, *(y for _, y in points)]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.set_xlabel("FLOPs for each byte that a layer must at least move")
+    axes.set_ylabel("GFLOP/s")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    axes.set_title("Fewer FLOPs, so why is it not faster? Grey is what the machine can do", fontsize=11)
+    figure.suptitle(title)
+    figure.draw_without_rendering()  # the layout decides how steep a slope is
+    _roofs(axes, peaks, left, right)
+    _save(figure, path)
+
+
+def _roofs(axes: "Axes", peaks: "Peaks", left: float, right: float) -> None:
+    """The limits: the matrix product, and a slope for each of cache and memory."""
+    line: dict[str, Any] = {"color": "grey", "linewidth": 1.2}
+    text: dict[str, Any] = {"textcoords": "offset points", "color": "#404040", "fontsize": 9}
+    for bandwidth, name, style in ((peaks.cache, "last cache", "-"), (peaks.memory, "memory", "--")):
+        corner = peaks.gflops / bandwidth
+        axes.plot([left, corner], [left * bandwidth, peaks.gflops], style, **line)
+        at = 1.1 * max(left, axes.get_ylim()[0] / bandwidth)
+        (x0, y0), (x1, y1) = axes.transData.transform([(at, at * bandwidth), (2 * at, 2 * at * bandwidth)])
+        angle = math.degrees(math.atan2(y1 - y0, x1 - x0))
+        name = f"{name}: {bandwidth:.0f} GB/s"
+        axes.annotate(name, (at, at * bandwidth), (-2, 6), rotation=angle, rotation_mode="anchor", **text)
+    axes.plot([peaks.gflops / max(peaks.cache, peaks.memory), right], [peaks.gflops] * 2, "-", **line)
+    name = f"matrix product: {peaks.gflops:.0f} GFLOP/s"
+    axes.annotate(name, (right, peaks.gflops), (-4, 5), ha="right", **text)
+
+
+def scaling(sweeps: Sequence["Sweep"], path: str | os.PathLike, title: str = "") -> None:
+    """Time per picture of a training step and of an inference, a panel for each thing that was varied."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    for axes, sweep in zip(figure.subplots(2, 2).flat, sweeps, strict=True):
+        values = [point.value for point in sweep.points]
+        for times, style, colour, label in (
+            ([1e3 * p.training for p in sweep.points], "o--", TRAINING, "training step"),
+            ([1e3 * p.inference for p in sweep.points], "s-", TEST, "inference"),
+        ):
+            axes.plot(values, times, style, color=colour, markersize=5, label=label)
+        if sweep.name == "batch size":
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+        axes.set_xlabel(sweep.name)
+        axes.set_ylabel("ms for one picture")
+        axes.set_title(sweep.fixed, fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
     figure.suptitle(title)
     _save(figure, path)
 

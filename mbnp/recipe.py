@@ -29,6 +29,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise MbnpError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         if self.epochs < 1 or self.batch_size < 1:
             raise MbnpError(
                 f"epochs and batch size must be at least 1, got {self.epochs} and {self.batch_size}"

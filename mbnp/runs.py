@@ -10,6 +10,7 @@ import csv
 import hashlib
 import itertools
 import json
+import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -27,6 +28,9 @@ def require_new(folder: Path) -> None:
     """FileExistsError if there is something at `folder`."""
     if folder.exists():
         raise FileExistsError(f"the run folder {folder} exists already: name another one with --out")
+    parent = next(p for p in folder.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise NotADirectoryError(f"the run folder {folder} cannot be made: {parent} is no folder to write to")
 
 
 def make(folder: Path | None, name: str, config: dict[str, Any]) -> Path:

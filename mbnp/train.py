@@ -95,13 +95,16 @@ def fit(
     """
     recipe = recipe or Recipe()
     batches = datasets.count_batches(len(data.train), recipe.batch_size, train=True)
+    outputs = net.arch.get("num_classes", len(data.classes))
+    if outputs != len(data.classes):
+        raise MbnpError(f"the network has {outputs} outputs and {data.name} {len(data.classes)} classes")
     if batches == 0:
         raise MbnpError(f"{len(data.train)} training pictures do not fill one batch of {recipe.batch_size}")
     opt = recipe.optimiser(net)
     rates = recipe.rates(total=recipe.epochs * batches)
     rng = np.random.default_rng(recipe.seed)
     net.classes = list(data.classes)
-    net.preprocessing = {"mean": list(data.mean), "std": list(data.std)}
+    net.preprocessing = {"mean": [float(v) for v in data.mean], "std": [float(v) for v in data.std]}
     history = []
     for epoch in range(1, recipe.epochs + 1):
         began = time.perf_counter()

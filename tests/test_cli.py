@@ -232,7 +232,7 @@ def test_the_number_of_epochs_is_the_datas_own(records, capsys, monkeypatch):
 def test_a_terminal_gets_a_bar_and_plain_last_lines(records, capsys, monkeypatch):
     from mbnp.commands import train as command
 
-    monkeypatch.setattr(command, "Console", lambda: Console(force_terminal=True, width=100))
+    monkeypatch.setattr(command, "_Console", lambda: Console(force_terminal=True, width=100))
     assert cli.main(["train", *SMALL, "--data", str(records), "--epochs", "2"]) == 0
     output = capsys.readouterr().out
     bar = re.compile(
@@ -257,7 +257,7 @@ def test_a_terminal_gets_a_bar_and_plain_last_lines(records, capsys, monkeypatch
         (["--lr", "-1"], "lr must be a finite number of at least 0, got -1.0"),
         (["--lr", "nan"], "argument --lr: invalid number value: 'nan'"),
         (["--width-mult", "inf"], "argument --width-mult: invalid number value: 'inf'"),
-        (["--width-mult", "1e10"], "not enough memory"),
+        (["--width-mult", "1e10"], "makes more than 8,192 channels"),
         (["--seed", "-1"], "a seed is at least 0, got -1"),
         (["--schedule", "cosin"], "did you mean 'cosine'?"),
         (["--label-smoothing", "1.5"], "label_smoothing must be from 0 to 1"),

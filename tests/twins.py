@@ -1,12 +1,13 @@
-"""The same networks in PyTorch: the article's class as it stands there, and a twin of any network of ours."""
+"""The article's class in PyTorch as it stands there, and what tests of whole networks share."""
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mbnp import layers as ours
-from mbnp.network import Layer, Network
+from mbnp.bench.jobs import vary as vary  # offered from here, beside what tests add to it
+from mbnp.bench.torch_twin import twin as twin
+from mbnp.network import Network
 
 
 class Article(nn.Module):
@@ -41,79 +42,6 @@ class Article(nn.Module):
         for block in blocks:
             x = block(x)
         return self.fc(F.avg_pool2d(x, 2).view(-1, 512))
-
-
-class Subsample(nn.Module):
-    def __init__(self, layer: ours.Subsample) -> None:
-        super().__init__()
-        self.stride, self.padding = layer.stride, (layer.before, layer.after)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.padding))
-
-
-class Residual(nn.Sequential):
-    shortcut_of_x: nn.Module
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + self.shortcut_of_x(x)
-
-    def __iter__(self):
-        return (m for name, m in self._modules.items() if name != "shortcut_of_x")
-
-
-class GlobalAverage(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean((2, 3))
-
-
-def twin(layer: Layer) -> nn.Module:
-    """A PyTorch module of the same architecture, names of arrays included; weights are its own."""
-    if isinstance(layer, ours.Sequential):
-        module = Residual() if isinstance(layer, ours.Residual) else nn.Sequential()
-        for name, child in layer.layers.items():
-            module.add_module(name.replace(".", "_"), twin(child))
-        if isinstance(layer, ours.Residual):
-            module.shortcut_of_x = nn.Identity() if layer.shortcut is None else twin(layer.shortcut)
-        return module
-    match layer:
-        case ours.Conv() | ours.Depthwise():
-            *_, c_out = layer.weight.value.shape
-            groups = c_out if isinstance(layer, ours.Depthwise) else 1
-            c_in = c_out if groups > 1 else layer.weight.value.shape[2]
-            options = {"groups": groups, "bias": layer.bias is not None, **layer.options}
-            return nn.Conv2d(c_in, c_out, layer.weight.value.shape[:2], **options)
-        case ours.Pointwise():
-            return nn.Conv2d(*layer.weight.value.shape, 1, bias=layer.bias is not None)
-        case ours.Linear():
-            return nn.Linear(*layer.weight.value.shape)
-        case ours.BatchNorm():
-            return nn.BatchNorm2d(layer.weight.value.size, layer.eps, layer.momentum)
-        case ours.ReLU():
-            return nn.ReLU() if layer.cap is None else nn.Hardtanh(0, layer.cap)
-        case ours.AveragePool():
-            return nn.AvgPool2d(layer.size, **layer.options)
-        case ours.GlobalAveragePool():
-            return GlobalAverage()
-        case ours.Flatten():
-            return nn.Flatten()
-        case ours.Subsample():
-            return Subsample(layer)
-    raise TypeError(f"no twin of {type(layer).__name__}")
-
-
-def vary(net: Network, seed: int = 1) -> Network:
-    """Statistics and BatchNorm parameters as a trained network may have them, instead of zeros and ones."""
-    rng = np.random.default_rng(seed)
-    for name, layer in net.leaves():
-        if isinstance(layer, ours.BatchNorm):
-            shape = layer.weight.value.shape
-            layer.weight.value = rng.uniform(0.5, 1.5, shape)
-            layer.bias.value = rng.normal(0, 0.2, shape)
-            layer.running_mean.value = rng.normal(0, 0.1, shape)
-            layer.running_var.value = rng.uniform(0.2, 1.0, shape)
-        assert name
-    return net
 
 
 def batch(n: int, size: int, dtype: type, seed: int = 0, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """`mbnp predict`: what is on a picture."""
 
+import os
+import warnings
 from argparse import Namespace
 
 import numpy as np
@@ -42,13 +44,16 @@ def read_picture(path: str, size: int) -> np.ndarray:
 
     Transparent parts become white. MbnpError for a file that is no picture or is damaged.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise MbnpError(f"{path} is no file")
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings(), Image.open(path) as file:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = _rgb(ImageOps.exif_transpose(file))
     except FileNotFoundError:
         raise FileNotFoundError(f"no picture at {path}") from None
     # Decoders of damaged files raise what they like.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Warning) as error:
         raise MbnpError(f"{path} is no picture that can be read: {error}") from None
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
 

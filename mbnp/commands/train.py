@@ -22,8 +22,8 @@ from mbnp.train import Record
 
 def run(options: Namespace) -> int:
     common.set_up(options)
-    out = Path(options.out) if options.out else None
-    if out:
+    out = None if options.out is None else Path(options.out)
+    if out is not None:
         runs.require_new(out)
     accepted = models.options(options.model)
     data = datasets.load(options.data)
@@ -49,6 +49,12 @@ def _recipe(options: Namespace, data: Dataset) -> Recipe:
     )
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Training goes on when the reader of its output has left."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _Session:
     """One run as it goes: what is shown, and what is written."""
 
@@ -58,7 +64,7 @@ class _Session:
         self.net, self.data, self.recipe, self.out, self.options = net, data, recipe, out, options
         self.folder: Path  # made at the first step
         self.history: list[Record] = []
-        self.console = Console()
+        self.console = _Console()
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -77,21 +83,25 @@ class _Session:
 
     def run(self) -> int:
         self.say_what_is_used()
-        title = f"{self.net.arch['name']} on {self.data.name}"
         try:
             with self.bar, common.announced(self.say):
                 train.fit(self.net, self.data, self.recipe, self.on_batch, self.on_epoch)
         except DivergedError as error:
+            self.draw()
             raise DivergedError(f"{error}; {self.kept()}") from None
         except KeyboardInterrupt:
+            self.draw()
             print(f"mbnp: stopped; {self.kept()}", file=sys.stderr)
             return 130
-        finally:
-            if self.history:
-                runs.save_curves(self.folder, self.history, title)
+        self.draw()
         print(f"test accuracy {100 * self.history[-1].test_accuracy:.2f} %")
         print(f"mbnp predict IMAGE --checkpoint {shlex.quote(str(self.folder / 'model.safetensors'))}")
         return 0
+
+    def draw(self) -> None:
+        if self.history:
+            name = self.data.name.encode(errors="replace").decode()  # of a folder, which may be no text
+            runs.save_curves(self.folder, self.history, f"{self.net.arch['name']} on {name}")
 
     def say(self, line: str) -> None:
         """One plain line, above the bar where there is one."""

@@ -41,6 +41,7 @@ _PICKLE = re.compile(r"data_batch_\d|test_batch|batches\.meta")
 
 # What the real archive unpacks to is 184 MB; one that goes on beyond this is not read to its end.
 _MOST_BYTES = 200_000_000
+_MOST_MEMBERS = 1000
 
 
 def locate(place: Path) -> Path | None:
@@ -117,13 +118,20 @@ def _read_files(path: Path) -> dict:
 
 def _folder(folder: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     for file in sorted(folder.iterdir()):
-        yield file.name, file.read_bytes
+        if file.is_file():  # a pipe or a device could be read for ever
+            yield file.name, file.read_bytes
 
 
 def _archive(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """The regular files of an archive by their last name, so that no path in it means anything to us."""
     with _Bounded(path) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as archive:
-        for member in archive:
+        for count, member in enumerate(archive):
+            # What is skipped is read too, so that a header's claim could keep us reading for ever.
+            if count > _MOST_MEMBERS or member.size > _MOST_BYTES:
+                raise MbnpError(
+                    f"{path} unpacks to more than {_MOST_BYTES:,} bytes or {_MOST_MEMBERS:,} files "
+                    f"(at {member.name!r}): it is not CIFAR-10's archive"
+                )
             file = archive.extractfile(member) if member.isreg() else None
             if file is not None:
                 yield PurePosixPath(member.name).name, file.read
@@ -144,7 +152,7 @@ class _Bounded(gzip.GzipFile):
 
 def _class_names(content: bytes, where: str) -> list[str]:
     names = [line.strip() for line in content.decode(errors="replace").splitlines() if line.strip()]
-    if len(names) != 10 or not all(name.isprintable() for name in names):
+    if len(set(names)) != 10 or len(names) != 10 or not all(name.isprintable() for name in names):
         raise MbnpError(f"{where} must name 10 classes, one a line; it has {len(names)}")
     return names
 
@@ -170,6 +178,8 @@ def from_records(content: bytes, where: str = "the data") -> tuple[np.ndarray, n
 
 def to_records(images: np.ndarray, labels: np.ndarray) -> bytes:
     """The inverse of `from_records`."""
+    if len(labels) != len(images) or np.min(labels) < 0 or np.max(labels) > 9:
+        raise MbnpError(f"records hold a label of 0 to 9 for each of {len(images)} pictures, got {labels!r}")
     if images.shape[1:] != (SIZE, SIZE, 3) or images.dtype != np.uint8:
         raise MbnpError(f"records hold pictures of (32, 32, 3) uint8, got {images.shape[1:]} {images.dtype}")
     planes = images.transpose(0, 3, 1, 2).reshape(len(images), RECORD - 1)

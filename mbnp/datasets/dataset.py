@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mbnp.errors import MbnpError
+
 
 @dataclass(frozen=True)
 class Split:
@@ -17,6 +19,10 @@ class Split:
     images: np.ndarray
     labels: np.ndarray
     masks: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.images):
+            raise MbnpError(f"{len(self.images)} pictures have {len(self.labels)} labels")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -35,6 +35,7 @@ def _shared(name: str) -> Any:
 class FusedNetwork(Network):
     """What `convert` returns. Everything but forward and backward is the readable network's own."""
 
+    readable: Network
     layers = _shared("layers")
     arch = _shared("arch")
     classes = _shared("classes")

@@ -7,11 +7,18 @@ import numpy as np
 from mbnp.errors import MbnpError
 from mbnp.network import Network
 
+MOST_CHANNELS = 8192
+MOST_CLASSES = 100_000
+
 
 def scaled(channels: int, width_mult: float) -> int:
     """`int(channels * width_mult)`, the paper's section 3.3: a thinner network with every layer alike."""
-    if not width_mult > 0 or int(channels * width_mult) < 1:
+    if not width_mult > 0 or channels * width_mult < 1:
         raise MbnpError(f"width_mult {width_mult} leaves no channel of {channels}; take more, such as 0.25")
+    if channels * width_mult > MOST_CHANNELS:
+        raise MbnpError(
+            f"width_mult {width_mult} makes more than {MOST_CHANNELS:,} channels of {channels}; take less"
+        )
     return int(channels * width_mult)
 
 
@@ -20,6 +27,8 @@ def begin(num_classes: int, seed: int, dtype: Any) -> np.random.Generator:
     for name, value, least in (("num_classes", num_classes, 1), ("seed", seed, 0)):
         if not isinstance(value, (int, np.integer)) or value < least:
             raise MbnpError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if num_classes > MOST_CLASSES:
+        raise MbnpError(f"num_classes must be at most {MOST_CLASSES:,}, got {num_classes}")
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise MbnpError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
     return np.random.default_rng(seed)
@@ -27,5 +36,6 @@ def begin(num_classes: int, seed: int, dtype: Any) -> np.random.Generator:
 
 def finish(net: Network, name: str, **options: Any) -> Network:
     """Note in `net` what builds it again; seed and dtype are left out, they are in its arrays."""
-    net.arch = {"name": name, **options}
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
+    net.arch = {"name": name, **plain}
     return net

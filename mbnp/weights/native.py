@@ -45,6 +45,9 @@ def save(net: Network, path: str | os.PathLike) -> None:
         safetensors.numpy.save_file(net.state(), partial, metadata)
         os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
+    except safetensors.SafetensorError as error:
+        os.unlink(partial)
+        raise OSError(f"cannot write {path}: {error}") from None
     except BaseException:
         os.unlink(partial)
         raise
@@ -72,10 +75,14 @@ def load(path: str | os.PathLike) -> Network:
             json.loads(metadata[key]) for key in ("resolution", "classes", "preprocessing")
         )
         dtype = _dtype(arrays)
+        _check_size(arch, sum(array.size for array in arrays.values()))
         net = models.create(**arch, dtype=dtype)
         net.load_state(arrays)
         _check_description(net, resolution, classes, preprocessing)
-    except (KeyError, TypeError, ValueError) as error:
+        _check_values(arrays)
+    except KeyError as error:
+        raise MbnpError(f"{path} is not a usable checkpoint: its metadata has no {error}") from None
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise MbnpError(f"{path} is not a usable checkpoint: {error}") from None
     net.resolution, net.classes, net.preprocessing = resolution, classes, preprocessing
     return net
@@ -85,16 +92,35 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, TypeError) as error:
+    except (safetensors.SafetensorError, TypeError, AttributeError) as error:
         raise MbnpError(f"{path} is damaged or no safetensors file: {error}") from None
+
+
+def _check_size(arch: Any, elements: int) -> None:
+    """MbnpError if the file is too small for what it says, before a network of that size is made."""
+    if not isinstance(arch, dict):
+        raise MbnpError(f"its architecture is {arch!r}")
+    # Each architecture of width w has at least 36,864 w^2 weights; below w = 1 there is nothing to fear.
+    width = float(arch.get("width_mult", 1.0))
+    if arch.get("num_classes", 1) > elements or (width > 1 and 30_000 * width**2 > elements):
+        raise MbnpError(f"its {elements:,} numbers are too few for {arch}")
+
+
+def _check_values(arrays: dict[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all() or (name.endswith("running_var") and array.min(initial=0) < 0):
+            raise MbnpError(f"{name} holds NaN, infinity or a negative variance")
 
 
 def _check_description(net: Network, resolution: Any, classes: Any, preprocessing: Any) -> None:
     """MbnpError unless what the metadata says of pictures and classes fits the network."""
-    if not isinstance(resolution, int) or not 1 <= resolution <= 10_000:
+    if type(resolution) is not int or not 1 <= resolution <= 10_000:
         raise MbnpError(f"its resolution is {resolution!r}")
-    if classes is not None and len(classes) != net.arch["num_classes"]:
-        raise MbnpError(f"it names {len(classes)} classes for {net.arch['num_classes']} outputs")
+    if classes is not None:
+        if len(classes) != net.arch["num_classes"]:
+            raise MbnpError(f"it names {len(classes)} classes for {net.arch['num_classes']} outputs")
+        if not all(isinstance(name, str) and name.isprintable() for name in classes):
+            raise MbnpError(f"its classes are {classes!r}")
     if preprocessing is not None:
         numbers = np.array([preprocessing["mean"], preprocessing["std"]], np.float64)
         if numbers.shape != (2, net.channels) or not np.isfinite(numbers).all() or not (numbers[1] > 0).all():

@@ -1,5 +1,6 @@
 """CIFAR-10's record files: read in every form they come in, written, and refused where they are damaged."""
 
+import gzip
 import io
 import os
 import pickle
@@ -311,3 +312,12 @@ def test_real_pictures(cifar10):
     np.testing.assert_allclose(pictures.std((0, 1, 2)), cifar10.std, atol=0.015)
     assert set(np.unique(cifar10.test.labels)) == set(range(10))
     assert "frog" in cifar10.classes
+
+
+def test_a_header_that_claims_terabytes_is_refused_at_once(tmp_path):
+    header = tarfile.TarInfo("skip.txt")
+    header.size = 2**45
+    path = tmp_path / "huge.tar.gz"
+    path.write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT)))
+    with pytest.raises(MbnpError, match=r"unpacks to more than .* \(at 'skip\.txt'\)"):
+        cifar10.read(path)

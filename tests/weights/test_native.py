@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -100,3 +101,35 @@ def test_bad_files(tmp_path, net):
     (tmp_path / "net.xyz").write_bytes(whole)
     with pytest.raises(MbnpError, match=r"unknown kind of checkpoint '\.xyz'"):
         weights.load(tmp_path / "net.xyz")
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        '{"name": "mobilenet-v1-small", "num_classes": 4, "width_mult": 30}',
+        '{"name": "mobilenet-v1-small", "num_classes": 1000000, "width_mult": 0.25}',
+        '{"name": "mobilenet-v1-small", "num_classes": 4, "width_mult": Infinity}',
+        "[" * 100_000,
+        '{"name": "mobilenet-v1-small", "num_classes": 4, "width_mult": 0.25, "seed": -1}',
+        "3",
+    ],
+)
+def test_hostile_metadata_is_refused_before_it_costs_memory(tmp_path, net, arch):
+    path = tmp_path / "net.safetensors"
+    weights.save(net, path)
+    resave(path, {"arch": arch})
+    tracemalloc.start()
+    with pytest.raises(MbnpError, match="not a usable checkpoint"):
+        weights.load(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+@pytest.mark.parametrize(("name", "value"), [("fc.bias", np.nan), ("conv1.1.running_var", -1.0)])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, net, name, value):
+    path = tmp_path / "net.safetensors"
+    net.variables()[name].value = np.full(net.state()[name].shape, value)
+    weights.save(net, path)
+    with pytest.raises(MbnpError, match=f"{name} holds NaN, infinity or a negative variance"):
+        weights.load(path)

@@ -1,0 +1,601 @@
+"""`mbnp bench`: what is counted, who is let in, and what is told; not how fast anything is."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+import mbnp
+from mbnp import backend, cli, cost, fused, plots
+from mbnp.bench import jobs, lineup, machine, ours, parts, peers, products, race, report, scaling, worker
+from mbnp.bench.jobs import Job
+from mbnp.bench.race import INSTALLED, TUNED, Contender, Result
+
+SMALL = Job("training", "mobilenet-v1-small", 2, 32, threads=1, width_mult=0.25)
+PEAKS = machine.Peaks(100.0, 90.0, 100.0, 20.0, 60.0, 32 << 20)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = backend.get_num_threads()
+    yield
+    backend.set_num_threads(before)
+
+
+def inference(job):
+    return dataclasses.replace(job, work="inference")
+
+
+# ---- jobs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_the_same_in_every_process_and_dtype():
+    code = (
+        "from mbnp.bench.jobs import Job; import numpy as np\n"
+        f"job = {SMALL!r}\n"
+        "print(repr([float(sum(np.abs(a).sum() for a in job.network().state().values())), "
+        "float(job.batch()[0].sum()), job.batch()[1].tolist()]))"
+    )
+    other = eval(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
+    x, y = SMALL.batch()
+    mine = [float(sum(np.abs(a).sum() for a in SMALL.network().state().values())), float(x.sum()), y.tolist()]
+    assert other == mine
+    for name, array in SMALL.network(np.float64).state().items():
+        np.testing.assert_array_equal(array, SMALL.network().state()[name])
+
+
+def test_batchnorms_of_a_job_are_not_all_alike():
+    state = SMALL.network().state()
+    for name in ("conv1.1.weight", "conv1.1.bias", "conv1.1.running_mean", "conv1.1.running_var"):
+        assert len(set(state[name])) > 1
+
+
+def test_outputs_are_compared_on_as_many_pictures_as_there_is_memory_for(monkeypatch):
+    assert dataclasses.replace(SMALL, batch_size=64).compared() == 64
+    monkeypatch.setattr(jobs, "COMPARED_BYTES", 30 << 20)
+    assert 2 < dataclasses.replace(SMALL, batch_size=64).compared() < 64
+    monkeypatch.setattr(jobs, "COMPARED_BYTES", 0)
+    assert dataclasses.replace(SMALL, batch_size=64).compared() == 2
+    assert dataclasses.replace(SMALL, batch_size=1).compared() == 1
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["fused", "readable"])
+@pytest.mark.parametrize("work", ["training", "inference"])
+def test_parts_add_up_to_the_network(engine, work):
+    readable = SMALL.network()
+    net = fused.convert(readable) if engine == "fused" else readable
+    measured = getattr(parts, work)(net, SMALL, steps=2)
+    counted = cost.of(readable, (32, 32, 3))
+    named = {name for row in measured.rows for name in row.name.split(" + ")}
+    forward, backward = (
+        sum(getattr(row, way).flops for row in measured.rows if getattr(row, way))
+        for way in ("forward", "backward")
+    )
+    head = 0 if (engine, work) == ("readable", "inference") or work == "training" else counted.rows[-1].flops
+    assert forward == SMALL.batch_size * (counted.flops - head)  # the fused classifier is in the rest
+    first = counted.rows[0].flops if engine == "fused" else 0  # pictures need no gradient
+    assert backward == (SMALL.batch_size * (2 * counted.flops - first) if work == "training" else 0)
+    assert "conv1.0" in named
+    assert measured.total == pytest.approx(
+        sum(row.seconds for row in measured.rows) + measured.optimiser + measured.rest
+    )
+    assert all(row.forward.seconds > 0 and row.forward.bytes > 0 for row in measured.rows)
+    assert (measured.optimiser > 0) == (work == "training")
+    assert sum(share for share, _, _ in report.shares(measured).values()) == pytest.approx(1)
+
+
+def test_kinds_and_bytes_of_parts():
+    net = fused.convert(SMALL.network())
+    rows = {row.name: row for row in parts.training(net, SMALL, steps=1).rows}
+    assert [rows[name].kind for name in ("conv1.0", "conv2_1.0", "conv2_1.3", "fc")] == [
+        "standard", "depthwise", "pointwise", "other",
+    ]  # fmt: skip
+    pixels = 2 * 32 * 32
+    assert rows["conv2_1.0"].forward.bytes == 4 * (pixels * 8 + pixels * 8 + 9 * 8)
+    # dz of the output is made from its gradient and the output itself; the input is read, its gradient written
+    assert rows["conv2_1.0"].backward.bytes == 4 * (4 * pixels * 8 + 2 * 9 * 8)
+    assert rows["conv1.0"].backward.bytes == 4 * (2 * pixels * 8 + pixels * 3 + 2 * (27 * 8 + 8))
+
+
+def test_every_model_is_measured_by_its_parts():
+    job = dataclasses.replace(SMALL, model="resnet20")
+    rows = parts.training(fused.convert(job.network()), job, steps=1).rows
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names)
+    assert {"conv1", "layer1.0.conv1", "layer1.0.bn2", "layer3.2.conv2", "linear"} <= set(names)
+
+
+def test_the_stopwatch_leaves_nothing_behind():
+    net = fused.convert(SMALL.network())
+    parts.training(net, SMALL, steps=1)
+    parts.inference(net, SMALL, steps=1)
+    watched = [*net._plans[(2, 32, 32, 3)].stages, *net._inference.blocks, *net._tail]
+    assert not [owner for owner in watched if {"forward", "backward", "run"} & set(vars(owner))]
+
+
+# ---- products, machine -----------------------------------------------------------------------------------------
+
+
+def test_the_products_are_the_networks():
+    net = SMALL.network()
+    found = products.of(net, (32, 32, 3), batch_size=3)
+    assert found[0] == products.Product("conv1.0", 3 * 1024, 27, 8, True)
+    assert found[1] == products.Product("conv2_1.3", 3 * 1024, 8, 8, False)
+    assert found[-1] == products.Product("fc", 3, 128, 10, False)
+    counted = cost.of(net, (32, 32, 3))
+    flops = 3 * sum(row.flops for row in counted.rows if row.kind != "Depthwise")
+    assert products.flops(found, backward=False) == flops
+    assert products.flops(found, backward=True) == 3 * flops - 3 * counted.rows[0].flops
+
+
+@pytest.mark.parametrize("by", ["run", "run_numpy"])
+def test_the_floor_computes_them(by):
+    found = [products.Product("a", 1001, 27, 40, True), products.Product("b", 700, 40, 33, False)]
+    floor = products.Floor(found, backward=True, threads=1)
+    for layer in floor.layers:
+        layer.y[...] = layer.dx[...] = layer.dw[...] = np.nan
+    getattr(floor, by)()
+    for layer in floor.layers:
+        np.testing.assert_allclose(layer.y, layer.x @ layer.w, rtol=1e-3, atol=1e-4)
+        if layer.dx.size:
+            np.testing.assert_allclose(layer.dx, layer.dy @ layer.w.T, rtol=1e-3, atol=1e-4)
+        if by == "run_numpy":
+            np.testing.assert_allclose(layer.dw[0], layer.x.T @ layer.dy, rtol=1e-3, atol=1e-3)
+        else:
+            assert np.isfinite(layer.dw).all()
+    assert [layer.dx.size for layer in floor.layers] == [0, 700 * 40]
+
+
+def test_the_machine_is_measured_and_described(monkeypatch):
+    monkeypatch.setattr(machine, "MEMORY", 1 << 20)
+    monkeypatch.setattr(machine, "last_cache_bytes", lambda: 1 << 18)
+    peaks = machine.measure(threads=1, rounds=2)
+    assert min(peaks) > 0
+    assert peaks.gflops == max(peaks.gflops_numpy, peaks.gflops_kernel)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.delenv("OPENBLAS_L2_SIZE", raising=False)
+    found = machine.describe()
+    assert found["slowing"] == {"OPENBLAS_CORETYPE": "Haswell"}
+    text = report.header(found, peaks)
+    assert "OPENBLAS_CORETYPE=Haswell" in text
+    assert "env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE mbnp bench" in text
+    assert machine.processor() in text
+    assert f"NumPy {np.__version__}" in text
+    assert max(map(len, text.splitlines())) <= 100
+    found["slowing"] = {}
+    assert "WARNING" not in report.header(found, peaks)
+    json.dumps(found)
+
+
+# ---- outputs are compared --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return ours.Reference(SMALL, {}, lambda: None).outputs()
+
+
+@pytest.mark.parametrize(
+    ("contender", "options"),
+    [
+        (ours.Mbnp, {"engine": "fused"}),
+        (ours.Mbnp, {"engine": "readable"}),
+        (peers.Torch, {"layout": "channels_last"}),
+        (peers.Torch, {"layout": "NCHW"}),
+    ],
+    ids=str,
+)
+def test_contenders_agree_in_training(contender, options, reference):
+    called = []
+    runner = contender(SMALL, options, lambda: called.append(True))
+    outputs = runner.outputs()
+    assert called == [True]
+    assert {"loss", "grad.conv1.0.weight", "float64.loss", "float64.grad.fc.bias"} <= set(outputs)
+    assert race.difference(outputs, reference) is None
+    runner.run()
+
+
+@pytest.mark.parametrize("model", ["mobilenet-v1-small", "mobilenet-v1", "resnet20"])
+def test_contenders_agree_in_inference(model):
+    job = dataclasses.replace(inference(SMALL), model=model)
+    expected = ours.Reference(job, {}, lambda: None).outputs()
+    assert set(expected) == {"logits"}
+    for contender, options in ((ours.Mbnp, {"engine": "fused"}), (peers.Torch, {"layout": "channels_last"})):
+        runner = contender(job, options, lambda: None)
+        assert race.difference(runner.outputs(), expected) is None
+        runner.run()
+
+
+def test_onnx_runtime_agrees():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    job = inference(SMALL)
+    runner = peers.OnnxRuntime(job, {}, lambda: None)
+    assert race.difference(runner.outputs(), ours.Reference(job, {}, lambda: None).outputs()) is None
+    runner.run()
+
+
+def changed(reference, **changes):
+    exact = {f"float64.{name}": array for name, array in reference.items()}
+    return reference | exact | {name.replace("__", "."): array for name, array in changes.items()}
+
+
+def test_differences_are_found(reference):
+    w = reference["grad.fc.weight"]
+    worst = np.abs(w).max()
+    off = np.zeros_like(w)
+    off.flat[5] = 2e-4 * worst
+    nothing = np.zeros_like(w)
+    cases = {
+        "its loss is off by": {"loss": reference["loss"] * (1 + 2e-4)},
+        "its loss is off by nan": {"loss": np.asarray(np.nan)},
+        "its gradients in float32 are off by": {"grad__fc__weight": nothing},
+        "its grad.fc.weight in float64 is off by 2.0e-04": {"float64__grad__fc__weight": w + off},
+        "its loss in float64": {"float64__loss": reference["loss"] + 1},
+        "its grad.fc.weight has shape": {"grad__fc__weight": w.T},
+        "its outputs are": {"grad__fc__other": w},
+    }
+    assert race.difference(changed(reference), reference) is None
+    assert race.difference(dict(reference), reference) is None  # no float64: torch.compile
+    # Float32's gradients may be as far off as a ReLU that flips moves them, and an irrelevant bias as rounding does.
+    bias = reference[
+        "float64.grad.conv1.0.bias" if "float64.grad.conv1.0.bias" in reference else "grad.conv1.0.bias"
+    ]
+    near = changed(reference, grad__fc__weight=w + off, float64__grad__conv1__0__bias=bias + 1e-9)
+    assert race.difference(near, reference) is None
+    for message, changes in cases.items():
+        assert message in race.difference(changed(reference, **changes), reference)
+    assert "its outputs are loss" in race.difference({"loss": reference["loss"]}, reference)
+
+
+# ---- workers and races -----------------------------------------------------------------------------------------
+
+
+def fake(name="fake", **options):
+    return Contender(name, "", "tests.contenders:Idle", options)
+
+
+def test_a_race_times_who_agrees_and_says_why_others_are_out():
+    contenders = [
+        Contender("mbnp", lineup.MBNP, "mbnp.bench.ours:Mbnp", {"engine": "fused"}),
+        Contender("wrong", "", "tests.contenders:WrongWeights"),
+        fake("fine", noise=True),
+        Contender("PyTorch, NCHW", lineup.TORCH, "mbnp.bench.peers:Torch", {"layout": "NCHW"}, TUNED),
+        fake("never", dies="at once"),
+        fake("halfway", dies="later"),
+    ]
+    said = []
+    results = race.race(SMALL, contenders, rounds=2, say=said.append)
+    mine, wrong, fine, torch, never, halfway = results
+    assert mine.refused is None
+    assert len(mine.seconds) >= 2 * race.STEPS
+    assert mine.quartiles[0] <= mine.median <= mine.quartiles[1]
+    assert re.match(r"not timed, because its .* is allowed$", wrong.refused)
+    assert not wrong.seconds
+    assert fine.refused is None
+    assert 0.001 <= fine.median < 0.1
+    assert torch.refused is None
+    assert len(torch.seconds) >= 2 * race.STEPS
+    assert never.refused == "it stopped: RuntimeError: out of luck"
+    assert halfway.refused == "it stopped: middle"
+    assert "round 2 of 2" in said
+    text = report.race(SMALL, results, rounds=2)
+    assert "wrong (as installed): not timed" in text
+    assert re.search(r"^mbnp +as installed +\d", text, re.MULTILINE)
+    assert not re.search(r"^never +as installed +\d", text, re.MULTILINE)
+
+
+def test_without_a_reference_nobody_is_timed(monkeypatch):
+    monkeypatch.setattr(race, "PATIENCE", 60)
+    monkeypatch.setattr(
+        race, "_reference", lambda *_: (_ for _ in ()).throw(race.Died("it stopped: MemoryError"))
+    )
+    (result,) = race.race(SMALL, [fake()], rounds=1)
+    assert result.refused == "not timed, because the reference failed: it stopped: MemoryError"
+
+
+def test_a_worker_that_hangs_is_given_up():
+    with race.Worker(fake(hangs=True), patience=20) as running:
+        running.start(SMALL)
+        running.patience = 0.2
+        with pytest.raises(race.Died, match=r"no answer in 0.2 seconds"):
+            running.ask({"run": 1})
+    assert running.process.poll() is not None
+
+
+def test_a_worker_ends_when_its_input_does():
+    with race.Worker(fake()) as running:
+        running.start(SMALL)
+    assert running.process.returncode == 0
+
+
+def test_peak_memory_counts_what_was_freed_but_not_what_was_imported():
+    if worker._status("VmHWM") is None:
+        pytest.skip("this system does not tell")
+    (result,) = race.memory(SMALL, [fake(megabytes=80, imports=200)])
+    assert 75e6 < result.bytes < 100e6
+    assert f"fake  {result.bytes / 1e6:.1f} MB" in report.memory(SMALL, [result])
+
+
+def test_environments_of_workers(monkeypatch):
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    installed, tuned = race.environment(INSTALLED), race.environment(TUNED)
+    assert "MALLOC_TOP_PAD_" not in installed
+    assert tuned["MALLOC_TOP_PAD_"] == race.ALLOCATOR["MALLOC_TOP_PAD_"]
+    assert installed["OPENBLAS_CORETYPE"] == tuned["OPENBLAS_CORETYPE"] == "Haswell"  # the user's own
+
+
+# ---- who takes part --------------------------------------------------------------------------------------------
+
+
+def test_the_lineup(monkeypatch):
+    monkeypatch.setattr(lineup, "can_tune_allocator", lambda: True)
+    everyone = lineup.for_job(SMALL, ["torch", "onnxruntime", "readable"], readable=False, compiled=True)
+    assert [c.name for c in everyone if c.allocator == INSTALLED] == [
+        "mbnp", "its matrix products alone", "the same by NumPy's threads", "mbnp readable",
+        "PyTorch, channels_last", "PyTorch, NCHW", "PyTorch, torch.compile",
+    ]  # fmt: skip
+    assert [c.name for c in everyone if c.allocator == TUNED] == [
+        "PyTorch, channels_last", "PyTorch, NCHW", "PyTorch, torch.compile",
+    ]  # fmt: skip
+    names = [c.name for c in lineup.for_job(inference(SMALL), ["onnxruntime"], readable=True, compiled=False)]
+    assert names.count("ONNX Runtime") == 2
+    assert not [name for name in names if "PyTorch" in name]
+    for contender in everyone:
+        assert worker.load(contender.contender)
+    assert [c.name for c in lineup.for_memory(["torch"], readable=False)] == [
+        "mbnp", "PyTorch, channels_last", "PyTorch, NCHW",
+    ]  # fmt: skip
+
+
+def test_what_is_missing_is_named_with_the_command_that_installs_it(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(lineup, "find_spec", lambda name: None if "onnx" in name else find(name))
+    assert cli.main(["bench", "--against", "torch,onnxruntime"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "mbnp: error: onnxruntime and onnx not installed, which --against onnxruntime needs: "
+        'pip install -e ".[bench]"\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--against", "tensorflow"], "unknown peer 'tensorflow': known are onnxruntime, readable, torch"),
+        (["--work", "trainig"], "unknown work 'trainig': did you mean 'training'?"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--batch-size", "0"], "batch size and resolution must be at least 1"),
+        (["--resolution", "224"], "17 to 48 pixels"),
+        (["--model", "mobilenet"], "unknown model 'mobilenet'"),
+        (["--json", "nowhere/b.json"], "no folder for nowhere/b.json"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+
+
+# ---- what is told ----------------------------------------------------------------------------------------------
+
+
+def result(name, group, median, allocator=INSTALLED, **more):
+    return Result(Contender(name, group, "", {}, allocator), [median] * 3, **more)
+
+
+def test_standings_are_against_the_fastest_configuration():
+    results = [
+        result("mbnp", lineup.MBNP, 0.020),
+        result("products", lineup.PRODUCTS, 0.010),
+        result("by NumPy", "", 0.001),
+        result("PyTorch, NCHW", lineup.TORCH, 0.060),
+        result("PyTorch, channels_last", lineup.TORCH, 0.050),
+        result("PyTorch, NCHW", lineup.TORCH, 0.030, TUNED),
+        result("PyTorch, channels_last", lineup.TORCH, 0.032, TUNED),
+        result("PyTorch, torch.compile", lineup.TORCH, 0.001, TUNED, refused="it stopped: x"),
+    ]
+    found = report.standings([(SMALL, results)])
+    assert [(s.peer, round(s.ratio, 3), s.name) for s in found] == [
+        ("PyTorch, allocator tuned", 1.5, "NCHW"),
+        ("PyTorch as installed", 2.5, "channels_last"),
+        ("matrix products alone", 0.5, ""),
+    ]
+    memories = [
+        result("mbnp", lineup.MBNP, 1, bytes=50_000_000),
+        result("PyTorch, NCHW", lineup.TORCH, 1, bytes=200_000_000),
+        result("PyTorch, channels_last", lineup.TORCH, 1, bytes=100_000_000),
+    ]
+    found += report.memory_standings(SMALL, memories)
+    assert (found[-1].ratio, found[-1].name) == (2.0, "channels_last")
+    text = report.standing(found)
+    assert re.search(r"PyTorch, allocator tuned +20.0 ms +30.0 ms +1.50 +0.67  NCHW", text)
+    assert re.search(r"matrix products alone +20.0 ms +10.0 ms +0.50 +2.00", text)
+    assert re.search(r"PyTorch +50.0 MB +100.0 MB +2.00 +0.50  channels_last", text)
+    assert max(map(len, text.splitlines())) <= 100
+    assert report.standings([(SMALL, results[1:])]) == []  # without mbnp there is no ratio
+
+
+def test_the_whole_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "measure", lambda threads: PEAKS)
+    paths = tmp_path / "found.json", tmp_path / "roofline.png"
+    small = ["--width-mult", "0.25", "--batch-size", "2", "--threads", "1", "--rounds", "1"]
+    assert (
+        cli.main(["bench", *small, "--work", "inference", "--json", str(paths[0]), "--out", str(paths[1])])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 105
+    for line in (
+        r"^mbnp \S+ on .*, 1 of \d+ processors$",
+        r"^training step, mobilenet-v1-small, 2 pictures of 32 x 32; the fast engine",
+        r"^conv2_1.0 +depthwise +32 x 32 x 8 +\d",
+        r"^pointwise +\d+\.\d % +\d+\.\d %",
+        r"^mbnp +as installed",
+        r"^  matrix products alone",
+    ):
+        assert re.search(line, out, re.MULTILINE), line
+    with Image.open(paths[1]) as image:
+        assert image.size == (1500, 1050)
+    found = json.loads(paths[0].read_text())
+    assert set(found) == {"machine", "peaks", "settings", "layers", "comparisons", "standings"}
+    assert found["settings"] == {
+        "model": "mobilenet-v1-small", "width_mult": 0.25, "batch_size": 2, "resolution": 32, "threads": 1,
+        "rounds": 1, "engine": "fused", "against": [],
+    }  # fmt: skip
+    assert found["peaks"]["gflops"] == 100
+    assert set(found["machine"]["versions"]) >= {"mbnp", "numpy", "numba"}
+    row = found["layers"]["training"]["rows"][0]
+    assert set(row) == {"name", "kind", "output", "forward", "backward", "share"}
+    assert set(row["forward"]) == {"seconds", "flops", "bytes", "gflops", "gb_per_s"}
+    (comparison,) = found["comparisons"]
+    assert (comparison["work"], comparison["batch_size"]) == ("inference", 2)
+    for contender in comparison["contenders"]:
+        assert contender["refused"] is None
+        assert contender["median"] > 0
+        assert len(contender["quartiles"]) == 2
+    assert found["standings"][0]["ratio"] == pytest.approx(
+        comparison["contenders"][1]["median"] / comparison["contenders"][0]["median"]
+    )
+
+
+def test_it_fails_if_mbnp_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "measure", lambda threads: PEAKS)
+    monkeypatch.setattr(
+        race,
+        "race",
+        lambda job, contenders, rounds, say: [result("mbnp", lineup.MBNP, 1, refused="too far off")],
+    )
+    small = ["--width-mult", "0.25", "--batch-size", "2", "--threads", "1", "--rounds", "1"]
+    assert cli.main(["bench", *small, "--work", "inference"]) == 1
+    assert "mbnp (as installed): too far off" in capsys.readouterr().out
+
+
+# ---- scaling ---------------------------------------------------------------------------------------------------
+
+
+def test_scaling(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "measure", lambda threads: PEAKS)
+    monkeypatch.setattr(scaling, "BATCHES", (1, 16))
+    monkeypatch.setattr(scaling, "WIDTHS", (0.125, 0.25))
+    monkeypatch.setattr(scaling, "RESOLUTIONS", (32, 48))
+    monkeypatch.setattr(scaling, "RESOLUTION_BATCH", 1)
+    monkeypatch.setattr(scaling, "TURN", 0)
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: drawn.append(self) or save(self, *a, **k))
+    paths = tmp_path / "found.json", tmp_path / "scaling.png"
+    arguments = ["--scaling", "--width-mult", "0.25", "--batch-size", "2", "--threads", "1", "--rounds", "1"]
+    assert cli.main(["bench", *arguments, "--json", str(paths[0]), "--out", str(paths[1])]) == 0
+    out = capsys.readouterr().out
+    found = {sweep["varied"]: sweep["points"] for sweep in json.loads(paths[0].read_text())["scaling"]}
+    assert {name: [p["value"] for p in points] for name, points in found.items()} == {
+        "batch size": [1, 16], "width": [0.125, 0.25], "resolution": [32, 48], "threads": [1],
+    }  # fmt: skip
+    # One picture of 32 x 32 leaves mobilenet-v1's last BatchNorm one value a channel.
+    assert found["resolution"][0]["training"] is None
+    assert found["resolution"][0]["inference"] > 0
+    assert found["resolution"][1]["training"] > 0
+    assert found["batch size"][0]["training"] > 0
+    assert "from batch 16 to 256 at most 0 % (training) and 0 % (inference) above the least" in out
+    assert [axes.get_xlabel() for axes in drawn[0].axes] == ["batch size", "width", "resolution", "threads"]
+    batch = drawn[0].axes[0]
+    np.testing.assert_allclose(batch.lines[0].get_ydata(), [1e3 * p["training"] for p in found["batch size"]])
+
+
+def test_how_far_above_the_least():
+    points = [
+        scaling.Point(n, t, i) for n, t, i in ((8, 9, 9), (16, 1.0, 2.0), (64, 1.25, 2.0), (256, 1.1, 2.2))
+    ]
+    assert scaling.worst_above_minimum(scaling.Sweep("batch size", "", points), 16, 256) == pytest.approx(
+        (0.25, 0.1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("most", "counts"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (8, [1, 2, 4, 8])], ids=str
+)
+def test_thread_counts(most, counts):
+    assert scaling.thread_counts(most) == counts
+
+
+# ---- the roofline ----------------------------------------------------------------------------------------------
+
+
+def test_the_roofline_shows_every_layer(tmp_path, monkeypatch):
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: drawn.append(self) or save(self, *a, **k))
+    rate = parts.Rate
+    rows = [
+        parts.Row(
+            "a", "standard", (4, 4, 8), rate(1e-3, 40_000_000, 1_000_000), rate(2e-3, 80_000_000, 4_000_000)
+        ),
+        parts.Row(
+            "b", "depthwise", (4, 4, 8), rate(1e-3, 2_000_000, 1_000_000), rate(2e-3, 4_000_000, 4_000_000)
+        ),
+        parts.Row(
+            "c", "pointwise", (4, 4, 8), rate(1e-3, 20_000_000, 1_000_000), rate(1e-3, 20_000_000, 10_000)
+        ),
+        parts.Row("d", "other", (8,), rate(1e-3, 0, 1_000_000), rate(1e-3, 0, 1_000_000)),
+    ]
+    plots.roofline(parts.Measured(rows, 0.0, 0.0), PEAKS, tmp_path / "r.png", "a title")
+    (axes,) = drawn[0].axes
+    points = {
+        (round(float(x), 6), round(float(y), 6))
+        for line in axes.lines
+        if line.get_marker() not in ("None", "") and line.get_linestyle() == "None"
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    }
+    flops = [r for row in rows for r in (row.forward, row.backward) if r.flops]
+    assert points == {(round(r.intensity, 6), round(r.gflops, 6)) for r in flops}
+    styles = {(line.get_color(), line.get_marker()) for line in axes.lines if line.get_linestyle() == "None"}
+    assert len({colour for colour, _ in styles}) == len(styles)
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert "depthwise convolution: 4 % of the FLOPs, 30 % of the time" in labels
+    assert {text.get_text() for text in axes.texts} == {
+        "matrix product: 100 GFLOP/s", "memory: 20 GB/s", "last cache: 60 GB/s",
+    }  # fmt: skip
+    (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
+    assert all(left < x < right and low < y < high for x, y in points)
+    roofs = [
+        line for line in axes.lines if line.get_linestyle() in ("-", "--") and len(line.get_xdata()) == 2
+    ]
+    ends = [(line.get_xdata()[1], line.get_ydata()[1]) for line in roofs]
+    assert (100 / 60, 100) in ends
+    assert (100 / 20, 100) in ends
+
+
+def test_a_nan_is_no_json(tmp_path):
+    from mbnp.commands import bench
+
+    bench._write(tmp_path / "b.json", {"a": [math.nan, 1.5], "b": (2, None)})
+    assert json.loads((tmp_path / "b.json").read_text()) == {"a": [None, 1.5], "b": [2, None]}
+    assert [p.name for p in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_the_commands_help_names_what_there_is(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in ("torch,onnxruntime,readable", "--scaling", "--no-compile", "--json", "roofline"):
+        assert name in text
+    assert mbnp.__version__
