@@ -434,6 +434,13 @@ def test_standings_are_against_the_fastest_configuration():
     assert report.standings([(SMALL, results[1:])]) == []  # without mbnp there is no ratio
 
 
+def test_a_busy_machine_is_told():
+    calm, busy = result("mbnp", lineup.MBNP, 0.02), result("PyTorch, NCHW", lineup.TORCH, 0.02)
+    busy.seconds = [0.02, 0.02, 0.05, 0.05]
+    assert "far apart" not in report.race(SMALL, [calm], rounds=1)
+    assert "far apart" in report.race(SMALL, [calm, busy], rounds=1)
+
+
 def test_the_whole_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(machine, "measure", lambda threads: PEAKS)
     paths = tmp_path / "found.json", tmp_path / "roofline.png"

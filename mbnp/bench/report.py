@@ -11,6 +11,8 @@ from mbnp.bench.parts import Measured, Rate
 from mbnp.bench.race import INSTALLED, ROUGHLY, TOLERANCE, TUNED, Result
 from mbnp.bench.scaling import Sweep, worst_above_minimum
 
+BUSY = 0.5  # between the quartiles of one contender's times: more than it would differ by itself
+
 
 class Standing(NamedTuple):
     """mbnp and the fastest configuration of a peer in one comparison. Seconds, or bytes of memory."""
@@ -116,6 +118,8 @@ def race(job: Job, results: Sequence[Result], rounds: int) -> str:
         )
     head = ["", "allocator", "median ms", "quartiles", "times mbnp's", "pictures/s"]
     text = f"{job}; {rounds} rounds\n" + table(head, lines, left=2)
+    if any(r.quartiles[1] > (1 + BUSY) * r.quartiles[0] for r in timed):
+        text += "\nQuartiles are far apart: something else used the processors, so take care with the ratios."
     for r in results:
         if r.refused is not None:
             text += f"\n{r.contender.name} ({r.contender.allocator}): {r.refused}"
@@ -125,10 +129,10 @@ def race(job: Job, results: Sequence[Result], rounds: int) -> str:
 def agreement() -> str:
     """What was compared before anything was timed."""
     return (
-        "Before anything is timed, everybody computes with the same weights, and is refused if it is too far from\n"
-        f"the readable network in float64: logits and loss {TOLERANCE:.0e} of the largest entry; gradients, computed\n"
-        f"in float64, likewise, and in float32 {100 * ROUGHLY:.0f} % of their length, since one ReLU whose input is\n"
-        "within rounding of zero moves them further than rounding. torch.compile: float32 only."
+        "Before anything is timed, everybody computes with the same weights, and is refused if it is too far\n"
+        f"from the readable network in float64: logits and loss by {TOLERANCE:.0e} of the largest entry; gradients\n"
+        f"in float64 likewise, in float32 by {100 * ROUGHLY:.0f} % of their length, since one ReLU whose input is\n"
+        "within rounding of zero moves them further than rounding. torch.compile: in float32 only."
     )
 
 
