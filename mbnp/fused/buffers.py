@@ -14,8 +14,8 @@ SHAPES_KEPT = 2  # a full batch and the last one
 class Arena:
     """Arrays cut from few large blocks, each beginning at a cache line.
 
-    NumPy's own large arrays begin 16 bytes after one, and then every vector load of 64 bytes touches two lines: the
-    depthwise kernels were a quarter to a third slower. Large blocks get the system's large pages, too.
+    NumPy's own large arrays begin 16 bytes after one, and then every vector load of 64 bytes touches two lines, which
+    the depthwise kernels, bound by their loads, pay for most. Large blocks get the system's large pages, too.
     """
 
     BLOCK = 1 << 25  # bytes; what of it is never written costs no memory

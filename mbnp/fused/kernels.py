@@ -1,9 +1,13 @@
-"""The training kernels: convolution, the BatchNorm before it, the ReLU and the statistics after it in one pass.
+"""The kernels: convolution, the BatchNorm and ReLU before it and the statistics after it in one pass over memory.
+
+Read the pieces first, then pointwise convolution, which shows the whole idea; depthwise convolution and the first one
+follow it, and inference, where BatchNorm is folded away, comes last. All are in one file because Numba's cache does
+not notice that a function of another file has changed.
 
 A network is a chain of  z -> a = act(BN(z)) -> next convolution. Only the raw outputs z of convolutions are
 stored. Whoever reads z makes a while it loads, and whoever writes z sums up its statistics while it is in
 cache; backward likewise in reverse (BatchNorm fission-fusion: Jung et al., "Restructuring Batch Normalization to
-Accelerate CNN Training", MLSys 2019). A training step so moves a third of the memory of separate passes.
+Accelerate CNN Training", MLSys 2019).
 
 The symbols, for one BatchNorm over the channels of z (N, H, W, C):
     affine   (5, T)   rows mean, scale = gamma*inv, shift, inv = 1 / sqrt(var + eps), rest:
@@ -14,7 +18,7 @@ The symbols, for one BatchNorm over the channels of z (N, H, W, C):
     sums     (tiles, 2, C)  of g and of g * (z - mean), from which BN's backward follows
     adjoint  (3, T)   rows k, c1, c0:  dL/dz = k*g + c1*(z - mean) + c0,  the whole of BN's backward
 
-Per-channel vectors are repeated to T >= LANES entries, a whole number of times, so that the inner loops run over many
+Per-channel vectors are repeated a whole number of times, to about LANES entries, so that the inner loops run over many
 pixels at once whatever the channel count is: with 32 channels a loop over channels would be two vectors long.
 
 Parallel loops run over tiles whose number depends on the shapes alone, and partial sums are added in the order of
@@ -32,7 +36,7 @@ LANES = 256
 
 
 def lanes(channels: int) -> int:
-    """T: the least whole number of pixels' channels that fills the lanes."""
+    """T: the channels of as many whole pixels as fit into LANES, and of one at least."""
     return channels * max(1, LANES // channels)
 
 
@@ -364,7 +368,7 @@ def _taps(w, r0, r1, r2, v0, v1, v2, out):
 
 @piece
 def _two_rows(w, r0, r1, r2, r3, C, out0, out1):
-    """`_taps` at stride 1 for two output rows: weights and shared input rows are loaded once, a third less time."""
+    """`_taps` at stride 1 for two output rows: weights and shared input rows are loaded once."""
     T = w.shape[1]
     w0, w1, w2, w3, w4, w5, w6, w7, w8 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8]
     for start in range(0, out0.size, T):

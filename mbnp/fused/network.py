@@ -16,7 +16,7 @@ from mbnp.network import Network
 
 
 def convert(net: Network) -> "FusedNetwork":
-    """A network that computes what `net` computes, several times faster.
+    """A network that computes what `net` computes, faster.
 
     It shares `net`'s parameters, gradients, running statistics and description: train one and the other has
     learned. dtype is kept. `report()` says which layers the fused kernels run. Calls from several threads wait for
