@@ -5,6 +5,7 @@ Shapes are (N, H, W, C), channels last. Names of arrays are PyTorch's: `weight`,
 "same" as TensorFlow means it.
 """
 
+import math
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "Linear",
     "MaxPool",
     "Network",
+    "Pad",
     "Parameter",
     "Pointwise",
     "ReLU",
@@ -245,32 +247,69 @@ class GlobalAveragePool(Layer):
 
 
 class Flatten(Layer):
-    """(N, 1, 1, C) -> (N, C). A larger map is refused: PyTorch would order its entries differently."""
+    """(N, H, W, C) -> (N, H*W*C), the entries of one picture in the order that the next layer's weights expect.
 
-    def __init__(self, hint: str = "") -> None:
+    order: "HWC" as they lie here, "CHW" as PyTorch flattens. Without one only (N, 1, 1, C) is taken, where the
+    orders are the same.
+    """
+
+    def __init__(self, hint: str = "", order: str | None = None) -> None:
+        if order not in (None, "HWC", "CHW"):
+            raise MbnpError(f"order must be 'HWC', 'CHW' or None, got {order!r}")
         self.hint = hint  # what the network says about the sizes of pictures it takes
+        self.order = order
+        self.x_shape: tuple[int, ...] | None = None
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        return x.reshape(-1, *self.output_shape(x.shape[1:]))
+        self.x_shape = x.shape if train else None
+        flat = (len(x), *self.output_shape(x.shape[1:]))
+        return (x.transpose(0, 3, 1, 2) if self.order == "CHW" else x).reshape(flat)
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        return dy[:, None, None, :]
+        n, h, w, c = self._take("x_shape")
+        return dy.reshape(n, c, h, w).transpose(0, 2, 3, 1) if self.order == "CHW" else dy.reshape(n, h, w, c)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if shape[:-1] != (1, 1):
+        if self.order is None and shape[:-1] != (1, 1):
             hint = f": {self.hint}" if self.hint else ""
             raise MbnpError(f"Flatten takes (N, 1, 1, C), got (N, {', '.join(map(str, shape))}){hint}")
-        return shape[-1:]
+        return (math.prod(shape),)
+
+
+class Pad(Layer):
+    """Zeros around the map, and before and after its channels: padding that no window's own padding can say.
+
+    padding: a number for all four sides or ((top, bottom), (left, right)); channels: (before, after).
+    """
+
+    def __init__(self, padding=0, channels: tuple[int, int] = (0, 0)) -> None:
+        if isinstance(padding, str) or min(channels) < 0:
+            raise MbnpError(f"Pad takes numbers from 0 up, got padding {padding!r} and channels {channels!r}")
+        self.padding = window.explicit_padding(padding, (1, 1), (1, 1), (1, 1))
+        self.channels = channels
+
+    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
+        return np.pad(x, ((0, 0), *self.padding, self.channels))
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        before, after = self.channels
+        return window.crop(dy, self.padding)[..., before : dy.shape[-1] - after]
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        h, w, c = (
+            size + sum(margin) for size, margin in zip(shape, (*self.padding, self.channels), strict=True)
+        )
+        return h, w, c
 
 
 class Subsample(Layer):
     """A residual's shortcut without parameters: every `stride`-th pixel, and zeros for the new channels.
 
     Option A of He et al., "Deep Residual Learning for Image Recognition" (2015), section 3.3; the zeros are
-    put half before and half after.
+    put half before and half after. stride: a number or (vertical, horizontal).
     """
 
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+    def __init__(self, c_in: int, c_out: int, stride=1) -> None:
         self.stride = stride
         self.before = (c_out - c_in) // 2
         self.after = c_out - c_in - self.before
@@ -278,15 +317,16 @@ class Subsample(Layer):
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         self.x_shape = x.shape if train else None
-        s = self.stride
-        return np.pad(x[:, ::s, ::s], ((0, 0), (0, 0), (0, 0), (self.before, self.after)))
+        sh, sw = window.pair("stride", self.stride)
+        return np.pad(x[:, ::sh, ::sw], ((0, 0), (0, 0), (0, 0), (self.before, self.after)))
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
         dx = np.zeros(self._take("x_shape"), dy.dtype)
-        s = self.stride
-        dx[:, ::s, ::s] = dy[..., self.before : dy.shape[-1] - self.after]
+        sh, sw = window.pair("stride", self.stride)
+        dx[:, ::sh, ::sw] = dy[..., self.before : dy.shape[-1] - self.after]
         return dx
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         h, w, c = shape
-        return -(-h // self.stride), -(-w // self.stride), c + self.before + self.after
+        sh, sw = window.pair("stride", self.stride)
+        return -(-h // sh), -(-w // sw), c + self.before + self.after

@@ -9,8 +9,10 @@ from mbnp.layers import (
     BatchNorm,
     Conv,
     Depthwise,
+    Flatten,
     MaxPool,
     Network,
+    Pad,
     Parameter,
     Pointwise,
     ReLU,
@@ -85,6 +87,9 @@ def test_walk_names_the_bad_shape():
         (Sequential([Depthwise(3, 3, (2, 1), "same", dtype=np.float64), MaxPool(2, 1)]), (2, 6, 5, 3)),
         (Sequential([Pointwise(3, 4, dtype=np.float64), BatchNorm(4, dtype=np.float64)]), (3, 2, 2, 3)),
         (AveragePool(3, 2, padding=1, count_padding=False), (2, 5, 5, 2)),
+        (Sequential([Pad(((1, 0), (2, 3)), (1, 2)), Flatten(order="CHW")]), (2, 3, 2, 2)),
+        (Sequential([Pad(1), Flatten(order="HWC")]), (2, 1, 3, 2)),
+        (Subsample(2, 5, (3, 2)), (2, 5, 4, 2)),
     ],
 )
 def test_gradients_agree_with_finite_differences(layer, shape):
@@ -137,3 +142,24 @@ def test_backward_needs_its_own_forward():
     layer.backward(np.ones((1, 1, 1, 1)))
     with pytest.raises(MbnpError, match=r"ReLU\.backward has nothing to go back through"):
         layer.backward(np.ones((1, 1, 1, 1)))
+
+
+def test_flatten_orders_its_entries_as_it_is_told():
+    x = np.arange(24.0).reshape(2, 2, 3, 2)
+    np.testing.assert_array_equal(Flatten(order="HWC")(x), x.reshape(2, 12))
+    np.testing.assert_array_equal(Flatten(order="CHW")(x), x.transpose(0, 3, 1, 2).reshape(2, 12))
+    with pytest.raises(MbnpError, match=r"Flatten takes \(N, 1, 1, C\), got \(N, 2, 3, 2\)"):
+        Flatten()(x)
+    with pytest.raises(MbnpError, match="order must be 'HWC', 'CHW' or None, got 'WHC'"):
+        Flatten(order="WHC")
+
+
+def test_pad_puts_zeros_where_it_says():
+    x = np.ones((1, 2, 2, 1))
+    y = Pad(((1, 0), (0, 2)), (2, 1))(x)
+    assert y.shape[1:] == Pad(((1, 0), (0, 2)), (2, 1)).output_shape((2, 2, 1)) == (3, 4, 4)
+    np.testing.assert_array_equal(y[:, 1:, :2, 2:3], x)
+    assert y.sum() == x.sum()
+    for wrong in ({"padding": -1}, {"padding": "same"}, {"channels": (0, -1)}):
+        with pytest.raises(MbnpError, match="padding"):
+            Pad(**wrong)

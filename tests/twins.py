@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mbnp import weights
 from mbnp.bench.jobs import vary as vary  # offered from here, beside what tests add to it
 from mbnp.bench.torch_twin import twin as twin
 from mbnp.network import Network
@@ -42,6 +43,18 @@ class Article(nn.Module):
         for block in blocks:
             x = block(x)
         return self.fc(F.avg_pool2d(x, 2).view(-1, 512))
+
+
+def frozen_twin(net: Network) -> nn.Module:
+    """The twin with `net`'s weights, frozen where `net` is: a BatchNorm whose weight is frozen stays in eval mode."""
+    module = twin(net).double().train()
+    module.load_state_dict(weights.to_torch(net))
+    for name, parameter in net.parameters().items():
+        module.get_parameter(name).requires_grad_(not parameter.frozen)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d) and not part.weight.requires_grad:
+            part.eval()
+    return module
 
 
 def batch(n: int, size: int, dtype: type, seed: int = 0, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:

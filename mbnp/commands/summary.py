@@ -6,6 +6,8 @@ from mbnp import cost, models, weights
 from mbnp.errors import MbnpError
 from mbnp.network import Network
 
+SHOWN = 10  # names of classes
+
 FORMULAS = """\
 The formulas, H and W of the output (the article takes the input's, which is too many at stride 2):
   standard convolution   H·W·K·K·Cin·Cout MACs
@@ -21,7 +23,8 @@ def run(options: Namespace) -> None:
     net = _network(options)
     size = net.resolution if options.resolution is None else options.resolution
     counted = cost.of(net, (size, size, net.channels))
-    print(f"{net.arch['name']}, pictures of {size} x {size}\n")
+    name = net.arch.get("name")
+    print(f"{name if name in models.names() else options.model}, pictures of {size} x {size}\n")
     print(counted.table())
     shares = ", ".join(f"{kind} {100 * share:.2f} %" for kind, share in counted.shares().items())
     print(f"\nMACs        {counted.macs:,} ({shares})")
@@ -35,6 +38,10 @@ def run(options: Namespace) -> None:
         print(
             f"with full convolutions instead of separable ones: {counted.as_standard():,} MACs, {times:.1f} x"
         )
+    if net.preprocessing is not None:
+        print(f"pictures    {_scaling(**net.preprocessing)}")
+    if net.classes is not None:
+        print(f"classes     {', '.join(net.classes[:SHOWN])}{', ...' if len(net.classes) > SHOWN else ''}")
     example = {
         "standard": cost.standard_conv(10, 10, 3, 3, 10),
         "depthwise": cost.depthwise(10, 10, 3, 3),
@@ -52,6 +59,11 @@ def _network(options: Namespace) -> Network:
     if chosen:
         raise MbnpError(f"a checkpoint has its own {' and '.join(chosen)}: leave the option out")
     return weights.load(options.model)
+
+
+def _scaling(mean: list[float], std: list[float], order: str = "rgb") -> str:
+    numbers = (", ".join(f"{value:.4g}" for value in values) for values in (mean, std))
+    return "scaled to 0..1, less ({}), divided by ({}), {}".format(*numbers, order.upper())
 
 
 def _size(count: int) -> str:

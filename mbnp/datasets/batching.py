@@ -6,7 +6,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from mbnp.datasets.dataset import Split
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, unknown
+
+ORDERS = ("rgb", "bgr")
 
 Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -16,13 +18,18 @@ def normalise(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: np.typing.DTypeLike = np.float32,
+    order: str = "rgb",
 ) -> np.ndarray:
     """(images / 255 - mean) / std, channel by channel.
 
-    images (N, H, W, C) uint8; mean and std: C numbers, of pictures scaled to 0..1. Returns the same shape in
-    `dtype`. Written as one multiplication and one addition, with constants worked out in float64.
+    images (N, H, W, C) uint8, red first; mean and std: C numbers, of pictures scaled to 0..1. Returns the same
+    shape in `dtype`. order="bgr" turns the channels round, and mean and std are of blue first. Written as one
+    multiplication and one addition, with constants worked out in float64.
     """
     _check_pictures(images)
+    if order not in ORDERS:
+        raise unknown("order of channels", order, ORDERS)
+    images = images if order == "rgb" else images[..., ::-1]
     n, h, w, c = images.shape
     spread = np.asarray(std, np.float64)
     if np.shape(mean) != (c,) or spread.shape != (c,):
@@ -70,6 +77,7 @@ def batches(
     std: Sequence[float],
     augment: Augmentation | None = None,
     dtype: np.typing.DTypeLike = np.float32,
+    order: str = "rgb",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Once through a split: pairs (x (B, H, W, C) normalised, in `dtype`; y (B,) int64).
 
@@ -84,10 +92,11 @@ def batches(
         raise MbnpError("augmenting is random: pass an rng too, or no augmentation for evaluation")
     if count_batches(len(split), batch_size, train) == 0:
         raise MbnpError(f"{len(split)} pictures do not fill one batch of {batch_size}: lower the batch size")
-    return _iterate(split, batch_size, rng, mean, std, augment, dtype)
+    scale = {"mean": mean, "std": std, "dtype": dtype, "order": order}
+    return _iterate(split, batch_size, rng, augment, scale)
 
 
-def _iterate(split, batch_size, rng, mean, std, augment, dtype):
+def _iterate(split, batch_size, rng, augment, scale):
     """The generator behind `batches`, apart so that its checks run at the call and not at the first batch."""
     order = np.arange(len(split)) if rng is None else rng.permutation(len(split))
     for step in range(count_batches(len(split), batch_size, rng is not None)):
@@ -95,7 +104,7 @@ def _iterate(split, batch_size, rng, mean, std, augment, dtype):
         images = split.images[chosen]
         if augment is not None:
             images = augment(images, rng)
-        yield normalise(images, mean, std, dtype), split.labels[chosen]
+        yield normalise(images, **scale), split.labels[chosen]
 
 
 def _check_pictures(images: np.ndarray) -> None:

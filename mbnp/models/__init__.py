@@ -2,6 +2,7 @@
 
 net = models.mobilenet_v1_small(num_classes=10, seed=0)
 net = models.create("mobilenet-v1-small", num_classes=10, seed=0)    # the same, by the command line's name
+net = models.with_new_head(net, num_classes=5)    # the same body and weights, for other classes
 """
 
 import inspect
@@ -11,6 +12,7 @@ from typing import Any
 from mbnp.errors import MbnpError, unknown
 from mbnp.models.mobilenet_v1 import mobilenet_v1, mobilenet_v1_cifar
 from mbnp.models.mobilenet_v1_small import mobilenet_v1_small, standard_small
+from mbnp.models.new_head import with_new_head
 from mbnp.models.resnet import resnet20
 from mbnp.network import Network
 
@@ -22,6 +24,7 @@ __all__ = [
     "names",
     "resnet20",
     "standard_small",
+    "with_new_head",
 ]
 
 _BUILDERS: dict[str, Callable[..., Network]] = {

@@ -5,12 +5,13 @@ arXiv:1704.04861, table 1. The paper's second-to-last depthwise row says stride 
 leave 4x4; the table's own next row, and everybody's code, has stride 1.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 
 from mbnp.errors import MbnpError
-from mbnp.layers import BatchNorm, Conv, Depthwise, GlobalAveragePool, Linear, Pointwise, ReLU
+from mbnp.layers import BatchNorm, Conv, GlobalAveragePool, Linear, ReLU
 from mbnp.models.build import begin, finish, scaled
 from mbnp.models.mobilenet_v1_small import separable_block, standard_block
 from mbnp.network import Layer, Network, Sequential
@@ -20,6 +21,7 @@ STEM = 32
 BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1), (512, 1),
           (512, 1), (1024, 2), (1024, 1)]  # channels out, stride
 # fmt: on
+CIFAR_NAMES = ("conv1", "bn1", "relu1", "conv2", "bn2", "relu2")
 
 
 def mobilenet_v1(
@@ -28,27 +30,33 @@ def mobilenet_v1(
     resolution: int = 224,
     seed: int = 0,
     dtype: Any = np.float32,
+    relu_cap: float | None = None,
 ) -> Network:
     """MobileNetV1: 4,231,976 parameters and 568,740,352 MACs at width 1 and 224 pixels, with 1000 classes.
 
-    `resolution` only says what pictures the network is meant for; forward takes any size. Names:
-    `features.0` is the stem, `features.1` to `features.13` are the separable blocks, then `classifier`.
+    `resolution` only says what pictures the network is meant for; forward takes any size. relu_cap=6 makes every
+    ReLU the ReLU6 that timm's weights were trained with. Names: `features.0` is the stem, `features.1` to
+    `features.13` are the separable blocks, then `classifier`.
     """
     if resolution < 1:
         raise MbnpError(f"resolution must be at least 1 pixel, got {resolution}")
+    relu_cap = None if relu_cap is None else float(relu_cap)
+    if relu_cap is not None and not 0 < relu_cap < math.inf:
+        raise MbnpError(f"relu_cap must be a number above 0, such as 6, or None, got {relu_cap}")
     rng = begin(num_classes, seed, dtype)
     channels = scaled(STEM, width_mult)
-    features: list[Layer] = [standard_block(3, channels, 2, rng, dtype)]
+    features: list[Layer] = [standard_block(3, channels, 2, rng, dtype, relu_cap=relu_cap)]
     for c_out, stride in BLOCKS:
         c_in, channels = channels, scaled(c_out, width_mult)
-        features.append(separable_block(c_in, channels, stride, rng, dtype))
+        features.append(separable_block(c_in, channels, stride, rng, dtype, relu_cap))
     layers = {
         "features": Sequential(features),
         "pool": GlobalAveragePool(),
         "classifier": Linear(channels, num_classes, rng=rng, dtype=dtype),
     }
     options = {"num_classes": num_classes, "width_mult": width_mult, "resolution": resolution}
-    return finish(Network(layers, resolution), "mobilenet-v1", **options)
+    capped = {} if relu_cap is None else {"relu_cap": relu_cap}
+    return finish(Network(layers, resolution), "mobilenet-v1", **options, **capped)
 
 
 def mobilenet_v1_cifar(
@@ -68,22 +76,9 @@ def mobilenet_v1_cifar(
     blocks = []
     for c_out, stride in BLOCKS:
         c_in, channels = channels, scaled(c_out, width_mult)
-        blocks.append(_named_block(c_in, channels, stride, rng, dtype))
+        blocks.append(separable_block(c_in, channels, stride, rng, dtype, names=CIFAR_NAMES))
     layers["layers"] = Sequential(blocks)
     layers["pool"] = GlobalAveragePool()
     layers["linear"] = Linear(channels, num_classes, rng=rng, dtype=dtype)
     options = {"num_classes": num_classes, "width_mult": width_mult}
     return finish(Network(layers, resolution=32), "mobilenet-v1-cifar", **options)
-
-
-def _named_block(c_in: int, c_out: int, stride: int, rng: np.random.Generator, dtype: Any) -> Sequential:
-    return Sequential(
-        {
-            "conv1": Depthwise(c_in, 3, stride, padding=1, bias=False, rng=rng, dtype=dtype),
-            "bn1": BatchNorm(c_in, dtype=dtype),
-            "relu1": ReLU(),
-            "conv2": Pointwise(c_in, c_out, bias=False, rng=rng, dtype=dtype),
-            "bn2": BatchNorm(c_out, dtype=dtype),
-            "relu2": ReLU(),
-        }
-    )

@@ -4,7 +4,7 @@ A MobileNetV1 (Howard et al., "MobileNets", 2017, arXiv:1704.04861) of eight blo
 the article's PyTorch class: `conv1.0.weight`, `conv2_1.3.weight`, `fc.bias`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,29 +36,42 @@ def standard_small(
     return finish(net, "standard-small", num_classes=num_classes, width_mult=width_mult)
 
 
-def separable_block(c_in: int, c_out: int, stride: int, rng: np.random.Generator, dtype: Any) -> Sequential:
+def separable_block(
+    c_in: int,
+    c_out: int,
+    stride: int,
+    rng: np.random.Generator,
+    dtype: Any,
+    relu_cap: float | None = None,
+    names: Sequence[str] = "012345",
+) -> Sequential:
     """Depthwise 3x3, BatchNorm, ReLU, pointwise, BatchNorm, ReLU (the paper's figure 3, right)."""
-    return Sequential(
-        [
-            Depthwise(c_in, 3, stride, padding=1, bias=False, rng=rng, dtype=dtype),
-            BatchNorm(c_in, dtype=dtype),
-            ReLU(),
-            Pointwise(c_in, c_out, bias=False, rng=rng, dtype=dtype),
-            BatchNorm(c_out, dtype=dtype),
-            ReLU(),
-        ]
-    )
+    layers = [
+        Depthwise(c_in, 3, stride, padding=1, bias=False, rng=rng, dtype=dtype),
+        BatchNorm(c_in, dtype=dtype),
+        ReLU(relu_cap),
+        Pointwise(c_in, c_out, bias=False, rng=rng, dtype=dtype),
+        BatchNorm(c_out, dtype=dtype),
+        ReLU(relu_cap),
+    ]
+    return Sequential(dict(zip(names, layers, strict=True)))
 
 
 def standard_block(
-    c_in: int, c_out: int, stride: int, rng: np.random.Generator, dtype: Any, bias: bool = False
+    c_in: int,
+    c_out: int,
+    stride: int,
+    rng: np.random.Generator,
+    dtype: Any,
+    bias: bool = False,
+    relu_cap: float | None = None,
 ) -> Sequential:
     """Full 3x3 convolution, BatchNorm, ReLU (the paper's figure 3, left)."""
     return Sequential(
         [
             Conv(c_in, c_out, 3, stride, padding=1, bias=bias, rng=rng, dtype=dtype),
             BatchNorm(c_out, dtype=dtype),
-            ReLU(),
+            ReLU(relu_cap),
         ]
     )
 

@@ -1,0 +1,69 @@
+"""`mbnp convert`: weights from one format into another."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from mbnp import weights
+from mbnp.errors import MbnpError
+from mbnp.network import Network
+from mbnp.weights import files
+
+
+def run(options: Namespace) -> None:
+    source, target = Path(options.file), Path(options.out)
+    weights.check_target(target)  # before a large file is read
+    if target.exists() and not options.force:
+        raise MbnpError(f"{target} exists: --force replaces it")
+    how = _how(target.suffix.lower(), options)
+    net = weights.load(source)
+    try:
+        _add(net, options)
+    except MbnpError as error:
+        raise MbnpError(f"cannot convert {source}: {error}") from None
+    weights.save(net, target, **how)
+    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB{_lost(net, target)}")
+
+
+def _how(suffix: str, options: Namespace) -> dict[str, Any]:
+    """What `weights.save` takes for this format; MbnpError for options of another one."""
+    onnx = {"--layout": options.layout, "--keep-batchnorm": options.keep_batchnorm or None}
+    torch = {"--names": options.names}
+    fitting = {".onnx": onnx, ".pt": torch, ".pth": torch}.get(suffix, {})
+    for name, value in (onnx | torch).items():
+        if value is not None and name not in fitting:
+            raise MbnpError(f"{name} is not for {suffix} files: leave it out")
+    if suffix == ".onnx":
+        return {"layout": options.layout or "NCHW", "fold": not options.keep_batchnorm}
+    return {"names": options.names} if options.names else {}
+
+
+def _add(net: Network, options: Namespace) -> None:
+    """Put what the command line says of pictures and classes into the network."""
+    if (options.mean is None) != (options.std is None):
+        raise MbnpError("--mean and --std go together")
+    if options.order is not None and options.mean is None and net.preprocessing is None:
+        raise MbnpError("--order needs --mean and --std, which the file does not have")
+    if options.mean is not None:
+        net.preprocessing = {"mean": options.mean, "std": options.std}
+    if options.order is not None:
+        net.preprocessing = {**(net.preprocessing or {}), "order": options.order}
+    if options.classes is not None:
+        net.classes = _names(Path(options.classes))
+    files.check_description(net, net.resolution, net.classes, net.preprocessing)
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise MbnpError(f"{path} is no text in UTF-8, one class a line") from None
+
+
+def _lost(net: Network, target: Path) -> str:
+    """What the format has no place for."""
+    if target.suffix.lower() not in (".pt", ".pth"):
+        return ""
+    known = {"preprocessing": net.preprocessing, "names of classes": net.classes}
+    lost = [name for name, value in known.items() if value is not None]
+    return f"; a PyTorch file has no place for {' and '.join(lost)}" if lost else ""

@@ -1,0 +1,47 @@
+"""The same body with another number of classes, to fine-tune a network that somebody trained."""
+
+import copy
+from typing import Any
+
+from mbnp.errors import MbnpError
+from mbnp.models import described
+from mbnp.models.build import begin
+from mbnp.network import Network
+
+_HEADS = ("linear", "pointwise", "conv")  # a 1x1 convolution is a linear layer of one pixel
+
+
+def with_new_head(net: Network, num_classes: int, seed: int = 0) -> Network:
+    """A copy of `net` whose last layer has `num_classes` outputs and fresh weights; everything else is kept.
+
+    The last layer with weights must be Linear or a 1x1 convolution. The copy shares no array with `net`, has its
+    dtype, resolution and preprocessing, and knows no names of classes.
+    """
+    begin(num_classes, seed, net.dtype)  # for its checks
+    description = copy.deepcopy(described.describe(net))
+    name, head = _last_with_weights(description["layers"]) or ("", {"kind": "nothing"})
+    if head["kind"] not in _HEADS or head.get("kernel", [1, 1]) != [1, 1]:
+        raise MbnpError(
+            f"this network has no head to replace: its last weights are in {name or 'no layer'}, a "
+            f"{head['kind']}, not in a linear layer or 1x1 convolution"
+        )
+    head["c_out"] = num_classes
+    new = described.build(description, net.dtype, seed)
+    body = {key: array for key, array in net.state().items() if not key.startswith(f"{name}.")}
+    new.load_state(body, strict=False)
+    new.preprocessing = copy.deepcopy(net.preprocessing)
+    if "num_classes" in net.arch:
+        new.arch = net.arch | {"num_classes": num_classes}
+    return new
+
+
+def _last_with_weights(entries: list[dict[str, Any]]) -> tuple[str, dict[str, Any]] | None:
+    """Full name and entry of the last layer that holds numbers."""
+    for entry in reversed(entries):
+        if entry["kind"] in ("sequential", "residual"):
+            found = _last_with_weights(entry["layers"])
+            if found:
+                return f"{entry['name']}.{found[0]}", found[1]
+        elif described.KINDS[entry["kind"]].size(entry):
+            return entry["name"], entry
+    return None

@@ -1,0 +1,91 @@
+"""What the formats share: files that are replaced only by whole ones, and checks of what is read."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mbnp import models
+from mbnp.errors import MbnpError
+from mbnp.models import described
+from mbnp.network import Network
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write into; it takes the place of `path` when the block ends without an error."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    # mkstemp makes files that only their owner can read; give the checkpoint the mode any other file gets.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def build(arch: Any, dtype: Any, elements: int) -> Network:
+    """A network of the architecture that a file names.
+
+    MbnpError if `elements`, the count of the file's numbers, is too small for it: before it is made.
+    """
+    if not isinstance(arch, dict):
+        raise MbnpError(f"its architecture is {_short(arch)}")
+    if arch.get("name") == described.NAME:
+        return described.build(arch, dtype, most_numbers=elements)
+    # Each builder's network of width w has at least 36,864 w^2 weights; below w = 1 there is nothing to fear.
+    width = float(arch.get("width_mult", 1.0))
+    if arch.get("num_classes", 1) > elements or (width > 1 and 30_000 * width**2 > elements):
+        raise MbnpError(f"its {elements:,} numbers are too few for {_short(arch)}")
+    return models.create(**arch, dtype=dtype)
+
+
+def check_values(arrays: Mapping[str, np.ndarray]) -> None:
+    """MbnpError for NaN, infinity or a negative variance among arrays of state."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all() or (name.endswith("running_var") and array.min(initial=0) < 0):
+            raise MbnpError(f"{name} holds NaN, infinity or a negative variance")
+
+
+def check_description(net: Network, resolution: Any, classes: Any, preprocessing: Any) -> None:
+    """MbnpError unless what is said of pictures and classes fits the network."""
+    if type(resolution) is not int or not 1 <= resolution <= 10_000:
+        raise MbnpError(f"its resolution is {resolution!r}")
+    if classes is not None:
+        if not isinstance(classes, list) or not all(isinstance(c, str) and c.isprintable() for c in classes):
+            raise MbnpError(f"its classes are {_short(classes)}")
+        if len(classes) != net.num_classes:
+            raise MbnpError(f"it names {len(classes)} classes for {net.num_classes} outputs")
+    if preprocessing is not None:
+        check_preprocessing(preprocessing, net.channels)
+
+
+def check_preprocessing(preprocessing: Any, channels: int) -> None:
+    """MbnpError unless it is {"mean": [...], "std": [...]}, a number for each channel, and maybe "order"."""
+    try:
+        known = {"order": "rgb", **preprocessing}
+        numbers = np.array([known["mean"], known["std"]], np.float64)
+        good = known.keys() == {"mean", "std", "order"} and known["order"] in ("rgb", "bgr")
+        good = good and numbers.shape == (2, channels) and bool(np.isfinite(numbers).all())
+    except (KeyError, TypeError, ValueError):
+        good = False
+    if not good or not (numbers[1] > 0).all():
+        raise MbnpError(f"its preprocessing is {_short(preprocessing)}")
+
+
+def _short(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

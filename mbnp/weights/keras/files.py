@@ -1,0 +1,71 @@
+"""A Keras file as parsed configuration and arrays: `reader.py`, run in a process of its own."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import load
+
+from mbnp.errors import MbnpError
+from mbnp.weights.keras import reader
+
+SECONDS, SECONDS_A_MEGABYTE = 20, 0.2  # ten times what a slow machine needs
+
+
+class Saved(NamedTuple):
+    """What a file holds; the fields are `reader.Content`'s, the configuration parsed."""
+
+    config: dict[str, Any] | None
+    arrays: dict[str, np.ndarray]
+    names: dict[str, str]
+    numbered: bool
+
+
+def read(path: Path) -> Saved:
+    """Configuration and arrays of any of Keras's formats, told apart by content, not by name."""
+    content = _run(path)
+    config = None if content.config is None else _parse(content.config)
+    return Saved(config, content.arrays, content.names, content.numbered)
+
+
+def _run(path: Path) -> reader.Content:
+    if importlib.util.find_spec("h5py") is None:
+        raise MbnpError('h5py reads Keras files; install it with: pip install "mbnp[keras]"')
+    # -P: the folder of the script, with its own `files` and `build`, is no place to import from.
+    command = [sys.executable, "-P", reader.__file__, str(path.absolute())]
+    seconds = SECONDS + SECONDS_A_MEGABYTE * path.stat().st_size / 1e6
+    try:
+        done = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise MbnpError(f"it is damaged: reading it has not ended after {seconds:.0f} seconds") from None
+    if done.returncode == 1 and not done.stderr.startswith(b"Traceback"):
+        raise MbnpError(done.stderr.decode("utf-8", "replace"))
+    if done.returncode:
+        raise MbnpError(
+            "it is damaged: the HDF5 library failed on it or asked for more memory than it justifies"
+        )
+    tensors = load(done.stdout)
+    whole, names, numbered = json.loads(tensors.pop("notes").tobytes())
+    config = tensors.pop("config").tobytes()
+    arrays = {name.removeprefix("array "): array for name, array in tensors.items()}
+    return reader.Content(config if whole else None, arrays, names, numbered)
+
+
+def _parse(text: str | bytes) -> dict[str, Any]:
+    if len(text) > reader.LONGEST_CONFIG:
+        raise MbnpError(f"its configuration has {len(text):,} bytes, more than {reader.LONGEST_CONFIG:,}")
+    try:
+        config = json.loads(text)
+    except RecursionError:
+        raise MbnpError("its configuration is nested too deeply") from None
+    except ValueError as error:
+        raise MbnpError(f"its configuration is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise MbnpError(f"its configuration is a {type(config).__name__}, not an object")
+    return config

@@ -1,0 +1,111 @@
+"""Arithmetic on constants: what exporters compute a shape or a padding from, in nodes without a picture among them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mbnp.errors import MbnpError
+from mbnp.weights.onnx.read import Node
+
+FLOATS = (1, 10, 11, 16)  # ONNX's numbers for float32, float16, float64 and bfloat16
+MOST = 64  # numbers that such a node makes: shapes and paddings have few
+
+
+def fold(node: Node, arrays: list[np.ndarray | None]) -> np.ndarray:
+    """What `node` makes of constants. Weights pass through a Transpose, Reshape or Identity as views."""
+    return _FOLDS[node.op](node, *arrays)
+
+
+def _constant(node: Node) -> np.ndarray:
+    ((key, value),) = node.attributes.items() or ((None, None),)
+    if key not in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+        raise MbnpError(f"it holds a {key}")
+    return np.asarray(value)
+
+
+def _cast(node: Node, a: np.ndarray) -> np.ndarray:
+    if node.attributes["to"] in FLOATS:
+        return a  # weights get the network's own type when they are used
+    return _small(a).astype(np.int64)
+
+
+def _reshape(node: Node, a: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    keeps = not node.attributes.get("allowzero", 0)
+    return a.reshape([a.shape[i] if d == 0 and keeps else int(d) for i, d in enumerate(_small(shape))])
+
+
+def _squeeze(node: Node, a: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
+    return np.squeeze(a, named_axes(node, axes))
+
+
+def _unsqueeze(node: Node, a: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
+    return np.expand_dims(a, named_axes(node, axes) or ())
+
+
+def _concat(node: Node, *arrays: np.ndarray) -> np.ndarray:
+    return _small(np.concatenate([_small(a) for a in arrays[:MOST]], node.attributes["axis"]))
+
+
+def _gather(node: Node, a: np.ndarray, at: np.ndarray) -> np.ndarray:
+    return np.take(_small(a), _small(at), node.attributes.get("axis", 0))
+
+
+def _slice(node: Node, a: np.ndarray, *bounds: np.ndarray | None) -> np.ndarray:
+    at: list[Any] = [slice(None)] * a.ndim
+    for axis, start, stop, step in slices(node, *bounds):
+        # Backwards, the first number is number 0, and there is none before it to stop at.
+        at[axis] = slice(start, None if step < 0 and stop < -a.shape[axis] else stop, step)
+    return a[tuple(at)]
+
+
+def _constant_of_shape(node: Node, shape: np.ndarray) -> np.ndarray:
+    value = node.attributes.get("value", np.zeros(1, np.float32))
+    dims = [int(d) for d in _small(shape)]
+    if min(dims, default=1) < 0 or math.prod(dims) > MOST:
+        raise MbnpError(f"it makes an array of shape {dims}")
+    return np.full(dims, value.reshape(-1)[0])
+
+
+_FOLDS: dict[str, Callable[..., np.ndarray]] = {
+    "Cast": _cast,
+    "Concat": _concat,
+    "Constant": _constant,
+    "ConstantOfShape": _constant_of_shape,
+    "Gather": _gather,
+    "Identity": lambda node, a: a,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Squeeze": _squeeze,
+    "Transpose": lambda node, a: np.transpose(a, node.attributes.get("perm")),
+    "Unsqueeze": _unsqueeze,
+}
+OPERATIONS = frozenset(_FOLDS)
+
+
+def slices(
+    node: Node,
+    starts: np.ndarray | None = None,
+    ends: np.ndarray | None = None,
+    axes: np.ndarray | None = None,
+    steps: np.ndarray | None = None,
+) -> list[tuple[int, int, int, int]]:
+    """(axis, start, stop, step) of a Slice, whose numbers were attributes before opset 10."""
+    first = node.attributes["starts"] if starts is None else _small(starts).tolist()
+    last = node.attributes["ends"] if ends is None else _small(ends).tolist()
+    along = node.attributes.get("axes", [*range(len(first))]) if axes is None else _small(axes).tolist()
+    by = [1] * len(first) if steps is None else _small(steps).tolist()
+    return list(zip(along, first, last, by, strict=True))
+
+
+def named_axes(node: Node, axes: np.ndarray | None) -> tuple[int, ...] | None:
+    """The axes that a node names: as an input, or as an attribute in opsets before 13; None for all of them."""
+    named = node.attributes.get("axes") if axes is None else _small(axes).reshape(-1).tolist()
+    return None if named is None else tuple(named)
+
+
+def _small(a: np.ndarray) -> np.ndarray:
+    if a.size > MOST:
+        raise MbnpError(f"it computes with {a.size:,} constants where a shape or a padding has few")
+    return a

@@ -1,0 +1,77 @@
+"""Names for the layers of a graph: each the one it would like to have, unless another layer's array could be meant."""
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+from mbnp.network import Layer, Residual, Sequential
+from mbnp.weights.onnx.value import Entry, Sum
+
+LONGEST = 80
+
+
+def assemble(entries: list[Entry]) -> dict[str, Layer]:
+    """The layers by name, and each sum as a Residual."""
+    return _Names().layers(entries)
+
+
+class _Names:
+    def __init__(self) -> None:
+        self.leaves: set[str] = set()
+        self.above: set[str] = set()  # what leaves' names begin with, up to a dot
+        self.sums: set[str] = set()
+        self.numbers: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(2))
+
+    def layers(self, entries: list[Entry], prefix: str = "") -> dict[str, Layer]:
+        """The layers by name, without `prefix`."""
+        named: dict[str, Layer] = {}
+        for wanted, entry in entries:
+            if isinstance(entry, Sum):
+                name = self.sum(entry, prefix)
+                body = self.layers(entry.body, f"{name}.")
+                numbered = [(str(i), layer) for i, (_, layer) in enumerate(entry.shortcut)]
+                shortcut = [*self.layers(numbered, f"{name}.shortcut.").values()]
+                branch: Layer = shortcut[0] if len(shortcut) == 1 else Sequential(shortcut)
+                layer: Layer = Residual(body, branch if shortcut else None)
+            else:
+                name, layer = self.leaf(_clean(wanted), prefix), entry
+            named[name.removeprefix(prefix)] = layer
+        return named
+
+    def leaf(self, wanted: str, prefix: str) -> str:
+        name = next(c for c in self.candidates(wanted, prefix) if c not in self.above and self.free(c))
+        self.leaves.add(name)
+        self.above.update(_above(name))
+        return name
+
+    def sum(self, entry: Sum, prefix: str) -> str:
+        """The name of a sum: what the names of its body's weighted layers begin with, as in `layer1.0.conv1`."""
+        weighted = [_clean(name) for name, x in entry.body if isinstance(x, Layer) and x.variables()]
+        common = set.intersection(*({*_above(name)} for name in weighted)) if weighted else set()
+        longest = max(common, key=len, default="")
+        wanted = longest if longest.startswith(prefix) and longest else "sum"
+        name = next(c for c in self.candidates(wanted, prefix) if c not in self.sums and self.free(c))
+        self.sums.add(name)
+        self.above.update(_above(f"{name}.shortcut.0"))
+        return name
+
+    def candidates(self, wanted: str, prefix: str) -> Iterator[str]:
+        """Names below `prefix` that are like the wanted one, the best first."""
+        own = wanted.removeprefix(prefix)
+        yield prefix + own
+        plain = prefix + own.replace(".", "_")
+        yield plain
+        yield from (f"{plain}_{k}" for k in self.numbers[plain])
+
+    def free(self, name: str) -> bool:
+        return name not in self.leaves and self.leaves.isdisjoint(_above(name))
+
+
+def _above(name: str) -> list[str]:
+    return [name[:i] for i, character in enumerate(name) if character == "."]
+
+
+def _clean(name: str) -> str:
+    parts = re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:LONGEST].split(".")
+    return ".".join(part for part in parts if part) or "layer"

@@ -1,0 +1,234 @@
+"""From a network to an ONNX graph. Weights get PyTorch's layout, which is ONNX's; nodes get the layers' names."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mbnp
+from mbnp.errors import MbnpError
+from mbnp.layers import (
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Depthwise,
+    Flatten,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    Pad,
+    Pointwise,
+    ReLU,
+    Residual,
+    Sequential,
+    Subsample,
+)
+from mbnp.network import Layer, Network
+from mbnp.ops import window
+from mbnp.weights import files, native
+from mbnp.weights.onnx.read import METADATA, library
+from mbnp.weights.onnx.windows import same_is_tensorflows
+
+OPSET, IR_VERSION = 17, 8  # of 2022: what every runtime of today reads
+INPUT, OUTPUT = "images", "logits"
+TO_CHANNELS_FIRST, TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
+
+
+def save(net: Network, path: str | os.PathLike, layout: str = "NCHW", fold: bool = True) -> None:
+    """Write `net` as an ONNX graph for any number of pictures of its resolution, normalised as for `net`.
+
+    layout: the input's axes, "NCHW" or "NHWC"; fold: whether each BatchNorm goes into the weights before it, which
+    is faster and can no longer be trained. Weights are written as float32: runtimes have no convolution in float64.
+    An older file is replaced only by a whole one that onnx's checker accepts. MbnpError for a layer that is none of
+    mbnp's.
+    """
+    onnx = library()
+    if layout not in ("NCHW", "NHWC"):
+        raise MbnpError(f"layout must be 'NCHW' or 'NHWC', got {layout!r}")
+    model = _model(onnx, net, layout, fold)
+    onnx.checker.check_model(model, full_check=True)
+    with files.replacing(Path(path)) as partial:
+        partial.write_bytes(model.SerializeToString())
+
+
+def _model(onnx: Any, net: Network, layout: str, fold: bool) -> Any:
+    size = (net.resolution, net.resolution, net.channels)
+    out = net.output_shape(size)
+    graph = _Graph(onnx, fold)
+    tensor = (
+        graph.node("Transpose", "to_nchw", [INPUT], perm=TO_CHANNELS_FIRST) if layout == "NHWC" else INPUT
+    )
+    tensor = graph.chain(_flat(net), tensor)
+    if len(out) == 3 and layout == "NHWC":
+        tensor = graph.node("Transpose", "to_nhwc", [tensor], perm=TO_CHANNELS_LAST)
+    if tensor == INPUT:
+        tensor = graph.node("Identity", "nothing", [tensor])
+    graph.nodes[-1].output[0] = OUTPUT
+    kind = onnx.TensorProto.FLOAT
+    inputs = [onnx.helper.make_tensor_value_info(INPUT, kind, _dims(size, layout))]
+    outputs = [onnx.helper.make_tensor_value_info(OUTPUT, kind, _dims(out, layout))]
+    proto = onnx.helper.make_graph(graph.nodes, "mbnp", inputs, outputs, graph.arrays)
+    model = onnx.helper.make_model(
+        proto,
+        producer_name="mbnp",
+        producer_version=mbnp.__version__,
+        ir_version=IR_VERSION,
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+    )
+    files.check_description(net, net.resolution, net.classes, net.preprocessing)
+    description = {
+        "arch": native.architecture(net),
+        "classes": net.classes,
+        "preprocessing": net.preprocessing,
+    }
+    onnx.helper.set_model_props(
+        model, {METADATA + key: json.dumps(value) for key, value in description.items()}
+    )
+    return model
+
+
+def _dims(shape: tuple[int, ...], layout: str) -> list[int | str]:
+    if len(shape) == 1:
+        return ["N", *shape]
+    sizes = dict(zip("HWC", shape, strict=True))
+    return ["N", *(sizes[axis] for axis in layout[1:])]
+
+
+class _Graph:
+    """Nodes and arrays, as they are added. Maps are NCHW inside."""
+
+    def __init__(self, onnx: Any, fold: bool) -> None:
+        self.onnx, self.fold = onnx, fold
+        self.nodes: list[Any] = []
+        self.arrays: list[Any] = []
+
+    def node(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
+        """Add a node; the name of its output."""
+        output = f"{name}.out"
+        self.nodes.append(self.onnx.helper.make_node(op, inputs, [output], name, **attributes))
+        return output
+
+    def array(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+        value = np.ascontiguousarray(value, dtype).reshape(np.shape(value))
+        self.arrays.append(self.onnx.numpy_helper.from_array(value, name))
+        return name
+
+    def chain(self, layers: list[tuple[str, Layer]], x: str) -> str:
+        """Add layers one after another; the name of the last one's output."""
+        at = 0
+        while at < len(layers):
+            (name, layer), after = layers[at], layers[at + 1][1] if at + 1 < len(layers) else None
+            if (
+                self.fold
+                and isinstance(layer, Conv | Depthwise | Pointwise | Linear)
+                and isinstance(after, BatchNorm)
+            ):
+                x = self.weighted(name, layer, *_folded(layer, after), x)
+                at += 1
+            else:
+                x = self.layer(name, layer, x)
+            at += 1
+        return x
+
+    def layer(self, name: str, layer: Layer, x: str) -> str:
+        match layer:
+            case Residual():
+                shortcut = _flat(layer.shortcut, f"{name}.shortcut") if layer.shortcut else []
+                body = self.chain(_flat(Sequential(layer.layers), name), x)
+                return self.node("Add", name, [body, self.chain(shortcut, x)])
+            case Conv() | Depthwise() | Pointwise() | Linear():
+                bias = None if layer.bias is None else layer.bias.value
+                return self.weighted(name, layer, layer.weight.value, bias, x)
+            case BatchNorm():
+                arrays = [self.array(f"{name}.{key}", v.value) for key, v in layer.variables().items()]
+                attributes = {"epsilon": layer.eps, "momentum": 1 - layer.momentum}
+                return self.node("BatchNormalization", name, [x, *arrays], **attributes)
+            case ReLU(cap=None):
+                return self.node("Relu", name, [x])
+            case ReLU():
+                limits = [self.array(f"{name}.min", 0), self.array(f"{name}.max", layer.cap)]
+                return self.node("Clip", name, [x, *limits])
+            case MaxPool():
+                return self.node("MaxPool", name, [x], **_window(layer.size, layer.options))
+            case AveragePool():
+                attributes = _window(layer.size, layer.options) | {
+                    "count_include_pad": int(layer.count_padding)
+                }
+                return self.node("AveragePool", name, [x], **attributes)
+            case GlobalAveragePool():
+                return self.node("Flatten", f"{name}.flatten", [self.node("GlobalAveragePool", name, [x])])
+            case Flatten():
+                if layer.order == "HWC":
+                    x = self.node("Transpose", f"{name}.hwc", [x], perm=TO_CHANNELS_LAST)
+                return self.node("Flatten", name, [x])
+            case Pad():
+                return self.pad(name, layer.padding, layer.channels, x)
+            case Subsample():
+                return self.subsample(name, layer, x)
+        raise MbnpError(
+            f"{name} is a {type(layer).__name__}, which has no counterpart in ONNX that mbnp knows"
+        )
+
+    def weighted(self, name: str, layer: Any, w: np.ndarray, b: np.ndarray | None, x: str) -> str:
+        bias = [] if b is None else [(f"{name}.bias", b)]
+        match layer:
+            case Conv():
+                op, w = "Conv", w.transpose(3, 2, 0, 1)
+                attributes = _window(w.shape[2:], layer.options)
+            case Depthwise():
+                op, w = "Conv", w.transpose(2, 0, 1)[:, None]
+                attributes = _window(w.shape[2:], layer.options) | {"group": len(w)}
+            case Pointwise():
+                op, w, attributes = "Conv", w.T[:, :, None, None], {"kernel_shape": [1, 1]}
+            case _:
+                op, w, attributes = "Gemm", w.T, {"transB": 1}
+        arrays = [self.array(key, value) for key, value in [(f"{name}.weight", w), *bias]]
+        return self.node(op, name, [x, *arrays], **attributes)
+
+    def pad(self, name: str, padding: window.Padding, channels: tuple[int, int], x: str) -> str:
+        before, after = zip(channels, *padding, strict=True)
+        pads = self.array(f"{name}.pads", [0, *before, 0, *after], np.int64)
+        return self.node("Pad", name, [x, pads])
+
+    def subsample(self, name: str, layer: Subsample, x: str) -> str:
+        numbers = {
+            "starts": [0, 0],
+            "ends": [np.iinfo(np.int64).max] * 2,
+            "axes": [2, 3],
+            "steps": window.pair("stride", layer.stride),
+        }
+        x = self.node(
+            "Slice", name, [x, *(self.array(f"{name}.{k}", v, np.int64) for k, v in numbers.items())]
+        )
+        channels = layer.before, layer.after
+        return self.pad(f"{name}.pad", ((0, 0), (0, 0)), channels, x) if any(channels) else x
+
+
+def _flat(layer: Layer, name: str = "") -> list[tuple[str, Layer]]:
+    """Layers in order with their full names, plain containers opened up; a Residual is one layer."""
+    if not isinstance(layer, Sequential) or isinstance(layer, Residual):
+        return [(name, layer)]
+    inner = [_flat(child, f"{name}.{key}" if name else key) for key, child in layer.layers.items()]
+    return [pair for pairs in inner for pair in pairs]
+
+
+def _folded(layer: Any, bn: BatchNorm) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of the one layer that computes bn(layer(x)), in float64."""
+    scale = bn.weight.value / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
+    bias = 0.0 if layer.bias is None else layer.bias.value
+    return layer.weight.value * scale, bn.bias.value + (bias - bn.running_mean.value) * scale
+
+
+def _window(kernel: tuple[int, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a convolution or pooling. ONNX's pads are top, left, bottom, right."""
+    attributes = {"kernel_shape": list(kernel), "strides": list(window.pair("stride", options["stride"]))}
+    if options["padding"] == "same":
+        if not same_is_tensorflows(kernel, options["stride"]):
+            raise MbnpError(
+                f"ONNX pads 'same' differently at stride {options['stride']} of a window {kernel}"
+            )
+        return attributes | {"auto_pad": "SAME_UPPER"}
+    (top, bottom), (left, right) = window.explicit_padding(options["padding"], (1, 1), (1, 1), (1, 1))
+    return attributes | {"pads": [top, left, bottom, right]}

@@ -1,0 +1,247 @@
+"""PyTorch's files. They hold arrays by name and no architecture: names and shapes say which network they are of.
+
+Known are the state dicts of the article's class (and of the same class with full convolutions), of kuangliu's CIFAR
+MobileNet, of timm's mobilenetv1_*, of ResNet-20, and those that mbnp writes of `models.mobilenet_v1`.
+
+A `.pt` file is a pickle. It is read by PyTorch's weights-only loader, and only after a look at its opcodes, which
+runs none of them: whatever it asks for beyond tensors and plain containers is refused.
+"""
+
+import io
+import json
+import pickletools
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mbnp import models
+from mbnp.errors import MbnpError
+from mbnp.models import described
+from mbnp.network import Network
+from mbnp.weights import files
+from mbnp.weights.torch_names import array_of, from_torch, is_timm, to_torch
+
+# Where checkpoints keep the state dict, and what wrappers put before every name.
+NESTS = ("state_dict", "model_state_dict", "model", "net")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+# What the pickle of a state dict may ask for. torch.Size and dtypes come with optimisers' states.
+_HARMLESS = {
+    "collections OrderedDict",
+    "collections defaultdict",
+    "builtins dict",
+    "__builtin__ dict",
+    "torch Size",
+}
+_HARMLESS |= {f"torch._utils {f}" for f in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")}
+_TYPES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_HARMLESS |= {f"torch {kind}Storage" for kind in _TYPES}
+_HARMLESS |= {f"torch {dtype}" for dtype in ("float64", "float32", "float16", "bfloat16", "int64", "int32")}
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file from before PyTorch 1.6 begins
+
+
+class Family(NamedTuple):
+    """A kind of state dict: its builder, its widest convolution's name and channels at width 1, its head's name."""
+
+    whose: str
+    builder: str
+    widest: str
+    channels: int
+    head: str
+    options: dict[str, Any]
+
+
+FAMILIES = (
+    Family("the article's class", "mobilenet-v1-small", "conv2_8.3.weight", 512, "fc.weight", {}),
+    Family("its full convolutions", "standard-small", "conv2_8.0.weight", 512, "fc.weight", {}),
+    Family("kuangliu's MobileNet", "mobilenet-v1-cifar", "layers.12.conv2.weight", 1024, "linear.weight", {}),
+    Family(
+        "timm's mobilenetv1_*",
+        "mobilenet-v1",
+        "blocks.4.1.conv_pw.weight",
+        1024,
+        "classifier.weight",
+        {"relu_cap": 6.0},
+    ),
+    Family("mobilenet-v1", "mobilenet-v1", "features.13.3.weight", 1024, "classifier.weight", {}),
+    Family("ResNet-20", "resnet20", "layer3.2.conv2.weight", 64, "linear.weight", {}),
+)
+
+
+def load(path: Path) -> Network:
+    """The network that the state dict in a `.pt` or `.pth` file is of. Needs PyTorch."""
+    return recognise(_tensors(path), path)
+
+
+def save(net: Network, path: Path, names: str | None = None) -> None:
+    """Write the state dict of `net`, a plain dict of tensors, for `load_state_dict`.
+
+    names: "mbnp" or "timm"; None: timm's for timm's networks. Such a file cannot say padding, eps or ReLU6, so a
+    network whose names would be taken for those of another one is refused.
+    """
+    torch = _torch(path)
+    names = names or ("timm" if is_timm(net) else "mbnp")
+    tensors = to_torch(net, names)
+    arch = _architecture({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    if arch and described.describe(models.create(**arch))["layers"] != described.describe(net)["layers"]:
+        raise MbnpError(
+            f"{path}: a PyTorch file has no place for this network's padding, eps or ReLU6, and by its names and "
+            f"shapes it would be taken for another {arch['name']}: write .safetensors or .onnx, or take the "
+            "tensors from weights.to_torch"
+        )
+    with files.replacing(path) as partial:
+        torch.save(tensors, partial)
+
+
+def recognise(arrays: Mapping[str, Any], path: Path) -> Network:
+    """The network that arrays in PyTorch's layout are of, with its weights; MbnpError if it is none of FAMILIES."""
+    arrays = {name: array_of(x) for name, x in _without_prefix(arrays).items()}
+    arrays = {name: x for name, x in arrays.items() if not name.endswith("num_batches_tracked")}
+    arch = _architecture({name: x.shape for name, x in arrays.items()})
+    if arch is None:
+        names = ", ".join(map(ascii, list(arrays)[:3])) + (", ..." if len(arrays) > 3 else "")
+        raise MbnpError(
+            f"{path} has no mbnp architecture in its metadata, and its names ({names or 'none'}) are of no state "
+            f"dict that mbnp knows ({', '.join(family.whose for family in FAMILIES)}): build the network and call "
+            "weights.from_torch(net, state_dict)"
+        )
+    try:
+        wide = {x.dtype for x in arrays.values()} == {np.dtype(np.float64)}
+        net = files.build(arch, np.float64 if wide else np.float32, sum(x.size for x in arrays.values()))
+        from_torch(net, arrays)
+        files.check_values(net.state())
+        if "relu_cap" in arch:
+            _add_timm_config(net, path.with_name("config.json"))
+    except (MbnpError, OverflowError) as error:
+        raise MbnpError(f"{path} looks like {arch['name']} in PyTorch, but {error}") from None
+    return net
+
+
+def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The builder and options for a state dict of these names and shapes, or None."""
+    for family in FAMILIES:
+        widest, head = shapes.get(family.widest), shapes.get(family.head)
+        if widest and head:
+            width = _width(widest[0], family.channels)
+            return {"name": family.builder, "num_classes": head[0], "width_mult": width, **family.options}
+    return None
+
+
+def _width(channels: int, at_width_1: int) -> float:
+    """The shortest width_mult with int(width_mult * at_width_1) == channels.
+
+    Narrower layers have powers of two fewer channels at width 1, so the widest decides for all of them.
+    """
+    exact = channels / at_width_1
+    for digits in range(1, 7):
+        if int(at_width_1 * (width := round(exact, digits))) == channels:
+            return width
+    return exact
+
+
+def _without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The names without what wrappers put before all of them."""
+    names = list(arrays)
+    prefix = next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None)
+    if prefix is None:
+        return dict(arrays)
+    return _without_prefix({name.removeprefix(prefix): x for name, x in arrays.items()})
+
+
+def _add_timm_config(net: Network, config: Path) -> None:
+    """Preprocessing and resolution from the config.json that timm's downloads have beside the weights."""
+    if not config.is_file() or config.stat().st_size > 10_000_000:
+        return
+    try:
+        said = json.loads(config.read_bytes())
+        if not str(said["architecture"]).startswith("mobilenetv1"):
+            return
+        pretrained = said["pretrained_cfg"]
+        preprocessing = {"mean": pretrained["mean"], "std": pretrained["std"]}
+        resolution, classes = pretrained["input_size"][1], said.get("label_names")
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError):
+        return  # somebody else's file
+    if not isinstance(classes, list) or len(classes) != net.num_classes:
+        classes = None
+    files.check_description(net, resolution, classes, preprocessing)
+    net.resolution, net.classes, net.preprocessing = resolution, classes, preprocessing
+
+
+def _torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise MbnpError(
+            f'{path}: PyTorch\'s own files need PyTorch: pip install "torch", or take .safetensors'
+        ) from None
+    return torch
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    """The state dict in a file, by the weights-only loader."""
+    torch = _torch(path)
+    try:
+        _check_pickles(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except MbnpError:
+        raise
+    except Exception as error:  # the loader raises what it likes
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MbnpError(f"{path} is damaged or no file of PyTorch's weights: {line[:200]}") from None
+    for nest in NESTS:
+        if isinstance(content, dict) and isinstance(content.get(nest), dict):
+            content = content[nest]
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise MbnpError(f"{path} holds no state dict but a {type(content).__name__}")
+    strange = next((name for name, x in content.items() if not isinstance(x, torch.Tensor)), None)
+    if strange is not None:
+        raise MbnpError(f"{path} holds no state dict: {ascii(strange)[:80]} is no tensor")
+    # A view of one number can claim any shape, and would be copied in full.
+    if sum(x.numel() * x.element_size() for x in content.values()) > path.stat().st_size:
+        raise MbnpError(f"{path} is not a usable state dict: its tensors are larger than the file")
+    return content
+
+
+def _check_pickles(path: Path) -> None:
+    """MbnpError unless the pickles in a file ask for nothing but tensors, and no archive expands when it is read."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(_LEGACY))
+        if start.startswith(b"PK"):
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+                packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+                if packed or sum(entry.file_size for entry in entries) > size:
+                    raise MbnpError(f"{path} is an archive that expands when it is read; PyTorch writes none")
+                for entry in entries:
+                    if entry.filename.endswith(".pkl"):
+                        _check_pickle(path, io.BytesIO(archive.read(entry)))
+        elif start == _LEGACY:
+            file.seek(0)
+            for _ in range(
+                5
+            ):  # magic number, protocol, system, contents, keys; then the bytes of the storages
+                _check_pickle(path, file, largest=size)
+        else:
+            raise MbnpError(f"{path} is damaged or no file of PyTorch's weights")
+
+
+def _check_pickle(path: Path, file: Any, largest: int | None = None) -> None:
+    for name, argument in _opcodes(file):
+        if name in ("INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "OBJ", "NEWOBJ", "NEWOBJ_EX"):
+            raise MbnpError(f"{path} asks to run {name} of a pickle, which no state dict needs: not loaded")
+        if name == "GLOBAL" and argument not in _HARMLESS:
+            asked = ascii(str(argument).replace(" ", "."))[:80]
+            raise MbnpError(f"{path} asks for {asked}, which no state dict needs: not loaded")
+        # The old format reserves memory for as many numbers as it says.
+        counts = name in ("BININT", "BININT1", "BININT2", "LONG1") and type(argument) is int
+        if largest is not None and counts and largest < argument < 1 << 64:
+            raise MbnpError(f"{path} is damaged: it speaks of {argument:,} numbers")
+
+
+def _opcodes(file: Any) -> Iterable[tuple[str, Any]]:
+    for opcode, argument, _ in pickletools.genops(file):
+        yield opcode.name, argument

@@ -1,0 +1,95 @@
+"""`mbnp convert`, and the other commands on files of every format."""
+
+import numpy as np
+import pytest
+
+from mbnp import cli, models, weights
+from tests.twins import vary
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    net = models.mobilenet_v1_small(num_classes=3, width_mult=0.25)
+    vary(net)
+    net.classes = ["cat", "dog", "eel"]
+    net.preprocessing = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    path = tmp_path / "model.safetensors"
+    weights.save(net, path)
+    return path
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("name", ["out.onnx", "out.pt", "again.safetensors"])
+def test_there_and_back_the_logits_stay(checkpoint, tmp_path, capsys, name):
+    assert run("convert", checkpoint, tmp_path / name) == 0
+    assert name in capsys.readouterr().out
+    assert run("convert", tmp_path / name, tmp_path / "back.safetensors") == 0
+    x = np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32)
+    expected, net = weights.load(checkpoint)(x), weights.load(tmp_path / "back.safetensors")
+    assert np.abs(net(x) - expected).max() <= 1e-5 * np.abs(expected).max()
+    if name != "out.pt":  # a state dict holds arrays and nothing else
+        assert net.classes == ["cat", "dog", "eel"]
+        assert net.preprocessing["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_options_of_onnx(checkpoint, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    out = tmp_path / "out.onnx"
+    assert run("convert", checkpoint, out, "--layout", "NHWC", "--keep-batchnorm") == 0
+    graph = onnx.load(out).graph
+    assert graph.input[0].type.tensor_type.shape.dim[3].dim_value == 3
+    assert "BatchNormalization" in {node.op_type for node in graph.node}
+
+
+def test_an_older_file_is_replaced_only_by_force(checkpoint, tmp_path, capsys):
+    out = tmp_path / "out.safetensors"
+    out.write_text("precious")
+    assert run("convert", checkpoint, out) == 2
+    assert "--force" in capsys.readouterr().err
+    assert out.read_text() == "precious"
+    assert run("convert", checkpoint, out, "--force") == 0
+    assert weights.load(out).classes == ["cat", "dog", "eel"]
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        ("out.h5", [], "does not write them"),
+        ("out.txt", [], "mbnp writes"),
+        ("nowhere/out.pt", [], "there is no folder"),
+        ("out.pt", ["--layout", "NHWC"], "--layout is not for .pt files"),
+        ("out.safetensors", ["--keep-batchnorm"], "--keep-batchnorm is not for .safetensors"),
+        ("out.onnx", ["--names", "timm"], "--names is not for .onnx"),
+        ("out.pt", ["--names", "timm"], "not timm's"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(checkpoint, tmp_path, capsys, out, options, message):
+    assert run("convert", checkpoint, tmp_path / out, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+@pytest.mark.parametrize("name", ["out.onnx", "out.pt"])
+def test_summary_of_other_formats(checkpoint, tmp_path, capsys, name):
+    assert run("convert", checkpoint, tmp_path / name) == 0
+    assert run("summary", tmp_path / name) == 0
+    out = capsys.readouterr().out
+    assert run("summary", checkpoint) == 0
+    assert _macs(out) == _macs(capsys.readouterr().out) > 100_000
+
+
+def _macs(summary):
+    (line,) = [line for line in summary.splitlines() if line.startswith("MACs ")]
+    return int(line.split()[1].replace(",", ""))
+
+
+def test_summary_tells_of_pictures_and_classes(checkpoint, capsys):
+    assert run("summary", checkpoint) == 0
+    out = capsys.readouterr().out
+    assert "less (0.5, 0.5, 0.5), divided by (0.25, 0.25, 0.25), RGB" in out
+    assert "cat, dog, eel" in out

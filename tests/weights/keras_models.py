@@ -1,0 +1,166 @@
+"""Writes what the Keras tests read: models with random weights and statistics, in three formats, and their outputs.
+
+A script of its own, so that Keras, its threads and its warnings stay out of the tests' process:
+
+    KERAS_BACKEND=torch python tests/weights/keras_models.py FOLDER
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers as L
+
+
+def mobilenet(alpha: float, size: int, classes: int, **options: Any) -> keras.Model:
+    shape = (size, size, 3)
+    return keras.applications.MobileNet(
+        input_shape=shape, alpha=alpha, weights=None, classes=classes, **options
+    )
+
+
+def transfer(frozen: int) -> keras.Model:
+    """The tutorial's model: augmentation, preprocess_input, a base of which a part is frozen, a new head; trained."""
+    base = mobilenet(0.25, 96, 1000, include_top=False)
+    for layer in base.layers[:frozen]:
+        layer.trainable = False
+    x = inputs = L.Input((96, 96, 3))
+    x = keras.Sequential([L.RandomFlip("horizontal"), L.RandomRotation(0.2)])(x, training=False)
+    x = keras.applications.mobilenet.preprocess_input(x)
+    x = L.GlobalAveragePooling2D()(base(x, training=False))
+    model = keras.Model(inputs, L.Dense(5)(L.Dropout(0.2)(x)))
+    model.compile("adam", "mse")
+    model.fit(np.zeros((2, 96, 96, 3), "f"), np.zeros((2, 5), "f"), verbose=0)
+    return model
+
+
+def sequential() -> keras.Model:
+    scale = L.Normalization(mean=[120.0, 110.0, 100.0], variance=[3600.0, 3900.0, 4100.0])
+    base = mobilenet(0.25, 96, 1000, include_top=False)
+    head = [L.GlobalAveragePooling2D(), L.Dense(16, activation="relu"), L.Dense(4, activation="softmax")]
+    return keras.Sequential([L.Input((96, 96, 3)), scale, base, *head])
+
+
+def rescaled() -> keras.Model:
+    """Two layers of scaling, the second with statistics of data."""
+    spread = L.Normalization()
+    spread.adapt(np.random.default_rng(1).uniform(0.2, 0.7, (4, 40, 40, 3)).astype("f"))
+    body = [L.Rescaling(1 / 255), spread, *stem(8), L.Flatten(), L.Dense(3)]
+    return keras.Sequential([L.Input((40, 40, 3)), *body])
+
+
+def stem(channels: int) -> list[L.Layer]:
+    return [L.Conv2D(channels, 3, strides=2, activation="relu"), L.BatchNormalization(), L.MaxPooling2D(3)]
+
+
+def handmade() -> keras.Model:
+    """Numbered layers, and everything that keras.applications does differently."""
+    x = inputs = L.Input((33, 33, 3))
+    x = L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(8, 3, strides=2, padding="same")(x)))
+    x = block(x, 16, 1, {"padding": "same"}, {}, L.ReLU())
+    x = block(x, 24, 2, {"padding": "same", "use_bias": False}, {"epsilon": 1e-2}, L.Activation("relu"))
+    x = L.ZeroPadding2D(((0, 1), (0, 1)))(x)
+    x = block(x, 40, 2, {}, {"scale": False, "momentum": 0.9}, L.Activation("relu6"))
+    x = block(x, 40, 1, {"padding": "same"}, {"center": False}, L.ReLU(max_value=3.0))
+    x = L.Reshape((1, 1, 40))(L.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, L.Softmax()(L.Flatten()(L.Conv2D(6, 1)(x))))
+
+
+def block(x: Any, c: int, stride: int, depthwise: dict, norm: dict, relu: L.Layer) -> Any:
+    x = relu(L.BatchNormalization(**norm)(L.DepthwiseConv2D(3, strides=stride, **depthwise)(x)))
+    return L.ReLU()(L.BatchNormalization(**norm)(L.Conv2D(c, 1, padding="same")(x)))
+
+
+def separable() -> keras.Model:
+    body = [L.SeparableConv2D(12, 3, padding="same", strides=2, activation="relu"), L.AveragePooling2D(2)]
+    return keras.Sequential([L.Input((21, 21, 3)), *body, L.Flatten(), L.Dropout(0.1), L.Dense(5)])
+
+
+def one_pixel() -> keras.Model:
+    """The last map averaged by a window instead of globally."""
+    body = [L.Conv2D(8, 3, padding="same"), L.ReLU(), L.AveragePooling2D((9, 9))]
+    return keras.Sequential([L.Input((9, 9, 3)), *body, L.Conv2D(4, 1), L.Reshape((4,))])
+
+
+def odds_and_ends() -> keras.Model:
+    """Margins that no convolution takes in, batch normalisation of a flattened map, two pairs of Dense."""
+    body = [L.ZeroPadding2D((1, 2)), L.Conv2D(6, 3, padding="same", strides=2), L.ReLU(), L.ZeroPadding2D(1)]
+    body += [L.MaxPooling2D(3, strides=2), L.Conv2D(5, 1, strides=2), L.Flatten(), L.BatchNormalization()]
+    return keras.Sequential([L.Input((17, 17, 3)), *body, L.Dense(8, activation="relu6"), L.Dense(4)])
+
+
+def numbered_mobilenet() -> keras.Model:
+    """MobileNet's body as somebody writes it from the paper: biases, numbers for names, a dense head."""
+    x = inputs = L.Input((64, 64, 3))
+    x = L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(8, 3, strides=2, padding="same")(x)))
+    for c, stride in zip(np.array(WIDTHS) // 4, STRIDES, strict=True):
+        if stride == 2:
+            x = L.ZeroPadding2D(((0, 1), (0, 1)))(x)
+        x = L.DepthwiseConv2D(3, strides=stride, padding="same" if stride == 1 else "valid")(x)
+        x = L.ReLU(6.0)(L.BatchNormalization()(x))
+        x = L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(int(c), 1)(x)))
+    return keras.Model(inputs, L.Dense(7)(L.GlobalAveragePooling2D()(x)))
+
+
+WIDTHS = [64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024]
+STRIDES = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]
+
+MODELS: dict[str, Callable[[], keras.Model]] = {
+    "mobilenet-0.25-128-7": lambda: mobilenet(0.25, 128, 7),
+    "mobilenet-0.5-224-10": lambda: mobilenet(0.5, 224, 10, classifier_activation=None),
+    "mobilenet-1.0-224-1000": lambda: mobilenet(1.0, 224, 1000, classifier_activation=None),
+    "mobilenet-0.5-97-3": lambda: mobilenet(0.5, 97, 3, classifier_activation=None),  # SAME at an odd size
+    "mobilenet-no-top": lambda: mobilenet(0.25, 128, 1, include_top=False),
+    "transfer": lambda: transfer(0),
+    "transfer-half-frozen": lambda: transfer(40),
+    "sequential": sequential,
+    "rescaled": rescaled,
+    "handmade": handmade,
+    "separable": separable,
+    "one-pixel": one_pixel,
+    "odds-and-ends": odds_and_ends,
+    "numbered-mobilenet": numbered_mobilenet,
+}
+TAKE_PIXELS = (
+    "transfer",
+    "transfer-half-frozen",
+    "sequential",
+    "rescaled",
+)  # the others take pixels / 127.5 - 1
+
+
+def randomise(model: keras.Model, rng: np.random.Generator) -> None:
+    """Weights that keep the data's size from layer to layer, and statistics that are not 0 and 1."""
+    for variable in model.weights:
+        shape, name = variable.shape, variable.path.rpartition("/")[2]
+        if name in ("gamma", "moving_variance"):
+            variable.assign(rng.uniform(0.5, 1.5, shape))
+        elif name == "kernel" or name.endswith("_kernel"):
+            depthwise = len(shape) == 4 and shape[3] == 1
+            variable.assign(
+                rng.normal(0, np.sqrt(2 / np.prod(shape[:2] if depthwise else shape[:-1])), shape)
+            )
+        elif name in ("beta", "bias", "moving_mean"):
+            variable.assign(rng.normal(0, 0.3, shape))
+
+
+def write(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, make in MODELS.items():
+        model = make()
+        randomise(model, rng)
+        pixels = rng.uniform(0, 255, (3, *model.input_shape[1:])).astype(np.float32)
+        y = model.predict(pixels if name in TAKE_PIXELS else pixels / 127.5 - 1, verbose=0)
+        softmax = getattr(model.layers[-1], "activation", None) is keras.activations.softmax
+        softmax = softmax or isinstance(model.layers[-1], L.Softmax)
+        np.savez(folder / f"{name}.npz", pixels=pixels, y=y, softmax=softmax)
+        model.save(folder / f"{name}.h5")
+        model.save_weights(folder / f"{name}.weights.h5")
+        model.save(folder / f"{name}.keras")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
