@@ -15,6 +15,8 @@ import mbnp
 from mbnp.errors import MbnpError
 
 MODELS = "mobilenet-v1-small, standard-small, mobilenet-v1-cifar, mobilenet-v1, resnet20"
+READ = ".safetensors, .pt, .pth, .h5, .keras and .onnx"
+WRITTEN = ".safetensors, .pt and .onnx"
 DATA = (
     "a folder or archive of CIFAR-10's binary records, or cifar10, or shapes10 (default: what MBNP_DATA "
     "names or what is in ./data or the user's cache, or else shapes10, pictures that mbnp draws itself)"
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mbnp {mbnp.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_train, _evaluate, _predict, _summary, _check, _data, _bench, _warmup):
+    for add in (_train, _evaluate, _predict, _summary, _check, _data, _bench, _warmup, _convert, _grade):
         add(commands)
     return parser
 
@@ -85,11 +87,21 @@ def _train(commands: Any) -> None:
         epilog="examples:\n"
         "  mbnp train                                    the article's network on the data at hand\n"
         "  mbnp train --data cifar-10-binary.tar.gz --epochs 20 --seed 1\n"
-        "  mbnp train --model standard-small --out runs/full-convolutions",
+        "  mbnp train --model standard-small --out runs/full-convolutions\n"
+        "  mbnp train --init mobilenet.h5 --freeze-until features.7 --lr 0.01        fine-tuning",
     )
-    p.add_argument("--model", default="mobilenet-v1-small", help=f"{MODELS} (default: %(default)s)")
+    p.add_argument("--model", help=f"{MODELS} (default: mobilenet-v1-small)")
+    p.add_argument("--width-mult", type=_finite, metavar="X", help="all channels times X (default: 1)")
     p.add_argument(
-        "--width-mult", type=_finite, default=1.0, metavar="X", help="all channels times X (default: 1)"
+        "--init",
+        metavar="CHECKPOINT",
+        help="go on from these weights, in any format that mbnp reads, with their architecture and normalisation; "
+        "the last layer begins afresh where the data has other classes",
+    )
+    p.add_argument(
+        "--freeze-until",
+        metavar="LAYER",
+        help="with --init: what comes before this layer or block, and itself, stays as it is",
     )
     p.add_argument("--data", metavar="PATH", help=DATA)
     p.add_argument(
@@ -117,7 +129,9 @@ def _evaluate(commands: Any) -> None:
         description="Loss and accuracy of a checkpoint on the test pictures, over all and by class.",
         epilog="example:\n  mbnp evaluate runs/mobilenet-v1-small-1/model.safetensors",
     )
-    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a model.safetensors that mbnp train wrote")
+    p.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help=f"weights that mbnp train wrote, or others: {READ}"
+    )
     p.add_argument("--data", metavar="PATH", help=DATA)
     _engine_options(p)
 
@@ -131,7 +145,9 @@ def _predict(commands: Any) -> None:
         epilog="example:\n  mbnp predict cat.jpg dog.png --checkpoint runs/resnet20-1/model.safetensors",
     )
     p.add_argument("images", metavar="IMAGE", nargs="+", help="a picture file of any kind that Pillow reads")
-    p.add_argument("--checkpoint", required=True, metavar="FILE", help="a model.safetensors from mbnp train")
+    p.add_argument(
+        "--checkpoint", required=True, metavar="FILE", help=f"weights from mbnp train, or others: {READ}"
+    )
     p.add_argument("--top", type=int, default=3, metavar="K", help="how many classes (default: %(default)s)")
     _engine_options(p)
 
@@ -147,7 +163,7 @@ def _summary(commands: Any) -> None:
         "  mbnp summary mobilenet-v1 --resolution 160 --width-mult 0.5\n"
         "  mbnp summary runs/mobilenet-v1-small-1/model.safetensors",
     )
-    p.add_argument("model", metavar="MODEL", help=f"{MODELS}, or a checkpoint")
+    p.add_argument("model", metavar="MODEL", help=f"{MODELS}, or a file: {READ}")
     p.add_argument(
         "--resolution", type=int, metavar="N", help="pictures of N x N (default: the network's own)"
     )
@@ -254,6 +270,49 @@ def _warmup(commands: Any) -> None:
     p.add_argument("--readable", action="store_true", help="for train --readable, not for the fast engine")
 
 
+def _convert(commands: Any) -> None:
+    p = commands.add_parser(
+        "convert",
+        help="take weights from one format into another",
+        description="Read a network from one file and write it into another; the suffixes name the formats: "
+        f"{READ} are read, {WRITTEN} written. What a file does not say of its pictures and classes can be added.",
+        epilog="examples:\n"
+        "  mbnp convert mobilenet.h5 mobilenet.safetensors\n"
+        "  mbnp convert runs/mobilenet-v1-small-1/model.safetensors model.onnx --layout NHWC\n"
+        "  mbnp convert timm.safetensors net.safetensors --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5",
+    )
+    p.add_argument("file", metavar="IN", help="a network in any format that mbnp reads")
+    p.add_argument("out", metavar="OUT", help="a file that does not exist")
+    p.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    p.add_argument("--layout", choices=("NCHW", "NHWC"), help="of an ONNX graph's input (default: NCHW)")
+    p.add_argument(
+        "--keep-batchnorm",
+        action="store_true",
+        help="do not fold BatchNorm into an ONNX graph's convolutions",
+    )
+    p.add_argument(
+        "--names", choices=("mbnp", "timm"), help="of a PyTorch file's arrays (default: the network's own)"
+    )
+    p.add_argument("--mean", type=_numbers, metavar="R,G,B", help="of the pictures, on a scale of 0 to 1")
+    p.add_argument("--std", type=_numbers, metavar="R,G,B", help="their spread, likewise")
+    p.add_argument("--order", choices=("rgb", "bgr"), help="of the channels, in --mean and --std too")
+    p.add_argument("--classes", metavar="FILE", help="a text file with the names of the classes, one a line")
+
+
+def _grade(commands: Any) -> None:
+    p = commands.add_parser(
+        "grade",
+        help="grade the exercises of a lesson",
+        description="Run the functions of an exercise file of tutorials/ on small cases and compare them with mbnp's "
+        "own and with PyTorch's stored results. Says which number is wrong and likely why. The file is executed, "
+        "as it is your own program. Exit status 0 if all is solved, 1 if not.",
+        epilog="example:\n  mbnp grade tutorials/exercises/01.py",
+    )
+    p.add_argument(
+        "exercise", metavar="EXERCISE.py", help="a file with solutions, begun from tutorials/exercises"
+    )
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
@@ -261,6 +320,11 @@ def _finite(text: str) -> float:
     return number
 
 
+def _numbers(text: str) -> list[float]:
+    return [_finite(part) for part in text.split(",")]
+
+
+_numbers.__name__ = "list of numbers"
 _finite.__name__ = "number"  # as in: invalid number value: 'nan'
 
 

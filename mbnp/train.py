@@ -89,22 +89,27 @@ def fit(
 ) -> list[Record]:
     """Train on data.train, test on data.test after every epoch; returns one record an epoch.
 
-    The network takes over the data's classes and normalisation. Each epoch leaves out the few pictures that
-    do not fill a last batch, other ones every time. The same network, data and recipe end in the same weights.
-    Raises DivergedError; `on_epoch` hears of an epoch only if all its losses are finite.
+    The network takes over the data's classes and resolution. It also takes over the data's normalisation, unless
+    it has one (`net.preprocessing`): its weights were learned with that, and go on with it. Frozen parameters and
+    statistics stay bit for bit. Each epoch leaves out the few pictures that do not fill a last batch, other ones
+    every time. The same network, data and recipe end in the same weights. Raises DivergedError; `on_epoch` hears
+    of an epoch only if all its losses are finite.
     """
     recipe = recipe or Recipe()
     batches = datasets.count_batches(len(data.train), recipe.batch_size, train=True)
-    outputs = net.arch.get("num_classes", len(data.classes))
-    if outputs != len(data.classes):
-        raise MbnpError(f"the network has {outputs} outputs and {data.name} {len(data.classes)} classes")
+    if net.num_classes != len(data.classes):
+        raise MbnpError(
+            f"the network has {net.num_classes} outputs and {data.name} {len(data.classes)} classes: "
+            f"give it a new head with models.with_new_head(net, {len(data.classes)})"
+        )
+    if not net.trainable():
+        raise MbnpError("every parameter of the network is frozen, so that there is nothing to train")
     if batches == 0:
         raise MbnpError(f"{len(data.train)} training pictures do not fill one batch of {recipe.batch_size}")
     opt = recipe.optimiser(net)
     rates = recipe.rates(total=recipe.epochs * batches)
     rng = np.random.default_rng(recipe.seed)
-    net.classes = list(data.classes)
-    net.preprocessing = {"mean": [float(v) for v in data.mean], "std": [float(v) for v in data.std]}
+    _take_over(net, data)
     history = []
     for epoch in range(1, recipe.epochs + 1):
         began = time.perf_counter()
@@ -120,10 +125,19 @@ def fit(
     return history
 
 
+def _take_over(net: Network, data: datasets.Dataset) -> None:
+    net.classes = list(data.classes)
+    _, height, width, _ = data.train.images.shape
+    if height == width:
+        net.resolution = height
+    if net.preprocessing is None:
+        net.preprocessing = {"mean": [float(v) for v in data.mean], "std": [float(v) for v in data.std]}
+
+
 def _epoch(epoch, net, opt, rates, data, recipe, rng) -> Iterator[Record]:
     """Once through the training pictures, a record after each batch."""
     augment = datasets.augment if recipe.augment else None
-    options = {"mean": data.mean, "std": data.std, "augment": augment, "dtype": net.dtype}
+    options = {**net.preprocessing, "augment": augment, "dtype": net.dtype}
     total, right, seconds = 0.0, 0, []
     began = ended = time.perf_counter()
     for batch, (x, y) in enumerate(datasets.batches(data.train, recipe.batch_size, rng, **options), start=1):
@@ -149,13 +163,12 @@ def evaluate(
 
     mean, std: how the pictures are normalised; None: as the network was trained (`net.preprocessing`).
     """
-    if mean is None or std is None:
-        if net.preprocessing is None:
-            raise MbnpError("this network was not trained here: pass the mean and std that its pictures had")
-        mean, std = net.preprocessing["mean"], net.preprocessing["std"]
+    scale = net.preprocessing if mean is None or std is None else {"mean": mean, "std": std}
+    if scale is None:
+        raise MbnpError("this network was not trained here: pass the mean and std that its pictures had")
     total, predictions = 0.0, []
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for x, y in datasets.batches(split, batch_size, mean=mean, std=std, dtype=net.dtype):
+        for x, y in datasets.batches(split, batch_size, **scale, dtype=net.dtype):
             logits = net.forward(x)
             total += float(cross_entropy.forward(logits, y)) * len(y)
             predictions.append(logits.argmax(axis=1))

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from mbnp import cli, models, weights
+from mbnp import cli, datasets, models, weights
 from tests.twins import vary
 
 
@@ -93,3 +94,68 @@ def test_summary_tells_of_pictures_and_classes(checkpoint, capsys):
     out = capsys.readouterr().out
     assert "less (0.5, 0.5, 0.5), divided by (0.25, 0.25, 0.25), RGB" in out
     assert "cat, dog, eel" in out
+
+
+# -- what a file does not say ------------------------------------------------------------------------------
+
+
+def test_pictures_and_classes_are_added(checkpoint, tmp_path, capsys):
+    bare, out = tmp_path / "bare.pt", tmp_path / "out.safetensors"
+    assert run("convert", checkpoint, bare) == 0
+    assert "a PyTorch file has no place for preprocessing and names of classes" in capsys.readouterr().out
+    Image.new("RGB", (40, 50), "red").save(tmp_path / "red.png")
+    assert run("predict", tmp_path / "red.png", "--checkpoint", bare) == 2
+    assert f"add it: mbnp convert {bare} NEW.safetensors --mean" in capsys.readouterr().err
+    (tmp_path / "names.txt").write_text("cat\ndog\neel\n")
+    said = ["--mean", "0.1,0.2,0.3", "--std", "0.4,0.5,0.6", "--order", "bgr"]
+    assert run("convert", bare, out, *said, "--classes", tmp_path / "names.txt") == 0
+    net = weights.load(out)
+    assert net.preprocessing == {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "order": "bgr"}
+    assert net.classes == ["cat", "dog", "eel"]
+
+    capsys.readouterr()
+    assert run("predict", tmp_path / "red.png", "--checkpoint", out, "--top", 3) == 0
+    shares = {line.split()[-1]: float(line.split()[0]) for line in capsys.readouterr().out.splitlines()[-3:]}
+    blue_first = (np.array([0, 0, 1]) - [0.1, 0.2, 0.3]) / [0.4, 0.5, 0.6]
+    logits = net(np.broadcast_to(blue_first, (1, 32, 32, 3)).astype(np.float32))[0]
+    expected = 100 * np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    np.testing.assert_allclose([shares[name] for name in net.classes], expected, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mean", "0.5,0.5,0.5"], "--mean and --std go together"),
+        (["--mean", "0.5", "--std", "1"], "its preprocessing is"),
+        (["--mean", "0,0,0", "--std", "1,1,0"], "its preprocessing is"),
+        (["--classes", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_what_is_added_must_fit(checkpoint, tmp_path, capsys, options, message):
+    out = tmp_path / "out.safetensors"
+    assert run("convert", checkpoint, out, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_names_of_classes_must_be_as_many_and_text(checkpoint, tmp_path, capsys):
+    for content, message in (
+        (b"cat\ndog\n", "it names 2 classes for 3 outputs"),
+        (b"\xff\xfe", "no text in UTF-8"),
+    ):
+        (tmp_path / "names.txt").write_bytes(content)
+        assert run("convert", checkpoint, tmp_path / "out.onnx", "--classes", tmp_path / "names.txt") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_evaluate_wants_as_many_classes_and_a_normalisation(tmp_path, capsys, monkeypatch):
+    made = datasets.shapes10.make(train=10, test=10)
+    monkeypatch.setattr(datasets.shapes10, "make", lambda: made)
+    for classes, message in (
+        (3, "tells 3 classes apart and shapes10 has 10"),
+        (10, "does not say how its pictures"),
+    ):
+        out = tmp_path / "out.safetensors"
+        weights.save(models.mobilenet_v1_small(num_classes=classes, width_mult=0.25), out)
+        assert run("evaluate", out, "--data", "shapes10") == 2
+        assert message in capsys.readouterr().err

@@ -16,11 +16,8 @@ from mbnp import backend, cost
 from mbnp.backend import jit
 from mbnp.network import Network
 
-TILE, PIXELS, GROUPS = (
-    1 << 15,
-    128,
-    8,
-)  # floats and least rows of a tile, and partial dW, as in fused/training.py
+# Floats and least rows of a tile, partial dW, and what OpenBLAS multiplies without packing, as in fused/.
+TILE, PIXELS, GROUPS, SMALL = 1 << 15, 128, 8, 10**6
 
 
 class Product(NamedTuple):
@@ -56,13 +53,13 @@ def _forward(x, w, tile, y):
 
 
 @jit(parallel=True)
-def _backward(x, dy, w, tile, group, dx, dw):
-    """dx = dy @ w.T and, by groups of tiles, x.T @ dy; where dx is empty it is left out."""
+def _backward(x, dy, w_t, tile, group, dx, dw):
+    """dx = dy @ w_t and, by groups of tiles, x.T @ dy; where dx is empty it is left out."""
     for t in prange(dw.shape[0]):
         for first in range(t * group, min((t + 1) * group, x.shape[0]), tile):
             np.dot(x[first : first + tile].T, dy[first : first + tile], dw[t])
             if dx.size:
-                np.dot(dy[first : first + tile], w.T, dx[first : first + tile])
+                np.dot(dy[first : first + tile], w_t, dx[first : first + tile])
 
 
 class _Layer:
@@ -73,11 +70,13 @@ class _Layer:
         rng = np.random.default_rng(0)
         self.x, self.w = rng.standard_normal((pixels, c), np.float32), rng.standard_normal((c, d), np.float32)
         self.y = np.empty((pixels, d), np.float32)
-        self.tile = min(max(TILE // max(c, d), PIXELS), -(-pixels // 2))
+        small = SMALL // (c * d)
+        self.tile = min(small if small >= 12 else max(TILE // max(c, d), PIXELS), -(-pixels // 2))
         if backward:
             tiles = -(-pixels // self.tile)
             self.group = -(-tiles // GROUPS) * self.tile
             self.dy = rng.standard_normal((pixels, d), np.float32)
+            self.w_t = np.ascontiguousarray(self.w.T)
             self.dx = np.empty((0 if first else pixels, c), np.float32)
             self.dw = np.empty((-(-pixels // self.group), c, d), np.float32)
 
@@ -96,7 +95,7 @@ class Floor:
             for layer in self.layers:
                 _forward(layer.x, layer.w, layer.tile, layer.y)
             for layer in reversed(self.layers if self.backward else []):
-                _backward(layer.x, layer.dy, layer.w, layer.tile, layer.group, layer.dx, layer.dw)
+                _backward(layer.x, layer.dy, layer.w_t, layer.tile, layer.group, layer.dx, layer.dw)
 
     def run_numpy(self) -> None:
         """As NumPy multiplies: every product whole, on the threads of its own BLAS."""

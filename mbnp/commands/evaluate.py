@@ -18,6 +18,11 @@ def run(options: Namespace) -> None:
             f"{options.checkpoint} knows {', '.join(net.classes[:3])}, ..., but {data.name} has "
             f"{', '.join(data.classes[:3])}, ...: name the data it was trained on with --data"
         )
+    if net.num_classes != len(data.classes):
+        raise MbnpError(
+            f"{options.checkpoint} tells {net.num_classes} classes apart and {data.name} has {len(data.classes)}"
+        )
+    common.require_preprocessing(net, options.checkpoint)
     print(f"data: {data}")
     with common.announced(print):
         loss, accuracy, predictions = train.evaluate(common.engine(net, options.readable), data.test)

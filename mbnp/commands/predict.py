@@ -19,6 +19,11 @@ def run(options: Namespace) -> None:
     if options.top < 1:
         raise MbnpError(f"--top must be at least 1, got {options.top}")
     net = weights.load(options.checkpoint)
+    common.require_preprocessing(net, options.checkpoint)
+    if net.channels != 3 or len(net.output_shape((net.resolution, net.resolution, 3))) != 1:
+        raise MbnpError(
+            f"{options.checkpoint} does not take colour pictures and give one score for each class"
+        )
     images = np.stack([read_picture(path, net.resolution) for path in options.images])
     with common.announced(print):
         prob = probabilities(common.engine(net, options.readable), images)
@@ -31,10 +36,9 @@ def run(options: Namespace) -> None:
 
 def probabilities(net: Network, images: np.ndarray) -> np.ndarray:
     """(N, classes) for pictures (N, H, W, 3) uint8, normalised as the network was trained."""
-    scale = net.preprocessing
-    if scale is None:
+    if net.preprocessing is None:
         raise MbnpError("the checkpoint does not say how its pictures were normalised")
-    x = datasets.normalise(images, scale["mean"], scale["std"], net.dtype)
+    x = datasets.normalise(images, **net.preprocessing, dtype=net.dtype)
     with backend.one_blas_thread():
         return softmax(net.forward(x))
 

@@ -1,6 +1,7 @@
 """`mbnp train`: train a network, and write a run folder."""
 
 import dataclasses
+import hashlib
 import os
 import shlex
 import sys
@@ -11,10 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mbnp import datasets, models, runs, train
+from mbnp import datasets, models, runs, train, weights
 from mbnp.commands import common
 from mbnp.datasets import Dataset
-from mbnp.errors import DivergedError
+from mbnp.errors import DivergedError, MbnpError
 from mbnp.network import Network
 from mbnp.recipe import Recipe
 from mbnp.train import Record
@@ -25,15 +26,66 @@ def run(options: Namespace) -> int:
     out = None if options.out is None else Path(options.out)
     if out is not None:
         runs.require_new(out)
-    accepted = models.options(options.model)
+    _check(options)
+    loaded = None if options.init is None else weights.load(options.init)
     data = datasets.load(options.data)
     recipe = _recipe(options, data)
-    size = {"resolution": data.train.images.shape[1]} if "resolution" in accepted else {}
+    net, notes = _fresh(options, data) if loaded is None else _fine_tuned(loaded, options, data)
+    session = _Session(common.engine(net, options.readable), data, recipe, out, options, notes)
+    return session.run()
+
+
+def _check(options: Namespace) -> None:
+    """MbnpError for options that do not go together; fills in what has a default only without --init."""
+    if options.init is None:
+        if options.freeze_until is not None:
+            raise MbnpError("--freeze-until keeps what was learned before: name a checkpoint with --init")
+        options.model = options.model or "mobilenet-v1-small"
+        options.width_mult = 1.0 if options.width_mult is None else options.width_mult
+        models.options(options.model)  # an unknown name shows before the data is loaded
+    elif options.model is not None or options.width_mult is not None:
+        surplus = "--model" if options.model is not None else "--width-mult"
+        raise MbnpError(f"--init brings the architecture of its checkpoint: leave out {surplus}")
+
+
+def _fresh(options: Namespace, data: Dataset) -> tuple[Network, list[str]]:
+    """The network that is named, with new weights; nothing to note."""
+    takes_size = "resolution" in models.options(options.model)
+    size = {"resolution": data.train.images.shape[1]} if takes_size else {}
     net = models.create(
         options.model, num_classes=len(data.classes), width_mult=options.width_mult, seed=options.seed, **size
     )
-    session = _Session(common.engine(net, options.readable), data, recipe, out, options)
-    return session.run()
+    return net, []
+
+
+def _fine_tuned(net: Network, options: Namespace, data: Dataset) -> tuple[Network, list[str]]:
+    """The checkpoint's network, made ready for the data, and what there is to say about it."""
+    notes = [f"weights: {options.init}"]
+    before, now = net.num_classes, len(data.classes)
+    if before != now or net.classes not in (None, list(data.classes)):
+        net = models.with_new_head(net, now, options.seed)
+        notes.append(f"the last layer begins afresh: {now} classes of {data.name} for the {before} it knew")
+    elif net.classes is None:
+        notes.append(f"the checkpoint does not name its classes: they are taken for the {now} of {data.name}")
+    if net.preprocessing is None:
+        notes.append(
+            "the checkpoint does not say how its pictures were normalised: they are as the data asks"
+        )
+    height, width = data.train.images.shape[1:3]
+    if (height, width) != (net.resolution, net.resolution):
+        notes.append(
+            f"the checkpoint is for pictures of {net.resolution}x{net.resolution}, these are {height}x{width}"
+        )
+    if options.freeze_until is not None:
+        net.freeze_until(options.freeze_until)
+        if not net.trainable():
+            raise MbnpError(
+                f"--freeze-until {options.freeze_until} leaves nothing to train: name an earlier layer"
+            )
+        sizes = [(p.frozen, p.value.size) for p in net.parameters().values()]
+        frozen, total = sum(size for frozen, size in sizes if frozen), sum(size for _, size in sizes)
+        notes.append(f"frozen up to {options.freeze_until}: {frozen:,} of {total:,} parameters")
+    return net, notes
 
 
 def _recipe(options: Namespace, data: Dataset) -> Recipe:
@@ -59,9 +111,16 @@ class _Session:
     """One run as it goes: what is shown, and what is written."""
 
     def __init__(
-        self, net: Network, data: Dataset, recipe: Recipe, out: Path | None, options: Namespace
+        self,
+        net: Network,
+        data: Dataset,
+        recipe: Recipe,
+        out: Path | None,
+        options: Namespace,
+        notes: list[str],
     ) -> None:
         self.net, self.data, self.recipe, self.out, self.options = net, data, recipe, out, options
+        self.notes = notes
         self.folder: Path  # made at the first step
         self.history: list[Record] = []
         self.console = _Console()
@@ -84,7 +143,8 @@ class _Session:
     def run(self) -> int:
         self.say_what_is_used()
         try:
-            with self.bar, common.announced(self.say):
+            with self.bar, common.announced(self.say) as announce:
+                common.compile_ahead(self.net, announce)
                 train.fit(self.net, self.data, self.recipe, self.on_batch, self.on_epoch)
         except DivergedError as error:
             self.draw()
@@ -101,7 +161,7 @@ class _Session:
     def draw(self) -> None:
         if self.history:
             name = self.data.name.encode(errors="replace").decode()  # of a folder, which may be no text
-            runs.save_curves(self.folder, self.history, f"{self.net.arch['name']} on {name}")
+            runs.save_curves(self.folder, self.history, f"{self.name()} on {name}")
 
     def say(self, line: str) -> None:
         """One plain line, above the bar where there is one."""
@@ -109,7 +169,8 @@ class _Session:
 
     def say_what_is_used(self) -> None:
         hint = "; for CIFAR-10: mbnp data download" if self.data.name == "shapes10" else ""
-        self.say(f"data: {self.data}{hint}")
+        for line in [f"data: {self.data}{hint}", *self.notes]:
+            self.say(line)
         left_out = len(self.data.train) % self.recipe.batch_size
         if left_out:
             self.say(
@@ -120,7 +181,7 @@ class _Session:
     def on_batch(self, record: Record) -> None:
         if record.step == 1:
             # Not before: bad input of whatever kind shows in the first step, and leaves no folder behind.
-            self.folder = runs.make(self.out, self.net.arch["name"], self.config())
+            self.folder = runs.make(self.out, self.name(), self.config())
             self.say(f"run folder: {self.folder}")
         self.bar.update(
             self.task,
@@ -141,6 +202,11 @@ class _Session:
             f"{record.images_per_second:,.0f} images/s, {record.seconds:.1f} s"
         )
 
+    def name(self) -> str:
+        """The architecture's name, or the file's where it is an architecture of its own."""
+        name = self.net.arch.get("name")
+        return name if name in models.names() else Path(self.options.init).stem
+
     def kept(self) -> str:
         """What is left of a run that ends early."""
         if not self.history:
@@ -151,6 +217,8 @@ class _Session:
         return {
             "command": self.command(),
             "model": self.net.arch,
+            "init": self.init(),
+            "freeze_until": self.options.freeze_until,
             "recipe": dataclasses.asdict(self.recipe),
             "data": runs.describe(self.data),
             "seed": self.recipe.seed,
@@ -159,9 +227,18 @@ class _Session:
             **runs.environment(),
         }
 
+    def init(self) -> dict[str, str] | None:
+        if self.options.init is None:
+            return None
+        path = os.path.abspath(self.options.init)
+        with open(path, "rb") as file:
+            return {"path": path, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
     def command(self) -> str:
         """The command that repeats this run, with every default spelled out."""
         known = vars(self.options) | {"epochs": self.recipe.epochs, "data": self.source()}
+        if self.options.init is not None:
+            known["init"] = os.path.abspath(self.options.init)
         words = ["mbnp", "train"]
         for name, value in known.items():
             if name in ("command", "out") or value is None or value is False:

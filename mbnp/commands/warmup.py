@@ -10,6 +10,7 @@ from numba.core import event
 
 from mbnp import datasets, models, optim, train
 from mbnp.commands import common
+from mbnp.network import Network
 
 
 def run(options: Namespace) -> None:
@@ -22,17 +23,19 @@ def run(options: Namespace) -> None:
         return
     compiled, began = 0, time.perf_counter()
     for name in models.names() if options.model is None else [options.model]:
+        start = time.perf_counter()
+        net = common.engine(models.create(name, num_classes=2), options.readable)
+        ahead = common.compile_ahead(net, lambda: None)
         with Counter() as count:
-            start = time.perf_counter()
-            rehearse(name, options.readable)
+            rehearse(net)
+        count.compiled += ahead
         compiled += count.compiled
         print(f"{name}: {_count(count.compiled)}, {time.perf_counter() - start:.1f} s")
     print(f"{_count(compiled)} in {time.perf_counter() - began:.1f} s; kept under {Path(cache).parent}")
 
 
-def rehearse(name: str, readable: bool) -> None:
-    """Train the model `name` for a step and test it, on a few random pictures: what calls kernels, in full."""
-    net = common.engine(models.create(name, num_classes=2), readable)
+def rehearse(net: Network) -> None:
+    """Train `net` for a step and test it, on a few random pictures: what calls kernels, in full."""
     size = net.resolution
     rng = np.random.default_rng(0)
     split = datasets.Split(rng.integers(0, 256, (4, size, size, 3), np.uint8), np.array([0, 1, 0, 1]))

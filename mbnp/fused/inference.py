@@ -98,33 +98,38 @@ class Separable(Block):
         times = kernels.lanes(b.size) // b.size
         self.wd, self.bd = np.tile(w.reshape(9, -1), times), np.tile(b, times)
         self.wp, self.bp = fold(self.triples[1])
-        self.blocks: dict[int, np.ndarray] = {}
-
-    def split(self, blocks: int) -> np.ndarray:
-        """The pointwise weights (C, D) as (blocks, C, D / blocks)."""
-        if blocks not in self.blocks:
-            c, d = self.wp.shape
-            self.blocks[blocks] = np.ascontiguousarray(self.wp.reshape(c, blocks, d // blocks).swapaxes(0, 1))
-        return self.blocks[blocks]
+        c, d = self.wp.shape
+        width = panel_width(c, d)
+        self.panels = np.ascontiguousarray(self.wp.reshape(c, d // width, width).swapaxes(0, 1))
 
     def prepare(self, shape: Shape, layout: Layout) -> Prepared:
         n, oh, ow, d = self.output_shape(shape)
         c, total = shape[-1], n * oh
-        if total * ow < 2 * PIXELS and d % CHANNELS == 0:
-            blocks, rows = d // CHANNELS, total
+        count, _, width = self.panels.shape
+        if total * ow < 2 * PIXELS:  # too few to share among the threads: these share the panels
+            rows, panels = total, max(1, CHANNELS // width)
+            panels = max(k for k in range(1, panels + 1) if count % k == 0)
         else:
-            blocks, rows = 1, max(1, min(max(TILE // max(c, d), PIXELS) // ow, -(-total // 2)))
+            rows, panels = max(1, min(max(TILE // max(c, d), PIXELS) // ow, -(-total // 2))), count
         stride, _, _ = geometry(self.triples[0].conv, shape)
-        return Prepared((stride, oh, ow, blocks, rows), rows * ow * (c + d // blocks), layout)
+        return Prepared((stride, oh, ow, rows, panels), rows * ow * (c + width), layout)
 
     def run(self, x: np.ndarray, prepared: Prepared, scratch: np.ndarray, out: np.ndarray) -> None:
-        stride, oh, ow, blocks, rows = prepared.numbers
+        stride, oh, ow, rows, panels = prepared.numbers
         _, _, *target = prepared.layout
         depthwise, pointwise = self.triples
         kernels.separable_inference(
-            x, self.wd, self.bd, depthwise.limits, stride, oh, ow, self.split(blocks), self.bp, pointwise.limits,
-            rows, scratch, out, *target,
+            x, self.wd, self.bd, depthwise.limits, stride, oh, ow, self.panels, self.bp, pointwise.limits,
+            rows, panels, scratch, out, *target,
         )  # fmt: skip
+
+
+def panel_width(c: int, d: int) -> int:
+    """Output channels of a panel of pointwise weights (C, D): few enough for two dozen rows to be a SMALL product."""
+    width = d
+    while width % 2 == 0 and width > 32 and c * width * 24 > kernels.SMALL:
+        width //= 2
+    return width
 
 
 def fold(triple: Triple) -> tuple[np.ndarray, np.ndarray]:
@@ -138,10 +143,18 @@ def fold(triple: Triple) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray((conv.weight.value * scale).astype(dtype)), shift.astype(dtype)
 
 
+def frozen_blocks(triples: list[Triple]) -> int:
+    """How many triples at the start have nothing to learn, in whole blocks."""
+    learning = (i for i, t in enumerate(triples) if t.conv.trainable() or t.bn.trainable())
+    frozen = next(learning, len(triples))
+    return frozen - (frozen > 0 and frozen % 2 == 0)
+
+
 class Inference:
     """A chain of triples and the layers after it, folded."""
 
     def __init__(self, triples: list[Triple], tail: list[Layer]) -> None:
+        self.triples = triples
         pairs = [Separable(*pair) for pair in zip(triples[1::2], triples[2::2], strict=True)]
         self.blocks: list[Block] = [Stem(triples[0]), *pairs]
         self.tail = tail
@@ -150,20 +163,44 @@ class Inference:
         self.cache = Cache(self._prepare)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
+        """The output of the last layer, in an array of its own."""
+        self._fold()
+        chunks = [self._forward(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)]
+        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """What the blocks make of an input of `shape` (N, H, W, C)."""
+        for block in self.blocks:
+            shape = block.output_shape(shape)
+        return shape
+
+    def run_blocks(self, x: np.ndarray, out: np.ndarray) -> None:
+        """Into out (N, H, W, C): what the last block puts out."""
+        self._fold()
+        for start in range(0, len(x), CHUNK):
+            self._run(x[start : start + CHUNK], out[start : start + CHUNK])
+
+    def _fold(self) -> None:
         # Versions only ever grow, so that their sum is the same only if each of them is.
         version = sum(v.version for v in self.variables)
         if version != self.folded_from:
             for block in self.blocks:
                 block.fold()
             self.folded_from = version
-        chunks = [self._forward(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)]
-        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
-    def _forward(self, x: np.ndarray) -> np.ndarray:
-        prepared, outputs, scratch, out_shape = self.cache[x.shape]
+    def _run(self, x: np.ndarray, last: np.ndarray | None = None) -> np.ndarray:
+        """The blocks' output as it is stored: in `last`, or else in a buffer."""
+        prepared, outputs, scratch, _ = self.cache[x.shape]
+        if last is not None:
+            outputs = [*outputs[:-1], last.reshape(outputs[-1].shape)]
         for block, its, out in zip(self.blocks, prepared, outputs, strict=True):
             block.run(x, its, scratch, out)
             x = out
+        return x
+
+    def _forward(self, x: np.ndarray) -> np.ndarray:
+        *_, out_shape = self.cache[x.shape]
+        x = self._run(x)
         head = self._head(out_shape)
         if head is not None:
             logits = np.empty((len(x), head.bias.value.size), x.dtype)

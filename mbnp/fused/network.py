@@ -9,10 +9,10 @@ from mbnp import backend
 from mbnp.errors import MbnpError
 from mbnp.fused.buffers import Cache
 from mbnp.fused.chain import split
-from mbnp.fused.inference import Inference
+from mbnp.fused.inference import Inference, frozen_blocks
 from mbnp.fused.normalise import fuse
 from mbnp.fused.training import Plan
-from mbnp.network import Network
+from mbnp.network import Network, Sequential, run
 
 
 def convert(net: Network) -> "FusedNetwork":
@@ -47,8 +47,9 @@ class FusedNetwork(Network):
         self.readable = net.readable if isinstance(net, FusedNetwork) else net
         self._triples, named_tail = split(net)
         self._tail, self._fused_after = fuse(named_tail)
-        self._plans = Cache(lambda shape: Plan(self._triples, shape))
+        self._after = Sequential(self._tail)  # the same layers, as a chain that knows how far backward goes
         self._inference = Inference(self._triples, self._tail) if self._triples else None
+        self._freeze(0)
         self._backward: Any = None  # what goes back through the last training forward
         self._lock = threading.Lock()  # buffers are shared between calls
 
@@ -74,15 +75,32 @@ class FusedNetwork(Network):
                 return self._inference.forward(x)
             return self._forward(x, train)
 
-    def _forward(self, x: np.ndarray, train: bool) -> np.ndarray:
-        plan = self._plans[x.shape] if self._triples else None
-        y = plan.forward(x) if plan else x
-        for layer in self._tail:
-            y = layer.forward(y, train)
+    def _freeze(self, triples: int) -> None:
+        """From now on, run that many triples at the start of a training step as in inference."""
+        learning = self._triples[triples:]
+        self._frozen = Inference(self._triples[:triples], []) if triples else None
+        self._plans = Cache(lambda shape: Plan(learning, shape))
 
-        def backward(dy: np.ndarray) -> None:
-            for layer in reversed(self._tail):
-                dy = layer.backward(dy)
+    def _pass_frozen(self, x: np.ndarray) -> tuple[Any, np.ndarray]:
+        """The plan of what learns, if any of the triples does, and its input: what the frozen ones make of x."""
+        frozen = frozen_blocks(self._triples)
+        if frozen != (len(self._frozen.triples) if self._frozen else 0):
+            self._freeze(frozen)
+        shape = self._frozen.output_shape(x.shape) if self._frozen else x.shape
+        plan = self._plans[shape] if frozen < len(self._triples) else None
+        if self._frozen is None:
+            return plan, x
+        given = plan.given.z if plan else np.empty(shape, x.dtype)
+        self._frozen.run_blocks(x, given)
+        return plan, given
+
+    def _forward(self, x: np.ndarray, train: bool) -> np.ndarray:
+        plan, x = self._pass_frozen(x)
+        y = plan.forward(x) if plan else x
+        y = run(self._after, y, train, needs_dx=plan is not None)
+
+        def backward(dy: Any) -> None:
+            dy = self._after.backward(dy)
             if plan:
                 plan.backward(x, dy)
 

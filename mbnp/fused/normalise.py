@@ -12,7 +12,7 @@ from mbnp import backend
 from mbnp.fused import batchnorm, kernels
 from mbnp.fused.chain import limits_of
 from mbnp.layers import BatchNorm, ReLU
-from mbnp.network import Layer, Residual, Sequential
+from mbnp.network import Layer, Residual, Sequential, Variable, run
 
 
 class Normalise(Layer):
@@ -28,6 +28,9 @@ class Normalise(Layer):
         self.z: np.ndarray | None = None
         self.y: np.ndarray | None = None
         self.d: np.ndarray | None = None  # the gradient of the sum, which is the shortcut's too
+
+    def variables(self) -> dict[str, Variable]:
+        return self.bn.variables()
 
     def forward(self, z: np.ndarray, train: bool = False, shortcut: np.ndarray | None = None) -> np.ndarray:
         if train and not self.bn.weight.frozen:
@@ -58,19 +61,21 @@ class FusedResidual(Layer):
 
     def __init__(self, body: list[Layer], last: Normalise, shortcut: Layer | None) -> None:
         self.body, self.last, self.shortcut = body, last, shortcut
+        # Both ways as chains, which know how far backward goes.
+        self._through, self._beside = Sequential(body), Sequential([shortcut] if shortcut else [])
+
+    def variables(self) -> dict[str, Variable]:
+        ways = {"through": self._through, "last": self.last, "beside": self._beside}
+        return {f"{way}.{name}": v for way, layer in ways.items() for name, v in layer.variables().items()}
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        z = x
-        for layer in self.body:
-            z = layer.forward(z, train)
-        return self.last.forward(z, train, self.shortcut.forward(x, train) if self.shortcut else x)
+        z, s = (run(way, x, train, self.needs_dx) for way in (self._through, self._beside))
+        return self.last.forward(z, train, s)
 
-    def backward(self, dy: np.ndarray) -> np.ndarray:
-        dx = self.last.backward(dy)
-        d = self.last._take("d")
-        for layer in reversed(self.body):
-            dx = layer.backward(dx)
-        return dx + (self.shortcut.backward(d) if self.shortcut else d)
+    def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
+        dz, d = self.last.backward(dy), self.last._take("d")
+        through, beside = self._through.backward(dz), self._beside.backward(d)
+        return None if through is None or beside is None else through + beside
 
 
 def own(layer: Any) -> Any:

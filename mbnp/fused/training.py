@@ -4,6 +4,7 @@ A stage is one convolution with the BatchNorm and ReLU after it. It keeps its ra
 needs to activate it. Everything else is made again where it is needed.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from mbnp.fused import batchnorm, kernels
 from mbnp.fused.buffers import Arena, Scratch
 from mbnp.fused.chain import Triple, geometry
 from mbnp.layers import Conv, Depthwise, Pointwise
+from mbnp.network import Parameter
 
 GROUPS = (
     8  # partial weight gradients of a pointwise convolution: enough threads to share, few enough to add up
@@ -59,9 +61,23 @@ class Stage:
         batchnorm.finish_backward(self.bn, self.sums, self.pixels, self.affine, self.adjoint)
 
 
-def _add(parts: np.ndarray, target: np.ndarray) -> None:
-    """target += the sum of parts over their first axis."""
-    kernels.add_parts(parts.reshape(len(parts), -1), target.reshape(-1))
+class Given:
+    """What a chain begins with that is no stage: the activated output of what is frozen before it, in `z`."""
+
+    def __init__(self, shape: tuple[int, ...], arena: Arena) -> None:
+        self.shape = shape
+        self.lanes = kernels.lanes(shape[-1])
+        self.affine = arena.array(5, self.lanes)
+        self.affine[...] = np.array([0, 1, 0, 1, 0])[:, None]  # the identity
+        self.limits = np.array([-np.inf, np.inf], arena.dtype)
+        self.z = arena.array(*shape)
+        self.g = np.empty(0, arena.dtype)  # lent by the plan, as a stage's
+
+
+def _add(parts: np.ndarray, parameter: Parameter) -> None:
+    """The parameter's gradient += the sum of parts over their first axis."""
+    if not parameter.frozen:
+        kernels.add_parts(parts.reshape(len(parts), -1), parameter.grad.reshape(-1))
 
 
 def _pixels(x: np.ndarray) -> np.ndarray:
@@ -103,9 +119,9 @@ class StemStage(Stage):
         kernels.stem_backward(
             self.g, self.z, self.affine, self.adjoint, x, *self.geometry, scratch.floats, self.dw, self.db
         )
-        _add(self.dw, batchnorm.target(self.conv.weight))
+        _add(self.dw, self.conv.weight)
         if self.conv.bias is not None:
-            _add(self.db, batchnorm.target(self.conv.bias))
+            _add(self.db, self.conv.bias)
 
 
 class DepthwiseStage(Stage):
@@ -136,7 +152,7 @@ class DepthwiseStage(Stage):
             scratch.floats, scratch.lanes(3, self.lanes), scratch.lanes(9, self.lanes), source.g, self.dw, self.sums_in,
         )  # fmt: skip
         source.sums = self.sums_in
-        _add(self.dw, batchnorm.target(self.conv.weight))
+        _add(self.dw, self.conv.weight)
 
 
 class PointwiseStage(Stage):
@@ -146,6 +162,7 @@ class PointwiseStage(Stage):
         self.group = -(-tiles // GROUPS) * self.tile
         groups = -(-self.pixels // self.group)
         self.dw = arena.array(groups, *self.conv.weight.value.shape)
+        self.w_t = arena.array(self.channels, shape[-1])
         self.sums_in = arena.array(groups, 2, shape[-1])
 
     def _counts(self) -> np.ndarray:
@@ -164,21 +181,26 @@ class PointwiseStage(Stage):
         )  # fmt: skip
 
     def backward(self, source: Stage, scratch: Scratch) -> None:
+        self.w_t[...] = self.conv.weight.value.T
         kernels.pointwise_backward(
             _pixels(self.g), _pixels(self.z), self.affine, self.adjoint, _pixels(source.z), source.affine,
-            source.limits, self.conv.weight.value, self.tile, self.group, scratch.floats,
+            source.limits, self.w_t, self.tile, self.group, scratch.floats,
             scratch.lanes(3, source.lanes), _pixels(source.g), self.dw, self.sums_in,
         )  # fmt: skip
         source.sums = self.sums_in
-        _add(self.dw, batchnorm.target(self.conv.weight))
+        _add(self.dw, self.conv.weight)
 
 
 class Plan:
-    """The stages of a chain for one input shape, with all their buffers."""
+    """The stages of a chain for one input shape, with all their buffers.
+
+    A chain that begins with a depthwise convolution begins after frozen blocks: `given.z` is their output.
+    """
 
     def __init__(self, triples: list[Triple], shape: tuple[int, ...]) -> None:
         arena = Arena(triples[0].limits.dtype)
         kinds = {Conv: StemStage, Depthwise: DepthwiseStage, Pointwise: PointwiseStage}
+        self.given = None if isinstance(triples[0].conv, Conv) else Given(shape, arena)
         self.stages: list[Any] = []
         for triple in triples:
             self.stages.append(kinds[type(triple.conv)](triple, shape, arena))
@@ -191,20 +213,24 @@ class Plan:
 
     def _lend_gradients(self, arena: Arena) -> None:
         """A gradient is needed only until the one before it is made, so that two buffers take turns."""
+        borrowers = [self.given, *self.stages] if self.given else self.stages
         for offset in (0, 1):
-            stages = self.stages[offset::2]
-            lent = arena.array(max((s.z.size for s in stages), default=0))
-            for stage in stages:
-                stage.g = lent[: stage.z.size].reshape(stage.shape)
+            turn = borrowers[offset::2]
+            lent = arena.array(max((math.prod(b.shape) for b in turn), default=0))
+            for borrower in turn:
+                borrower.g = lent[: math.prod(borrower.shape)].reshape(borrower.shape)
+
+    def _sources(self, x: np.ndarray) -> list[Any]:
+        """What each stage reads."""
+        return [self.given or x, *self.stages[:-1]]
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """The activated output of the last stage (N, H, W, C), in a buffer of the plan's."""
-        source: Any = x
-        for stage in self.stages:
+        for stage, source in zip(self.stages, self._sources(x), strict=True):
             stage.forward(source, self.scratch)
             stage.normalise()
-            source = stage
-        kernels.activate(source.z, source.affine, source.limits, self.out)
+        last = self.stages[-1]
+        kernels.activate(last.z, last.affine, last.limits, self.out)
         return self.out
 
     def backward(self, x: np.ndarray, dy: np.ndarray) -> None:
@@ -215,6 +241,8 @@ class Plan:
         kernels.activate_backward(
             last.z, last.affine, last.limits, self.scratch.lanes(3, last.lanes)[0], last.g, self.sums
         )
-        for stage, source in zip(reversed(self.stages), [*reversed(self.stages[:-1]), x], strict=True):
+        for stage, source in reversed(list(zip(self.stages, self._sources(x), strict=True))):
             stage.finish_gradient()
-            stage.backward(source, self.scratch)
+            # The gradient of what the first stage reads is needed by nobody.
+            if stage is not self.stages[0] or stage.conv.trainable():
+                stage.backward(source, self.scratch)

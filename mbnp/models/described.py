@@ -294,6 +294,8 @@ def _rows(entries: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
             _expect(entry, {"name", "kind", "layers", "shortcut"}, where)
             yield from _rows(entry["layers"], where, depth + 1)
             if entry["shortcut"] is not None:
+                if not isinstance(entry["shortcut"], dict) or entry["shortcut"].get("name") != "shortcut":
+                    raise MbnpError(f"the shortcut of {where} is not described under that name")
                 yield from _rows([entry["shortcut"]], where, depth + 1)
         elif isinstance(kind, str) and kind in KINDS:
             _expect(entry, {"name", "kind", *KINDS[kind].checks}, where)

@@ -33,7 +33,7 @@ def save(net: Network, path: Path) -> None:
         "arch": json.dumps(architecture(net)),
         "resolution": json.dumps(net.resolution),
         "classes": json.dumps(net.classes),
-        "preprocessing": json.dumps(net.preprocessing),
+        "preprocessing": json.dumps(net.preprocessing, default=np.ndarray.tolist),
     }
     with files.replacing(path) as partial:
         try:
@@ -45,12 +45,12 @@ def save(net: Network, path: Path) -> None:
 def architecture(net: Network) -> dict[str, Any]:
     """What builds `net` again: its builder and options while they still make these layers, else the layers."""
     description = described.describe(net)
-    if net.arch.get("name") in models.names():
+    try:
         built = models.create(**net.arch, dtype=net.dtype)
-        built.resolution = net.resolution
-        if described.describe(built) == description:
-            return net.arch
-    return description
+    except (MbnpError, TypeError):
+        return description
+    built.resolution = net.resolution
+    return net.arch if described.describe(built) == description else description
 
 
 def load(path: Path) -> Network:

@@ -217,14 +217,14 @@ def _check_pickles(path: Path) -> None:
                 if packed or sum(entry.file_size for entry in entries) > size:
                     raise MbnpError(f"{path} is an archive that expands when it is read; PyTorch writes none")
                 for entry in entries:
-                    if entry.filename.endswith(".pkl"):
+                    if entry.filename.lower().endswith(".pkl"):
                         _check_pickle(path, io.BytesIO(archive.read(entry)))
         elif start == _LEGACY:
             file.seek(0)
             for _ in range(
                 5
             ):  # magic number, protocol, system, contents, keys; then the bytes of the storages
-                _check_pickle(path, file, largest=size)
+                _check_pickle(path, file, largest=max(size, 100_000))
         else:
             raise MbnpError(f"{path} is damaged or no file of PyTorch's weights")
 

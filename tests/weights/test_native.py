@@ -78,7 +78,9 @@ def test_bad_files(tmp_path, net):
         weights.load(path)
     path.write_bytes(whole)
     resave(path, {"format": "other"})
-    with pytest.raises(MbnpError, match="looks like mobilenet-v1-small in PyTorch, but conv2_1.0.weight must"):
+    with pytest.raises(
+        MbnpError, match="looks like mobilenet-v1-small in PyTorch, but conv2_1.0.weight must"
+    ):
         weights.load(path)
     path.write_bytes(whole)
     resave(path, None, {"fc.bias": np.zeros(4, np.int32)})
@@ -88,6 +90,12 @@ def test_bad_files(tmp_path, net):
         {"classes": json.dumps(["a"])},
         {"resolution": json.dumps("big")},
         {"preprocessing": json.dumps({"mean": [0], "std": [1]})},
+        {"preprocessing": json.dumps({"mean": [0] * 3, "std": [1] * 3, "order": "rbg"})},
+        {"preprocessing": json.dumps({"mean": [0] * 3, "std": [1] * 3, "crop": 0.9})},
+        {"preprocessing": json.dumps({"mean": [0] * 3, "std": [1, 1, 0]})},
+        {"preprocessing": json.dumps([0, 1])},
+        {"classes": json.dumps("abcd")},
+        {"classes": json.dumps(["a", "b", "c", "d\n"])},
         {"arch": json.dumps({"name": "mobilenet-v1-small", "num_classes": -3})},
     ):
         path.write_bytes(whole)

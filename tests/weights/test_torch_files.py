@@ -1,6 +1,7 @@
 """PyTorch's files without a description: recognised by names and shapes; and .pt files, hostile ones among them."""
 
 import io
+import itertools
 import json
 import os
 import pickle
@@ -75,9 +76,7 @@ class Timm(nn.Module):
         channels = [c] + [int(out * width) for out, _ in BODY]
         made = [TimmBlock(channels[i], channels[i + 1], s) for i, (_, s) in enumerate(BODY)]
         ends = [0, 1, 3, 5, 11, 13]
-        self.blocks = nn.Sequential(
-            *[nn.Sequential(*made[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
-        )
+        self.blocks = nn.Sequential(*[nn.Sequential(*made[a:b]) for a, b in itertools.pairwise(ends)])
         self.classifier = nn.Linear(channels[-1], num_classes)
 
     def forward(self, x):
@@ -91,9 +90,9 @@ def random(make, *arguments, **options):
     for m in module.modules():
         if isinstance(m, nn.BatchNorm2d):
             nn.init.uniform_(m.running_mean, -0.2, 0.2)
-            nn.init.uniform_(m.running_var, 0.01, 0.3)
-            nn.init.uniform_(m.weight, 0.5, 3.0)
-            nn.init.uniform_(m.bias, -0.5, 3.0)
+            nn.init.uniform_(m.running_var, 0.1, 1.0)
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.uniform_(m.bias, -0.5, 5.0)
     return module.eval()
 
 
@@ -105,6 +104,7 @@ def write(path, state):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 @pytest.mark.parametrize(
     ("make", "builder", "options", "size"),
     [
@@ -113,16 +113,16 @@ def write(path, state):
         (Timm, "mobilenet-v1", {"width_mult": WIDTH, "relu_cap": 6.0, "resolution": 224}, 65),
     ],
 )
-def test_a_state_dict_is_recognised(tmp_path, make, builder, options, size, suffix):
-    module, path = random(make, num_classes=7), tmp_path / f"net{suffix}"
+def test_a_state_dict_is_recognised(tmp_path, make, builder, options, size, dtype, tolerance, suffix):
+    module, path = random(make, num_classes=7).to(dtype), tmp_path / f"net{suffix}"
     write(path, module.state_dict())
     net = weights.load(path)
     assert net.arch == {"name": builder, "num_classes": 7, **options}
     assert net.preprocessing is None  # nobody said what the pictures were
-    x, _ = batch(3, size, np.float32)
+    x, _ = batch(3, size, net.dtype)
     expected = module(tensor(x)).detach().numpy()
-    assert relative(net(x), expected) < 1e-5
-    assert relative(fused.convert(net)(x), expected) < 1e-5
+    assert relative(net(x), expected) < tolerance
+    assert relative(fused.convert(net)(x), expected) < tolerance
 
 
 @pytest.mark.parametrize(
@@ -141,6 +141,20 @@ def test_and_written_for_pytorch(tmp_path, make, net):
     assert relative(net(x), module(tensor(x)).detach().numpy()) < 1e-5
     again = weights.load(tmp_path / "net.pt")
     np.testing.assert_array_equal(again(x), net(x))
+
+
+def test_timms_weights_are_for_relu6():
+    module = random(Timm)
+    with pytest.raises(MbnpError, match="relu_cap=6"):
+        weights.from_torch(models.mobilenet_v1(10, WIDTH), module.state_dict())
+    capped, plain = models.mobilenet_v1(10, WIDTH, relu_cap=6), models.mobilenet_v1(10, WIDTH)
+    weights.from_torch(capped, module.state_dict())
+    plain.load_state(capped.state())
+    x, _ = batch(3, 32, np.float32)
+    assert relative(plain(x), capped(x)) > 0.01  # or the comparisons above would not see the difference
+    back = weights.to_torch(capped, names="timm")
+    assert all(torch.equal(back[name], x) for name, x in module.state_dict().items() if name in back)
+    assert len(back) == 5 * 27 + 2
 
 
 @pytest.mark.parametrize("width", [0.1, 0.25, 0.35, 0.7, 1.0, 1.25])

@@ -63,3 +63,51 @@ def test_what_does_not_fit_changes_nothing():
             weights.from_torch(net, state | {name: bad})
     for name, array in net.state().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_partial_loading_says_what_it_skipped():
+    net = models.mobilenet_v1_small(num_classes=3)
+    before, state = net.state(), article().state_dict()
+    del state["conv2_3.0.weight"]
+    state["conv2_4.0.weight"] = torch.zeros(64, 2, 3, 3)  # of a grouped convolution, no depthwise one
+    state["teacher.bias"] = torch.zeros(2)
+    skipped = weights.from_torch(net, state, strict=False)
+    assert skipped.missing == ("conv2_3.0.weight",)
+    assert skipped.left_over == ("teacher.bias",)
+    assert sorted(skipped.misfits) == [
+        "conv2_4.0.weight has shape (64, 2, 3, 3), not (3, 3, 64)",
+        "fc.bias has shape (10,), not (3,)",
+        "fc.weight has shape (512, 10), not (512, 3)",
+    ]
+    assert str(skipped).startswith("missing conv2_3.0.weight, left over teacher.bias, ")
+    assert str(skipped).endswith(" and 1 more")
+    kept = {"conv2_3.0.weight", "conv2_4.0.weight", "fc.weight", "fc.bias"}
+    expected = models.mobilenet_v1_small(num_classes=10)
+    weights.from_torch(expected, article().state_dict())
+    for name, array in net.state().items():
+        np.testing.assert_array_equal(array, before[name] if name in kept else expected.state()[name])
+
+
+def test_nothing_skipped_is_false_and_empty():
+    skipped = weights.from_torch(models.mobilenet_v1_small(), article().state_dict(), strict=False)
+    assert not skipped
+    assert str(skipped) == ""
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_is_no_number_changes_nothing(strict):
+    net = models.mobilenet_v1_small()
+    before, state = net.state(), net.state()
+    state["fc.weight"] += 1
+    state["fc.bias"] = np.array([None] * 10)
+    with pytest.raises(MbnpError, match=r"fc\.bias holds object, not numbers"):
+        net.load_state(state, strict)
+    for name, array in net.state().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_unknown_names():
+    with pytest.raises(MbnpError, match="did you mean 'timm'"):
+        weights.to_torch(models.mobilenet_v1_small(), names="tim")
+    with pytest.raises(MbnpError, match="not timm's"):
+        weights.to_torch(models.mobilenet_v1(10, 0.25), names="timm")

@@ -1,0 +1,44 @@
+"""`mbnp grade`: are the exercises of a lesson solved, and if not, what is wrong?"""
+
+from argparse import Namespace
+
+from rich.console import Console
+from rich.text import Text
+
+from mbnp import grading
+
+COLOURS = {"solved": "green", "not yet": "yellow", "wrong": "red"}
+PRINTED_LINES = 10
+
+
+def run(options: Namespace) -> int:
+    report = grading.grade_file(options.exercise)
+    # Lines are as long as they are: a terminal wraps them, and a pipe gets them whole.
+    console = Console(highlight=False, soft_wrap=True)
+    width = max(len(outcome.name) for outcome in report.outcomes)
+    for outcome in report.outcomes:
+        _print(console, outcome, width)
+    solved = sum(outcome.status == "solved" for outcome in report.outcomes)
+    console.print(Text(f"lesson {report.lesson}: {solved} of {len(report.outcomes)} solved"))
+    return 0 if report.solved else 1
+
+
+def _print(console: Console, outcome: grading.Outcome, width: int) -> None:
+    line = Text(f"{outcome.name:{width}}  ")
+    line.append(outcome.status, COLOURS[outcome.status])
+    if outcome.problem:
+        line.append(f": {outcome.problem}")
+    console.print(line)
+    details = {"likely": outcome.likely, "called with": outcome.case, "printed": _head(outcome.printed)}
+    for name, text in details.items():
+        if text:
+            console.print(Text(f"  {name}:{text}" if text.startswith("\n") else f"  {name}: {text}"))
+
+
+def _head(printed: str) -> str:
+    lines = printed.rstrip().splitlines()
+    if len(lines) <= 1:
+        return printed.strip()
+    shown = [f"\n    {line}" for line in lines[:PRINTED_LINES]]
+    more = len(lines) - len(shown)
+    return "".join(shown) + (f"\n    ... and {more} lines more" if more else "")
