@@ -1,0 +1,176 @@
+"""The exercises of lesson 2: a depthwise and a pointwise convolution, and what they cost."""
+
+import numpy as np
+
+from mbnp import cost
+from mbnp.grading.exercise import Case, Exercise, Mistake
+from mbnp.ops import depthwise, pointwise
+from mbnp.ops.window import output_size
+
+# --- depthwise ---
+
+
+def _depthwise(x, w, stride, padding):
+    return depthwise.forward(x, w, None, stride, padding)
+
+
+def _depthwise_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    cases = []
+    for size, kernel, stride, padding in (
+        ((5, 6), 3, 1, 1),
+        ((6, 5), 3, 1, 0),
+        ((7, 7), 3, 2, 1),
+        ((5, 5), 2, 2, 0),
+    ):
+        x = rng.standard_normal((2, *size, 3), dtype=np.float32)
+        w = rng.standard_normal((kernel, kernel, 3), dtype=np.float32)
+        cases.append({"x": x, "w": w, "stride": stride, "padding": padding})
+    return cases
+
+
+def _one_sided(x, w, stride, padding):
+    padded = np.pad(x, ((0, 0), (0, 2 * padding), (0, 2 * padding), (0, 0)))
+    return _depthwise(padded, w, stride, 0)
+
+
+def _mixed(x, w, stride, padding):
+    y = _depthwise(x, w, stride, padding).sum(axis=3, keepdims=True)
+    return np.broadcast_to(y, (*y.shape[:3], x.shape[3])).copy()
+
+
+DEPTHWISE_MISTAKES = [
+    Mistake(
+        "padding: it is left out, and the output is smaller than it should be",
+        lambda x, w, stride, padding: _depthwise(x, w, stride, 0),
+    ),
+    Mistake("padding: all of it is at the end. It belongs on both sides", _one_sided),
+    Mistake(
+        "stride: it is left out. Output pixel i begins at input row i*stride",
+        lambda x, w, stride, padding: _depthwise(x, w, 1, padding),
+    ),
+    Mistake(
+        "flipped kernel: it is turned by 180 degrees. Networks take w[u, v] as it stands",
+        lambda x, w, stride, padding: _depthwise(x, w[::-1, ::-1].copy(), stride, padding),
+    ),
+    Mistake(
+        "transposed kernel: rows and columns of w are swapped; u goes with the height, v with the width",
+        lambda x, w, stride, padding: _depthwise(x, w.swapaxes(0, 1).copy(), stride, padding),
+    ),
+    Mistake(
+        "channels: they are added up. A depthwise convolution keeps each by itself: c stays in the result",
+        _mixed,
+    ),
+    Mistake(
+        "channels: they are added up and the axis is gone. c must stay in the result: 'nijcuv,uvc->nijc'",
+        lambda x, w, stride, padding: _depthwise(x, w, stride, padding).sum(axis=3),
+    ),
+    Mistake(
+        "channels: every channel gets the kernel of channel 0. Each has its own, w[:, :, c]",
+        lambda x, w, stride, padding: _depthwise(x, w[:, :, :1].repeat(x.shape[3], axis=2), stride, padding),
+    ),
+]
+
+# --- pointwise ---
+
+
+def _pointwise_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "x": rng.standard_normal((2, *size, C), dtype=np.float32),
+            "w": rng.standard_normal((C, D), dtype=np.float32),
+        }
+        for size, C, D in (((3, 4), 3, 3), ((4, 3), 2, 5), ((5, 5), 4, 4))
+    ]
+
+
+POINTWISE_MISTAKES = [
+    Mistake(
+        "transposed weights: w is (C, D), channels in first, so the pixel is a row on the left: x @ w, not x @ w.T",
+        lambda x, w: x @ w.T,
+    ),
+    Mistake(
+        "channels: each is multiplied by a weight of its own and none are mixed. Sum over c",
+        lambda x, w: x * np.diagonal(w),
+    ),
+    Mistake(
+        "the axes: the result has its channels second, as in PyTorch. mbnp keeps them last",
+        lambda x, w: (x @ w).transpose(0, 3, 1, 2),
+    ),
+    Mistake(
+        "the axes: the pixels stayed in one long row. Give the result the shape (N, H, W, D)",
+        lambda x, w: x.reshape(-1, x.shape[3]) @ w,
+    ),
+]
+
+# --- separable_macs ---
+
+
+def _separable_macs(H, W, K, c_in, c_out, stride):
+    margin = (K // 2, K // 2)
+    OH, OW = output_size((H, W), (K, K), (stride, stride), (margin, margin))
+    return cost.separable(OH, OW, K, c_in, c_out)
+
+
+LAYERS = [
+    {"H": H, "W": W, "K": K, "c_in": c_in, "c_out": c_out, "stride": stride}
+    for H, W, K, c_in, c_out, stride in (
+        (10, 10, 3, 3, 10, 1),
+        (32, 32, 3, 32, 64, 2),
+        (15, 20, 5, 8, 16, 2),
+        (9, 7, 3, 4, 4, 2),
+    )
+]
+
+
+def _truncated(H, W, K, c_in, c_out, stride):
+    return cost.separable(H // stride, W // stride, K, c_in, c_out)
+
+
+def _only_first(H, W, K, c_in, c_out, stride):
+    margin = (K // 2, K // 2)
+    OH, OW = output_size((H, W), (K, K), (stride, stride), (margin, margin))
+    return cost.depthwise(OH, OW, K, c_in) + cost.pointwise(H, W, c_in, c_out)
+
+
+MACS_MISTAKES = [
+    Mistake(
+        "stride: these are the input's H and W. A convolution works once for every pixel that it writes, so the "
+        "output's count (the article has the same slip)",
+        lambda H, W, K, c_in, c_out, stride: cost.separable(H, W, K, c_in, c_out),
+    ),
+    Mistake(
+        "integer division: / gives a float, and half a pixel now and then. Use // for the output's size",
+        lambda H, W, K, c_in, c_out, stride: (H / stride) * (W / stride) * (K * K * c_in + c_in * c_out),
+    ),
+    Mistake(
+        "rounding: H // stride is one row too few where H is odd: (H + 2·(K // 2) - K) // stride + 1",
+        _truncated,
+    ),
+    Mistake(
+        "stride: the pointwise convolution gets the depthwise one's output, which is smaller too",
+        _only_first,
+    ),
+    Mistake(
+        "channels: the depthwise convolution has one kernel a channel, so it costs K·K·c_in a pixel, without c_out",
+        lambda H, W, K, c_in, c_out, stride: (
+            _separable_macs(H, W, K, c_in, c_out, stride)
+            + (c_out - 1) * (_separable_macs(H, W, K, c_in, 0, stride))
+        ),
+    ),
+    Mistake(
+        "FLOPs: that is twice as many. One MAC is a product and the addition after it",
+        lambda H, W, K, c_in, c_out, stride: 2 * _separable_macs(H, W, K, c_in, c_out, stride),
+    ),
+    Mistake(
+        "these are parameters, not products: every weight is used once for each pixel of the output",
+        lambda H, W, K, c_in, c_out, stride: cost.separable(1, 1, K, c_in, c_out),
+    ),
+]
+
+EXERCISES = [
+    Exercise("depthwise", _depthwise_cases, _depthwise, DEPTHWISE_MISTAKES),
+    Exercise("pointwise", _pointwise_cases, lambda x, w: pointwise.forward(x, w), POINTWISE_MISTAKES),
+    Exercise("separable_macs", LAYERS, _separable_macs, MACS_MISTAKES),
+]

@@ -1,0 +1,292 @@
+"""The exercises of lesson 3: which taps see a pixel, and the two gradients of a convolution."""
+
+import math
+
+import numpy as np
+
+from mbnp.grading.exercise import Case, Exercise, Mistake
+from mbnp.ops import conv
+from mbnp.ops.window import output_size
+
+# --- taps: who sees a row of the picture ---
+
+
+def _taps(p, size, kernel, stride, padding):
+    rows, _ = output_size((size, size), (kernel, kernel), (stride, stride), ((padding, padding),) * 2)
+    return np.array([_tap(p + padding - i * stride, kernel) for i in range(rows)])
+
+
+def _tap(u, kernel):
+    return u if 0 <= u < kernel else -1
+
+
+def _taps_with(look, rows=lambda size, kernel, stride, padding: (size + 2 * padding - kernel) // stride + 1):
+    """`taps` with another idea of the tap, `look(p, i, stride, padding)`, or of the number of outputs."""
+
+    def wrong(p, size, kernel, stride, padding):
+        count = rows(size, kernel, stride, padding)
+        return np.array([_tap(look(p, i, stride, padding), kernel) for i in range(count)])
+
+    return wrong
+
+
+def _by_division(p, size, kernel, stride, padding):
+    """Asks each tap for its output, and takes i = (p + padding - u) // stride without a look at the remainder."""
+    found = _taps(p, size, kernel, stride, padding) * 0 - 1
+    for u in range(kernel):
+        i = (p + padding - u) // stride
+        if 0 <= i < len(found):
+            found[i] = u
+    return found
+
+
+TAPS_CASES: list[Case] = [
+    {"p": p, "size": size, "kernel": kernel, "stride": stride, "padding": padding}
+    for p, size, kernel, stride, padding in (
+        (2, 5, 3, 1, 0),
+        (0, 5, 3, 1, 1),
+        (3, 7, 3, 2, 1),
+        (4, 8, 5, 2, 2),
+        (6, 8, 3, 3, 0),
+    )
+]
+
+
+def _right(p, i, stride, padding):
+    return p + padding - i * stride
+
+
+TAPS_MISTAKES = [
+    Mistake(
+        "padding: it is left out. Row p of the picture is row p + padding of the padded one",
+        _taps_with(lambda p, i, stride, padding: p - i * stride),
+    ),
+    Mistake(
+        "padding: the sign. From p = i*stride + u - padding follows u = p + padding - i*stride",
+        _taps_with(lambda p, i, stride, padding: p - padding - i * stride),
+    ),
+    Mistake(
+        "stride: output i begins at row i*stride of the padded picture, not at row i",
+        _taps_with(lambda p, i, stride, padding: p + padding - i),
+    ),
+    Mistake(
+        "integer division: // also gives an output where p + padding - u cannot be divided by the stride, and no "
+        "window begins there. Ask for the remainder, or go from i to u, which needs no division",
+        _by_division,
+    ),
+    Mistake(
+        "flipped kernel: the taps are counted from the other end. u = p + padding - i*stride: as i goes up, u "
+        "goes down",
+        lambda p, size, kernel, stride, padding: np.array(
+            [kernel - 1 - u if u >= 0 else -1 for u in _taps(p, size, kernel, stride, padding)]
+        ),
+    ),
+    Mistake(
+        "integer division: / instead of // in the number of outputs, which rounds down: only whole windows count",
+        _taps_with(
+            _right,
+            lambda size, kernel, stride, padding: math.ceil((size + 2 * padding - kernel) / stride) + 1,
+        ),
+    ),
+    Mistake(
+        "the number of outputs: padding is on both sides, (size + 2*padding - kernel) // stride + 1",
+        _taps_with(_right, lambda size, kernel, stride, padding: (size + padding - kernel) // stride + 1),
+    ),
+    Mistake(
+        "the number of outputs: the 1 is missing in (size + 2*padding - kernel) // stride + 1",
+        _taps_with(_right, lambda size, kernel, stride, padding: (size + 2 * padding - kernel) // stride),
+    ),
+]
+
+# --- conv_dx, conv_dw ---
+
+GEOMETRY = (  # size of the picture, kernel, stride, padding
+    ((5, 6), (3, 3), 1, 0),
+    ((5, 6), (3, 3), 1, 1),
+    ((7, 6), (3, 3), 2, 1),
+    ((8, 9), (2, 3), 2, 0),
+    ((6, 7), (2, 2), 3, 1),
+)
+
+
+def _arrays(seed: int):
+    """For each geometry: dy, x, w, stride, padding."""
+    rng = np.random.default_rng(seed)
+    for size, kernel, stride, padding in GEOMETRY:
+        x = rng.standard_normal((2, *size, 2), dtype=np.float32)
+        w = rng.standard_normal((*kernel, 2, 3), dtype=np.float32)
+        y = conv.forward(x, w, None, stride, padding)
+        yield rng.standard_normal(y.shape, dtype=np.float32), x, w, stride, padding
+
+
+def _dx_cases(seed: int) -> list[Case]:
+    return [
+        {"dy": dy, "w": w, "shape": x.shape, "stride": stride, "padding": padding}
+        for dy, x, w, stride, padding in _arrays(seed)
+    ]
+
+
+def _dw_cases(seed: int) -> list[Case]:
+    return [
+        {"dy": dy, "x": x, "kernel": w.shape[:2], "stride": stride, "padding": padding}
+        for dy, x, w, stride, padding in _arrays(seed)
+    ]
+
+
+def _dx(dy, w, shape, stride, padding):
+    return conv.backward(dy, np.zeros(shape, dy.dtype), w, stride, padding)[0]
+
+
+def _dw(dy, x, kernel, stride, padding):
+    w = np.zeros((*kernel, x.shape[3], dy.shape[3]), x.dtype)
+    return conv.backward(dy, x, w, stride, padding)[1]
+
+
+def _scatter(dy, w, shape, look, add=True):
+    """dx where tap u of output i is taken to look at row `look(i, u)`; rows that do not exist are skipped."""
+    (N, H, W, C), (KH, KW, _, _) = shape, w.shape
+    dx = np.zeros((N, H, W, C), dy.dtype)
+    for i, j, u, v in np.ndindex(*dy.shape[1:3], KH, KW):
+        p, q = look(i, u), look(j, v)
+        if 0 <= p < H and 0 <= q < W:
+            share = dy[:, i, j] @ w[u, v].T
+            dx[:, p, q] = dx[:, p, q] + share if add else share
+    return dx
+
+
+def _gather_without_remainder(dy, w, shape, stride, padding):
+    (_, H, W, _), (_, OH, OW, _), (KH, KW, _, _) = shape, dy.shape, w.shape
+    dx = np.zeros(shape, dy.dtype)
+    for p, q, u, v in np.ndindex(H, W, KH, KW):
+        i, j = (p + padding - u) // stride, (q + padding - v) // stride
+        if 0 <= i < OH and 0 <= j < OW:
+            dx[:, p, q] += dy[:, i, j] @ w[u, v].T
+    return dx
+
+
+def _uncropped(dy, w, shape, stride, padding):
+    N, H, W, C = shape
+    return _dx(dy, w, (N, H + 2 * padding, W + 2 * padding, C), stride, 0)
+
+
+def _correlate(dy, x, kernel, look, add=True):
+    """dw where tap u of output i is taken to look at row `look(i, u)`; rows that do not exist are skipped."""
+    _, H, W, C = x.shape
+    dw = np.zeros((*kernel, C, dy.shape[3]), x.dtype)
+    for i, j, u, v in np.ndindex(*dy.shape[1:3], *kernel):
+        p, q = look(i, u), look(j, v)
+        if 0 <= p < H and 0 <= q < W:
+            share = x[:, p, q].T @ dy[:, i, j]
+            dw[u, v] = dw[u, v] + share if add else share
+    return dw
+
+
+DX_MISTAKES = [
+    Mistake(
+        "padding: everything is `padding` rows too far down and columns too far right. Tap u of output i looks at row "
+        "i*stride + u - padding; a padded dx is cut on both sides, [:, padding : padding + H, padding : padding + W]",
+        lambda dy, w, shape, stride, padding: _scatter(dy, w, shape, lambda i, u: i * stride + u),
+    ),
+    Mistake(
+        "padding: this is the gradient of the padded picture. Cut the padding off, on every side", _uncropped
+    ),
+    Mistake(
+        "stride: output i looks at rows from i*stride, not from i",
+        lambda dy, w, shape, stride, padding: _scatter(dy, w, shape, lambda i, u: i + u - padding),
+    ),
+    Mistake(
+        "stride: it moves the window, i*stride + u, and does not spread the taps, (i + u)*stride",
+        lambda dy, w, shape, stride, padding: _scatter(dy, w, shape, lambda i, u: (i + u) * stride - padding),
+    ),
+    Mistake(
+        "integer division: i = (p + padding - u) // stride also finds an output where the division leaves a remainder, "
+        "and no window begins there. Count only (p + padding - u) % stride == 0",
+        _gather_without_remainder,
+    ),
+    Mistake(
+        "flipped kernel: it is turned by 180 degrees once too often, or once too little. If you scatter, use w as it "
+        "stands; if you slide a window over dy, use w[::-1, ::-1]",
+        lambda dy, w, shape, stride, padding: _dx(dy, w[::-1, ::-1].copy(), shape, stride, padding),
+    ),
+    Mistake(
+        "transposed kernel: w[v, u] is used where w[u, v] belongs; u goes with the height, v with the width",
+        lambda dy, w, shape, stride, padding: _dx(dy, w.swapaxes(0, 1).copy(), shape, stride, padding),
+    ),
+    Mistake(
+        "channels: the weights are reshaped from (C, D) to (D, C) where they should be transposed: use w[u, v].T",
+        lambda dy, w, shape, stride, padding: _dx(
+            dy, w.reshape(*w.shape[:2], w.shape[3], w.shape[2]).swapaxes(2, 3).copy(), shape, stride, padding
+        ),
+    ),
+    Mistake(
+        "missing sum: windows overlap, and the last one to write wins. Use += for what each output adds",
+        lambda dy, w, shape, stride, padding: _scatter(
+            dy, w, shape, lambda i, u: i * stride + u - padding, add=False
+        ),
+    ),
+    Mistake(
+        "missing sum: only the first output channel counts. A pixel feeds all of them: sum over d",
+        lambda dy, w, shape, stride, padding: _dx(
+            dy[..., :1].copy(), w[..., :1].copy(), shape, stride, padding
+        ),
+    ),
+]
+
+DW_MISTAKES = [
+    Mistake(
+        "missing sum over the batch: this is dw of the first picture only. One weight serves all: sum over n",
+        lambda dy, x, kernel, stride, padding: _dw(dy[:1], x[:1], kernel, stride, padding),
+    ),
+    Mistake(
+        "missing sum over the batch: this is dw of the last picture only. Pictures are added (+=), not assigned (=)",
+        lambda dy, x, kernel, stride, padding: _dw(dy[-1:], x[-1:], kernel, stride, padding),
+    ),
+    Mistake(
+        "sum over the batch: this is the mean over its pictures. The loss has divided by N already, in dy",
+        lambda dy, x, kernel, stride, padding: _dw(dy, x, kernel, stride, padding) / np.float32(len(x)),
+    ),
+    Mistake(
+        "sum over the batch: each picture's dw stands by itself, (N, KH, KW, C, D). One weight serves all: sum over n",
+        lambda dy, x, kernel, stride, padding: np.stack(
+            [_dw(dy[n : n + 1], x[n : n + 1], kernel, stride, padding) for n in range(len(x))]
+        ),
+    ),
+    Mistake(
+        "missing sum: the last output pixel to write wins. Use += for what each output adds",
+        lambda dy, x, kernel, stride, padding: _correlate(
+            dy, x, kernel, lambda i, u: i * stride + u - padding, add=False
+        ),
+    ),
+    Mistake(
+        "padding: tap u of output i looks at row i*stride + u - padding of the picture, and the - padding is missing",
+        lambda dy, x, kernel, stride, padding: _correlate(dy, x, kernel, lambda i, u: i * stride + u),
+    ),
+    Mistake(
+        "stride: output i looks at rows from i*stride, not from i",
+        lambda dy, x, kernel, stride, padding: _correlate(dy, x, kernel, lambda i, u: i + u - padding),
+    ),
+    Mistake(
+        "stride: it moves the window, i*stride + u, and does not spread the taps, (i + u)*stride",
+        lambda dy, x, kernel, stride, padding: _correlate(
+            dy, x, kernel, lambda i, u: (i + u) * stride - padding
+        ),
+    ),
+    Mistake(
+        "flipped kernel: the weight gradient is a correlation, tap by tap. Nothing is turned around here",
+        lambda dy, x, kernel, stride, padding: _dw(dy, x, kernel, stride, padding)[::-1, ::-1],
+    ),
+    Mistake(
+        "transposed kernel: rows and columns of dw are swapped; u goes with the height, v with the width",
+        lambda dy, x, kernel, stride, padding: _dw(dy, x, kernel, stride, padding).swapaxes(0, 1),
+    ),
+    Mistake(
+        "channels: dw has the shape of w, (KH, KW, C, D): input channels first, then output channels",
+        lambda dy, x, kernel, stride, padding: _dw(dy, x, kernel, stride, padding).swapaxes(2, 3),
+    ),
+]
+
+EXERCISES = [
+    Exercise("taps", TAPS_CASES, _taps, TAPS_MISTAKES),
+    Exercise("conv_dx", _dx_cases, _dx, DX_MISTAKES),
+    Exercise("conv_dw", _dw_cases, _dw, DW_MISTAKES),
+]

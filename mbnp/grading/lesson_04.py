@@ -1,0 +1,262 @@
+"""The exercises of lesson 4: batch normalisation forward and backward, and its running statistics."""
+
+import numpy as np
+
+from mbnp.grading.exercise import Case, Exercise, Mistake
+from mbnp.ops import batchnorm
+
+PIXELS = (0, 1, 2)  # the axes of all values of a channel
+
+
+def _arrays(seed: int):
+    """For each case: dy, x, gamma, beta and an eps. Few values, so that M and M - 1 are far apart."""
+    rng = np.random.default_rng(seed)
+    for shape, centre, eps in (((2, 2, 3, 3), 0, 1e-5), ((3, 3, 2, 4), 2, 0.3), ((4, 3, 2, 2), -40, 1e-3)):
+        C = shape[-1]
+        x = (centre + rng.standard_normal(shape) * rng.uniform(0.5, 2, C)).astype(np.float32)
+        gamma, beta = rng.uniform(0.5, 2, C).astype(np.float32), rng.standard_normal(C, dtype=np.float32)
+        yield rng.standard_normal(shape, dtype=np.float32), x, gamma, beta, eps
+
+
+def _forward_cases(seed: int) -> list[Case]:
+    return [{"x": x, "gamma": g, "beta": b, "eps": eps} for _, x, g, b, eps in _arrays(seed)]
+
+
+def _dx_cases(seed: int) -> list[Case]:
+    return [{"dy": dy, "x": x, "gamma": g, "eps": eps} for dy, x, g, _, eps in _arrays(seed)]
+
+
+def _running_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    cases = []
+    for (_, x, _, _, _), momentum in zip(_arrays(seed), (0.1, 0.25, 0.01), strict=True):
+        C = x.shape[-1]
+        mean, var = rng.standard_normal(C, dtype=np.float32), rng.uniform(0.5, 2, C).astype(np.float32)
+        cases.append({"running_mean": mean, "running_var": var, "x": x, "momentum": momentum})
+    return cases
+
+
+def _y(x, gamma, beta, eps):
+    return batchnorm.forward(x, gamma, beta, eps)[0]
+
+
+def _dx(dy, x, gamma, eps):
+    _, mean, var = batchnorm.forward(x, gamma, np.zeros_like(gamma), eps)
+    return batchnorm.backward(dy, x, gamma, mean, var, eps)[0]
+
+
+def _running(running_mean, running_var, x, momentum):
+    ones = np.ones_like(running_mean)
+    _, mean, var = batchnorm.forward(x, ones, ones)
+    return batchnorm.update_running(running_mean, running_var, mean, var, x.size // len(ones), momentum)
+
+
+# --- forward ---
+
+
+def _forward_over(axes):
+    """Mean and variance over other axes."""
+    return lambda x, gamma, beta, eps: (
+        gamma * (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps) + beta
+    )
+
+
+def _forward_by(spread):
+    """Divides by `spread(x, eps)`."""
+    return lambda x, gamma, beta, eps: gamma * (x - x.mean(PIXELS)) / spread(x, eps) + beta
+
+
+FORWARD_MISTAKES = [
+    Mistake(
+        "unbiased variance: the batch is normalised with the biased one, divided by M and not by M - 1. ddof=0",
+        _forward_by(lambda x, eps: np.sqrt(x.var(PIXELS, ddof=1) + eps)),
+    ),
+    Mistake(
+        "axes: mean and variance over the channels of each pixel. Each channel has its own: axis=(0, 1, 2)",
+        _forward_over(-1),
+    ),
+    Mistake(
+        "axes: mean and variance over the batch, for each pixel. All pixels of a channel share theirs: axis=(0, 1, 2)",
+        _forward_over(0),
+    ),
+    Mistake(
+        "axes: mean and variance of each picture by itself. The batch counts too: axis=(0, 1, 2)",
+        _forward_over((1, 2)),
+    ),
+    Mistake(
+        "axes: channels first. mbnp's channels are last, so that the axes of a channel's values are (0, 1, 2)",
+        _forward_over((0, 2, 3)),
+    ),
+    Mistake(
+        "axes: one mean and one variance for everything. Each channel has its own: axis=(0, 1, 2)",
+        _forward_over(None),
+    ),
+    Mistake(
+        "eps is added outside the root. It belongs under it, sqrt(var + eps)",
+        _forward_by(lambda x, eps: x.std(PIXELS) + np.float32(eps)),
+    ),
+    Mistake(
+        "eps is left out: sqrt(var + eps)",
+        _forward_by(lambda x, eps: x.std(PIXELS)),
+    ),
+    Mistake(
+        "divided by the variance where the root of it belongs",
+        _forward_by(lambda x, eps: x.var(PIXELS) + np.float32(eps)),
+    ),
+    Mistake(
+        "the mean is not subtracted",
+        lambda x, gamma, beta, eps: gamma * x / np.sqrt(x.var(PIXELS) + np.float32(eps)) + beta,
+    ),
+    Mistake(
+        "gamma and beta are left out: y = gamma * xhat + beta",
+        lambda x, gamma, beta, eps: (x - x.mean(PIXELS)) / np.sqrt(x.var(PIXELS) + np.float32(eps)),
+    ),
+    Mistake(
+        "cancellation: the mean of the squares less the square of the mean loses its digits in float32 where the mean "
+        "is large. Subtract the mean first, then square",
+        _forward_by(lambda x, eps: np.sqrt((x * x).mean(PIXELS) - x.mean(PIXELS) ** 2 + eps)),
+    ),
+]
+
+# --- backward: dx = gamma/s (dy - mean(dy) - xhat mean(dy xhat)) with one thing exchanged ---
+
+
+def _dx_with(terms=lambda dy, shift, stretch: dy - shift - stretch, spread=None, scale=None, less=0):
+    """terms: what is added up; spread(x, eps): s; scale(gamma, s): the factor in front; less: M less this."""
+
+    def wrong(dy, x, gamma, eps):
+        s = np.sqrt(x.var(PIXELS) + np.float32(eps)) if spread is None else spread(x, eps)
+        xhat = (x - x.mean(PIXELS)) / s
+        M = np.float32(x.size // x.shape[-1] - less)
+        shift, stretch = dy.sum(PIXELS) / M, xhat * (dy * xhat).sum(PIXELS) / M
+        return (gamma / s if scale is None else scale(gamma, s)) * terms(dy, shift, stretch)
+
+    return wrong
+
+
+def _dx_sums(dy, x, gamma, eps):
+    """The two sums are not divided by M."""
+    M = np.float32(x.size // x.shape[-1])
+    return _dx_with(lambda dy, shift, stretch: dy - M * shift - M * stretch)(dy, x, gamma, eps)
+
+
+DX_MISTAKES = [
+    Mistake(
+        "the statistics are taken for constants, as in inference. x also acts through the mean and through s",
+        _dx_with(lambda dy, shift, stretch: dy),
+    ),
+    Mistake(
+        "the way through the mean is missing: subtract sum(dy) / M",
+        _dx_with(lambda dy, shift, stretch: dy - stretch),
+    ),
+    Mistake(
+        "the way through s is missing: subtract xhat * sum(dy * xhat) / M",
+        _dx_with(lambda dy, shift, stretch: dy - shift),
+    ),
+    Mistake(
+        "sign: the way through s is subtracted, too",
+        _dx_with(lambda dy, shift, stretch: dy - shift + stretch),
+    ),
+    Mistake(
+        "sign: the way through the mean is subtracted, too",
+        _dx_with(lambda dy, shift, stretch: dy + shift - stretch),
+    ),
+    Mistake("missing division: both sums are divided by M, the number of values in a channel", _dx_sums),
+    Mistake("M - 1: both sums are divided by M here, because the variance was", _dx_with(less=1)),
+    Mistake(
+        "unbiased variance: s is made of the biased one, divided by M and not by M - 1",
+        _dx_with(spread=lambda x, eps: np.sqrt(x.var(PIXELS, ddof=1) + np.float32(eps))),
+    ),
+    Mistake(
+        "eps is added outside the root. It belongs under it, s = sqrt(var + eps)",
+        _dx_with(spread=lambda x, eps: x.std(PIXELS) + np.float32(eps)),
+    ),
+    Mistake(
+        "eps is left out: s = sqrt(var + eps)",
+        _dx_with(spread=lambda x, eps: x.std(PIXELS)),
+    ),
+    Mistake(
+        "gamma is left out: dy reaches xhat through gamma, dx = gamma / s * (...)",
+        _dx_with(scale=lambda gamma, s: 1 / s),
+    ),
+    Mistake(
+        "the division by s in front is left out: dx = gamma / s * (...)",
+        _dx_with(scale=lambda gamma, s: gamma),
+    ),
+    Mistake(
+        "divided by the variance in front where s, the root of it, belongs",
+        _dx_with(scale=lambda gamma, s: gamma / s**2),
+    ),
+    Mistake(
+        "xhat is x - mean here, not divided by s",
+        lambda dy, x, gamma, eps: (
+            (gamma / np.sqrt(x.var(PIXELS) + np.float32(eps)))
+            * (dy - dy.mean(PIXELS) - (x - x.mean(PIXELS)) * (dy * (x - x.mean(PIXELS))).mean(PIXELS))
+        ),
+    ),
+    Mistake(
+        "missing sum over the batch: the two sums run over each picture's pixels. They run over n too: axis=(0, 1, 2)",
+        lambda dy, x, gamma, eps: np.concatenate(
+            [_with_batch_statistics(dy[n : n + 1], x[n : n + 1], x, gamma, eps) for n in range(len(x))]
+        ),
+    ),
+]
+
+
+def _with_batch_statistics(dy, x, batch, gamma, eps):
+    s = np.sqrt(batch.var(PIXELS) + np.float32(eps))
+    xhat = (x - batch.mean(PIXELS)) / s
+    return gamma / s * (dy - dy.mean(PIXELS) - xhat * (dy * xhat).mean(PIXELS))
+
+
+# --- running statistics ---
+
+
+def _running_with(mean=lambda x: x.mean(PIXELS), var=lambda x: x.var(PIXELS, ddof=1), share=lambda m: m):
+    """Other statistics of the batch, or another share of it."""
+
+    def wrong(running_mean, running_var, x, momentum):
+        new = share(momentum)
+        return (1 - new) * running_mean + new * mean(x), (1 - new) * running_var + new * var(x)
+
+    return wrong
+
+
+RUNNING_MISTAKES = [
+    Mistake(
+        "biased variance: the running variance takes the unbiased one, divided by M - 1. ddof=1",
+        _running_with(var=lambda x: x.var(PIXELS)),
+    ),
+    Mistake(
+        "momentum is the share of the new batch, and 1 - momentum that of the old average (Keras has it the other way)",
+        _running_with(share=lambda m: 1 - m),
+    ),
+    Mistake(
+        "momentum and the variance: momentum is the share of the new batch, and the variance the unbiased one (ddof=1)",
+        _running_with(var=lambda x: x.var(PIXELS), share=lambda m: 1 - m),
+    ),
+    Mistake(
+        "the running variance takes the standard deviation",
+        _running_with(var=lambda x: x.std(PIXELS, ddof=1)),
+    ),
+    Mistake(
+        "M is the number of pictures here. A channel has N*H*W values, and M - 1 is one less than that",
+        _running_with(var=lambda x: x.var(PIXELS) * np.float32(len(x) / (len(x) - 1))),
+    ),
+    Mistake(
+        "the old average is forgotten: (1 - momentum) * running + momentum * new",
+        _running_with(share=lambda m: 1),
+    ),
+]
+
+EXERCISES = [
+    Exercise("batchnorm_forward", _forward_cases, _y, FORWARD_MISTAKES),
+    Exercise("batchnorm_dx", _dx_cases, _dx, DX_MISTAKES, rtol=2e-5),
+    Exercise(
+        "running_statistics",
+        _running_cases,
+        _running,
+        RUNNING_MISTAKES,
+        outputs=("running_mean", "running_var"),
+    ),
+]

@@ -1,0 +1,279 @@
+"""The exercises of lesson 5: sizes of maps, receptive fields, parameters and MACs of a network."""
+
+import numpy as np
+
+from mbnp import cost
+from mbnp.grading.exercise import Case, Exercise, Mistake
+from mbnp.layers import BatchNorm, Conv, Depthwise, GlobalAveragePool, Layer, Linear, Pointwise
+from mbnp.models.mobilenet_v1_small import BLOCKS
+from mbnp.network import Network
+from mbnp.ops.window import output_size
+
+# --- map_sizes ---
+
+
+def _size(size, stride):
+    return output_size((size, size), (3, 3), (stride, stride), ((1, 1), (1, 1)))[0]
+
+
+def _sizes_with(step, first=False):
+    """`step(size, stride)` instead of the right one; `first`: always from the picture's size."""
+
+    def wrong(size, strides):
+        sizes = [size]
+        for stride in strides:
+            sizes.append(step(sizes[0] if first else sizes[-1], stride))
+        return np.array(sizes[1:])
+
+    return wrong
+
+
+SIZES: list[Case] = [
+    {"size": size, "strides": strides}
+    for size, strides in (
+        (32, [1, 2, 1, 2]),
+        (33, [2, 2, 2, 2]),
+        (224, [2, 1, 2, 1, 2, 2]),
+        (20, [3, 1, 2]),
+    )
+]
+
+SIZE_MISTAKES = [
+    Mistake(
+        "integer division: / gives fractions of a row. Only whole windows count: use //",
+        _sizes_with(lambda size, stride: (size - 1) / stride + 1),
+    ),
+    Mistake(
+        "integer division: size // stride is right for even sizes only. With padding 1 an odd size has room for one "
+        "window more: (size + 2 - 3) // stride + 1",
+        _sizes_with(lambda size, stride: size // stride),
+    ),
+    Mistake(
+        "rounding: the last window must end inside the padded picture, so round down, not up",
+        _sizes_with(lambda size, stride: -(-(size - 1) // stride) + 1),
+    ),
+    Mistake(
+        "the 1 is missing: after the first window come (size + 2 - 3) // stride more",
+        _sizes_with(lambda size, stride: (size - 1) // stride),
+    ),
+    Mistake(
+        "padding: it is left out. There is a row of zeros on either side: size + 2",
+        _sizes_with(lambda size, stride: (size - 3) // stride + 1),
+    ),
+    Mistake(
+        "padding: it is on both sides, so it counts twice: size + 2",
+        _sizes_with(lambda size, stride: (size + 1 - 3) // stride + 1),
+    ),
+    Mistake("each layer begins with the map that the one before it made", _sizes_with(_size, first=True)),
+    Mistake(
+        "stride: it is left out; the maps never shrink", _sizes_with(lambda size, stride: _size(size, 1))
+    ),
+    Mistake(
+        "the size of the picture itself is in the list: leave it out",
+        lambda size, strides: np.array([size, *_sizes_with(_size)(size, strides)]),
+    ),
+]
+
+# --- receptive_field ---
+
+
+def _field(layers):
+    """From the last layer to the first: one output, then the inputs that it needs, then theirs."""
+    needed = 1
+    for kernel, stride in reversed(layers):
+        needed = (needed - 1) * stride + kernel
+    return needed
+
+
+def _field_with(grow, step=lambda jump, stride: jump * stride, stride_first=False):
+    """From the first layer to the last, with `grow(field, kernel, jump)` and `step(jump, stride)`."""
+
+    def wrong(layers):
+        field = jump = 1
+        for kernel, stride in layers:
+            if stride_first:
+                jump = step(jump, stride)
+            field = grow(field, kernel, jump)
+            if not stride_first:
+                jump = step(jump, stride)
+        return field
+
+    return wrong
+
+
+def _grow(field, kernel, jump):
+    return field + (kernel - 1) * jump
+
+
+FIELDS: list[Case] = [
+    {"layers": layers}
+    for layers in (
+        [(3, 1), (3, 1)],
+        [(3, 2), (3, 1), (5, 1)],
+        [(3, 1), *((3, stride) for _, stride in BLOCKS), (2, 2)],
+        [(7, 2), (3, 2), (1, 1), (3, 3), (3, 1)],
+    )
+]
+
+FIELD_MISTAKES = [
+    Mistake(
+        "stride: a layer's own stride widens the windows behind it, not its own. First the field, then the jump",
+        _field_with(_grow, stride_first=True),
+    ),
+    Mistake(
+        "stride: the jump is left out. Behind a stride, neighbouring outputs are further apart in the picture",
+        _field_with(_grow, step=lambda jump, stride: 1),
+    ),
+    Mistake(
+        "stride: the jump is the product of all strides so far, not the last one: jump *= stride",
+        _field_with(_grow, step=lambda jump, stride: stride),
+    ),
+    Mistake(
+        "stride: the jump is the product of all strides so far, not their sum: jump *= stride",
+        _field_with(_grow, step=lambda jump, stride: jump + stride),
+    ),
+    Mistake(
+        "K - 1: a layer of K taps has K - 1 steps between them; a 1x1 kernel adds nothing",
+        _field_with(lambda field, kernel, jump: field + kernel * jump),
+    ),
+    Mistake(
+        "the field starts at 1: an output of no layer at all is the pixel itself",
+        lambda layers: _field(layers) - 1,
+    ),
+    Mistake(
+        "windows overlap, so fields are not multiplied: each layer adds (K - 1) * jump",
+        _field_with(lambda field, kernel, jump: field * kernel),
+    ),
+    Mistake(
+        "windows overlap, so fields are not multiplied: each layer adds (K - 1) * jump",
+        _field_with(lambda field, kernel, jump: field * kernel * jump),
+    ),
+]
+
+# --- count: parameters and MACs ---
+
+
+def _count(size, stem, blocks, classes):
+    layers: list[Layer] = [Conv(3, stem, 3, padding=1), BatchNorm(stem)]
+    channels = stem
+    for c_out, stride in blocks:
+        layers += [Depthwise(channels, 3, stride, padding=1, bias=False), BatchNorm(channels)]
+        layers += [Pointwise(channels, c_out, bias=False), BatchNorm(c_out)]
+        channels = c_out
+    layers += [GlobalAveragePool(), Linear(channels, classes)]
+    net = Network({str(i): layer for i, layer in enumerate(layers)}, resolution=size)
+    counted = cost.of(net)
+    return counted.params, counted.macs
+
+
+def _count_with(
+    norm=2,
+    stem_bias=1,
+    biases=0,
+    classifier_bias=1,
+    kernel=1,
+    shrink=_size,
+    written=True,
+    flops=1,
+    widen=True,
+):
+    """The sums by hand, with one thing exchanged.
+
+    norm: numbers of BatchNorm a channel; biases: of the blocks' convolutions; kernel: of the pointwise step;
+    shrink(size, stride): the next size; written: count the pixels of the output, else of the block's input;
+    flops: operations in a MAC; widen: a block's channels are the next one's input.
+    """
+
+    def wrong(size, stem, blocks, classes):
+        parameters = (27 + stem_bias + norm) * stem
+        macs = size * size * 27 * stem
+        channels = stem
+        for c_out, stride in blocks:
+            before, size = size, shrink(size, stride)
+            weights = 9 * channels + kernel**2 * channels * c_out
+            parameters += weights + (norm + biases) * (channels + c_out)
+            macs += (size if written else before) ** 2 * weights
+            channels = c_out if widen else channels
+        return parameters + (channels + classifier_bias) * classes, flops * (macs + channels * classes)
+
+    return wrong
+
+
+def _depthwise_by_input(size, stem, blocks, classes):
+    parameters, macs = _count(size, stem, blocks, classes)
+    channels = stem
+    for c_out, stride in blocks:
+        macs += 9 * channels * (size**2 - _size(size, stride) ** 2)
+        size, channels = _size(size, stride), c_out
+    return parameters, macs
+
+
+def _without_classifier(size, stem, blocks, classes):
+    parameters, macs = _count(size, stem, blocks, classes)
+    return parameters, macs - blocks[-1][0] * classes
+
+
+COUNTS: list[Case] = [
+    {"size": size, "stem": stem, "blocks": blocks, "classes": classes}
+    for size, stem, blocks, classes in (
+        (10, 4, [(10, 1)], 3),
+        (32, 32, list(BLOCKS), 10),
+        (33, 8, [(16, 2), (24, 2), (24, 1)], 5),
+    )
+]
+
+COUNT_MISTAKES = [
+    Mistake(
+        "BatchNorm: running mean and variance are counted, too. Nobody learns them: 2 numbers for each channel, not 4",
+        _count_with(norm=4),
+    ),
+    Mistake(
+        "BatchNorm: its scale and shift are missing, 2 numbers for each channel behind every convolution",
+        _count_with(norm=0),
+    ),
+    Mistake("bias: the first convolution has one, `stem` numbers", _count_with(stem_bias=0)),
+    Mistake("bias: the last layer has one, `classes` numbers", _count_with(classifier_bias=0)),
+    Mistake("bias: the convolutions of the blocks have none", _count_with(biases=1)),
+    Mistake("bias: neither of the two is counted", _count_with(stem_bias=0, classifier_bias=0)),
+    Mistake(
+        "pointwise: its kernel is 1x1. channels * c_out weights, without the 9",
+        _count_with(kernel=3),
+    ),
+    Mistake(
+        "channels: each block takes the channels that the one before it made: channels = c_out",
+        _count_with(widen=False),
+    ),
+    Mistake(
+        "stride: MACs of the depthwise step count the pixels that it writes, not those that it reads",
+        _depthwise_by_input,
+    ),
+    Mistake(
+        "stride: MACs count the pixels behind the stride. Shrink the map before you count the block",
+        _count_with(written=False),
+    ),
+    Mistake("stride: the map never shrinks", _count_with(shrink=lambda size, stride: size)),
+    Mistake(
+        "integer division: size // stride is right for even sizes only: (size + 2 - 3) // stride + 1",
+        _count_with(shrink=lambda size, stride: size // stride),
+    ),
+    Mistake(
+        "integer division: / gives fractions of a row, and a float in the end: use //",
+        _count_with(shrink=lambda size, stride: (size - 1) / stride + 1),
+    ),
+    Mistake(
+        "these are FLOPs. A MAC is a multiplication and the addition that goes with it, counted once",
+        _count_with(flops=2),
+    ),
+    Mistake("MACs: those of the last layer are missing, channels * classes", _without_classifier),
+]
+
+EXERCISES = [
+    Exercise(
+        "map_sizes",
+        SIZES,
+        lambda size, strides: _sizes_with(_size)(size, strides),
+        SIZE_MISTAKES,
+    ),
+    Exercise("receptive_field", FIELDS, _field, FIELD_MISTAKES),
+    Exercise("count", COUNTS, _count, COUNT_MISTAKES, outputs=("parameters", "macs")),
+]

@@ -1,0 +1,327 @@
+"""The exercises of lesson 6: the loss's gradient, a learning-rate schedule, augmentation."""
+
+import math
+
+import numpy as np
+
+from mbnp import optim
+from mbnp.datasets import augment
+from mbnp.grading.exercise import Case, Exercise, Mistake
+from mbnp.ops import softmax_cross_entropy
+
+# --- loss_gradient ---
+
+
+def _gradient_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    sizes = ((2, 3, 1.0), (5, 4, 2.0), (4, 4, 1.0), (3, 10, 200.0))  # the last: exp(z) overflows in float32
+    return [
+        {
+            "logits": scale * rng.standard_normal((n, d), dtype=np.float32),
+            "labels": rng.integers(0, d, n),
+        }
+        for n, d, scale in sizes
+    ]
+
+
+def _one_hot(logits, labels):
+    target = np.zeros_like(logits)
+    target[np.arange(len(labels)), labels] = 1
+    return target
+
+
+def _softmax(logits, axis=1):
+    powers = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    return powers / powers.sum(axis=axis, keepdims=True)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _overflowing(logits, labels):
+    powers = np.exp(logits)
+    return (powers / powers.sum(axis=1, keepdims=True) - _one_hot(logits, labels)) / len(labels)
+
+
+def _whole_columns(logits, labels):
+    dlogits = _softmax(logits)
+    dlogits[:, labels] -= 1
+    return dlogits / len(labels)
+
+
+GRADIENT_MISTAKES = [
+    Mistake(
+        "batch: the division by N is missing. The loss is the mean over the N pictures, so its gradient is, too",
+        lambda logits, labels: _softmax(logits) - _one_hot(logits, labels),
+    ),
+    Mistake(
+        "batch: the division is by the number of classes; the mean is over the N pictures, len(labels)",
+        lambda logits, labels: (_softmax(logits) - _one_hot(logits, labels)) / logits.shape[1],
+    ),
+    Mistake(
+        "batch: the division is by all N*D numbers; only the N pictures are averaged over",
+        lambda logits, labels: (_softmax(logits) - _one_hot(logits, labels)) / logits.size,
+    ),
+    Mistake(
+        "softmax: the logits themselves are used; turn each row into probabilities first",
+        lambda logits, labels: (logits - _one_hot(logits, labels)) / len(labels),
+    ),
+    Mistake(
+        "softmax: it runs down the pictures instead of along the classes: axis=1, with keepdims=True",
+        lambda logits, labels: (_softmax(logits, axis=0) - _one_hot(logits, labels)) / len(labels),
+    ),
+    Mistake(
+        "overflow: exp of a large logit is infinite in float32, and infinite / infinite is NaN. Subtract each row's "
+        "maximum first: it changes no probability",
+        _overflowing,
+    ),
+    Mistake(
+        "indexing: dlogits[:, labels] takes whole columns. One number in each row is meant: "
+        "dlogits[np.arange(N), labels]",
+        _whole_columns,
+    ),
+    Mistake(
+        "sign: it is target minus probability, which points to where the loss grows smaller. The gradient points "
+        "to where it grows: probability minus target",
+        lambda logits, labels: (_one_hot(logits, labels) - _softmax(logits)) / len(labels),
+    ),
+    Mistake(
+        "target: the 1 of the right class is not subtracted",
+        lambda logits, labels: _softmax(logits) / len(labels),
+    ),
+]
+
+# --- one_cycle ---
+
+START, END = 1 / 25, 1 / 25 / 1e4  # of the peak
+
+
+def _one_cycle(peak, total, warm):
+    at = optim.one_cycle(peak, total, warm, momentum=None)
+    return np.array([at(step)["lr"] for step in range(total)])
+
+
+def _cosine(start, end, share):
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def _cycle(peak, total, warm, top=None, last=None, start=START, end=END, between=_cosine):
+    """The schedule with something exchanged."""
+    top, last = (warm * total - 1 if top is None else top), (total - 1 if last is None else last)
+    lrs = np.empty(total)
+    for step in range(total):
+        if step <= top:
+            lrs[step] = between(start * peak, peak, step / top)
+        else:
+            lrs[step] = between(peak, end * peak, (step - top) / (last - top))
+    return lrs
+
+
+def _two_halves(peak, total, warm):
+    """Each half from its own first step to its own last one: two steps have the peak."""
+    up = int(warm * total)
+    rise = [_cosine(START * peak, peak, step / (up - 1)) for step in range(up)]
+    fall = [_cosine(peak, END * peak, step / (total - up - 1)) for step in range(total - up)]
+    return np.array(rise + fall)
+
+
+CYCLE_MISTAKES = [
+    Mistake(
+        "off by one: two steps in a row have the peak. The way down starts from the peak's own step, "
+        "(step - top) / (last - top), so the step after it is already lower",
+        _two_halves,
+    ),
+    Mistake(
+        "off by one: the steps are counted from 0, so the peak is at step warm*total - 1 and the end at step total - 1",
+        lambda peak, total, warm: _cycle(peak, total, warm, top=warm * total, last=total),
+    ),
+    Mistake(
+        "off by one: the end is reached at step total - 1, the last one there is, and not at step total",
+        lambda peak, total, warm: _cycle(peak, total, warm, last=total),
+    ),
+    Mistake(
+        "off by one: the peak is reached at step warm*total - 1, because the first step is step 0",
+        lambda peak, total, warm: _cycle(peak, total, warm, top=warm * total),
+    ),
+    Mistake(
+        "integer division: the peak lies at warm*total - 1 with its fraction; it is not rounded to a whole step",
+        lambda peak, total, warm: _cycle(peak, total, warm, top=int(warm * total) - 1),
+    ),
+    Mistake(
+        "shape: the two halves are straight lines; each is half a cosine, flat at both of its ends",
+        lambda peak, total, warm: _cycle(
+            peak, total, warm, between=lambda start, end, share: start + (end - start) * share
+        ),
+    ),
+    Mistake(
+        "shape: the cosine begins at its wrong end. cos(pi * share) is 1 at the start and -1 at the end",
+        lambda peak, total, warm: _cycle(
+            peak, total, warm, between=lambda start, end, share: _cosine(end, start, share)
+        ),
+    ),
+    Mistake(
+        "start: it begins at 0, and the first step then does nothing. It begins at peak / 25",
+        lambda peak, total, warm: _cycle(peak, total, warm, start=0.0),
+    ),
+    Mistake(
+        "end: it ends at 0; it ends at peak / 25 / 10,000",
+        lambda peak, total, warm: _cycle(peak, total, warm, end=0.0),
+    ),
+    Mistake(
+        "end: it ends where it began, at peak / 25. From the peak it goes much further down, to peak / 25 / 10,000",
+        lambda peak, total, warm: _cycle(peak, total, warm, end=START),
+    ),
+    Mistake(
+        "end: the division by 10,000 is taken from the peak; it is taken from the start, peak / 25",
+        lambda peak, total, warm: _cycle(peak, total, warm, end=1e-4),
+    ),
+    Mistake(
+        "warm-up: there is none. The first share `warm` of the steps goes up, from peak / 25 to the peak",
+        lambda peak, total, warm: np.array(
+            [_cosine(peak, END * peak, step / (total - 1)) for step in range(total)]
+        ),
+    ),
+]
+
+# --- mirror_and_crop ---
+
+
+class _Chosen:
+    """A generator whose draws are decided beforehand, so that `augment` can be asked for certain moves."""
+
+    def __init__(self, top, left, mirrored):
+        self.moves, self.mirrored = np.stack([top, left]), mirrored
+
+    def integers(self, low, high, size):
+        return self.moves
+
+    def random(self, n):
+        return np.where(self.mirrored, 0.25, 0.75)
+
+
+def _mirror_and_crop(images, top, left, mirrored, pad):
+    return augment(images, _Chosen(top, left, mirrored), pad)  # type: ignore[arg-type]
+
+
+def _crop_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    cases = []
+    for n, h, w, pad, mirrored in (
+        (1, 4, 5, 1, [False]),
+        (1, 3, 5, 1, [True]),
+        (4, 6, 5, 2, [False, True, True, False]),
+        (3, 7, 7, 3, [True, False, True]),
+    ):
+        top, left = rng.integers(0, 2 * pad + 1, (2, n))
+        cases.append(
+            {
+                "images": rng.integers(0, 256, (n, h, w, 3), dtype=np.uint8),
+                "top": top,
+                "left": left,
+                "mirrored": np.array(mirrored),
+                "pad": pad,
+            }
+        )
+    return cases
+
+
+def _crop(images, top, left, mirrored, pad, mode="reflect", flip=np.s_[:, ::-1], first=False):
+    """Picture by picture, with something exchanged."""
+    n, h, w, _ = images.shape
+    crops = np.empty_like(images)
+    for i in range(n):
+        picture = images[i][flip] if first and mirrored[i] else images[i]
+        padded = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)), mode=mode)
+        crop = padded[top[i] : top[i] + h, left[i] : left[i] + w]
+        crops[i] = crop[flip] if mirrored[i] and not first else crop
+    return crops
+
+
+def _rolled(images, top, left, mirrored, pad):
+    crops = np.empty_like(images)
+    for i in range(len(images)):
+        crop = np.roll(images[i], (pad - top[i], pad - left[i]), axis=(0, 1))
+        crops[i] = crop[:, ::-1] if mirrored[i] else crop
+    return crops
+
+
+def _padded_channels(images, top, left, mirrored, pad):
+    wider = np.pad(images, ((0, 0), (0, 0), (0, 0), (pad, pad)), mode="reflect")
+    return _crop(wider, top, left, mirrored, pad)
+
+
+def _first_picture_decides(images, top, left, mirrored, pad):
+    n = len(images)
+    return _crop(images, np.repeat(top[:1], n), np.repeat(left[:1], n), mirrored, pad)
+
+
+CROP_MISTAKES = [
+    Mistake(
+        "mirror: the picture is upside down: [::-1] of one picture turns its rows round. Columns are axis 1: [:, ::-1]",
+        lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, flip=np.s_[::-1]),
+    ),
+    Mistake(
+        "mirror: red and blue are exchanged: [..., ::-1] turns the last axis round, and the last one is the channels",
+        lambda images, top, left, mirrored, pad: _crop(
+            images, top, left, mirrored, pad, flip=np.s_[..., ::-1]
+        ),
+    ),
+    Mistake(
+        "mirror: no picture is mirrored",
+        lambda images, top, left, mirrored, pad: _crop(images, top, left, np.zeros_like(mirrored), pad),
+    ),
+    Mistake(
+        "mirror: every picture is mirrored; only those where `mirrored` is true should be",
+        lambda images, top, left, mirrored, pad: _crop(images, top, left, np.ones_like(mirrored), pad),
+    ),
+    Mistake(
+        "mirror: the pictures are mirrored that should not be, and the others are not",
+        lambda images, top, left, mirrored, pad: _crop(images, top, left, ~mirrored, pad),
+    ),
+    Mistake(
+        "order: it is mirrored before it is cropped, which moves it the other way. Crop first, as `left` is meant",
+        lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, first=True),
+    ),
+    Mistake(
+        "crop: top and left are exchanged: top counts rows (axis 0 of a picture), left counts columns (axis 1)",
+        lambda images, top, left, mirrored, pad: _crop(images, left, top, mirrored, pad),
+    ),
+    Mistake(
+        "padding: what moves in is black. It is the picture's own reflection: np.pad(..., mode='reflect')",
+        lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, mode="constant"),
+    ),
+    Mistake(
+        "padding: the channels are padded, too. np.pad takes a pair for each axis: (0, 0) for the channels",
+        _padded_channels,
+    ),
+    Mistake(
+        "padding: the edge pixel is repeated (mode='edge'); a reflection is meant: mode='reflect'",
+        lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, mode="edge"),
+    ),
+    Mistake(
+        "padding: the edge pixel appears twice (mode='symmetric'); with mode='reflect' it is the mirror's axis",
+        lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, mode="symmetric"),
+    ),
+    Mistake(
+        "padding: what leaves the picture on one side comes in on the other (np.roll). Pad by reflection, then crop",
+        _rolled,
+    ),
+    Mistake(
+        "batch: all pictures move like the first; picture i has its own top[i] and left[i]",
+        _first_picture_decides,
+    ),
+]
+
+CYCLES = [
+    {"peak": peak, "total": total, "warm": warm}
+    for peak, total, warm in ((1.0, 10, 0.5), (0.1, 30, 0.2), (0.3, 23, 0.3))
+]
+
+EXERCISES = [
+    Exercise(
+        "loss_gradient",
+        _gradient_cases,
+        lambda logits, labels: softmax_cross_entropy.backward(logits, labels),
+        GRADIENT_MISTAKES,
+    ),
+    Exercise("one_cycle", CYCLES, _one_cycle, CYCLE_MISTAKES, rtol=1e-9),
+    Exercise("mirror_and_crop", _crop_cases, _mirror_and_crop, CROP_MISTAKES),
+]

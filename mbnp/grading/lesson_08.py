@@ -1,0 +1,225 @@
+"""The exercises of lesson 8: the MACs of a scaled network, and which networks are worth having."""
+
+import itertools
+
+import numpy as np
+
+from mbnp import cost, models
+from mbnp.grading.exercise import Case, Exercise, Mistake
+from mbnp.models.mobilenet_v1_small import BLOCKS, STEM
+
+# --- scaled_macs: of the article's network ---
+
+SIZES = [
+    {"width": width, "resolution": resolution}
+    for width, resolution in ((1.0, 32), (0.5, 32), (1.0, 20), (0.3, 32), (0.7, 27), (0.25, 45))
+]
+
+
+def _scaled_macs(width, resolution):
+    return cost.of(models.mobilenet_v1_small(width_mult=width), (resolution, resolution, 3)).macs
+
+
+def _halved(size, stride):
+    return (size - 1) // stride + 1
+
+
+def _count(
+    width, resolution, scale=lambda c, width: int(c * width), shrink=_halved, c_in=3, article=False, **without
+):
+    """The definition with something exchanged; without: stem, depthwise, pointwise or classifier = 0 leaves it out."""
+    size = resolution
+    channels = scale(STEM, width)
+    total = without.get("stem", 1) * size * size * 9 * c_in * channels
+    for c_out, stride in BLOCKS:
+        before, size = size, shrink(size, stride)
+        pixels = before * before if article else size * size
+        c_out = scale(c_out, width)
+        kernels = c_out if without.get("swapped") else channels
+        total += without.get("depthwise", 1) * pixels * 9 * kernels
+        total += without.get("pointwise", 1) * (size * size) * channels * c_out
+        channels = c_out
+    return total + without.get("classifier", 1) * channels * 10
+
+
+MACS_MISTAKES = [
+    Mistake(
+        "rounding: the channels are int(c * width), rounded down; round(19.2) and round(9.6) are not the same thing",
+        lambda width, resolution: _count(width, resolution, lambda c, width: round(c * width)),
+    ),
+    Mistake(
+        "output size: with padding 1 and a 3x3 kernel, stride 2 leaves (size - 1) // 2 + 1 rows; size // 2 loses one "
+        "of an odd map",
+        lambda width, resolution: _count(width, resolution, shrink=lambda size, stride: size // stride),
+    ),
+    Mistake(
+        "output size: a map has whole rows; use // instead of /",
+        lambda width, resolution: _count(width, resolution, shrink=lambda size, stride: size / stride),
+    ),
+    Mistake(
+        "output size: MACs are counted at the height and width of what a layer writes. The depthwise convolution at "
+        "stride 2 was counted at those of its input, four times too many",
+        lambda width, resolution: _count(width, resolution, article=True),
+    ),
+    Mistake(
+        "stride: the maps never shrink; each stride of 2 halves their height and width for all that follows",
+        lambda width, resolution: _count(width, resolution, shrink=lambda size, stride: size),
+    ),
+    Mistake(
+        "width: the pictures still have 3 channels; the width multiplier scales only what the network makes itself",
+        lambda width, resolution: _count(width, resolution, c_in=int(3 * width)),
+    ),
+    Mistake(
+        "width: it was applied to the MACs of the full network. Most of them are in pointwise convolutions, whose "
+        "channels shrink on both sides: scale the channels, then count",
+        lambda width, resolution: int(width * _count(1.0, resolution)),
+    ),
+    Mistake(
+        "width: width**2 is only nearly right: the first layer, the depthwise ones and the classifier shrink with "
+        "width alone. Scale the channels, then count",
+        lambda width, resolution: int(width**2 * _count(1.0, resolution)),
+    ),
+    Mistake(
+        "resolution: (resolution / 32)**2 is only nearly right, because the classifier does not shrink and maps have "
+        "whole rows. Follow the size from layer to layer",
+        lambda width, resolution: int((resolution / 32) ** 2 * _count(width, 32)),
+    ),
+    Mistake(
+        "depthwise: it has one kernel for each input channel of the block; the output channels were taken",
+        lambda width, resolution: _count(width, resolution, swapped=True),
+    ),
+    Mistake(
+        "the first convolution is missing: 9 taps, 3 channels in",
+        lambda width, resolution: _count(width, resolution, stem=0),
+    ),
+    Mistake(
+        "the classifier is missing: its 10 outputs each take one MAC a channel",
+        lambda width, resolution: _count(width, resolution, classifier=0),
+    ),
+    Mistake(
+        "the depthwise convolutions are missing: 9 MACs a pixel and channel",
+        lambda width, resolution: _count(width, resolution, depthwise=0),
+    ),
+    Mistake(
+        "FLOPs for MACs: a multiplication and the addition after it are one MAC and two FLOPs",
+        lambda width, resolution: 2 * _count(width, resolution),
+    ),
+]
+
+# --- pareto_front ---
+
+
+def _front(macs, accuracy):
+    """Whether nobody is at least as good at both and better at one."""
+    return _undominated(macs, accuracy, lambda m, a, m0, a0: (m <= m0) & (a >= a0) & ((m < m0) | (a > a0)))
+
+
+def _undominated(macs, accuracy, beats):
+    return np.array(
+        [not beats(macs, accuracy, m, a).any() for m, a in zip(macs, accuracy, strict=True)], bool
+    )
+
+
+def _running(macs, accuracy, better, order=None, restore=True):
+    """Along growing cost: a point stays if it is `better` than the best so far."""
+    order = np.argsort(macs, kind="stable") if order is None else order
+    kept = np.zeros(len(macs), bool)
+    best = -np.inf
+    for position, i in enumerate(order):
+        if better(accuracy[i], best):
+            kept[i if restore else position] = True
+            best = accuracy[i]
+    return kept
+
+
+def _neighbours(macs, accuracy):
+    order = np.argsort(macs, kind="stable")
+    kept = np.ones(len(macs), bool)
+    for i, j in itertools.pairwise(order):
+        kept[j] = accuracy[j] > accuracy[i]
+    return kept
+
+
+def _front_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    cases = [
+        {"macs": np.array([4, 1, 2, 3]), "accuracy": np.array([70.0, 50.0, 65.0, 60.0])},
+        # The same cost twice, the same accuracy twice, the same point twice.
+        {
+            "macs": np.array([2, 1, 2, 3, 3, 5, 2]),
+            "accuracy": np.array([60.0, 55.0, 64.0, 70.0, 70.0, 70.0, 61.0]),
+        },
+    ]
+    for count in (8, 16):
+        macs = rng.integers(1, 40, count)
+        accuracy = np.round(40 + 8 * np.log(macs) + 4 * rng.standard_normal(count), 1)
+        cases.append({"macs": macs, "accuracy": accuracy})
+    return cases
+
+
+FRONT_MISTAKES = [
+    Mistake(
+        "turned round: true marks the points that are beaten; it should mark those that nobody beats",
+        lambda macs, accuracy: ~_front(macs, accuracy),
+    ),
+    Mistake(
+        "every point is at least as good as itself. Ask for at least as good at both and better at one",
+        lambda macs, accuracy: _undominated(macs, accuracy, lambda m, a, m0, a0: (m <= m0) & (a >= a0)),
+    ),
+    Mistake(
+        "ties: a point is beaten, too, by one of equal cost with more accuracy, or of equal accuracy at less cost. Not "
+        "both need be strictly better",
+        lambda macs, accuracy: _undominated(macs, accuracy, lambda m, a, m0, a0: (m < m0) & (a > a0)),
+    ),
+    Mistake(
+        "ties: of two points with the same cost the less accurate one is beaten; only strictly cheaper ones were asked",
+        lambda macs, accuracy: _undominated(macs, accuracy, lambda m, a, m0, a0: (m < m0) & (a >= a0)),
+    ),
+    Mistake(
+        "ties: of two points with the same accuracy the dearer one is beaten; only strictly better ones were asked",
+        lambda macs, accuracy: _undominated(macs, accuracy, lambda m, a, m0, a0: (m <= m0) & (a > a0)),
+    ),
+    Mistake(
+        "order: the result is in the order of growing cost; bring it back into the order of the arguments",
+        lambda macs, accuracy: _front(macs, accuracy)[np.argsort(macs, kind="stable")],
+    ),
+    Mistake(
+        "order: the result is in the order of growing cost; bring it back into the order of the arguments (and look at "
+        "points of equal cost, the more accurate one first)",
+        lambda macs, accuracy: _running(macs, accuracy, lambda a, best: a > best, restore=False),
+    ),
+    Mistake(
+        "ties: a later point as accurate as the best so far costs more, or the same. Where it costs more it is beaten",
+        lambda macs, accuracy: _running(macs, accuracy, lambda a, best: a >= best),
+    ),
+    Mistake(
+        "ties: sorted by cost alone, points of equal cost come in any order, and a worse one may be seen first. And a "
+        "second point that is just as good and just as cheap is not beaten",
+        lambda macs, accuracy: _running(macs, accuracy, lambda a, best: a > best),
+    ),
+    Mistake(
+        "ties: two points with the same cost and the same accuracy do not beat each other; both stay",
+        lambda macs, accuracy: _running(
+            macs, accuracy, lambda a, best: a > best, np.lexsort((-accuracy, macs))
+        ),
+    ),
+    Mistake(
+        "neighbours: each point is compared with the next cheaper one only; one that is cheaper still may beat it",
+        _neighbours,
+    ),
+    Mistake(
+        "direction: it looks for points that cost more. Cheaper is better: macs <= this one's",
+        lambda macs, accuracy: _undominated(
+            macs, accuracy, lambda m, a, m0, a0: (m >= m0) & (a >= a0) & ((m > m0) | (a > a0))
+        ),
+    ),
+    Mistake(
+        "indices: it returns where the points are. Asked for is a mask, true or false for every point",
+        lambda macs, accuracy: np.flatnonzero(_front(macs, accuracy)),
+    ),
+]
+
+EXERCISES = [
+    Exercise("scaled_macs", SIZES, _scaled_macs, MACS_MISTAKES),
+    Exercise("pareto_front", _front_cases, _front, FRONT_MISTAKES),
+]

@@ -1,0 +1,168 @@
+"""The exercises of lesson 9: arithmetic intensity, the roofline, where a number is kept channels last."""
+
+import numpy as np
+
+from mbnp import cost
+from mbnp.grading.exercise import Case, Exercise, Mistake
+
+# --- depthwise_intensity ---
+
+
+def _intensity(n, h, w, c, k, itemsize):
+    return 2 * n * cost.depthwise(h, w, k, c) / (itemsize * (2 * n * h * w * c + k * k * c))
+
+
+INTENSITY_CASES = [
+    {"n": n, "h": h, "w": w, "c": c, "k": k, "itemsize": itemsize}
+    for n, h, w, c, k, itemsize in (
+        (1, 4, 4, 2, 3, 4),
+        (64, 32, 32, 32, 3, 4),
+        (2, 5, 7, 3, 5, 8),
+        (1, 2, 2, 512, 3, 2),
+    )
+]
+
+INTENSITY_MISTAKES = [
+    Mistake(
+        "MACs for FLOPs: a multiply-accumulate is a multiplication and an addition, so it counts twice",
+        lambda n, h, w, c, k, itemsize: _intensity(n, h, w, c, k, itemsize) / 2,
+    ),
+    Mistake(
+        "bytes: numbers are counted. A number takes `itemsize` bytes, 4 in float32",
+        lambda n, h, w, c, k, itemsize: _intensity(n, h, w, c, k, 1),
+    ),
+    Mistake(
+        "bytes: every number is counted as 4 bytes. Use itemsize: float64 has 8, float16 has 2",
+        lambda n, h, w, c, k, itemsize: _intensity(n, h, w, c, k, 4),
+    ),
+    Mistake(
+        "bytes: only the input is counted. The output has to be written, too",
+        lambda n, h, w, c, k, itemsize: 2 * n * h * w * c * k * k / (itemsize * (n * h * w * c + k * k * c)),
+    ),
+    Mistake(
+        "bytes: the weights are left out. They hardly matter for a large map, but they do for a small and deep one",
+        lambda n, h, w, c, k, itemsize: k * k / itemsize,
+    ),
+    Mistake(
+        "bytes: the weights are counted once for each picture; a batch shares them",
+        lambda n, h, w, c, k, itemsize: _intensity(1, h, w, c, k, itemsize),
+    ),
+    Mistake(
+        "FLOPs: those of a standard convolution. A depthwise one has one kernel a channel: there is no second factor c",
+        lambda n, h, w, c, k, itemsize: c * _intensity(n, h, w, c, k, itemsize),
+    ),
+    Mistake(
+        "bytes: the weights of a standard convolution, k·k·c·c. A depthwise one has k·k·c",
+        lambda n, h, w, c, k, itemsize: (
+            2 * n * h * w * c * k * k / (itemsize * (2 * n * h * w * c + k * k * c * c))
+        ),
+    ),
+    Mistake(
+        "bytes: the input is counted once for each tap. Each number is fetched once and then stays at hand",
+        lambda n, h, w, c, k, itemsize: (
+            2 * n * h * w * c * k * k / (itemsize * (n * h * w * c * (k * k + 1) + k * k * c))
+        ),
+    ),
+    Mistake(
+        "upside down: it is bytes a FLOP. Intensity is FLOPs a byte",
+        lambda n, h, w, c, k, itemsize: 1 / _intensity(n, h, w, c, k, itemsize),
+    ),
+    Mistake(
+        "integer division: // throws the fraction away; use /",
+        lambda n, h, w, c, k, itemsize: _intensity(n, h, w, c, k, itemsize) // 1,
+    ),
+]
+
+# --- attainable ---
+
+
+def _roofline(intensity, gflops, bandwidth):
+    return np.minimum(gflops, bandwidth * intensity)
+
+
+ROOFLINE_CASES: list[Case] = [
+    {"intensity": np.array(intensity), "gflops": gflops, "bandwidth": bandwidth}
+    for intensity, gflops, bandwidth in (
+        ([0.125, 2.25, 32.0, 288.0], 200.0, 25.0),
+        ([0.125, 2.25, 32.0], 50.0, 160.0),
+        ([8.0, 0.5], 64.0, 8.0),
+    )
+]
+
+ROOFLINE_MISTAKES = [
+    Mistake(
+        "the larger of the two is taken. A layer has to stay below both limits: the smaller one counts",
+        lambda intensity, gflops, bandwidth: np.maximum(gflops, bandwidth * intensity),
+    ),
+    Mistake(
+        "min(gflops, bandwidth) compares GFLOP/s with GB/s. Bytes become FLOPs by the intensity: bandwidth · intensity",
+        lambda intensity, gflops, bandwidth: np.full_like(intensity, min(gflops, bandwidth)),
+    ),
+    Mistake(
+        "the bandwidth is divided by the intensity. GB/s times FLOPs a byte is GFLOP/s",
+        lambda intensity, gflops, bandwidth: np.minimum(gflops, bandwidth / intensity),
+    ),
+    Mistake(
+        "the peak is missing: beyond some intensity the multipliers are the limit, whatever memory could deliver",
+        lambda intensity, gflops, bandwidth: bandwidth * intensity,
+    ),
+    Mistake(
+        "Python's min compares whole arrays, and cannot. np.minimum does it number by number",
+        lambda intensity, gflops, bandwidth: min(gflops, bandwidth * intensity),
+    ),
+    Mistake(
+        "np.min finds the smallest number of one array. np.minimum compares two, number by number",
+        lambda intensity, gflops, bandwidth: np.min(bandwidth * intensity),
+    ),
+]
+
+# --- offset_last ---
+
+
+def _offset(n, c, i, j, shape):
+    N, C, H, W = shape
+    return int(np.ravel_multi_index((n, i, j, c), (N, H, W, C)))
+
+
+OFFSET_CASES = [
+    {"n": n, "c": c, "i": i, "j": j, "shape": shape}
+    for n, c, i, j, shape in (
+        (0, 1, 0, 0, (1, 3, 2, 2)),
+        (0, 0, 1, 0, (1, 3, 4, 5)),
+        (1, 2, 3, 4, (2, 3, 5, 7)),
+        (3, 7, 2, 1, (4, 8, 3, 2)),
+    )
+]
+
+OFFSET_MISTAKES = [
+    Mistake(
+        "that is where it stands channels first. Channels last, the order of the axes is n, i, j, c",
+        lambda n, c, i, j, shape: ((n * shape[1] + c) * shape[2] + i) * shape[3] + j,
+    ),
+    Mistake(
+        "rows and columns: one step down (i) passes a whole row of W pixels, not H",
+        lambda n, c, i, j, shape: ((n * shape[2] + i) * shape[2] + j) * shape[1] + c,
+    ),
+    Mistake(
+        "rows and columns are swapped: rows come before columns, n, i, j, c",
+        lambda n, c, i, j, shape: ((n * shape[3] + j) * shape[2] + i) * shape[1] + c,
+    ),
+    Mistake(
+        "the picture: one picture is H·W·C numbers, and n of them come before this one",
+        lambda n, c, i, j, shape: (i * shape[3] + j) * shape[1] + c,
+    ),
+    Mistake(
+        "bytes: the answer counts numbers, not bytes of 4",
+        lambda n, c, i, j, shape: 4 * _offset(n, c, i, j, shape),
+    ),
+    Mistake(
+        "shape is (N, C, H, W), and it is read as (N, H, W, C)",
+        lambda n, c, i, j, shape: ((n * shape[1] + i) * shape[2] + j) * shape[3] + c,
+    ),
+]
+
+EXERCISES = [
+    Exercise("depthwise_intensity", INTENSITY_CASES, _intensity, INTENSITY_MISTAKES),
+    Exercise("attainable", ROOFLINE_CASES, _roofline, ROOFLINE_MISTAKES),
+    Exercise("offset_last", OFFSET_CASES, _offset, OFFSET_MISTAKES),
+]

@@ -1,0 +1,246 @@
+"""The exercises of lesson 10: BatchNorm folded, BatchNorm and ReLU on load, statistics of tiles combined."""
+
+import numpy as np
+
+from mbnp.fused.chain import Triple
+from mbnp.fused.inference import fold as fold_triple
+from mbnp.grading.exercise import Case, Exercise, Mistake
+from mbnp.layers import BatchNorm, Conv
+from mbnp.ops import batchnorm, relu
+
+# --- fold ---
+
+
+def _fold(w, b, gamma, beta, mean, var, eps):
+    KH, KW, C, D = w.shape
+    conv, bn = Conv(C, D, (KH, KW), dtype=w.dtype), BatchNorm(D, eps, dtype=w.dtype)
+    assert conv.bias is not None
+    conv.weight.value, conv.bias.value = w, b
+    bn.weight.value, bn.bias.value = gamma, beta
+    bn.running_mean.value, bn.running_var.value = mean, var
+    return fold_triple(Triple("", conv, bn, np.zeros(2, w.dtype)))
+
+
+def _fold_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    cases = []
+    for (kernel, channels, outputs), eps in (((3, 3, 4), 1e-5), ((1, 5, 3), 1e-3), ((2, 3, 3), 0.1)):
+        case = {
+            "w": rng.standard_normal((kernel, kernel, channels, outputs)),
+            "b": rng.standard_normal(outputs),
+            "gamma": rng.uniform(0.5, 2.0, outputs),
+            "beta": rng.standard_normal(outputs),
+            "mean": rng.standard_normal(outputs),
+            "var": rng.uniform(0.05, 3.0, outputs),
+        }
+        cases.append({name: value.astype(np.float32) for name, value in case.items()} | {"eps": eps})
+    return cases
+
+
+def _folded(w, b, gamma, beta, mean, var, eps, scale=None, bias=None):
+    """The right answer with one thing exchanged: the scale, or the bias made from it."""
+    s = gamma / np.sqrt(var + eps) if scale is None else scale
+    return w * s, (beta + (b - mean) * s if bias is None else bias(s))
+
+
+FOLD_MISTAKES = [
+    Mistake(
+        "eps is left out: the root is of var + eps, and for a small variance that matters",
+        lambda w, b, gamma, beta, mean, var, eps: _folded(w, b, gamma, beta, mean, var, 0.0),
+    ),
+    Mistake(
+        "eps is added to the root; it belongs inside: sqrt(var + eps)",
+        lambda w, b, gamma, beta, mean, var, eps: _folded(
+            w, b, gamma, beta, mean, var, eps, scale=gamma / (np.sqrt(var) + eps)
+        ),
+    ),
+    Mistake(
+        "the root is missing: BatchNorm divides by the standard deviation, not by the variance",
+        lambda w, b, gamma, beta, mean, var, eps: _folded(
+            w, b, gamma, beta, mean, var, eps, scale=gamma / (var + eps)
+        ),
+    ),
+    Mistake(
+        "gamma is missing: s = gamma / sqrt(var + eps)",
+        lambda w, b, gamma, beta, mean, var, eps: _folded(
+            w, b, gamma, beta, mean, var, eps, scale=1 / np.sqrt(var + eps)
+        ),
+    ),
+    Mistake(
+        "bias: the convolution's own bias b is lost. BatchNorm subtracts the mean from wx + b, so b is scaled with it",
+        lambda w, b, gamma, beta, mean, var, eps: _folded(
+            w, b, gamma, beta, mean, var, eps, bias=lambda s: beta - mean * s
+        ),
+    ),
+    Mistake(
+        "bias: the convolution's own bias b is added as it is. It goes through BatchNorm, too: b·s",
+        lambda w, b, gamma, beta, mean, var, eps: _folded(
+            w, b, gamma, beta, mean, var, eps, bias=lambda s: b + beta - mean * s
+        ),
+    ),
+    Mistake(
+        "bias: the mean is subtracted as it is. BatchNorm subtracts it before it scales: mean·s",
+        lambda w, b, gamma, beta, mean, var, eps: _folded(
+            w, b, gamma, beta, mean, var, eps, bias=lambda s: beta + b * s - mean
+        ),
+    ),
+    Mistake(
+        "bias: the mean is added. BatchNorm subtracts it",
+        lambda w, b, gamma, beta, mean, var, eps: _folded(
+            w, b, gamma, beta, mean, var, eps, bias=lambda s: beta + (b + mean) * s
+        ),
+    ),
+    Mistake(
+        "channels: s belongs to the output channel, the last axis of w. Here it scales the input channels",
+        lambda w, b, gamma, beta, mean, var, eps: (
+            w * (gamma / np.sqrt(var + eps))[:, None],
+            beta + (b - mean) * gamma / np.sqrt(var + eps),
+        ),
+    ),
+]
+
+# --- normalise_relu ---
+
+
+def _normalise_relu(z, mean, var, gamma, beta, eps):
+    return relu.forward(batchnorm.inference(z, gamma, beta, mean, var, eps))
+
+
+def _relu_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    cases = []
+    for shape, eps in (((2, 3, 4, 3), 1e-5), ((1, 5, 2, 4), 0.1), ((3, 2, 2, 1), 1e-3)):
+        C = shape[-1]
+        case = {
+            "z": rng.standard_normal(shape) + rng.standard_normal(C),
+            "mean": rng.standard_normal(C),
+            "var": rng.uniform(0.05, 2.0, C),
+            "gamma": rng.uniform(-1.5, 1.5, C),
+            "beta": rng.normal(0.3, 0.5, C),
+        }
+        cases.append({name: value.astype(np.float32) for name, value in case.items()} | {"eps": eps})
+    return cases
+
+
+def _in_place(z, mean, var, gamma, beta, eps):
+    z -= mean
+    z *= gamma / np.sqrt(var + eps)
+    z += beta
+    return np.maximum(z, 0, out=z)
+
+
+RELU_MISTAKES = [
+    Mistake(
+        "order: ReLU comes last, after scale and shift. If it comes before, a negative gamma or beta undoes it",
+        lambda z, mean, var, gamma, beta, eps: np.maximum(z - mean, 0) * gamma / np.sqrt(var + eps) + beta,
+    ),
+    Mistake(
+        "order: ReLU is applied to z itself, before BatchNorm",
+        lambda z, mean, var, gamma, beta, eps: _linear(np.maximum(z, 0), mean, var, gamma, beta, eps),
+    ),
+    Mistake(
+        "ReLU is missing: what is negative becomes 0",
+        lambda z, mean, var, gamma, beta, eps: _linear(z, mean, var, gamma, beta, eps),
+    ),
+    Mistake(
+        "eps is left out: the root is of var + eps",
+        lambda z, mean, var, gamma, beta, eps: np.maximum(_linear(z, mean, var, gamma, beta, 0.0), 0),
+    ),
+    Mistake(
+        "eps is added to the root; it belongs inside: sqrt(var + eps)",
+        lambda z, mean, var, gamma, beta, eps: np.maximum(
+            (z - mean) * gamma / (np.sqrt(var) + eps) + beta, 0
+        ),
+    ),
+    Mistake(
+        "the root is missing: BatchNorm divides by the standard deviation, not by the variance",
+        lambda z, mean, var, gamma, beta, eps: np.maximum((z - mean) * gamma / (var + eps) + beta, 0),
+    ),
+    Mistake(
+        "the statistics are taken from z again. The ones to use are given: in the engine, they were summed up "
+        "by whoever wrote z",
+        lambda z, mean, var, gamma, beta, eps: np.maximum(
+            _linear(z, z.mean((0, 1, 2)), z.var((0, 1, 2)), gamma, beta, eps), 0
+        ),
+    ),
+    Mistake(
+        "in place: -=, *= and out=z change the caller's z, and backward needs it. Write z - mean, not z -= mean",
+        _in_place,
+    ),
+]
+
+
+def _linear(z, mean, var, gamma, beta, eps):
+    return (z - mean) * (gamma / np.sqrt(var + eps)) + beta
+
+
+# --- combine ---
+
+
+def _combine(counts, means, m2s):
+    """As `kernels.finish_statistics` combines them, in float64."""
+    n = counts[:, None]
+    mean = (n * means).sum(axis=0) / counts.sum()
+    return mean, (m2s + n * (means - mean) ** 2).sum(axis=0) / counts.sum()
+
+
+def _combine_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    cases = []
+    for counts, channels, spread in (((4, 4, 2), 3, 1.0), ((5, 5, 5), 2, 3.0), ((7, 1), 1, 2.0)):
+        tiles = [rng.standard_normal((n, channels)) + spread * rng.standard_normal(channels) for n in counts]
+        means = np.array([tile.mean(axis=0) for tile in tiles])
+        m2s = np.array([((tile - tile.mean(axis=0)) ** 2).sum(axis=0) for tile in tiles])
+        cases.append({"counts": np.array(counts), "means": means, "m2s": m2s})
+    return cases
+
+
+def _around(counts, means, m2s, mean):
+    n = counts[:, None]
+    return mean, (m2s + n * (means - mean) ** 2).sum(axis=0) / counts.sum()
+
+
+COMBINE_MISTAKES = [
+    Mistake(
+        "counts: the plain mean of the tiles' means. The last tile is smaller and counts for less: weight by counts",
+        lambda counts, means, m2s: _around(counts, means, m2s, means.mean(axis=0)),
+    ),
+    Mistake(
+        "between the tiles: the squared deviations are only added up. They are from each tile's own mean; around the "
+        "common mean, counts · (means - mean)² come on top (squared: plain deviations cancel)",
+        lambda counts, means, m2s: (_combine(counts, means, m2s)[0], m2s.sum(axis=0) / counts.sum()),
+    ),
+    Mistake(
+        "between the tiles: (means - mean)² is added once a tile. Every pixel of the tile deviates by it: times counts",
+        lambda counts, means, m2s: (
+            _combine(counts, means, m2s)[0],
+            (m2s + (means - _combine(counts, means, m2s)[0]) ** 2).sum(axis=0) / counts.sum(),
+        ),
+    ),
+    Mistake(
+        "unbiased: divide by the number of pixels, not by one less. BatchNorm normalises with the biased variance",
+        lambda counts, means, m2s: (
+            _combine(counts, means, m2s)[0],
+            _combine(counts, means, m2s)[1] * counts.sum() / (counts.sum() - 1),
+        ),
+    ),
+    Mistake(
+        "the sum of squared deviations is returned. The variance is that by the number of pixels",
+        lambda counts, means, m2s: (
+            _combine(counts, means, m2s)[0],
+            _combine(counts, means, m2s)[1] * counts.sum(),
+        ),
+    ),
+    Mistake(
+        "m2s is used as if it were the tiles' variances, and multiplied by counts. It is a sum already",
+        lambda counts, means, m2s: _around(
+            counts, means, m2s * counts[:, None], _combine(counts, means, m2s)[0]
+        ),
+    ),
+]
+
+EXERCISES = [
+    Exercise("fold", _fold_cases, _fold, FOLD_MISTAKES, outputs=("weight", "bias")),
+    Exercise("normalise_relu", _relu_cases, _normalise_relu, RELU_MISTAKES),
+    Exercise("combine", _combine_cases, _combine, COMBINE_MISTAKES, outputs=("mean", "variance")),
+]

@@ -1,0 +1,228 @@
+"""The exercises of lesson 11: class activation maps, intersection over union, dead channels."""
+
+import numpy as np
+
+from mbnp.grading.exercise import Case, Exercise, Mistake
+from mbnp.ops import pointwise, relu
+
+# --- class_activation_map ---
+
+
+def _contribution(features, w, classes):
+    """What each cell adds to the logit of its picture's class: pointwise convolution by the linear layer's weights."""
+    return np.stack(
+        [pointwise.forward(f[None], w)[0, :, :, k] for f, k in zip(features, classes, strict=True)]
+    )
+
+
+def _scaled(positive, axis=(1, 2)):
+    top = positive.max(axis=axis, keepdims=True)
+    return positive / np.where(top > 0, top, 1).astype(positive.dtype)
+
+
+def _share(above, below):
+    """above / below, NaN for 0/0 without a warning."""
+    with np.errstate(invalid="ignore"):
+        return above / below
+
+
+def _cam(features, w, classes):
+    return _scaled(relu.forward(_contribution(features, w, classes)))
+
+
+def _cam_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    cases = []
+    for shape, K in (((3, 4, 4, 5), 5), ((3, 2, 3, 4), 3), ((2, 3, 2, 3), 4)):
+        features = np.maximum(rng.standard_normal(shape), 0).astype(np.float32)
+        w = rng.standard_normal((shape[-1], K)).astype(np.float32)
+        classes = rng.integers(1, K, shape[0])
+        cases.append({"features": features, "w": w, "classes": classes})
+    w[:, 0], classes[0] = -np.abs(w[:, 0]), 0  # nothing speaks for the last case's first picture
+    return cases
+
+
+CAM_MISTAKES = [
+    Mistake(
+        "ReLU is missing: what speaks against the class is to be 0",
+        lambda features, w, classes: _scaled(_contribution(features, w, classes)),
+    ),
+    Mistake(
+        "the scale is missing: divide each map by its largest value",
+        lambda features, w, classes: relu.forward(_contribution(features, w, classes)),
+    ),
+    Mistake(
+        "the scale: one maximum for all pictures. Each map is divided by its own: max over axes 1 and 2, keepdims=True",
+        lambda features, w, classes: _scaled(
+            relu.forward(_contribution(features, w, classes)), axis=(0, 1, 2)
+        ),
+    ),
+    Mistake(
+        "division by zero: a map without a positive value has the maximum 0, and 0/0 is NaN. Divide by 1 there",
+        lambda features, w, classes: _share(
+            relu.forward(_contribution(features, w, classes)),
+            relu.forward(_contribution(features, w, classes)).max(axis=(1, 2), keepdims=True),
+        ),
+    ),
+    Mistake(
+        "the smallest value is subtracted before scaling. What is negative becomes 0, the rest keeps its zero",
+        lambda features, w, classes: _scaled(
+            _contribution(features, w, classes)
+            - _contribution(features, w, classes).min(axis=(1, 2), keepdims=True)
+        ),
+    ),
+    Mistake(
+        "ReLU comes too early: negative weights are dropped. It is their sum with the others that counts",
+        lambda features, w, classes: _scaled(_contribution(features, np.maximum(w, 0), classes)),
+    ),
+    Mistake(
+        "the weights are not used: that is the sum of all channels, the same map for every class",
+        lambda features, w, classes: _scaled(features.sum(axis=3)),
+    ),
+    Mistake(
+        "wrong axis: w[classes] takes rows, which are channels. w is (C, K), the class comes second: w[:, classes]",
+        lambda features, w, classes: _scaled(
+            np.maximum(np.einsum("nijc,nc->nij", features, w[classes]), 0),
+        ),
+    ),
+    Mistake(
+        "one class for all: every picture gets the map of the first picture's class. classes has one for each",
+        lambda features, w, classes: _cam(features, w, np.full_like(classes, classes[0])),
+    ),
+    Mistake(
+        "rows and columns of the map are swapped",
+        lambda features, w, classes: _cam(features, w, classes).swapaxes(1, 2),
+    ),
+]
+
+# --- intersection_over_union ---
+
+
+def _iou(found, truth):
+    both, either = (found & truth).sum(axis=(1, 2)), (found | truth).sum(axis=(1, 2))
+    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
+
+
+def _iou_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    found, truth = rng.random((3, 4, 5)) < 0.5, rng.random((3, 4, 5)) < 0.4
+    empty = np.zeros((2, 3, 3), bool)
+    half = empty.copy()
+    half[0, :2] = True
+    return [
+        {"found": found, "truth": truth},
+        {"found": half, "truth": empty},
+        {"found": rng.random((2, 6, 3)) < 0.7, "truth": rng.random((2, 6, 3)) < 0.3},
+    ]
+
+
+def _ratio(above, below):
+    return np.where(below > 0, above / np.maximum(below, 1), 1.0)
+
+
+IOU_MISTAKES = [
+    Mistake(
+        "the union counts what lies in both twice: that is |found| + |truth|. found | truth counts every pixel once",
+        lambda found, truth: _ratio((found & truth).sum((1, 2)), found.sum((1, 2)) + truth.sum((1, 2))),
+    ),
+    Mistake(
+        "that is the Dice coefficient, 2·both by |found| + |truth|. Here it is both by either",
+        lambda found, truth: _ratio(2 * (found & truth).sum((1, 2)), found.sum((1, 2)) + truth.sum((1, 2))),
+    ),
+    Mistake(
+        "the denominator is the true mask alone. Then the whole picture would be a perfect answer: divide by the union",
+        lambda found, truth: _ratio((found & truth).sum((1, 2)), truth.sum((1, 2))),
+    ),
+    Mistake(
+        "the denominator is the whole picture: that counts as agreement nothing but how large the masks are",
+        lambda found, truth: (found & truth).mean((1, 2)),
+    ),
+    Mistake(
+        "that is the share of pixels on which the masks agree; empty corners, which are easy, count like the object",
+        lambda found, truth: (found == truth).mean((1, 2)),
+    ),
+    Mistake(
+        "all pictures in one number: sum over axes 1 and 2 only, so that each picture keeps its own",
+        lambda found, truth: (found & truth).sum() / (found | truth).sum(),
+    ),
+    Mistake(
+        "integer division: // makes 0 of every share. Use /",
+        lambda found, truth: np.where(
+            (found | truth).sum((1, 2)) > 0,
+            (found & truth).sum((1, 2)) // np.maximum((found | truth).sum((1, 2)), 1),
+            1.0,
+        ),
+    ),
+    Mistake(
+        "two empty masks: 0/0 is NaN. They agree: 1",
+        lambda found, truth: _share((found & truth).sum((1, 2)), (found | truth).sum((1, 2))),
+    ),
+    Mistake(
+        "two empty masks agree, which is 1 and not 0",
+        lambda found, truth: (found & truth).sum((1, 2)) / np.maximum((found | truth).sum((1, 2)), 1),
+    ),
+]
+
+# --- dead_channels ---
+
+
+def _dead(a):
+    return ~(a > 0).any(axis=(0, 1, 2))
+
+
+def _dead_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    cases = []
+    for shape, dead, rare in (
+        ((3, 4, 5, 6), (1, 4), (2, 5)),
+        ((2, 3, 3, 3), (), (0,)),
+        ((4, 2, 2, 5), (0,), (3,)),
+    ):
+        a = np.maximum(rng.standard_normal(shape), 0).astype(np.float32)
+        a[..., [*dead, *rare]] = 0
+        for picture, c in enumerate(rare, start=-1):
+            a[picture, 1, 0, c] = 1e-6  # a single, faint sign of life
+        cases.append({"a": a})
+    return cases
+
+
+DEAD_MISTAKES = [
+    Mistake(
+        "any for all: a channel with one zero is not dead. All of its pixels have to be zero",
+        lambda a: (a == 0).any(axis=(0, 1, 2)),
+    ),
+    Mistake(
+        "turned round: that is true for the channels that live",
+        lambda a: (a > 0).any(axis=(0, 1, 2)),
+    ),
+    Mistake(
+        "wrong axis: channels are the last axis of a; look over axes 0, 1 and 2",
+        lambda a: ~(a > 0).any(axis=(0, 2, 3)),
+    ),
+    Mistake(
+        "only the first picture is looked at",
+        lambda a: ~(a[0] > 0).any(axis=(0, 1)),
+    ),
+    Mistake(
+        "a channel is called dead that answers rarely or faintly. One pixel above zero is a sign of life",
+        lambda a: a.mean(axis=(0, 1, 2)) < 1e-3,
+    ),
+    Mistake(
+        "one answer for each picture: a channel is dead if it is zero in *every* picture, so axis 0 goes, too",
+        lambda a: ~(a > 0).any(axis=(1, 2)),
+    ),
+    Mistake(
+        "the channels' numbers are returned (np.flatnonzero); asked for is a bool for each channel",
+        lambda a: np.flatnonzero(_dead(a)),
+    ),
+    Mistake(
+        "it is counted how many are dead; asked for is a bool for each channel",
+        lambda a: int(_dead(a).sum()),
+    ),
+]
+
+EXERCISES = [
+    Exercise("class_activation_map", _cam_cases, _cam, CAM_MISTAKES),
+    Exercise("intersection_over_union", _iou_cases, _iou, IOU_MISTAKES),
+    Exercise("dead_channels", _dead_cases, _dead, DEAD_MISTAKES),
+]

@@ -1,0 +1,236 @@
+"""The exercises of lesson 12: layouts of weights, SAME padding, and where two networks part."""
+
+from typing import Any
+
+import numpy as np
+
+from mbnp.grading.exercise import Case, Exercise, Mistake
+from mbnp.layers import Conv, Depthwise
+from mbnp.network import Network
+from mbnp.ops.window import same_padding
+from mbnp.weights import from_torch
+
+# --- weight_from_torch ---
+
+
+def _weight_cases(seed: int) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    shapes = (((4, 2, 3, 3), False), ((3, 3, 3, 3), False), ((5, 1, 3, 2), True), ((3, 1, 3, 3), True))
+    return [
+        {"w": rng.standard_normal(shape, dtype=np.float32), "depthwise": depthwise}
+        for shape, depthwise in shapes
+    ]
+
+
+def _weight(w, depthwise):
+    c_out, c_in, *kernel = w.shape
+    layer: Any = Depthwise(c_out, kernel, bias=False) if depthwise else Conv(c_in, c_out, kernel, bias=False)
+    net = Network({"conv": layer}, resolution=32)
+    from_torch(net, {"conv.weight": w})
+    return layer.weight.value
+
+
+def _weight_by(conv, depthwise_too):
+    """Another function for each of the two kinds."""
+    return lambda w, depthwise: depthwise_too(w) if depthwise else conv(w)
+
+
+def _conv(w):
+    return w.transpose(2, 3, 1, 0)
+
+
+def _depthwise(w):
+    return w[:, 0].transpose(1, 2, 0)
+
+
+def _reshaped(w):
+    O, I, KH, KW = w.shape
+    return w.reshape(KH, KW, I, O)
+
+
+def _flipped(w):
+    return np.ascontiguousarray(w[::-1, ::-1])
+
+
+WEIGHT_MISTAKES = [
+    Mistake(
+        "reshape: it keeps the numbers in their order in memory and only draws other borders. transpose moves axes",
+        _weight_by(_reshaped, lambda w: w.reshape(w.shape[2], w.shape[3], w.shape[0])),
+    ),
+    Mistake(
+        "reshape: the depthwise kernel is right in shape only. Drop the axis of length 1, then transpose",
+        _weight_by(_conv, lambda w: w.reshape(w.shape[2], w.shape[3], w.shape[0])),
+    ),
+    Mistake(
+        "the kernel is flipped: PyTorch's convolution does not flip it, and neither does mbnp's",
+        _weight_by(lambda w: _flipped(_conv(w)), lambda w: _flipped(_depthwise(w))),
+    ),
+    Mistake(
+        "the two axes of the kernel are swapped: KH stays before KW. (w.T turns round all axes, these two with them)",
+        _weight_by(lambda w: w.transpose(3, 2, 1, 0), lambda w: w[:, 0].transpose(2, 1, 0)),
+    ),
+    Mistake(
+        "input and output channels are swapped: mbnp has C in before C out, so their order turns round too",
+        _weight_by(lambda w: w.transpose(2, 3, 0, 1), _depthwise),
+    ),
+    Mistake(
+        "depthwise: an axis of length 1 is left. mbnp's depthwise kernel is (KH, KW, C)",
+        _weight_by(_conv, _conv),
+    ),
+    Mistake(
+        "depthwise: an axis of length 1 is left. mbnp's depthwise kernel is (KH, KW, C)",
+        _weight_by(_conv, lambda w: w.transpose(2, 3, 0, 1)),
+    ),
+]
+
+# --- same_padding ---
+
+
+def _same_with(total, share=lambda total: (total // 2, total - total // 2)):
+    return lambda size, kernel, stride: share(total(size, kernel, stride))
+
+
+def _total(size, kernel, stride):
+    return sum(same_padding(size, kernel, stride))
+
+
+SAME: list[Case] = [
+    {"size": size, "kernel": kernel, "stride": stride}
+    for size, kernel, stride in (
+        (8, 3, 2),
+        (7, 3, 2),
+        (32, 3, 1),
+        (10, 5, 3),
+        (11, 4, 2),
+        (13, 2, 3),
+        (9, 4, 1),
+        (10, 1, 2),
+    )
+]
+
+SAME_MISTAKES = [
+    Mistake(
+        "integer division: / gives half zeros. The first end gets total // 2, the other what is left",
+        _same_with(_total, lambda total: (total / 2, total / 2)),
+    ),
+    Mistake(
+        "this is PyTorch's padding, (K - 1) // 2 on either side. SAME asks how many zeros the last window needs",
+        lambda size, kernel, stride: ((kernel - 1) // 2, (kernel - 1) // 2),
+    ),
+    Mistake(
+        "both ends get the same. An odd number of zeros cannot be shared out evenly: the end gets one more",
+        _same_with(_total, lambda total: (total // 2, total // 2)),
+    ),
+    Mistake(
+        "the odd zero goes to the end, not to the start",
+        _same_with(_total, lambda total: (total - total // 2, total // 2)),
+    ),
+    Mistake(
+        "rounding: SAME makes ceil(size / stride) outputs, also where size cannot be divided: -(-size // stride)",
+        _same_with(
+            lambda size, kernel, stride: max((max(size // stride, 1) - 1) * stride + kernel - size, 0)
+        ),
+    ),
+    Mistake(
+        "stride: it is left out. kernel - 1 zeros are right at stride 1; at stride 2 the last window ends earlier",
+        _same_with(lambda size, kernel, stride: kernel - 1),
+    ),
+    Mistake(
+        "the last window begins at (outputs - 1) * stride, not at outputs * stride: count from 0",
+        _same_with(lambda size, kernel, stride: -(-size // stride) * stride + kernel - size),
+    ),
+    Mistake(
+        "negative: where the windows leave pixels over, nothing is padded and nothing cut off: max(..., 0)",
+        _same_with(lambda size, kernel, stride: (-(-size // stride) - 1) * stride + kernel - size),
+    ),
+]
+
+# --- first_difference ---
+
+
+def _pairs_cases(seed: int) -> list[Case]:
+    """Four maps and the logits of two networks; `off` says in which layers, by how much, at how many numbers."""
+    rng = np.random.default_rng(seed)
+    cases = []
+    for scales, off in (
+        # Large numbers may be off by more; a single number counts; the largest difference comes later.
+        ((1, 100, 1, 1, 1), {1: (1e-3, None), 2: (0.005, 1), 3: (-0.5, None), 4: (0.3, None)}),
+        # Only downwards, then only upwards.
+        ((1, 1, 1, 1, 1), {1: (-0.005, 1), 2: (0.02, None), 4: (0.5, None)}),
+        ((1, 1, 1, 1, 1), {0: (0.005, 1), 3: (-0.5, None)}),
+        # Small numbers may be off by less.
+        ((1, 1e-3, 1, 1, 1), {1: (5e-5, None), 3: (0.3, None)}),
+        # All agree but for rounding.
+        ((1, 1, 0.01, 50, 1), {}),
+    ):
+        ours, theirs = [], []
+        for k, scale in enumerate(scales):
+            a = scale * rng.uniform(-1, 1, (2, 4, 4, 3) if k < 4 else (2, 6))
+            b = a * (1 + 1e-7 * rng.standard_normal(a.shape))
+            shift, count = off.get(k, (0, None))
+            b.reshape(-1)[:count] += shift
+            ours.append(b)
+            theirs.append(a.transpose(0, 3, 1, 2).copy() if a.ndim == 4 else a)
+        cases.append({"ours": ours, "theirs": theirs, "tolerance": 1e-4})
+    return cases
+
+
+def _first(ours, theirs, tolerance):
+    return _first_with()(ours, theirs, tolerance)
+
+
+def _first_with(
+    measure=lambda difference: np.abs(difference).max(),
+    scale=lambda b: np.abs(b).max(),
+    layout=lambda b, shape: b.transpose(0, 2, 3, 1),
+    choose=lambda off: off[0],
+):
+    def wrong(ours, theirs, tolerance):
+        off = []
+        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            b = layout(b, a.shape) if b.ndim == 4 else b
+            if measure(a - b) > tolerance * scale(b):
+                off.append(k)
+        return choose(off) if off else -1
+
+    return wrong
+
+
+def _worst(ours, theirs, tolerance):
+    worst, at = tolerance, -1
+    for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        b = b.transpose(0, 2, 3, 1) if b.ndim == 4 else b
+        if (difference := np.abs(a - b).max() / np.abs(b).max()) > worst:
+            worst, at = difference, k
+    return at
+
+
+_SIGN = "sign: without abs, differences downwards are never found, or hide in the sum: np.abs(a - b).max()"
+FIRST_MISTAKES = [
+    Mistake(_SIGN, _first_with(measure=lambda difference: difference.max())),
+    Mistake(_SIGN, _first_with(measure=lambda difference: (-difference).max())),
+    Mistake(
+        "the mean hides a few wrong numbers, such as those at the edge that padding spoils: take the largest",
+        _first_with(measure=lambda difference: np.abs(difference).mean()),
+    ),
+    Mistake(
+        "absolute: an output of 100 may be off by more than one of 0.01. Measure it by the largest of theirs",
+        _first_with(scale=lambda b: 1.0),
+    ),
+    Mistake(
+        "the layer that is off the most is not the one at fault: a mistake grows on its way. The first one is",
+        _worst,
+    ),
+    Mistake("this is the last one that is off: return as soon as you find one", _first_with(choose=max)),
+    Mistake(
+        "layout: their maps are (N, C, H, W). transpose(0, 2, 3, 1) brings the channels to the "
+        "end; reshape moves nothing, and (0, 3, 2, 1) swaps H and W",
+        _first_with(layout=lambda b, shape: b.reshape(shape)),
+    ),
+]
+
+EXERCISES = [
+    Exercise("weight_from_torch", _weight_cases, _weight, WEIGHT_MISTAKES),
+    Exercise("same_padding", SAME, same_padding, SAME_MISTAKES, outputs=("before", "after")),
+    Exercise("first_difference", _pairs_cases, _first, FIRST_MISTAKES),
+]

@@ -1,0 +1,256 @@
+"""The grader as a reader meets it: one clear line for every way to be wrong, and status 0 only when all is right."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from mbnp import cli, grading
+from mbnp.grading import exercise as framework
+from mbnp.grading.exercise import Exercise, Mistake
+
+SIZE = "def output_size(size, kernel, stride, padding):\n    return (size + 2 * padding - kernel) // stride + 1\n"
+REST = """
+from mbnp.ops import conv
+
+def conv_pixel(x, w, i, j, d, stride, padding):
+    return conv.forward(x[None], w, None, stride, padding)[0, i, j, d]
+
+def convolve(x, w, b, stride, padding):
+    return conv.forward(x, w, b, stride, padding)
+"""
+
+
+def grade(tmp_path, capsys, text, name="answers.py"):
+    """Exit status, lines on stdout and lines on stderr of `mbnp grade` for a file with this text."""
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8")
+    status = cli.main(["grade", str(file)])
+    shown = capsys.readouterr()
+    return status, shown.out.splitlines(), shown.err.splitlines()
+
+
+def test_all_solved(tmp_path, capsys):
+    status, lines, errors = grade(tmp_path, capsys, SIZE + REST)
+    assert (status, errors) == (0, [])
+    assert lines == [
+        "output_size  solved",
+        "conv_pixel   solved",
+        "convolve     solved",
+        "lesson 1: 3 of 3 solved",
+    ]
+
+
+# What follows `def output_size(...)`, what the grader says of it, and the likely reason.
+BODIES = {
+    "not yet": ("raise NotImplementedError", "not yet", ""),
+    "none": ("size + 1", "it returned None: does it end with `return`?", ""),
+    "raises": (
+        "return size / 0",
+        "it raised ZeroDivisionError: division by zero (line 2: return size / 0)",
+        "",
+    ),
+    "recursion": (
+        "return output_size(size, kernel, stride, padding)",
+        "it calls itself without an end (RecursionError)",
+        "",
+    ),
+    "exit": ("import sys; sys.exit(0)", "it ended the program (sys.exit): return the result instead", ""),
+    "text": ("return 'three'", "the result is 'three', expected 3", ""),
+    "float": (
+        "return (size + 2 * padding - kernel) / stride + 1",
+        "the result is the float 3.0, expected the whole number 3",
+        "integer division: / gives a float, and rounds nothing. Only whole windows count: use //",
+    ),
+    "one off": (
+        "return (size + 2 * padding - kernel) // stride",
+        "the result is 2, expected 3",
+        "the 1 is missing: after the first window come (size + 2·padding - kernel) // stride more",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_wrong_function(tmp_path, capsys, case):
+    body, problem, likely = BODIES[case]
+    status, lines, errors = grade(
+        tmp_path, capsys, f"def output_size(size, kernel, stride, padding):\n    {body}\n" + REST
+    )
+    assert (status, errors) == (1, [])
+    assert lines[-1] == "lesson 1: 2 of 3 solved"
+    if case == "not yet":
+        assert lines[0] == "output_size  not yet"
+        assert len(lines) == 4
+    else:
+        assert lines[0] == f"output_size  wrong: {problem}"
+        assert ([line for line in lines if "likely" in line] == [f"  likely: {likely}"]) == bool(likely)
+        assert "  called with: size 5, kernel 3, stride 1, padding 0" in lines
+
+
+FILES = {
+    "def output_size(:\n": "answers.py, line 1: invalid syntax: def output_size(:",
+    "x = 1\nimport no_such_thing\n": "answers.py, line 2: ModuleNotFoundError: No module named 'no_such_thing'",
+    "raise SystemExit\n": "answers.py, line 1: SystemExit: it does not run to its end",
+    "def another():\n    pass\n": "answers.py has none of the exercises' functions: start from the stubs in "
+    "tutorials/exercises/NN.py",
+    "x = 1\nint('a')\n": "answers.py, line 2: ValueError: invalid literal for int() with base 10: 'a'",
+    "": "answers.py has none of the exercises' functions: start from the stubs in tutorials/exercises/NN.py",
+    "x = '\0'\n": "answers.py: source code string cannot contain null bytes",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_file_that_cannot_be_graded(tmp_path, capsys, text):
+    status, lines, errors = grade(tmp_path, capsys, text)
+    assert (status, lines) == (2, [])
+    assert errors == [f"mbnp: error: {tmp_path}/{FILES[text]}"]
+
+
+def test_no_file(tmp_path, capsys):
+    assert cli.main(["grade", str(tmp_path / "no.py")]) == 2
+    assert capsys.readouterr().err == (
+        f"mbnp: error: {tmp_path}/no.py does not exist: name a file such as tutorials/exercises/01.py\n"
+    )
+    assert cli.main(["grade", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_function_that_was_renamed(tmp_path, capsys):
+    status, lines, _ = grade(tmp_path, capsys, SIZE + REST.replace("conv_pixel", "pixel"))
+    assert status == 1
+    assert lines[1] == "conv_pixel   wrong: the file has no function conv_pixel: was it renamed?"
+
+
+def test_what_a_function_prints_is_shown_below_it(tmp_path, capsys):
+    text = SIZE.replace("    return", "    print('size', size)\n    return").replace(
+        "def", "print('loaded')\n\ndef", 1
+    )
+    status, lines, _ = grade(tmp_path, capsys, text + REST)
+    assert status == 0
+    assert lines[:3] == ["output_size  solved", "  printed:", "    size 5"]
+    assert "loaded" not in "".join(lines)
+
+
+# --- one exercise with arrays ---
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3) - 2
+
+
+def double(x):
+    return 2 * x
+
+
+def outcome(function, reference=double, golden=None, outputs=(), mistakes=()):
+    task = Exercise("double", [{"x": X}, {"x": X + 5}], reference, mistakes, outputs=outputs)
+    return grading.grade(task, function, golden)
+
+
+def writes(x):
+    x *= 2
+    return x
+
+
+# The function, the problem, and the beginning of the likely reason.
+ARRAYS = {
+    "value": (lambda x: 2 * x + (x == 3), "result[1, 2] is 7, expected 6 (1 of 6 numbers are off)", ""),
+    "shape": (lambda x: 2 * x[:1], "the result has the shape (1, 3), expected (2, 3)", ""),
+    "transposed": (
+        lambda x: 2 * x.T,
+        "the result has the shape (3, 2), expected (2, 3)",
+        "the axes are in another",
+    ),
+    "flipped": (lambda x: 2 * x[:, ::-1], "result[0, 0] is 0, expected -4 (4 of 6", "axis 1 runs backwards"),
+    "factor": (
+        lambda x: x,
+        "result[1, 2] is 3, expected 6 (5 of 6",
+        "every number is 0.5 times what it should be",
+    ),
+    "sign": (lambda x: -2 * x, "result[1, 2] is -6, expected 6 (5 of 6", "the sign is turned round"),
+    "NaN": (
+        lambda x: np.sqrt(x) ** 2 * 2,
+        "result[0, 0] is nan, expected -4 (2 of 6",
+        "NaN: a division by zero, the",
+    ),
+    "zeros": (lambda x: np.zeros_like(x), "result[1, 2] is 0, expected 6 (5 of 6", "everything is 0"),
+    "float64": (
+        lambda x: np.full(1, 2.0) * x,
+        "the result is float64, expected float32; its numbers",
+        "float64 prom",
+    ),
+    "writes": (writes, "it wrote into its argument x, which belongs to the caller: work on a copy", ""),
+    "scalar": (lambda x: 3.0, "the result has the shape (), expected (2, 3)", ""),
+    "no array": (lambda x: "no", "the result is of the type str, expected an array of shape (2, 3)", ""),
+    "raises": (lambda x: x[5], "it raised IndexError: index 5 is out of bounds for axis 0 with size 2", ""),
+}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("case", ARRAYS)
+def test_wrong_array(case):
+    function, problem, likely = ARRAYS[case]
+    seen = outcome(function)
+    assert seen.status == "wrong"
+    assert seen.problem.startswith(problem)
+    assert seen.likely.startswith(likely)
+    assert bool(seen.likely) == bool(likely)
+    assert seen.case == "x [[-2., -1., 0.], [ 1., 2., 3.]]"
+
+
+def test_right_array_in_any_form():
+    assert outcome(double).status == "solved"
+    assert outcome(lambda x: (2 * x.astype(np.float64)).astype(np.float32)).status == "solved"
+
+
+def test_several_outputs_are_named():
+    def both(x):
+        return x, 2 * x
+
+    assert outcome(both, both, outputs=("dx", "dw")).status == "solved"
+    assert outcome(lambda x: [x, x], both, outputs=("dx", "dw")).problem.startswith(
+        "dw[1, 2] is 3, expected 6"
+    )
+    problem = "it returned an array of shape (2, 3), expected a tuple of 2: dx, dw"
+    assert outcome(double, both, outputs=("dx", "dw")).problem == problem
+
+
+def test_golden_value_is_compared_too():
+    golden = {"double.1": 2 * (X + 5)}
+    assert outcome(double, golden=golden).status == "solved"
+    seen = outcome(double, golden={"double.1": 2 * (X + 5) + 1})
+    assert seen.status == "wrong"
+    assert "PyTorch's value" in seen.problem
+
+
+def test_the_mistake_that_explains_every_case_comes_first():
+    both = Mistake("both", lambda x: x + 1)
+    first_only = Mistake("first", lambda x: x + (x[0, 0] < 0))
+    assert outcome(lambda x: x + 1, mistakes=[first_only, both]).likely == "both"
+    assert outcome(lambda x: x + (x[0, 0] < 0), mistakes=[both, first_only]).likely == "first"
+    assert outcome(lambda x: x + 1 + (x > 5), mistakes=[first_only]).likely == "first", (
+        "the first failure, at least"
+    )
+    promotes = Mistake("promotes", lambda x: np.full(1, 2.0) * x)
+    unlike = Mistake("right here and there", lambda x: 2 * x)
+    assert outcome(promotes.wrong, mistakes=[unlike, promotes]).likely == "promotes"
+    raises = Mistake("raises", lambda x: x[5] + 1)
+    assert outcome(lambda x: x[5], mistakes=[both, raises]).likely == "raises"
+
+
+def test_endless_loop(monkeypatch):
+    monkeypatch.setattr(framework, "SECONDS", 0.2)
+
+    def endless(x):
+        while True:
+            with contextlib.suppress(Exception):
+                x = x + 1
+
+    assert outcome(endless).problem == "it did not return within 0.2 seconds: is there a loop without an end?"
+
+
+@pytest.mark.parametrize("value", [(4, 5), 7, True])
+def test_exact_results(value):
+    task = Exercise("count", [{}], lambda: value)
+    numpys = tuple(map(np.int64, value)) if isinstance(value, tuple) else np.asarray(value)[()]
+    assert grading.grade(task, lambda: value).status == "solved"
+    assert grading.grade(task, lambda: numpys).status == "solved"
+    assert grading.grade(task, lambda: None).problem == "it returned None: does it end with `return`?"

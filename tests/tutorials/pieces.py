@@ -1,0 +1,23 @@
+"""The lessons as the tests see them: their files, their builder, the solutions in their text."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
+LESSONS = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
+
+
+def builder():
+    """tutorials/build.py as a module."""
+    spec = importlib.util.spec_from_file_location("build", TUTORIALS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def solutions(lesson: Path) -> list[str]:
+    """The code in each <details><summary>Solution</summary> of a lesson, in order."""
+    text = re.sub(r"^# ?", "", lesson.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    folded = re.findall(r"<details><summary>Solution</summary>\n(.*?)\n</details>", text, re.DOTALL)
+    return ["\n\n".join(re.findall(r"```python\n(.*?)```", block, re.DOTALL)) for block in folded]

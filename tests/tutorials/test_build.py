@@ -1,0 +1,151 @@
+"""The builder: what a page looks like, when it is stale, and what a failing lesson leaves behind."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.tutorials.pieces import TUTORIALS, builder
+
+LESSON = """\
+# %% [markdown]
+# # 13. A lesson
+#
+# **Is it so?** $x^2$
+
+# %%
+import sys
+
+from lesson import BLUE, figure, say, show, source, table
+from mbnp.ops import window
+
+number = 6 * 7
+say(f"It is {number}.")
+
+# %%
+source(window.same_padding)
+
+# %%
+print("plain <output>")
+print("a warning", file=sys.stderr)
+say(table([["a", 1_000, 0.5]], ["name", "count", "share"]))
+
+# %% tags=["hide-input"]
+fig, axes = figure()
+axes.plot([0, 1], color=BLUE)
+show(fig, "a line that rises")
+
+# %% [markdown]
+# See [the lesson after](14_after.py), [the tools](lesson.py) and [the web](https://example.org/lesson.py).
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def f():
+#     return 1
+#
+#
+# g = f
+# ```
+#
+# </details>
+"""
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """build.py with a folder of lessons of its own: 13, between a 12 and a 14."""
+    module = builder()
+    (tmp_path / "lesson.py").write_text(
+        (TUTORIALS / "lesson.py").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    for name in ("12_before.py", "14_after.py"):
+        (tmp_path / name).write_text("# %%\n1 + 1\n", encoding="utf-8")
+    (tmp_path / "13_try.py").write_text(LESSON, encoding="utf-8")
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(module, "RENDERED", tmp_path / "rendered")
+    return module
+
+
+def run(build, *names):
+    """`python build.py NAMES` in that folder, in a process of its own: its tools leave sockets to the collector."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(TUTORIALS)!r}); import build; from pathlib import Path\n"
+        f"build.HERE = Path({str(build.HERE)!r}); build.RENDERED = build.HERE / 'rendered'\n"
+        f"sys.argv[1:] = {list(names)!r}; sys.exit(build.main())"
+    )
+    env = {**os.environ, "MBNP_LESSONS": "small", "MPLBACKEND": "Agg", "MBNP_BACKEND": "loops"}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
+
+
+def test_page_and_staleness(build, monkeypatch):
+    lesson = build.HERE / "13_try.py"
+    assert not build.is_fresh(lesson)
+    done = run(build, "13")
+    assert (done.returncode, done.stderr) == (0, "13_try.py: a warning\n")
+    assert done.stdout.startswith("13_try ")
+    page = build.page_of(lesson).read_text(encoding="utf-8")
+    links = "[← 12. Before](12_before.md) · [All lessons](../README.md) · [Source](../13_try.py) · "
+    links += "[Exercises](../exercises/13.py) · [14. After →](14_after.md)"
+    assert page.splitlines()[2] == page.splitlines()[-1] == links
+    for piece in (
+        "\n\n# 13. A lesson\n\n**Is it so?** $x^2$\n\n```python\nimport sys\n",
+        "```\n\nIt is 42.\n\n```python\nsource(window.same_padding)\n```\n\n```python\ndef same_padding(",
+        "\n\n```text\nplain <output>\n```\n\n",
+        "\n\n| name | count | share |\n| --- | ---: | ---: |\n| a | 1,000 | 0.5 |\n\n",
+        "<details><summary>The code of this figure</summary>\n\n```python\nfig, axes = figure()",
+        "```\n\n</details>\n\n![a line that rises](13_try_files/4.png)\n\nSee ",
+        "\n\n<details><summary>Solution</summary>\n\n```python\ndef f():\n    return 1\n\n\ng = f\n",
+        "\ng = f\n```\n\n</details>\n\n---\n",
+        "\n\nSee [the lesson after](14_after.md), [the tools](../lesson.py) and [the web](https://example.org/lesson.py).",
+    ):
+        assert piece in page
+    assert "a warning" not in page.replace('print("a warning"', "")
+    assert [file.name for file in build.RENDERED.glob("13_try_files/*")] == ["4.png"]
+
+    assert build.is_fresh(lesson)
+    true_source = build.inspect.getsource
+    monkeypatch.setattr(build.inspect, "getsource", lambda code: true_source(code) + "# changed")
+    assert not build.is_fresh(lesson), "the code of mbnp that it shows has changed"
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("change", ["13_try.py", "lesson.py"])
+def test_a_changed_source_makes_a_page_stale(build, change):
+    lesson = build.HERE / "13_try.py"
+    build.RENDERED.mkdir()
+    text = "\n".join([build._stamp(lesson, ["mbnp.ops.window:pad"]), build._links(lesson)])
+    build.page_of(lesson).write_text(text, encoding="utf-8")
+    assert build.is_fresh(lesson)
+    (build.HERE / "12_before.py").rename(build.HERE / "12_renamed.py")
+    assert not build.is_fresh(lesson), "its links lead nowhere"
+    (build.HERE / "12_renamed.py").rename(build.HERE / "12_before.py")
+    source = build.HERE / change
+    source.write_bytes(source.read_bytes().replace(b"\n", b"\r\n"))
+    assert build.is_fresh(lesson), "line ends are not a change"
+    source.write_bytes(source.read_bytes() + b"\n# more\n")
+    assert not build.is_fresh(lesson)
+
+
+def test_failing_cell_is_one_line_and_leaves_the_old_page(build):
+    lesson = build.HERE / "13_try.py"
+    lesson.write_text(LESSON.replace("number = 6 * 7", "number = 6 / 0"), encoding="utf-8")
+    build.RENDERED.mkdir()
+    build.page_of(lesson).write_text("old", encoding="utf-8")
+    done = run(build, "13")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "build.py: 13_try.py, cell 2, line 12 (number = 6 / 0): ZeroDivisionError: division by zero; "
+        "the old page is untouched\n"
+    )
+    assert [file.name for file in build.RENDERED.iterdir()] == ["13_try.md"]
+    assert build.page_of(lesson).read_text(encoding="utf-8") == "old"
+
+
+def test_unknown_lesson(build):
+    done = run(build, "99")
+    assert done.returncode == 2
+    assert done.stderr == "build.py: no lesson '99': known are 12_before, 13_try, 14_after\n"

@@ -1,0 +1,103 @@
+"""Every lesson runs, at a small size, and every page was made from the lesson as it stands."""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from tests.tutorials.pieces import LESSONS, TUTORIALS, builder
+
+build = builder()
+each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
+NAMES = """01_convolution_by_hand 02_depthwise_and_pointwise 03_backwards_through_a_convolution 04_batch_normalisation
+05_building_the_network 06_training 07_separable_against_standard 08_width_and_resolution 09_flops_are_not_time
+10_making_it_fast 11_looking_inside 12_weights_from_elsewhere"""
+
+ONE_THREAD = dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+def test_there_are_twelve():
+    assert [lesson.stem for lesson in LESSONS] == NAMES.split()
+
+
+def run(lesson):
+    """`python LESSON` at the small size, with nothing of this machine's: no data, no screen."""
+    env = {name: value for name, value in os.environ.items() if name not in ("MBNP_DATA", "MBNP_BACKEND")}
+    return subprocess.run(
+        [sys.executable, lesson.name],
+        cwd=TUTORIALS,
+        env=env | {"MBNP_LESSONS": "small", "MPLBACKEND": "Agg", "PYTHONUTF8": "1"} | ONE_THREAD,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(request):
+    """Those lessons that are to be tested, two at a time, each on one thread."""
+    chosen = [item.callspec.params["lesson"] for item in request.session.items if "runs" in item.fixturenames]
+    with ThreadPoolExecutor(2) as pool:
+        yield {lesson: pool.submit(run, lesson) for lesson in chosen}
+
+
+@each_lesson
+def test_runs_as_a_script(lesson, runs):
+    done = runs[lesson].result()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "warnings clutter the lesson"
+
+
+@each_lesson
+def test_page_is_made_from_the_current_source(lesson):
+    assert build.is_fresh(lesson), f"run: python tutorials/build.py {lesson.stem[:2]}"
+
+
+@each_lesson
+def test_page_has_its_figures_and_no_other(lesson):
+    page = build.page_of(lesson)
+    named = re.findall(r"^!\[(.+)\]\((.+)\)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    folder = page.with_name(f"{page.stem}_files")
+    assert {name for _, name in named} == {f"{folder.name}/{file.name}" for file in folder.glob("*")}
+    assert named, "a lesson has a picture"
+    for alt, name in named:
+        with Image.open(page.parent / name) as image:
+            assert image.width <= 1000, "as wide as a page"
+            opaque = "A" not in image.getbands() or image.getchannel("A").getextrema()[0] == 255
+            assert opaque, "black labels need their white ground on a dark page"
+        assert len(alt) > 20, f"{name}: say in words what there is to see"
+
+
+def test_figures_are_small_together():
+    assert sum(file.stat().st_size for file in build.RENDERED.glob("*_files/*")) < 5e6
+
+
+@each_lesson
+def test_form(lesson):
+    """The question first, a prediction, questions and exercises at the end, links that lead somewhere."""
+    text = lesson.read_text(encoding="utf-8")
+    number = int(lesson.stem[:2])
+    prose = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
+    assert re.match(rf"%% \[markdown\]\n# {number}\. [^\n]+\n\n\*\*[^*]+\?\*\*", prose), (
+        "title, then a question"
+    )
+    assert "**Before you run the next cell:**" in prose
+    assert text.index("# ## Questions") < text.index("# ## Exercises")
+    assert text.count("<summary>Hint</summary>") == text.count("<summary>Solution</summary>") in (2, 3)
+    page = build.page_of(lesson).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([\w./-]+\.\w+)\)", page):
+        assert (build.RENDERED / target).exists(), target
+
+
+def test_maps_name_every_lesson():
+    for name in ("README.md", "README.zh-CN.md"):
+        text = (TUTORIALS / name).read_text(encoding="utf-8")
+        for lesson in LESSONS:
+            assert f"(rendered/{lesson.stem}.md)" in text, f"{name} lacks {lesson.stem}"
+        for target in re.findall(r"\]\(([\w./-]+)\)", text):
+            assert (TUTORIALS / target).exists(), target

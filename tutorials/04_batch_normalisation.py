@@ -1,0 +1,575 @@
+# %% [markdown]
+# # 4. Batch normalisation
+#
+# **In batch normalisation every output depends on every value of its channel, in the whole batch. How do
+# you differentiate through that, and what does the layer do when there is no batch?**
+#
+# At the end you can derive the backward pass on a sheet of paper, say which variance goes where (there are
+# two, and PyTorch uses both in the same layer), and make the layer vanish into the convolution before it.
+# You need the chain rule, as in lesson 3. Half an hour.
+
+# %%
+import importlib.util
+
+import numpy as np
+from lesson import BLUE, GREEN, SMALL, VERMILION, figure, say, show, source, table
+
+from mbnp import gradcheck
+from mbnp.errors import MbnpError
+from mbnp.fused import inference
+from mbnp.layers import BatchNorm, Conv
+from mbnp.ops import batchnorm
+
+TORCH = importlib.util.find_spec("torch") is not None  # the lesson goes on without it
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## Five numbers
+#
+# Take one channel with five values. (In a network they are all pixels of all pictures of the batch:
+# $M = N \cdot H \cdot W$ of them. Here $M = 5$.)
+#
+# $$\mu = \frac1M \sum_m x_m \qquad \sigma^2 = \frac1M \sum_m (x_m - \mu)^2 \qquad s = \sqrt{\sigma^2 + \varepsilon}
+# \qquad \hat x_m = \frac{x_m - \mu}{s} \qquad y_m = \gamma \hat x_m + \beta$$
+#
+# The small $\varepsilon$ keeps the root away from zero; for now it is zero. $\gamma$ and $\beta$ are
+# learned, one number for each channel: what the layer takes away, the network may put back.
+
+# %%
+x = np.array([1.0, 3, 4, 5, 7])
+M = len(x)
+
+mean = x.sum() / M
+var = ((x - mean) ** 2).sum() / M
+s = np.sqrt(var)
+xhat = (x - mean) / s
+
+say(f"mean {mean}, differences from it `{x - mean}`, their squares `{(x - mean) ** 2}`.")
+say(
+    f"So the variance is {var}, $s$ is {s}, and $\\hat x$ is `{xhat}`: mean {xhat.mean()}, variance {xhat.var()}."
+)
+
+# %% [markdown]
+# mbnp's definition has the same five lines, once for each channel. `x` arrives as a table of `M` rows and
+# `C` columns:
+
+# %%
+source(batchnorm.forward_loops)
+
+# %% [markdown]
+# What it does to three channels of a picture batch, before and after:
+
+# %%
+channels = rng.standard_normal((8, 16, 16, 3)) * [0.5, 1.0, 3.0] + [4.0, 0.0, -3.0]
+normalised, _, _ = batchnorm.forward(channels, np.ones(3), np.zeros(3))
+
+# %% tags=["hide-input"]
+fig, axes = figure(width=8, height=2.8, ncols=2, sharey=True)
+bins = np.linspace(-12, 8, 81)
+for ax, values, title in zip(
+    axes, (channels, normalised), ("x", "y, with $\\gamma = 1$, $\\beta = 0$"), strict=True
+):
+    for c, (colour, line) in enumerate(zip((BLUE, VERMILION, GREEN), ("-", "--", ":"), strict=True)):
+        ax.hist(
+            values[..., c].ravel(),
+            bins,
+            histtype="step",
+            color=colour,
+            linestyle=line,
+            linewidth=1.8,
+            label=f"channel {c}",
+        )
+    ax.set(title=title, xlabel="value")
+axes[0].set_ylabel("how many")
+axes[0].legend(loc="upper left")
+show(fig, "Histograms of three channels: apart and of different widths in x, on top of each other in y")
+
+# %% [markdown]
+# ## Backward, one step at a time
+#
+# The loss tells us $dy_m = \partial L / \partial y_m$. Two gradients are quick, because $\gamma$ and
+# $\beta$ are a scale and a shift of all $M$ values:
+#
+# $$d\beta = \sum_m dy_m \qquad d\gamma = \sum_m dy_m \hat x_m$$
+#
+# For $dx_m$ watch what happens as you push $x_m$ a little. It acts in three ways: by itself, through the
+# mean, and through the spread $s$. The last two move *all* outputs of the channel. Go through them one
+# after the other, and check each formula against a real push by $h = 10^{-6}$.
+
+
+# %%
+def push(function, h=1e-6):
+    """d function / d x[m] for each m, by central differences: one row for each m."""
+    steps = h * np.eye(M)
+    return np.array([(function(x + step) - function(x - step)) / (2 * h) for step in steps])
+
+
+def numbers(a):
+    return "`" + " ".join(f"{v:.4f}" for v in np.round(a, 4) + 0.0) + "`"
+
+
+say(
+    table(
+        [
+            ("$\\partial\\mu/\\partial x_m = 1/M$", numbers(np.full(M, 1 / M)), numbers(push(np.mean))),
+            (
+                "$\\partial\\sigma^2/\\partial x_m = 2 (x_m - \\mu)/M$",
+                numbers(2 * (x - mean) / M),
+                numbers(push(np.var)),
+            ),
+            ("$\\partial s/\\partial x_m = \\hat x_m/M$", numbers(xhat / M), numbers(push(np.std))),
+        ],
+        ["step", "formula", "pushed"],
+    )
+)
+
+# %% [markdown]
+# - **The mean.** It is a sum of $M$ values over $M$. Each push of one arrives as $1/M$.
+# - **The variance.** The square of $x_m - \mu$ gives $2(x_m - \mu)/M$. The push also moves $\mu$, in every
+#   square; but these shares add up to $-\frac2M \sum_k (x_k - \mu)\cdot\frac1M$, and differences from the
+#   mean add up to zero. So they are gone.
+# - **The root.** $\partial s/\partial\sigma^2 = 1/(2s)$, times the line above, is
+#   $(x_m - \mu)/(Ms) = \hat x_m/M$.
+#
+# Now $\hat x_k = (x_k - \mu)/s$ by the quotient rule, with all three of them (write $[k = m]$ for 1 if $k$
+# is $m$, else 0):
+#
+# $$\frac{\partial \hat x_k}{\partial x_m} = \frac{[k=m] - \frac1M}{s} - \frac{x_k - \mu}{s^2}\cdot\frac{\hat x_m}{M}
+# = \frac1s\left([k=m] - \frac1M - \frac{\hat x_k \hat x_m}{M}\right)$$
+#
+# This is a table with $M \times M$ entries. On five values you can look at it:
+
+# %%
+identity, means, spread = np.eye(M), np.full((M, M), 1 / M), np.outer(xhat, xhat) / M
+jacobian = (identity - means - spread) / s
+assert np.abs(push(lambda x: (x - x.mean()) / x.std()).T - jacobian).max() < 1e-8
+
+# %% tags=["hide-input"]
+fig, axes = figure(width=9, height=2.7, ncols=4)
+names = [
+    "by itself: $[k=m]$",
+    "through the mean: $-1/M$",
+    "through $s$: $-\\hat x_k \\hat x_m/M$",
+    "sum: $s\\;\\partial\\hat x_k/\\partial x_m$",
+]
+for ax, values, name in zip(axes, (identity, -means, -spread, s * jacobian), names, strict=True):
+    ax.imshow(values, cmap="PuOr_r", vmin=-1.6, vmax=1.6)
+    for k, m in np.ndindex(M, M):
+        ax.text(
+            m,
+            k,
+            f"{values[k, m] + 0.0:.2g}",
+            ha="center",
+            va="center",
+            fontsize=8,
+        )
+    ax.set_title(name, fontsize=9)
+    ax.set_xticks([]), ax.set_yticks([])
+    ax.set_xlabel("pushed: m", fontsize=9)
+axes[0].set_ylabel("moved: k", fontsize=9)
+for ax, sign in zip(axes, "++=", strict=False):
+    ax.text(1.06, 0.5, sign, transform=ax.transAxes, ha="center", va="center", fontsize=14)
+show(fig, "Three 5x5 tables and their sum, the derivatives of the normalised values by the inputs")
+
+# %% [markdown]
+# (The `assert` in the cell compares the sum with pushes.) Add up any row of the last table: zero. Any
+# column: zero too. Keep this in mind for a moment.
+#
+# The rest is bookkeeping. $dx_m$ collects from all outputs,
+# $\sum_k dy_k \gamma \partial\hat x_k/\partial x_m$, and the three parts of the table become three terms:
+#
+# $$dx_m = \frac{\gamma}{s}\left(dy_m - \frac{d\beta}{M} - \frac{\hat x_m d\gamma}{M}\right)
+# \qquad\text{with}\qquad d\beta = \sum_k dy_k \quad d\gamma = \sum_k dy_k \hat x_k$$
+#
+# Nobody ever builds the table. Two sums over the channel are enough, and they are the two gradients that we
+# have anyway. Find each part of the formula in the code:
+
+# %%
+source(batchnorm.backward_loops)
+
+# %% [markdown]
+# | formula | line |
+# | --- | --- |
+# | $s = \sqrt{\sigma^2 + \varepsilon}$ | `s = np.sqrt(np.float64(var[c]) + eps)` |
+# | $d\beta = \sum_k dy_k$ | `sum_dy += dy[m, c]` |
+# | $d\gamma = \sum_k dy_k \hat x_k$ | `sum_dy_xhat += dy[m, c] * (x[m, c] - mean[c]) / s` |
+# | $dx_m$ | `dx[m, c] = gamma[c] / s * (dy[m, c] - sum_dy / M - xhat * sum_dy_xhat / M)` |
+#
+# On our five values, with a `dy` that would like to see only the last one larger:
+
+
+# %%
+def backward(dy):
+    """dx of the five numbers, as written above; gamma is 1."""
+    return (dy - dy.sum() / M - xhat * (dy * xhat).sum() / M) / s
+
+
+dy = np.array([0.0, 0, 0, 0, 1])
+say(f"dx = {numbers(backward(dy))}, and by the table {numbers(dy @ jacobian)}.")
+
+# %% [markdown]
+# ## A gradient of ones
+#
+# **Before you run the next cell:** the loss would like all five outputs to be larger, each by the same
+# amount: `dy` is all ones. What is `dx`? And what if `dy` is $\hat x$ itself, so that the loss would like
+# the values to spread?
+
+# %%
+say(f"dy of ones: dx = {numbers(backward(np.ones(M)))}")
+say(f"dy = x̂: dx = {numbers(backward(xhat))}")
+
+# %% [markdown]
+# Nothing, twice. It must be so: add a number to all of $x$, and the layer subtracts it again. Stretch $x$,
+# and the layer divides it out again. There is no way to make all outputs larger by moving the inputs, so no
+# input gets the blame. What the formula does to `dy` is to take out these two directions, the shift and the
+# stretch, and to pass on the rest.
+#
+# This has a practical side. The laziest of all tests sets `dy` to ones, or takes `y.sum()` as its loss. For
+# batch normalisation it compares zero with zero. Here are three backward passes with a mistake, and what
+# two tests make of them:
+
+
+# %%
+def backward_with(terms):
+    def run(dy, x, gamma, beta):
+        _, mean, var = batchnorm.forward(x, gamma, beta)
+        s = np.sqrt(var + 1e-5)
+        xhat, M, axes = (x - mean) / s, x.size // x.shape[-1], (0, 1, 2)
+        dgamma, dbeta = (dy * xhat).sum(axes), dy.sum(axes)
+        return gamma / s * terms(dy, dbeta / M, xhat * dgamma / M), dgamma, dbeta
+
+    return run
+
+
+attempts = {
+    "right": lambda dy, shift, stretch: dy - shift - stretch,
+    "the way through $s$ is forgotten": lambda dy, shift, stretch: dy - shift,
+    "its sign is wrong": lambda dy, shift, stretch: dy - shift + stretch,
+    "the statistics are taken for constants": lambda dy, shift, stretch: dy,
+}
+
+
+def forward(x, gamma, beta):
+    return batchnorm.forward(x, gamma, beta)[0]
+
+
+inputs = [rng.standard_normal((3, 4, 5, 2)), np.array([0.7, 1.6]), np.array([-0.2, 0.4])]
+rows = []
+for name, terms in attempts.items():
+    dx, _, _ = backward_with(terms)(np.ones((3, 4, 5, 2)), *inputs)
+    ones = "passes" if np.abs(dx).max() < 1e-9 else "**fails**"
+    try:
+        gradcheck.compare(forward, backward_with(terms), inputs, entries=20)
+        random = "passes"
+    except MbnpError:
+        random = "**fails**"
+    rows.append((name, ones, random))
+say(table(rows, ["backward pass", "test with `dy = 1`: is dx zero?", "test with a random `dy`"]))
+
+# %% [markdown]
+# Two of the three mistakes get past the test with ones. Test with random numbers, as `gradcheck` does.
+#
+# ## Two variances
+#
+# Our five values have the variance 4 if you divide the squares by $M = 5$, and 5 if you divide by
+# $M - 1 = 4$. The first is called biased: on average over many batches it is too small, by the factor
+# $(M-1)/M$, because the mean was fitted to the same few values. The second, unbiased, makes up for it.
+
+# %%
+draws = 2_000 if SMALL else 50_000
+sizes = [2, 3, 4, 6, 8, 12, 16, 24, 32]
+biased = [rng.standard_normal((draws, m)).var(axis=1).mean() for m in sizes]  # of data with variance 1
+
+# %% tags=["hide-input"]
+fig, axes = figure(width=7.5, height=2.8)
+axes.plot(sizes, biased, "o", color=BLUE, label="divided by M")
+axes.plot(
+    sizes,
+    [b * m / (m - 1) for b, m in zip(biased, sizes, strict=True)],
+    "s",
+    color=VERMILION,
+    label="divided by M - 1",
+)
+axes.plot(sizes, [(m - 1) / m for m in sizes], "-", color=BLUE, linewidth=1, label="(M - 1) / M")
+axes.axhline(1, color=VERMILION, linewidth=1, linestyle="--")
+axes.set(xlabel="values in the batch, M", ylabel="variance, on average", ylim=(0, 1.2), xticks=sizes)
+axes.legend(loc="lower right", ncols=3)
+show(fig, "The average variance of small batches: below 1 if divided by M, at 1 if divided by M - 1")
+
+# %% [markdown]
+# Which one does the layer use? Both:
+#
+# - The batch is normalised with the **biased** one, so that its variance becomes 1 exactly.
+# - The running average, for later, takes the **unbiased** one, which estimates the variance of all data.
+
+# %%
+source(batchnorm.update_running)
+
+# %% [markdown]
+# **Before you run the next cell:** a fresh layer has a running mean of 0 and a running variance of 1. It
+# sees our five values once, with `momentum` 0.1 (the share of the *new* batch; some libraries mean the
+# other share). What are the two running statistics afterwards?
+
+# %%
+layer = BatchNorm(1, dtype=np.float64)
+layer.forward(x.reshape(5, 1, 1, 1), train=True)
+
+rows = [("mbnp", f"{layer.running_mean.value[0]:.3f}", f"{layer.running_var.value[0]:.3f}")]
+if TORCH:
+    import torch
+
+    twin = torch.nn.BatchNorm2d(1, dtype=torch.float64)
+    twin(torch.tensor(x.reshape(5, 1, 1, 1)))
+    rows.append(("PyTorch", f"{twin.running_mean.item():.3f}", f"{twin.running_var.item():.3f}"))
+say(table(rows, ["", "running mean", "running variance"]))
+unbiased, biased = (0.9 * 1 + 0.1 * x.var(ddof=d) for d in (1, 0))
+say(
+    f"0.9 · 1 + 0.1 · {x.var(ddof=1):.0f} = {unbiased:.1f}. With the biased variance it would be {biased:.1f}."
+)
+say(
+    f"""
+    In a network the difference is small. At batch 64 the last maps of lesson 5's network have 2x2 pixels, so
+    M = {64 * 2 * 2} and the two differ by {100 / (64 * 2 * 2 - 1):.1f} %. It grows as the batch shrinks, and it is the
+    kind of difference that makes two implementations disagree in the third digit for no visible reason.
+    """
+)
+
+# %% [markdown]
+# With one value for each channel there is no variance at all, and mbnp says so:
+
+# %%
+try:
+    layer.forward(x[:1].reshape(1, 1, 1, 1), train=True)
+except MbnpError as error:
+    say(f"`MbnpError: {error}`")
+
+# %% [markdown]
+# ## Training and inference
+#
+# In training, what a picture becomes depends on the company that it is in:
+
+# %%
+net = BatchNorm(2, dtype=np.float64)
+picture = rng.standard_normal((1, 4, 4, 2))
+calm, wild = (np.concatenate([picture, scale * rng.standard_normal((7, 4, 4, 2))]) for scale in (0.5, 4.0))
+
+rows = []
+for name, train in (("training", True), ("inference", False)):
+    rows.append((name, *(f"{net.forward(batch, train)[0, 0, 0, 0]:.3f}" for batch in (calm, wild))))
+say(table(rows, ["one pixel of one picture", "among calm ones", "among wild ones"]))
+
+# %% [markdown]
+# A prediction must not depend on what else was in the batch, and often there is only one picture. So
+# inference takes the running averages instead. They need time to arrive:
+#
+# **Before you run the next cell:** after ten batches, how much of the first guess (mean 0, variance 1) is
+# still in the running averages? A tenth of it goes with each batch.
+
+# %%
+layer = BatchNorm(1, dtype=np.float64)
+history = [(0.0, 1.0)]
+for _ in range(60):
+    layer.forward(rng.normal(2.0, 3.0, (16, 4, 4, 1)), train=True)  # mean 2, variance 9
+    history.append((layer.running_mean.value[0], layer.running_var.value[0]))
+
+# %% tags=["hide-input"]
+fig, axes = figure(width=7.5, height=3)
+axes.plot(
+    [v for _, v in history], "s-", color=VERMILION, markersize=3, label="running variance (of the data: 9)"
+)
+axes.plot([m for m, _ in history], "o-", color=BLUE, markersize=3, label="running mean (of the data: 2)")
+axes.axhline(9, color=VERMILION, linewidth=1, linestyle="--")
+axes.axhline(2, color=BLUE, linewidth=1, linestyle="--")
+axes.axvline(10, color="grey", linewidth=1, linestyle=":")
+axes.set(xlabel="batches seen", ylim=(0, 12.5))
+axes.legend(loc="upper right", ncols=2)
+show(fig, "Running mean and variance approach those of the data within about forty batches")
+
+# %%
+say(f"After ten batches {100 * 0.9**10:.0f} % of the first guess is left, after forty {100 * 0.9**40:.1f} %.")
+
+# %% [markdown]
+# So a network that you evaluate after five batches looks worse than it is. And two mistakes that everybody
+# makes once: forgetting to switch to inference for the evaluation (each accuracy then depends on the batch
+# size), and leaving training on while predicting (each prediction then changes the network). In mbnp
+# inference is the default; `train=True` is what you ask for.
+#
+# ## Folding
+#
+# In inference $\mu$ and $s$ are constants. A convolution before the layer computes $w \cdot x + b$, and
+# then
+#
+# $$\gamma \frac{w \cdot x + b - \mu}{s} + \beta
+# = \left(\frac{\gamma}{s} w\right) \cdot x + \left(\beta + (b - \mu) \frac{\gamma}{s}\right)$$
+#
+# which is a convolution again, with other weights and another bias. The layer costs nothing any more. This
+# is how mbnp's fast engine predicts:
+
+# %%
+source(inference.fold)
+
+# %%
+conv = Conv(3, 4, 3, padding=1, bias=True, rng=rng, dtype=np.float64)
+bn = BatchNorm(4, dtype=np.float64)
+bn.weight.value, bn.bias.value = rng.uniform(0.5, 2, 4), rng.standard_normal(4)
+bn.running_mean.value, bn.running_var.value = rng.standard_normal(4), rng.uniform(0.5, 3, 4)
+
+one = Conv(3, 4, 3, padding=1, bias=True, dtype=np.float64)
+scale = bn.weight.value / np.sqrt(bn.running_var.value + bn.eps)
+one.weight.value = conv.weight.value * scale
+one.bias.value = bn.bias.value + (conv.bias.value - bn.running_mean.value) * scale
+
+pictures = rng.standard_normal((2, 6, 7, 3))
+difference = np.abs(one(pictures) - bn(conv(pictures))).max()
+say(f"One convolution instead of two layers: the largest difference is {difference:.0e}.")
+
+# %% [markdown]
+# Look at the bias $b$ in the formula. In inference it is merely shifted. In training it is worse off:
+#
+# **Before you run the next cell:** the article's network gives its first convolution a bias, and batch
+# normalisation comes right after it. What is the gradient of this bias?
+
+# %%
+y = bn.forward(conv.forward(pictures, train=True), train=True)
+conv.backward(bn.backward(rng.standard_normal(y.shape)))
+dw, db = np.abs(conv.weight.grad).max(), np.abs(conv.bias.grad).max()
+say(f"Largest gradient of the weights: {dw:.2f}. Of the bias: {db:.0e}.")
+
+# %% [markdown]
+# Zero, up to rounding. The bias shifts a whole channel, and the layer takes every shift out again: it is
+# the gradient of ones once more. The 32 biases are harmless, they cost 32 numbers, and mbnp keeps them so
+# that the article's weights fit. Its other convolutions have `bias=False`, as they should.
+#
+# ## A trap for float32
+#
+# Textbooks also give the variance as $\overline{x^2} - \mu^2$. It is the same number, and it needs only one
+# pass over the data. Try it where the mean is large:
+
+# %%
+rows = []
+for centre in (0, 10, 100, 1_000, 10_000):
+    values = (centre + rng.standard_normal((4096, 1))).astype(np.float32)
+    exact = values.astype(np.float64).var()
+    textbook = (values * values).mean() - values.mean() ** 2
+    _, _, ours = batchnorm.forward(values, np.ones(1, np.float32), np.zeros(1, np.float32))
+    rows.append((f"{centre:,}", f"{exact:.5f}", f"{textbook:.5f}", f"{ours[0]:.5f}"))
+say(
+    table(
+        rows, ["mean", "exact", "mean of squares - square of mean, float32", "`batchnorm.forward`, float32"]
+    )
+)
+
+# %% [markdown]
+# A float32 has seven digits. The squares of 1,000 need all of them in front of the point, and the
+# difference of two such numbers is noise; it may even be negative, and its root is NaN. Subtract the mean
+# first, then square: that is the comment in `forward_numpy`:
+
+# %%
+source(batchnorm.forward_numpy)
+
+# %% [markdown]
+# Finally, the second opinion: PyTorch on a batch of pictures, outputs and all three gradients.
+
+# %%
+if TORCH:
+    x4 = rng.standard_normal((4, 5, 6, 3)) * 2 + 1
+    gamma, beta, dy4 = rng.uniform(0.5, 2, 3), rng.standard_normal(3), rng.standard_normal((4, 5, 6, 3))
+    y4, mean4, var4 = batchnorm.forward(x4, gamma, beta)
+    ours = dict(zip(("dx", "dgamma", "dbeta"), batchnorm.backward(dy4, x4, gamma, mean4, var4), strict=True))
+
+    tx, tg, tb = (torch.tensor(a, requires_grad=True) for a in (x4.transpose(0, 3, 1, 2), gamma, beta))
+    ty = torch.nn.functional.batch_norm(tx, None, None, tg, tb, training=True, eps=1e-5)
+    ty.backward(torch.tensor(dy4.transpose(0, 3, 1, 2)))
+    theirs = {"dx": tx.grad.permute(0, 2, 3, 1), "dgamma": tg.grad, "dbeta": tb.grad}
+    differences = {"y": np.abs(ty.detach().permute(0, 2, 3, 1).numpy() - y4).max()}
+    differences |= {name: np.abs(theirs[name].numpy() - ours[name]).max() for name in ours}
+    say(
+        table(
+            [(name, f"{d:.0e}") for name, d in differences.items()], ["", "largest difference from PyTorch"]
+        )
+    )
+    assert max(differences.values()) < 1e-11
+else:
+    say("PyTorch is not installed here; `pip install -e '.[tutorials]'` brings it.")
+
+# %% [markdown]
+# ## Questions
+#
+# 1. You double all weights of a convolution that batch normalisation comes after. What happens to the
+#    output of the layer? And to the gradient of the weights? (What does weight decay do to such weights,
+#    then?)
+# 2. With $M = 2$ values in a channel, what are the two entries of $\hat x$, whatever $x$ was? What is `dx`?
+# 3. Layer normalisation takes mean and variance over the channels of one picture instead. Which of this
+#    lesson's troubles does it not have?
+# 4. Why can the layer not be folded into the convolution *after* it, if that one pads its input with zeros?
+# 5. To fine-tune a network on very few pictures, people freeze its batch normalisation: running averages
+#    normalise, and stay as they are. Which terms of `dx` are left?
+#
+# ## Exercises
+#
+# Write the functions in `exercises/04.py`, then run
+#
+#     mbnp grade tutorials/exercises/04.py
+#
+# **1. `batchnorm_forward`**: normalise a batch of pictures as in training.
+#
+# <details><summary>Hint</summary>
+#
+# Channels are last. Each has one mean and one variance over everything else: `axis=(0, 1, 2)`.
+# $\varepsilon$ goes under the root.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def batchnorm_forward(x, gamma, beta, eps):
+#     mean = x.mean(axis=(0, 1, 2))
+#     var = x.var(axis=(0, 1, 2))  # NumPy's default is the biased one
+#     return gamma * (x - mean) / np.sqrt(var + eps) + beta
+# ```
+#
+# </details>
+#
+# **2. `batchnorm_dx`**: the gradient with respect to the input.
+#
+# <details><summary>Hint</summary>
+#
+# First `s` and `xhat` as in the forward pass, then the two sums over all pixels, then the formula with
+# three terms. `M` is the number of values in a channel: `N * H * W`.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def batchnorm_dx(dy, x, gamma, eps):
+#     axes = (0, 1, 2)
+#     s = np.sqrt(x.var(axis=axes) + eps)
+#     xhat = (x - x.mean(axis=axes)) / s
+#     # A mean is a sum over M already.
+#     return gamma / s * (dy - dy.mean(axis=axes) - xhat * (dy * xhat).mean(axis=axes))
+# ```
+#
+# </details>
+#
+# **3. `running_statistics`**: what the running averages are after one more batch, as PyTorch keeps them.
+#
+# <details><summary>Hint</summary>
+#
+# `momentum` is the share of the new batch. The running variance takes the unbiased variance: `ddof=1` for
+# NumPy.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def running_statistics(running_mean, running_var, x, momentum):
+#     axes = (0, 1, 2)
+#     mean = (1 - momentum) * running_mean + momentum * x.mean(axis=axes)
+#     var = (1 - momentum) * running_var + momentum * x.var(axis=axes, ddof=1)
+#     return mean, var
+# ```
+#
+# </details>

@@ -1,0 +1,653 @@
+# %% [markdown]
+# # 5. Building the network
+#
+# **Fifty lines of PyTorch, or a list of eight pairs of numbers: what exactly is the network that mbnp began
+# with, and do both compute the same numbers?**
+#
+# At the end you can turn a PyTorch class into layers that you have written yourself, follow the shapes
+# through it, say how much of the picture a number in the last map has seen, and count parameters and
+# multiplications on your fingers. Half an hour.
+
+# %%
+import importlib.util
+
+import numpy as np
+from lesson import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, figure, say, show, source, table
+from matplotlib.patches import Rectangle
+
+from mbnp import cost, models, weights
+from mbnp.errors import MbnpError
+from mbnp.layers import AveragePool, BatchNorm, Conv, Depthwise, Flatten, Linear, Pointwise, ReLU, Sequential
+from mbnp.models.mobilenet_v1_small import _network, separable_block
+from mbnp.network import Network
+from mbnp.ops import window
+
+TORCH = importlib.util.find_spec("torch") is not None  # the lesson goes on without it
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## One block, by hand
+#
+# Everything in this network is made of one building block, so make one that fits on the screen: a picture
+# of 4x4 pixels with one channel, a depthwise kernel of nine ones at stride 2 with padding 1, a pointwise
+# step to two channels with the weights 1 and -1, and ReLU. (Batch normalisation is left out; lesson 4 has
+# it.)
+#
+# **Before you run the next cell:** how large is the map after the depthwise step? Which pixels does its
+# first number add up? And what is left of the second channel?
+
+# %%
+picture = np.arange(1.0, 17).reshape(1, 4, 4, 1)
+block = Sequential([Depthwise(1, 3, stride=2, padding=1, bias=False), Pointwise(1, 2, bias=False), ReLU()])
+block["0"].weight.value = np.ones((3, 3, 1))
+block["1"].weight.value = np.array([[1, -1]])
+
+maps = block.activations(picture.astype(np.float32))
+say(f"The picture:\n```text\n{picture[0, :, :, 0].astype(int)}\n```")
+say(
+    f"After the depthwise step (the first is 1 + 2 + 5 + 6):\n```text\n{maps['0'][0, :, :, 0].astype(int)}\n```"
+)
+say(
+    f"After the pointwise step and ReLU, two channels a pixel:\n```text\n{maps['2'][0].astype(int).tolist()}\n```"
+)
+
+# %% [markdown]
+# The depthwise step looks around and never mixes channels. The pointwise step mixes channels and never
+# looks around. Eight times over, this is a MobileNet.
+#
+# ## The article's code
+#
+# mbnp began with a Chinese article on MobileNet. Its code lost its line breaks on the web page; here it is
+# with the line breaks put back and its comments translated.
+
+# %%
+if TORCH:
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    class MobileNet(nn.Module):
+        def conv_dw(self, in_channels, out_channels, stride):  # a depthwise separable convolution
+            return nn.Sequential(
+                # the depthwise convolution
+                nn.Conv2d(
+                    in_channels,
+                    in_channels,
+                    kernel_size=3,
+                    stride=stride,
+                    padding=1,
+                    groups=in_channels,
+                    bias=False,
+                ),
+                nn.BatchNorm2d(in_channels),
+                nn.ReLU(),
+                # the pointwise convolution: the kernel is 1*1
+                nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=1, padding=0, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+            )
+
+        def __init__(self, num_classes=10):
+            super(MobileNet, self).__init__()  # noqa: UP008 (as in the article)
+            self.conv1 = nn.Sequential(  # the first convolution: 3 channels in, 32 out
+                nn.Conv2d(3, 32, kernel_size=3, stride=1, padding=1),
+                nn.BatchNorm2d(32),
+                nn.ReLU(),
+            )
+            self.conv2_1 = self.conv_dw(32, 32, 1)
+            self.conv2_2 = self.conv_dw(32, 64, 2)
+            self.conv2_3 = self.conv_dw(64, 64, 1)
+            self.conv2_4 = self.conv_dw(64, 128, 2)
+            self.conv2_5 = self.conv_dw(128, 128, 1)
+            self.conv2_6 = self.conv_dw(128, 256, 2)
+            self.conv2_7 = self.conv_dw(256, 256, 1)
+            self.conv2_8 = self.conv_dw(256, 512, 2)
+            self.fc = nn.Linear(512, num_classes)  # fully connected
+
+        def forward(self, x):
+            out = self.conv1(x)
+            out = self.conv2_1(out)
+            out = self.conv2_2(out)
+            out = self.conv2_3(out)
+            out = self.conv2_4(out)
+            out = self.conv2_5(out)
+            out = self.conv2_6(out)
+            out = self.conv2_7(out)
+            out = self.conv2_8(out)
+            out = F.avg_pool2d(out, 2)  # max pooling, kernel 2, stride 2
+            out = out.view(-1, 512)  # flatten the map
+            out = self.fc(out)
+            return out  # noqa: RET504 (as in the article)
+else:
+    say(
+        "PyTorch is not installed here: the class is for reading only. `pip install -e '.[tutorials]'` brings it."
+    )
+
+# %% [markdown]
+# A good, small network, clearly written. One slip is in a comment: the third line from the end says *max
+# pooling*, and the code takes the average, as MobileNet does. The code is right. (We come to
+# `view(-1, 512)` further down.)
+#
+# ## Line by line
+#
+# | PyTorch | mbnp | weights in mbnp |
+# | --- | --- | --- |
+# | `nn.Conv2d(3, 32, 3, padding=1)` | `Conv(3, 32, 3, padding=1)` | (3, 3, 3, 32), bias (32,) |
+# | `nn.Conv2d(c, c, 3, s, padding=1, groups=c, ...)` | `Depthwise(c, 3, s, padding=1, ...)` | (3, 3, c) |
+# | `nn.Conv2d(c, d, 1, bias=False)` | `Pointwise(c, d, bias=False)` | (c, d) |
+# | `nn.BatchNorm2d(c)` | `BatchNorm(c)` | (c,): weight, bias, running mean and variance |
+# | `nn.ReLU()` | `ReLU()` | |
+# | `F.avg_pool2d(out, 2)` | `AveragePool(2)` | |
+# | `out.view(-1, 512)` | `Flatten()` | |
+# | `nn.Linear(512, 10)` | `Linear(512, 10)` | (512, 10), bias (10,) |
+#
+# `groups=c` is PyTorch's way to say depthwise: as many groups as channels, so that each is alone in its
+# group. mbnp has layers of their own for the two steps, because they are computed in quite different ways.
+#
+# So build it. The eight lines `self.conv2_1 = ...` differ in two numbers each. A list of them is the
+# architecture; the rest is a loop:
+
+# %%
+BLOCKS = [(32, 1), (64, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)]  # channels out, stride
+
+
+def separable(c_in, c_out, stride):
+    return Sequential(
+        [
+            Depthwise(c_in, 3, stride, padding=1, bias=False),
+            BatchNorm(c_in),
+            ReLU(),
+            Pointwise(c_in, c_out, bias=False),
+            BatchNorm(c_out),
+            ReLU(),
+        ]
+    )
+
+
+layers = {"conv1": Sequential([Conv(3, 32, 3, stride=1, padding=1), BatchNorm(32), ReLU()])}
+channels = 32
+for i, (c_out, stride) in enumerate(BLOCKS, start=1):
+    layers[f"conv2_{i}"] = separable(channels, c_out, stride)
+    channels = c_out
+layers |= {"pool": AveragePool(2), "flatten": Flatten(), "fc": Linear(channels, 10)}
+mine = Network(layers, resolution=32)
+
+say(f"One picture in, {mine(rng.standard_normal((1, 32, 32, 3), dtype=np.float32)).shape[1]} logits out.")
+
+# %% [markdown]
+# That is all. mbnp's own file does the same, with three more things: a width multiplier (lesson 8), a seed
+# for the initial weights, and a note of how the network was built, for the checkpoint:
+
+# %%
+source(separable_block, _network)
+
+# %%
+net = models.create("mobilenet-v1-small", num_classes=10, seed=0)
+assert {name: v.shape for name, v in mine.state().items()} == {
+    name: v.shape for name, v in net.state().items()
+}
+first = ", ".join(f"`{name}`" for name in list(net.state())[:8])
+say(f"The same {len(net.state())} arrays, by name and shape. The first of them: {first}.")
+
+# %% [markdown]
+# The names are those of the PyTorch class: attribute, index in the `Sequential`, array. They are what makes
+# weights portable.
+#
+# Backward needs no code of its own. Every layer has a `backward` (lessons 3 and 4), the network is a chain,
+# and a loop from its end to its beginning is the whole engine. (The lines around the loop spare the layers
+# that nobody needs a gradient of.)
+
+# %%
+source(Sequential.backward)
+
+# %% [markdown]
+# ## Shapes
+#
+# A window of $K$ taps at stride $S$ with $P$ zeros on either side makes of $H$ rows
+#
+# $$O = \left\lfloor \frac{H + 2P - K}{S} \right\rfloor + 1$$
+#
+# rows: the first window, and one more for every $S$ rows that are left. The bracket rounds down: a window
+# that would reach beyond the end is not taken.
+
+# %%
+source(window.output_size)
+
+# %% [markdown]
+# With $K = 3$ and $P = 1$, stride 1 keeps the size, and stride 2 halves it. Along the network:
+
+# %%
+rows = []
+for name, layer, before, after in net.walk((32, 32, 3)):
+    if hasattr(layer, "options") or name == "fc":
+        rows.append(
+            (f"`{name}`", type(layer).__name__, " x ".join(map(str, before)), " x ".join(map(str, after)))
+        )
+say(table(rows, ["layer", "kind", "in", "out"]))
+
+# %% [markdown]
+# While the map shrinks, the channels grow: each time the pixels become a quarter, the channels double.
+#
+# **Before you run the next cell:** 33 is odd. What does stride 2 make of 33 rows, and of what it made?
+# Which sizes of picture end at a map that a 2x2 pool turns into a single pixel?
+
+
+# %%
+def sizes(h):
+    """The map after the four blocks of stride 2, and after the pool."""
+    found = [h]
+    for _ in range(4):
+        found.append((found[-1] + 2 * 1 - 3) // 2 + 1)
+    found.append((found[-1] - 2) // 2 + 1)
+    return found
+
+
+rows = []
+for h in (16, 17, 32, 33, 48, 49, 64):
+    try:
+        net.output_shape((h, h, 3))
+        verdict = "taken"
+    except MbnpError:
+        verdict = "refused"
+    rows.append((str(h), " → ".join(map(str, sizes(h))), verdict))
+say(table(rows, ["picture", "map, stride 2 by stride 2, then the pool", "mbnp"]))
+taken = [h for h in range(1, 100) if sizes(h)[-1] == 1]
+say(f"One pixel is left for pictures of {taken[0]} to {taken[-1]} pixels.")
+
+# %% [markdown]
+# **Before you run the next cell:** and what does the article's class say to one picture of 64x64? Its
+# pooled map has 2x2 pixels of 512 channels, and then comes `view(-1, 512)`: "make rows of 512, as many as
+# it takes".
+
+# %%
+if TORCH:
+    with torch.no_grad():
+        shape = tuple(MobileNet().eval()(torch.randn(1, 3, 64, 64)).shape)
+    say(f"One picture in, an output of shape {shape} out, and no complaint.")
+try:
+    net(rng.standard_normal((1, 64, 64, 3), dtype=np.float32))
+except MbnpError as error:
+    say(f"mbnp: `MbnpError: {error}`")
+
+# %% [markdown]
+# Four predictions for one picture, each made of 512 numbers that do not belong together (in PyTorch's
+# layout a row of 512 is 128 channels of four pixels each). For the article's pictures of 32x32 the line is
+# right. `out.flatten(1)` would have stopped at `fc` with an error for all others. A `-1` in a reshape is a
+# wish: write the number that you know.
+#
+# ## What a number has seen
+#
+# The receptive field of an output is the part of the picture that it depends on. For one 3x3 convolution it
+# is three pixels wide. The next layer's taps stand on neighbouring outputs, which are `jump` pixels of the
+# picture apart, so each layer adds $K - 1$ such steps, and each stride makes the steps of the layers behind
+# it longer:
+#
+# $$\text{field} \leftarrow \text{field} + (K - 1)\cdot\text{jump} \qquad \text{jump} \leftarrow \text{jump}\cdot S$$
+#
+# Both start at 1. The first three by hand: `conv1` sees $1 + 2\cdot1 = 3$ pixels. `conv2_1`:
+# $3 + 2\cdot1 = 5$. `conv2_2`: $5 + 2\cdot1 = 7$, and only now, after its stride 2, the jump becomes 2.
+# Pointwise steps have $K = 1$ and add nothing.
+#
+# **Before you run the next cell:** which is the first layer whose numbers can see the whole picture, 32
+# pixels wide?
+
+# %%
+field, jump = 1, 1
+fields = {}
+for name, kernel, stride in [
+    ("conv1", 3, 1),
+    *((f"conv2_{i}", 3, s) for i, (_, s) in enumerate(BLOCKS, 1)),
+    ("pool", 2, 2),
+]:
+    field += (kernel - 1) * jump
+    jump *= stride
+    fields[name] = field
+
+# %% tags=["hide-input"]
+fig, axes = figure(width=7.5, height=3.2)
+colours = [BLUE if f < 32 else ORANGE for f in fields.values()]
+axes.barh(list(fields), list(fields.values()), color=colours)
+for row, f in enumerate(fields.values()):
+    axes.text(f - 0.8, row, str(f), va="center", ha="right", color="white" if f < 32 else "black")
+axes.axvline(32, color=VERMILION, linestyle="--", linewidth=1.5)
+axes.text(32.6, -0.1, "the picture: 32", color=VERMILION, va="center")
+axes.invert_yaxis()
+axes.set_xlabel("receptive field (pixels, in each direction)")
+axes.set_xlim(0, 86)
+show(fig, "Receptive field of each block, growing from 3 pixels to more than twice the picture's width")
+
+# %%
+whole = next(name for name, f in fields.items() if f >= 32)
+before = list(fields)[list(fields).index(whole) - 1]
+say(f"`{before}` just misses it with {fields[before]} pixels; `{whole}` has {fields[whole]}.")
+
+# %% [markdown]
+# Do not believe a formula that you can test. The receptive field is where the gradient is not zero: put a 1
+# on one number in the middle of a map, go backwards (lesson 3), and look where in the picture something
+# arrives. All weights are made positive, so that nothing cancels, and batch normalisation is frozen, so
+# that it does not connect everything with everything (lesson 4). The picture is larger than usual, 96x96,
+# to leave room.
+
+
+# %%
+def seen(last, size=96):
+    """The gradient of the middle of `last`'s output with respect to the picture, its largest entry 1: (size, size)."""
+    names = list(fields)[: list(fields).index(last) + 1]
+    part = Sequential({name: mine[name] for name in names})
+    for _, layer in part.leaves():
+        if isinstance(layer, BatchNorm):
+            layer.weight.frozen = True
+        elif layer.parameters():
+            layer.weight.value = np.full_like(layer.weight.value, 1 / layer.weight.value[..., 0].size)
+    y = part.forward(np.ones((1, size, size, 3), np.float32), train=True)
+    dy = np.zeros_like(y)
+    dy[0, y.shape[1] // 2, y.shape[2] // 2, 0] = 1
+    dx = part.backward(dy)[0].sum(axis=-1)
+    return dx / dx.max()
+
+
+influence = {name: seen(name) for name in ("conv2_3", "conv2_5", "conv2_8")}
+for name, arrived in influence.items():
+    rows, columns = (np.count_nonzero(arrived.any(axis)) for axis in (1, 0))
+    assert rows == columns == fields[name]
+    say(f"`{name}`: something arrives in {rows} x {columns} pixels, and the formula says {fields[name]}.")
+
+# %% tags=["hide-input"]
+fig, axes = figure(width=9, height=3.1, ncols=4, width_ratios=[1, 1, 1, 0.05])
+for ax, (name, arrived) in zip(axes, influence.items(), strict=False):
+    image = ax.imshow(arrived, cmap="cividis")
+    top, left, size = np.argmax(arrived.any(axis=1)), np.argmax(arrived.any(axis=0)), fields[name]
+    for at, width, style in (
+        ((left, top), size, {"edgecolor": ORANGE}),
+        ((32, 32), 32, {"edgecolor": "white", "ls": "--"}),
+    ):
+        ax.add_patch(Rectangle(np.array(at) - 0.5, width, width, fill=False, linewidth=1.5, **style))
+    ax.set_title(f"{name}: {size} x {size} pixels", fontsize=10)
+    ax.set_xticks([0, 48, 95]), ax.set_yticks([0, 48, 95])
+fig.colorbar(image, cax=axes[3], label="influence, 1 at most")
+show(
+    fig,
+    "Heat maps of the gradient on a 96 x 96 picture: square receptive fields that fade towards their edges",
+)
+
+# %% [markdown]
+# Orange is the receptive field as measured; the white dashes show 32x32 for comparison. Within its field,
+# an output does not care for all pixels alike: the middle is in many more windows than the rim. What counts
+# in effect is much smaller than the number in the bar chart. The faint grid on the right is lesson 3's
+# chequerboard. (Luo and others, "Understanding the effective receptive field in deep convolutional neural
+# networks", arXiv:1701.04128.)
+#
+# ## What it costs
+#
+# Take `conv2_2`: 32 channels in, 64 out, stride 2, and a map of 16x16 behind it. Parameters first:
+
+# %%
+k, c, d, h = 3, 32, 64, 16
+parts = [
+    ("depthwise", "K·K·C", k * k * c, "O·O·K·K·C", h * h * k * k * c),
+    ("BatchNorm", "2·C", 2 * c, "", 0),
+    ("pointwise", "C·D", c * d, "O·O·C·D", h * h * c * d),
+    ("BatchNorm", "2·D", 2 * d, "", 0),
+]
+parameters, macs = sum(p[2] for p in parts), sum(p[4] for p in parts)
+rows = [(name, f1, f"{n:,}", f2, f"{m:,}" if m else "") for name, f1, n, f2, m in parts]
+say(
+    table(
+        [*rows, ("**together**", "", f"{parameters:,}", "", f"{macs:,}")], ["", "parameters", "", "MACs", ""]
+    )
+)
+
+counted = [row for row in cost.of(net).rows if row.name.startswith("conv2_2.")]
+assert sum(row.params for row in counted) == parameters
+assert sum(row.macs for row in counted) == macs
+
+# %% [markdown]
+# A MAC is one multiplication and the addition that goes with it. Every weight of a convolution is used once
+# for each pixel that it *writes*, so it is the size of the output that counts. A running mean is not a
+# parameter: nobody learns it. The whole network, counted by mbnp:
+
+# %%
+counted = cost.of(net, (32, 32, 3))
+say(
+    f"**{counted.params:,} parameters, {counted.macs:,} MACs** for a picture of 32x32: {counted.flops:,} FLOPs."
+)
+
+as_in_the_article = sum(
+    row.macs * np.prod(row.input_shape[:-1]) / np.prod(row.output_shape[:-1])
+    for row in counted.rows
+    if row.macs
+)
+say(
+    f"""
+    The article's formulas take H and W of the *input*. At stride 1 that is the same. At stride 2 they count four pixels
+    for each one that is computed, and the four depthwise convolutions of stride 2 would bring the sum to
+    {as_in_the_article:,.0f}. The article also calls the result FLOPs, and explains them as operations *per second*.
+    It is a number of operations, not a rate, and this number is that of the MACs, half of the FLOPs. (Lesson 2 counts
+    them one by one.)
+    """
+)
+
+# %% tags=["hide-input"]
+kinds = {
+    "Conv": (GREEN, "standard"),
+    "Depthwise": (ORANGE, "depthwise"),
+    "Pointwise": (BLUE, "pointwise"),
+    "BatchNorm": (PURPLE, "BatchNorm"),
+    "Linear": (SKY, "linear"),
+}
+names = [name for name in layers if name not in ("pool", "flatten")]
+
+fig, axes = figure(width=9, height=3.4, ncols=2, sharey=True)
+for ax, what, unit, label in (
+    (axes[0], "params", 1e3, "parameters (thousands)"),
+    (axes[1], "macs", 1e6, "MACs (millions)"),
+):
+    left = np.zeros(len(names))
+    for kind, (colour, title) in kinds.items():
+        rows = [row for row in counted.rows if row.kind == kind]
+        share = [sum(getattr(r, what) for r in rows if r.name.split(".")[0] == name) / unit for name in names]
+        ax.barh(names, share, left=left, color=colour, label=title, edgecolor="white", linewidth=0.5)
+        left += share
+    ax.set_xlabel(label)
+axes[0].invert_yaxis()
+axes[0].legend(loc="center right")
+show(
+    fig,
+    "Parameters and MACs of each block: parameters gather in the last blocks, MACs are spread over all of them",
+)
+
+# %% [markdown]
+# The parameters sit at the end, where there are many channels. The multiplications are spread more evenly,
+# because each halving of the map pays for the doubling of the channels.
+
+# %%
+last = sum(row.params for row in counted.rows if row.name.startswith("conv2_8."))
+shares = {kind: 100 * share for kind, share in counted.shares().items()}
+say(
+    f"""
+    The last block has {100 * last / counted.params:.0f} % of the parameters. And the depthwise steps, which do all
+    the looking around, take {shares["Depthwise"]:.0f} % of the multiplications, the pointwise steps
+    {shares["Pointwise"]:.0f} %. (Of the multiplications, that is. Lesson 9 takes the time.)
+    """
+)
+
+# %% [markdown]
+# ## The same numbers?
+#
+# Now the weights of the PyTorch class go into the mbnp network, and the same pictures through both. Two
+# layouts have to be translated. PyTorch's pictures have their channels first, $(N, C, H, W)$. And its
+# weights have another order of axes:
+#
+# | | PyTorch | mbnp |
+# | --- | --- | --- |
+# | standard | (D, C, K, K) | (K, K, C, D) |
+# | depthwise | (C, 1, K, K) | (K, K, C) |
+# | pointwise | (D, C, 1, 1) | (C, D) |
+# | linear | (D, C) | (C, D) |
+#
+# `weights.from_torch` does the second. (One batch goes through the fresh network first, with momentum 1, so
+# that it leaves its own statistics behind, lesson 4. With a mean of 0 and a variance of 1 the signal would
+# fade away from block to block.)
+#
+# **Before you run the next cell:** in float64 a number has 16 digits, and the network adds up products in
+# another order than PyTorch does. How many digits do you expect the two to share at the end?
+
+# %%
+if TORCH:
+    torch.manual_seed(0)
+    theirs = MobileNet().double()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    theirs(torch.randn(16, 3, 32, 32, dtype=torch.float64))
+    ours = models.create("mobilenet-v1-small", num_classes=10, dtype=np.float64)
+    weights.from_torch(ours, theirs.state_dict())
+
+    x = rng.standard_normal((2, 32, 32, 3))
+    tx = torch.tensor(x.transpose(0, 3, 1, 2))
+    found = {}
+    for name in (*names[:-1], "fc"):
+        theirs.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: found.update({name: output.detach().numpy()})
+        )
+    logits = theirs.eval()(tx).detach().numpy()
+    activations = ours.activations(x)
+    rows = []
+    for name, theirs_here in found.items():
+        if theirs_here.ndim == 4:
+            theirs_here = theirs_here.transpose(0, 2, 3, 1)
+        difference = np.abs(activations[name] - theirs_here).max() / np.abs(theirs_here).max()
+        assert difference < 1e-12
+        rows.append((f"`{name}`", " x ".join(map(str, theirs_here.shape)), f"{difference:.0e}"))
+    say(table(rows, ["output of", "shape", "largest difference, relative"]))
+
+# %% [markdown]
+# The same function. And backwards, in training, with batch statistics and a random gradient on top:
+
+# %%
+if TORCH:
+    dy = rng.standard_normal((2, 10))
+    theirs.train()(tx).backward(torch.tensor(dy))
+    ours.forward(x, train=True)
+    ours.backward(dy)
+
+    other = models.create("mobilenet-v1-small", num_classes=10, dtype=np.float64)  # to translate the layout
+    state = theirs.state_dict()
+    weights.from_torch(other, state | {name: p.grad for name, p in theirs.named_parameters()})
+    gradients = {name: p.value for name, p in other.parameters().items()}
+    rows = []
+    for name in ("fc.weight", "conv2_8.0.weight", "conv2_1.3.weight", "conv1.0.weight"):
+        difference = (
+            np.abs(ours.parameters()[name].grad - gradients[name]).max() / np.abs(gradients[name]).max()
+        )
+        assert difference < 1e-10
+        rows.append((f"`{name}`", f"{difference:.0e}"))
+    say(table(rows, ["gradient of", "largest difference, relative"]))
+
+# %% [markdown]
+# Shapes are a good guard against mistakes of layout, but not a perfect one. `conv2_1.3.weight` maps 32
+# channels to 32. Turned the wrong way it fits as well:
+
+# %%
+if TORCH:
+    wrong = models.create("mobilenet-v1-small", num_classes=10, dtype=np.float64)
+    weights.from_torch(wrong, state)
+    right = wrong(x)
+    wrong["conv2_1"]["3"].weight.value = state["conv2_1.3.weight"][:, :, 0, 0].numpy()  # (D, C), not (C, D)
+    change = np.abs(wrong(x) - right).max() / np.abs(right).max()
+    assert change > 0.01
+    say(
+        f"No complaint, and logits that are off by {change:.1f} times the largest. Compare numbers, not shapes."
+    )
+
+# %% [markdown]
+# ## Questions
+#
+# 1. The first convolution has `bias=True` and the others have not. What is its bias good for? (Lesson 4
+#    measured its gradient.)
+# 2. Replace `AveragePool(2)` by a global average. Which sizes of picture does the network take then, and
+#    what becomes of the article's `view(-1, 512)`?
+# 3. MobileNetV1 for 224x224 pictures begins with stride 2. Why does this one begin with stride 1?
+# 4. The last map sees further than the picture is wide. Is that a waste? What do its outer taps look at?
+# 5. With a standard 3x3 convolution for each separable block, how many parameters would `conv2_8` have?
+#    (`mbnp summary standard-small` tells. Lesson 7 trains it.)
+#
+# ## Exercises
+#
+# Write the functions in `exercises/05.py`, then run
+#
+#     mbnp grade tutorials/exercises/05.py
+#
+# **1. `map_sizes`**: how large the map is after each of a row of 3x3 convolutions with padding 1.
+#
+# <details><summary>Hint</summary>
+#
+# The formula, over and over, each time with the size from before. `//` rounds down.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def map_sizes(size, strides):
+#     sizes = []
+#     for stride in strides:
+#         size = (size + 2 * 1 - 3) // stride + 1
+#         sizes.append(size)
+#     return sizes
+# ```
+#
+# </details>
+#
+# **2. `receptive_field`**: how many pixels, in each direction, a number behind the last layer depends on.
+#
+# <details><summary>Hint</summary>
+#
+# Two numbers, `field` and `jump`, both 1 at the start. A layer's own stride acts on the layers behind it,
+# so it comes last.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def receptive_field(layers):
+#     field = jump = 1
+#     for kernel, stride in layers:
+#         field += (kernel - 1) * jump
+#         jump *= stride
+#     return field
+# ```
+#
+# </details>
+#
+# **3. `count`**: the parameters and the MACs of a whole network like this lesson's, from its list of
+# blocks.
+#
+# <details><summary>Hint</summary>
+#
+# Parameters: the first convolution has a bias, the others have not; each convolution is followed by batch
+# normalisation with two learned numbers for each channel; the last layer has a bias. MACs: the weights of a
+# convolution times the pixels of its output; the size changes with the depthwise step, so the pointwise one
+# works on the new size. Normalisation and biases count no MACs.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def count(size, stem, blocks, classes):
+#     parameters = 9 * 3 * stem + stem + 2 * stem
+#     macs = size * size * 9 * 3 * stem
+#     channels = stem
+#     for c_out, stride in blocks:
+#         size = (size + 2 * 1 - 3) // stride + 1
+#         parameters += 9 * channels + 2 * channels + channels * c_out + 2 * c_out
+#         macs += size * size * (9 * channels + channels * c_out)
+#         channels = c_out
+#     parameters += channels * classes + classes
+#     macs += channels * classes
+#     return parameters, macs
+# ```
+#
+# </details>

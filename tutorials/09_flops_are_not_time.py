@@ -1,0 +1,698 @@
+# %% [markdown]
+# # 9. FLOPs are not time
+#
+# **A separable block needs eight times fewer multiplications than the standard convolution it replaces. Why is
+# it not eight times faster?**
+#
+# At the end you can count the bytes of a layer as well as its FLOPs, say from two numbers of your machine how
+# fast a layer can be at most, and tell which of your layers would profit from fewer multiplications and which
+# would not. You need lesson 2. Half an hour.
+
+# %%
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from lesson import BLUE, GREEN, ORANGE, PURPLE, SMALL, VERMILION, figure, say, show, source, table
+
+from mbnp import backend, cost, models
+from mbnp.bench import jobs, machine, parts, report
+from mbnp.ops import conv, depthwise, pointwise, relu
+
+THREADS = min(2, backend.max_threads())
+backend.set_num_threads(THREADS)
+rng = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def fastest(call, repeat=30):
+    """Seconds of the fastest of many calls: whatever else the machine does meanwhile can only add to it."""
+    call()  # compiles, and warms up
+    times = []
+    for _ in range(2 if SMALL else repeat):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * os.cpu_count():
+    say("**Other programs are busy on this machine. The times on this page are worth little.**")
+
+
+# %% [markdown]
+# ## The disappointment, measured
+#
+# A block from the middle of the network: 64 pictures of 16x16 pixels, 128 channels in and 128 out. Lesson 2
+# counted the two ways to do it.
+
+# %%
+N, S, C = (4 if SMALL else 64), 16, 128
+x = normal(N, S, S, C)
+w_standard, w_depthwise, w_pointwise = normal(3, 3, C, C), normal(3, 3, C), normal(C, C)
+
+macs = {
+    "standard": N * cost.standard_conv(S, S, 3, C, C),
+    "depthwise": N * cost.depthwise(S, S, 3, C),
+    "pointwise": N * cost.pointwise(S, S, C, C),
+}
+fewer = macs["standard"] / (macs["depthwise"] + macs["pointwise"])
+say(
+    f"The standard convolution takes {macs['standard']:,} multiply-accumulates, the depthwise and the pointwise one "
+    f"together {macs['depthwise'] + macs['pointwise']:,}. That is {fewer:.1f} times fewer."
+)
+
+# %% [markdown]
+# **Before you run the next cell:** how many times faster will the separable pair be, measured? And of its two
+# halves, the depthwise one has seven percent of the multiplications. How much of the time does it take?
+
+# %%
+seconds = {
+    "standard": fastest(lambda: conv.forward(x, w_standard, padding=1), repeat=10),
+    "depthwise": fastest(lambda: depthwise.forward(x, w_depthwise, padding=1)),
+    "pointwise": fastest(lambda: pointwise.forward(x, w_pointwise)),
+    "ReLU": fastest(lambda: relu.forward(x)),
+}
+flops = {name: 2 * count for name, count in macs.items()} | {"ReLU": x.size}
+rate = {name: flops[name] / seconds[name] / 1e9 for name in seconds}
+rows = [
+    [name, f"{flops[name] / 1e6:,.1f}", f"{1e3 * seconds[name]:.2f}", f"{rate[name]:.1f}"] for name in seconds
+]
+say(table(rows, ["operation", "MFLOP", "ms", "GFLOP/s"]))
+pair = seconds["depthwise"] + seconds["pointwise"]
+say(
+    f"{fewer:.1f} times fewer multiplications, and {seconds['standard'] / pair:.1f} times faster. The depthwise "
+    f"convolution has {macs['depthwise'] / (macs['depthwise'] + macs['pointwise']):.0%} of the pair's work and "
+    f"{seconds['depthwise'] / pair:.0%} of its time."
+)
+
+# %% [markdown]
+# Time is FLOPs divided by FLOPs *a second*, and the last column is not the same for everybody. The processor that does
+# so many billion operations a second in a standard convolution does a fraction of that in a depthwise one, and less in
+# a ReLU. It did not slow down. It was waiting.
+#
+# (FLOPs are two for a multiply-accumulate, as in lesson 2. The ReLU gets one for each number, for its comparison.
+# And a word about words: FLOPs are a *number* of operations, and GFLOP/s a speed. The article that mbnp began with
+# calls the number "per second". It is an easy slip: the abbreviation reads like one.)
+#
+# ## What it was waiting for
+#
+# Before a number can be multiplied, it has to come from memory, and the result has to go back. So count two things:
+# FLOPs, and **bytes moved**. Take a map small enough to do it by hand: one picture of 4x4 pixels with 2 channels,
+# 32 numbers of 4 bytes. An ideal program reads every input and every weight once, and writes every output once.
+
+# %%
+MAP = 4 * 4 * 2  # numbers in a map
+
+
+def count(flops_each, weights, numbers=MAP):
+    """FLOPs, the bytes that must at least move, and their ratio; `flops_each` for one output number."""
+    total, moved = numbers * flops_each, 4 * (numbers + numbers + weights)
+    return total, moved, total / moved
+
+
+by_hand = {
+    "ReLU": count(1, 0),
+    "depthwise 3x3": count(2 * 3 * 3, 3 * 3 * 2),
+    "pointwise 2 to 2": count(2 * 2, 2 * 2),
+    "standard 3x3, 2 to 2": count(2 * 3 * 3 * 2, 3 * 3 * 2 * 2),
+}
+rows = [[name, f"{f:,}", f"{b:,}", f"{i:.2f}"] for name, (f, b, i) in by_hand.items()]
+say(table(rows, ["operation", "FLOPs", "bytes", "FLOPs a byte"]))
+
+# %% [markdown]
+# The last column has a name, **arithmetic intensity**. It says how much work there is for every byte that has to
+# come and go:
+#
+# $$I = \frac{\text{FLOPs}}{\text{bytes moved}}$$
+#
+# For a large map the few weights do not matter, and with $C$ channels in, $C$ out, kernel $K$ and 4 bytes a number,
+#
+# $$I_\text{depthwise} = \frac{2K^2}{4+4} \qquad I_\text{pointwise} = \frac{2C}{4+4} \qquad
+# I_\text{standard} = \frac{2K^2C}{4+4}$$
+#
+# **Before you run the next cell:** with two channels the pointwise convolution had the least to do for its bytes,
+# ReLU aside. What happens to each of the three when there are 128 channels, or 512?
+
+# %%
+channels = 2 ** np.arange(1, 10)
+pixels = N * S * S
+curves = {
+    "standard 3x3": ([count(18 * c, 9 * c * c, pixels * c)[2] for c in channels], GREEN, "s-"),
+    "pointwise": ([count(2 * c, c * c, pixels * c)[2] for c in channels], BLUE, "o-"),
+    "depthwise 3x3": ([count(18, 9 * c, pixels * c)[2] for c in channels], VERMILION, "^-"),
+    "ReLU": ([count(1, 0, pixels * c)[2] for c in channels], PURPLE, "D-"),
+}
+fig, axes = figure(width=7, height=3.6)
+for name, (intensities, colour, style) in curves.items():
+    axes.loglog(channels, intensities, style, color=colour, markersize=5, label=name)
+axes.set_xticks(channels, [str(c) for c in channels])
+axes.minorticks_off()
+axes.yaxis.set_major_formatter("{x:g}")
+axes.set_xlabel("channels in and out")
+axes.set_ylabel("FLOPs a byte")
+axes.set_title("Only what mixes channels gets more to do for each byte")
+axes.grid(alpha=0.3)
+axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+show(
+    fig,
+    "FLOPs a byte against the number of channels: standard and pointwise convolution rise, depthwise and ReLU are flat",
+)
+
+# %% [markdown]
+# A depthwise convolution looks at each channel by itself. Twice the channels are twice the FLOPs and twice the bytes:
+# it never gets any better. A convolution that mixes uses every number it has fetched once for each output channel.
+# That is the whole secret. The separable block has moved nearly all of its *FLOPs* into the operation that has a
+# high intensity, which is what makes it a good idea; but all the *bytes* of the depthwise half are still there.
+#
+# ## Two numbers of your machine
+#
+# How many FLOPs a byte are enough? That depends on the machine, and on two numbers of it. The first is how fast it
+# multiplies when nothing has to be fetched. The best we can do is a large matrix product. The second is how fast it
+# moves numbers when nothing has to be computed: a copy between arrays that no cache can hold.
+
+# %%
+with backend.one_blas_thread():
+    a = normal(1024, 1024)
+    product = fastest(lambda: a @ a)
+long, copy = np.ones(2**25, np.float32), np.empty(2**25, np.float32)
+moving = fastest(lambda: np.copyto(copy, long))
+say(
+    f"One thread: {2 * 1024**3 / product / 1e9:.0f} GFLOP/s, and {2 * long.nbytes / moving / 1e9:.0f} GB/s "
+    f"(read and written)."
+)
+long = copy = None  # a quarter of a gigabyte is wanted back
+
+# %% [markdown]
+# `mbnp bench` measures the same two things a little more carefully: on several threads, the best of many rounds,
+# and the bandwidth twice, in arrays far larger than the last cache and in arrays that fit into half of it.
+
+# %%
+source(machine._products, machine._triad)
+
+# %% [markdown]
+# **Before you run the next cell:** it measures with one thread and with two. Which of the three numbers will double?
+
+# %%
+rounds = 2 if SMALL else 30
+peaks = {threads: machine.measure(threads, rounds) for threads in sorted({1, THREADS})}
+rows = [
+    [f"{threads}", f"{p.gflops:.0f}", f"{p.cache:.0f}", f"{p.memory:.0f}", f"{p.gflops / p.memory:.0f}"]
+    for threads, p in peaks.items()
+]
+say(
+    table(
+        rows, ["threads", "products, GFLOP/s", "last cache, GB/s", "memory, GB/s", "FLOPs a byte to be busy"]
+    )
+)
+peak = peaks[THREADS]
+if THREADS == 2:
+    more = [getattr(peaks[2], name) / getattr(peaks[1], name) for name in ("gflops", "cache", "memory")]
+    say(
+        f"From one thread to two: products x{more[0]:.2f}, cache x{more[1]:.2f}, memory x{more[2]:.2f}. Every core "
+        f"brings its own multipliers. The memory is shared by all of them, and on many machines one core can "
+        f"nearly use it up."
+    )
+say(
+    f"This is {machine.processor()} with {machine.last_cache_bytes() >> 20} MB of last cache. To keep its multipliers "
+    f"busy, a layer whose arrays come from memory has to do {peak.gflops / peak.memory:.0f} FLOPs for each byte. A "
+    f"depthwise 3x3 convolution does {by_hand['depthwise 3x3'][2]:.1f} to 2.25."
+)
+
+# %% [markdown]
+# ## The roofline
+#
+# Put the two limits together. In one second, a layer of intensity $I$ cannot do more than the machine's peak $P$; and
+# it cannot do more than $I$ FLOPs for each of the $B$ bytes that arrive:
+#
+# $$\text{FLOP/s} \;\le\; \min(P,\; B \cdot I)$$
+#
+# Drawn on logarithmic axes, this is a slope and then a flat roof, and it is called the **roofline** (Williams,
+# Waterman and Patterson, 2009). Under the slope, only fewer *bytes* can make a layer faster. Under the flat part, only
+# fewer *FLOPs* can. Ten lines draw it:
+
+# %%
+intensity = {
+    "standard": count(18 * C, 9 * C * C, x.size)[2],
+    "depthwise": count(18, 9 * C, x.size)[2],
+    "pointwise": count(2 * C, C * C, x.size)[2],
+    "ReLU": count(1, 0, x.size)[2],
+}
+looks = {
+    "standard": (GREEN, "s"),
+    "depthwise": (VERMILION, "^"),
+    "pointwise": (BLUE, "o"),
+    "ReLU": (PURPLE, "D"),
+}
+
+
+def roofs(axes, peak, lowest):
+    """The two slopes and the flat roof, over the intensities from 0.06 to 1000."""
+    at = np.geomspace(0.06, 1000, 200)
+    for bandwidth, name, style in ((peak.cache, "last cache", "-"), (peak.memory, "memory", "--")):
+        label = f"{name}: {bandwidth:.0f} GB/s"
+        axes.loglog(at, np.minimum(peak.gflops, bandwidth * at), style, color="grey", label=label)
+    axes.plot([], [], " ", label=f"(top: {peak.gflops:.0f} GFLOP/s)")
+    axes.set(
+        xlim=(0.06, 1000), ylim=(min(1, lowest / 2), 2 * peak.gflops), xlabel="FLOPs a byte", ylabel="GFLOP/s"
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+
+
+fig, axes = figure(width=7.5, height=4.2)
+roofs(axes, peak, min(rate.values()))
+for name, (colour, marker) in looks.items():
+    axes.plot(intensity[name], rate[name], marker, color=colour, markersize=9, label=name)
+axes.set_title("Grey: what this machine allows. Points: what the four operations reached")
+axes.legend(loc="lower right", ncols=2, fontsize=9)
+show(fig, "Roofline with four operations: ReLU far left, depthwise next, pointwise and standard far right")
+
+# %% [markdown]
+# The least time that a layer can take is the larger of two: its FLOPs by the peak, its bytes by the bandwidth. Which
+# bandwidth? Here the same maps are used again and again, so they are in the last cache. Inside a whole network other
+# maps have pushed them out of it, at least in part. So here are both.
+
+# %%
+rows, bounds = [], {}
+for name in seconds:
+    bytes_moved = flops[name] / intensity[name]
+    times = [flops[name] / peak.gflops / 1e6, bytes_moved / peak.cache / 1e6, bytes_moved / peak.memory / 1e6]
+    bounds[name] = max(times[0], times[1]), max(times[0], times[2])
+    rows.append([name, *(f"{t:.2f}" for t in times), f"{1e3 * seconds[name]:.2f}"])
+say(
+    table(
+        rows,
+        [
+            "operation",
+            "computing, ms",
+            "fetching from the last cache",
+            "fetching from memory",
+            "measured, ms",
+        ],
+    )
+)
+near, far = (bounds["standard"][k] / (bounds["depthwise"][k] + bounds["pointwise"][k]) for k in (0, 1))
+say(
+    f"If every operation were as fast as its roof allows, the pair would be {near:.1f} times faster than the standard "
+    f"convolution with its maps in the last cache, and {far:.1f} times with its maps in memory. The ReLU and the two "
+    f"convolutions that mix channels take {1e3 * seconds['ReLU'] / bounds['ReLU'][0]:.1f}, "
+    f"{1e3 * seconds['standard'] / bounds['standard'][0]:.1f} and "
+    f"{1e3 * seconds['pointwise'] / bounds['pointwise'][0]:.1f} times their bound. The depthwise one takes "
+    f"{1e3 * seconds['depthwise'] / bounds['depthwise'][0]:.1f} times its bound. There must be another roof, and "
+    f"we have not drawn it yet. Keep the question."
+)
+
+# %% [markdown]
+# ## The whole network
+#
+# Here is the article's network, a training step of the readable layers, layer by layer. `mbnp.bench.parts` puts a
+# stopwatch on every layer's forward and backward while the real step runs.
+
+# %%
+job = jobs.Job("training", "mobilenet-v1-small", 4 if SMALL else 64, 32, THREADS)
+measured = parts.training(job.network(), job, steps=1 if SMALL else 7)
+shares = report.shares(measured)
+rows = [[kind, f"{f:.1%}", f"{s:.1%}"] for kind, (f, s, _) in shares.items()]
+say(table(rows, ["kind", "share of the FLOPs", "share of the time"]))
+
+# %%
+fig, (left, right) = figure(width=9, height=4.2, ncols=2, width_ratios=(1, 1.5))
+names = [*shares][::-1]
+at = np.arange(len(names))
+left.barh(at + 0.2, [100 * shares[k][0] for k in names], 0.38, color=BLUE, label="% of the FLOPs")
+left.barh(
+    at - 0.2, [100 * shares[k][1] for k in names], 0.38, color=ORANGE, label="% of the time", hatch="//"
+)
+left.set_yticks(at, names)
+left.set_title("Who works, who takes time")
+left.legend(loc="center right", fontsize=9)
+roofs(
+    right,
+    peak,
+    min(r.gflops for row in measured.rows if row.forward.flops for r in (row.forward, row.backward)),
+)
+for kind, name in (("standard", "standard"), ("pointwise", "pointwise"), ("depthwise", "depthwise")):
+    colour, marker = looks[name]
+    of = [row for row in measured.rows if row.kind == kind]
+    right.plot(
+        [r.forward.intensity for r in of], [r.forward.gflops for r in of], marker, color=colour, label=name
+    )
+    right.plot(
+        [r.backward.intensity for r in of], [r.backward.gflops for r in of], marker, color=colour, mfc="none"
+    )
+right.set_title("Every convolution; hollow: backward")
+right.legend(loc="lower right", fontsize=8, ncols=2)
+show(
+    fig,
+    "Left: shares of FLOPs and of time by kind of layer. Right: every convolution of the network on the roofline",
+)
+
+# %%
+f, s, _ = shares["depthwise"]
+other = shares["other"][1]
+say(
+    f"Depthwise convolutions are {f:.0%} of the FLOPs and {s:.0%} of the time. BatchNorm, ReLU and pooling, which the "
+    f"cost tables of papers do not even list, are {shares['other'][0]:.1%} of the FLOPs and {other:.0%} of the time."
+)
+
+# %% [markdown]
+# A cost table in MACs is a table of the part that is already fast. Keep this picture in mind when you read that a new
+# block "halves the FLOPs".
+#
+# ## Where numbers are: caches
+#
+# "Memory" has been one number so far, or two. Really it is a staircase. Close to each core there is a very fast and
+# very small cache, behind it a larger and slower one, and then one that all cores share. A loop that reads the same
+# arrays again and again runs at the speed of the smallest cache that holds all of them.
+
+
+# %%
+@backend.jit
+def again(a, b, out, times):
+    """out = a + r*b, `times` times over the same arrays: two loads and a store for each number."""
+    for r in range(times):
+        factor = np.float32(r)
+        for i in range(out.size):
+            out[i] = a[i] + factor * b[i]
+
+
+def bandwidth(total):
+    """GB/s of one thread, over and over three arrays of `total` bytes together."""
+    a, b, out = (np.ones(total // 12, np.float32) for _ in range(3))
+    times = max(1, (2**22 if SMALL else 2**28) // total)
+    return 12 * out.size * times / fastest(lambda: again(a, b, out, times), repeat=7) / 1e9
+
+
+caches = {}
+for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):  # Linux says, others do not
+    if (index / "type").read_text().strip() != "Instruction":
+        level, size = (index / "level").read_text().strip(), (index / "size").read_text().strip()
+        caches[f"L{level}"] = int(size.rstrip("K")) << 10
+sizes = [2**k for k in (range(13, 23, 2) if SMALL else range(13, 29))]
+
+# %% [markdown]
+# **Before you run the next cell:** arrays of 8 kB, 512 kB, 16 MB and 256 MB. How many times slower is each than the
+# one before?
+
+# %%
+speeds = [bandwidth(size) for size in sizes]
+
+fig, axes = figure(width=7.5, height=3.4)
+axes.semilogx(sizes, speeds, "o-", color=BLUE, base=2)
+for name, size in caches.items():
+    axes.axvline(size, color="grey", linestyle=":")
+    unit = f"{size >> 10} kB" if size < 2**20 else f"{size >> 20} MB"
+    axes.annotate(f" {name}: {unit}", (size, max(speeds)), color="#404040", fontsize=9)
+ticks = sizes[::3] if not SMALL else sizes
+axes.set_xticks(ticks, [f"{t >> 10} kB" if t < 2**20 else f"{t >> 20} MB" for t in ticks])
+axes.minorticks_off()
+axes.set_ylim(bottom=0)
+axes.set(xlabel="three arrays together", ylabel="GB/s, one thread")
+axes.set_title("The same loop over arrays of different size")
+axes.grid(alpha=0.3)
+show(fig, "Bandwidth against array size: a staircase that goes down where a cache is full")
+
+# %%
+deep = cost.of(models.create("mobilenet-v1-small"), (32, 32, 3))
+largest = max(4 * math.prod(row.output_shape) for row in deep.rows)
+say(
+    f"From {speeds[0]:.0f} GB/s in the smallest arrays to {speeds[-1]:.0f} in the largest ones, on the same core. The "
+    f"largest map of the article's network is {largest / 1e3:,.0f} kB for one picture and "
+    f"{64 * largest / 1e6:.1f} MB for 64 of them. So it matters whether you send 64 pictures through one "
+    f"layer and then through the next, or a few pictures through several layers while they are in a near cache."
+)
+
+# %% [markdown]
+# ## The roof that was missing
+#
+# Now back to the depthwise convolution, which stays further below its roofs than the others. Here is the kernel that
+# we measured. Look at its last line only: how many numbers does it load for one multiply-accumulate, and how many
+# does it store?
+
+# %%
+source(depthwise._forward_kernel)
+
+# %% [markdown]
+# The pixel, the weight and the sum so far are loaded, and the new sum is stored: 16 bytes for 2 FLOPs. Those bytes do
+# not come from memory. The row of pixels, the weights and the row of sums are all in the first cache. But even
+# the first cache is not infinitely fast, and by *its* bytes the kernel's intensity is 2/16, not 2.25.
+
+# %%
+nearest = THREADS * max(speeds)  # every core has a first cache of its own
+limit = 2 / 16 * nearest
+say(
+    f"In the first cache the loop above reached {max(speeds):.0f} GB/s on one thread. On {THREADS}, {nearest:.0f} GB/s "
+    f"at 2/16 FLOPs a byte are {limit:.0f} GFLOP/s: that is the roof of this kernel, and it reached "
+    f"{rate['depthwise']:.0f}. The multipliers could do {peak.gflops:.0f}."
+)
+
+# %% [markdown]
+# A kernel that keeps the nine weights and the sum in registers would load one pixel for each product and store one
+# sum for nine of them: 40 bytes for 18 FLOPs. Same FLOPs, same formula, a roof that is almost four times higher. There
+# is a roofline for every step of the staircase, and a program has to stay below all of them. A matrix product is fast
+# because it was written with that in mind, for every step; lesson 10 does it for the depthwise convolution.
+#
+# ## Channels first, channels last
+#
+# A picture of $H \times W$ pixels and $C$ channels is one long run of numbers, and somebody has to decide in which
+# order. PyTorch's default is **channels first**: all of channel 0, row by row, then all of channel 1. mbnp, and
+# TensorFlow, have **channels last**: all channels of pixel (0, 0), then of its right neighbour.
+
+# %%
+tiny = np.arange(12).reshape(2, 2, 3)  # two rows, two columns, three channels; the numbers say where they lie
+say(f"Channels last, in memory: `{tiny.ravel()}`. Channel 0 is `{tiny[..., 0].ravel()}`: every third number.")
+first = np.ascontiguousarray(tiny.transpose(2, 0, 1))
+say(
+    f"The same map, channels first: `{first.ravel()}`. Now a *pixel* is spread out: (0, 0) has every fourth number."
+)
+
+# %% [markdown]
+# Memory does not come in numbers but in lines of 64 bytes, 16 neighbouring float32. And a vector instruction works on
+# 8 or 16 *neighbours*. So the innermost loop should run over what lies side by side, and it should be long. For a
+# depthwise convolution, both orders have a natural loop:
+
+
+# %%
+@backend.jit
+def channels_first(x, w, y):
+    """x (N, C, H+2, W+2), padded; w (C, 3, 3); y (N, C, H, W). Innermost: along a row of one channel."""
+    N, C, H, W = y.shape
+    for n in range(N):
+        for c in range(C):
+            for i in range(H):
+                for j in range(W):
+                    y[n, c, i, j] = 0
+                for u in range(3):
+                    for v in range(3):
+                        for j in range(W):
+                            y[n, c, i, j] += x[n, c, i + u, j + v] * w[c, u, v]
+
+
+@backend.jit
+def channels_last(x, w, y):
+    """x (N, H+2, W+2, C), padded; w (3, 3, C); y (N, H, W, C). Innermost: along the channels of one pixel."""
+    N, H, W, C = y.shape
+    for n in range(N):
+        for i in range(H):
+            for j in range(W):
+                for c in range(C):
+                    y[n, i, j, c] = 0
+                for u in range(3):
+                    for v in range(3):
+                        for c in range(C):
+                            y[n, i, j, c] += x[n, i + u, j + v, c] * w[u, v, c]
+
+
+def both_ways(batch, size, c):
+    """Milliseconds of a depthwise and a pointwise convolution, (first, last) each, on one thread."""
+    last, wd, wp = normal(batch, size + 2, size + 2, c), normal(3, 3, c), normal(c, c)
+    first, wd_first = (
+        np.ascontiguousarray(last.transpose(0, 3, 1, 2)),
+        np.ascontiguousarray(wd.transpose(2, 0, 1)),
+    )
+    y_last, y_first = (
+        np.empty((batch, size, size, c), np.float32),
+        np.empty((batch, c, size, size), np.float32),
+    )
+    times = {
+        "depthwise": (
+            fastest(lambda: channels_first(first, wd_first, y_first)),
+            fastest(lambda: channels_last(last, wd, y_last)),
+        )
+    }
+    np.testing.assert_allclose(
+        y_first.transpose(0, 2, 3, 1), y_last, rtol=1e-4, atol=1e-4
+    )  # first check, then time
+    with backend.one_blas_thread():
+        rows, planes, turned = (
+            y_last.reshape(-1, c),
+            y_first.reshape(batch, c, -1),
+            np.ascontiguousarray(wp.T),
+        )
+        times["pointwise"] = fastest(lambda: turned @ planes), fastest(lambda: rows @ wp)
+    return times
+
+
+# %% [markdown]
+# A pointwise convolution is a matrix product either way: channels last it is *one* product of all pixels with the
+# weights; channels first it is one product for each picture, weights times pixels.
+#
+# **Before you run the next cell:** early in the network a map has 32x32 pixels and 32 channels, at the end 4x4
+# pixels and 512. How long is the innermost loop of each order? Which order wins where?
+
+# %%
+rows, wins = [], {}
+for size, c in ((32, 32), (16, 128), (4, 512)):
+    for name, (first, last) in both_ways(2 if SMALL else 64, size, c).items():
+        wins[name, size] = first / last
+        loop = f"{size} or {c}" if name == "depthwise" else ""
+        rows.append(
+            [
+                f"{size}x{size}x{c}",
+                name,
+                loop,
+                f"{1e3 * first:.2f}",
+                f"{1e3 * last:.2f}",
+                f"{first / last:.2f}",
+            ]
+        )
+say(
+    table(
+        rows, ["map", "operation", "innermost loop, first or last", "first, ms", "last, ms", "first / last"]
+    )
+)
+say(
+    f"On the small and deep map, channels last is {wins['depthwise', 4]:.1f} times as fast for the depthwise "
+    f"convolution and {wins['pointwise', 4]:.1f} times for the pointwise one; on the large and shallow map the "
+    f"factors are {wins['depthwise', 32]:.1f} and {wins['pointwise', 32]:.1f}."
+)
+
+# %% [markdown]
+# Channels get more as maps get smaller, so an inner loop over channels only ever gets longer, while one over a row
+# shrinks to four numbers, less than one vector. (On the large and shallow map both loops are equally long, and
+# channels first even has the simpler one: its weight is the same all along.) And one product of all pixels stays
+# large where one for each picture becomes thin. This is why mbnp keeps channels last, and why PyTorch has
+# `memory_format=torch.channels_last`.
+#
+# ## Two threads
+#
+# The same four operations on one thread and on two.
+
+# %%
+rows, gains = [], {}
+calls = {
+    "standard": lambda: conv.forward(x, w_standard, padding=1),
+    "pointwise": lambda: pointwise.forward(x, w_pointwise),
+    "depthwise": lambda: depthwise.forward(x, w_depthwise, padding=1),
+    "ReLU": lambda: relu.forward(x),
+}
+for name, call in calls.items():
+    times = []
+    for threads in (1, THREADS):
+        backend.set_num_threads(threads)
+        times.append(fastest(call))
+    gains[name] = times[0] / times[1]
+    rows.append([name, *(f"{1e3 * t:.2f}" for t in times), f"{gains[name]:.2f}"])
+say(table(rows, ["operation", "1 thread, ms", f"{THREADS} threads, ms", "gain"]))
+
+# %% [markdown]
+# Two cores bring twice the multipliers and twice the near caches. What gains less than a factor of two waited for
+# something that both of them use: the last cache, the memory, the system, which hands out fresh memory for every
+# result, or another program that wanted a core, too. What gains more had each half of its arrays in a nearer cache.
+#
+# ## So why is it not faster?
+#
+# - Time is not FLOPs. It is FLOPs by a rate, and the rate depends on how many FLOPs there are for each byte.
+# - A layer takes at least the largest of several times: its FLOPs by the machine's peak, and its bytes by the bandwidth
+#   of every level that they come through.
+# - A standard convolution has plenty of FLOPs for each byte. MobileNet removes FLOPs just where they were cheapest. It
+#   removes no bytes; it even adds a map between the two halves.
+# - The pointwise half keeps the high intensity, short of a factor of nine. So the block *is* faster, and by a lot.
+#   Only not by the ratio of the multiplications.
+# - Where bytes are the limit, counting FLOPs is pointless. Move fewer bytes: normalise and clip while a number is in a
+#   register anyway, and write it once. That is the next lesson.
+#
+# ## Questions
+#
+# 1. What is the arithmetic intensity of adding two arrays? Of adding a number to an array, in place?
+# 2. A depthwise convolution with a 5x5 kernel has 25/9 times the FLOPs of a 3x3 one. On the slope of the roofline, how
+#    much longer should it take?
+# 3. With float16 instead of float32, what happens to the intensity of each operation, and to the time of a layer
+#    under the slope?
+# 4. Your machine gets twice the cores and the same memory. Which points of the roofline can move up?
+# 5. Why can a point lie above the dashed line? Why can none lie above the solid one, if its bytes were counted right?
+# 6. With a batch of one picture, the weights are not negligible any more. For which layers of the network does that
+#    change the intensity most?
+#
+# ## Exercises
+#
+# The stubs are in [`tutorials/exercises/09.py`](exercises/09.py). `mbnp grade tutorials/exercises/09.py` tells
+# you how you did.
+#
+# **`depthwise_intensity(n, h, w, c, k, itemsize)`**: the FLOPs a byte of a depthwise convolution with stride 1 and
+# padding that keeps the size, for n pictures of h x w pixels and c channels, a kernel of k x k, and numbers of
+# `itemsize` bytes. Count the input, the weights and the output once each; taps that fall on the padding count as work.
+#
+# <details><summary>Hint</summary>
+#
+# A multiply-accumulate is two FLOPs. The input and the output are n·h·w·c numbers each, the weights k·k·c.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def depthwise_intensity(n, h, w, c, k, itemsize):
+#     flops = 2 * n * h * w * c * k * k
+#     numbers = 2 * n * h * w * c + k * k * c
+#     return flops / (itemsize * numbers)
+# ```
+#
+# </details>
+#
+# **`attainable(intensity, gflops, bandwidth)`**: the roofline: the most GFLOP/s that layers of these intensities (an
+# array, FLOPs a byte) can reach on a machine of so many GFLOP/s and GB/s.
+#
+# <details><summary>Hint</summary>
+#
+# GB/s times FLOPs a byte is GFLOP/s. `np.minimum` takes an array and a number.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# import numpy as np
+#
+#
+# def attainable(intensity, gflops, bandwidth):
+#     return np.minimum(gflops, bandwidth * intensity)
+# ```
+#
+# </details>
+#
+# **`offset_last(n, c, i, j, shape)`**: a number stands at `[n, c, i, j]` of an array of `shape` (N, C, H, W), channels
+# first. Where in memory, counted in numbers from the beginning, does it stand when the array is stored channels last?
+#
+# <details><summary>Hint</summary>
+#
+# Channels last, its index is `[n, i, j, c]` in an array (N, H, W, C). One step in c is 1 number, one step in j is C.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def offset_last(n, c, i, j, shape):
+#     N, C, H, W = shape
+#     return ((n * H + i) * W + j) * C + c
+# ```
+#
+# </details>

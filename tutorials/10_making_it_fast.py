@@ -1,0 +1,650 @@
+# %% [markdown]
+# # 10. Making it fast
+#
+# **The readable layers already run compiled loops on all cores. What is left to win, where does it come from,
+# and how far from PyTorch does it end?**
+#
+# At the end you have taken one layer from the plain definition to the kernel of mbnp's fast engine, with a
+# stopwatch beside every step, and you can say why the last steps hardly touch the multiplications. You need
+# lessons 4 and 9. Half an hour.
+
+# %%
+import os
+import time
+from importlib.util import find_spec
+
+import numba
+import numpy as np
+from lesson import BLUE, GREEN, ORANGE, PURPLE, SKY, SMALL, VERMILION, figure, say, show, source, table
+
+from mbnp import backend, fused, models
+from mbnp.bench import jobs, lineup, parts, race
+from mbnp.fused import inference, kernels
+from mbnp.fused.buffers import Arena
+from mbnp.fused.chain import split
+from mbnp.fused.training import Plan
+from mbnp.ops import batchnorm, depthwise, pointwise, relu
+
+THREADS = min(2, backend.max_threads())
+backend.set_num_threads(THREADS)
+rng = np.random.default_rng(0)
+
+
+def fastest(call, repeat=30):
+    """Seconds of the fastest of many calls: whatever else the machine does meanwhile can only add to it."""
+    call()  # compiles, and warms up
+    times = []
+    for _ in range(2 if SMALL else repeat):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def same(found, expected, what):
+    """Raise an error unless two arrays agree: nothing is timed here that was not compared before."""
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max(), err_msg=what)
+
+
+if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * os.cpu_count():
+    say("**Other programs are busy on this machine. The times on this page are worth little.**")
+
+# %% [markdown]
+# ## The patient
+#
+# Our layer is the first depthwise convolution of the article's network: 64 pictures, 32x32 pixels, 32 channels,
+# kernel 3x3. Here is its definition once more, plain loops, as lesson 2 had it.
+
+# %%
+N, S, C = (4 if SMALL else 64), 32, 32
+x = rng.standard_normal((N, S, S, C), dtype=np.float32)
+w = rng.standard_normal((3, 3, C), dtype=np.float32)
+macs = x.size * 9
+ONE, PAD = (1, 1), ((1, 1), (1, 1))  # stride and padding, as the spellings of an operation take them
+
+source(depthwise.forward_loops)
+
+# %% [markdown]
+# ## Step 1: from Python's loops to NumPy's
+#
+# In plain Python we run a small corner of it only, and extrapolate.
+
+# %%
+corner, corner_w = x[:1, :8, :8, :4].copy(), w[..., :4].copy()
+each = fastest(lambda: depthwise.forward_loops(corner, corner_w, None, ONE, PAD), 3) / (corner.size * 9)
+steps = {"Python loops (extrapolated)": each * macs}
+
+expected = depthwise.forward_numpy(x, w, None, ONE, PAD)
+steps["NumPy, tap by tap"] = fastest(lambda: depthwise.forward_numpy(x, w, None, ONE, PAD), 5)
+source(depthwise.forward_numpy)
+say(
+    f"Python: {1e9 * each:.0f} ns for a multiply-accumulate, {each * macs:.0f} s for the layer. "
+    f"NumPy: {1e3 * steps['NumPy, tap by tap']:.0f} ms."
+)
+
+# %% [markdown]
+# NumPy has its own compiled loops, but each call is one pass over whole arrays. Nine taps are nine products of
+# a map with a row of weights, written out to memory, and nine additions, which read everything back.
+#
+# ## Step 2: compile the definition
+#
+# The loops of the definition keep to the part of Python that Numba can compile. So the second step is one
+# decorator. The sum stays where it is until it is complete.
+#
+# **Before you run the next cell:** compiled loops on *one* core, against NumPy's nine pairs of passes. Which is
+# faster?
+
+# %%
+compiled = numba.njit(depthwise.forward_loops)
+began = time.perf_counter()
+same(compiled(x, w, None, ONE, PAD), expected, "njit")
+compiling = time.perf_counter() - began
+steps["njit(loops), one core"] = fastest(lambda: compiled(x, w, None, ONE, PAD), 5)
+say(
+    f"{1e3 * steps['njit(loops), one core']:.0f} ms, after {compiling:.1f} s of compiling. The very same lines are "
+    f"{steps['Python loops (extrapolated)'] / steps['njit(loops), one core']:,.0f} times as fast as Python runs them."
+)
+
+# %% [markdown]
+# ## Step 3: all cores, and channels innermost
+#
+# The definition asks for every single product whether its pixel lies inside, and with the taps innermost no two
+# neighbouring products use neighbouring numbers. The readable kernel of `ops/depthwise.py` turns the order
+# round: rows of the output are shared among the cores, and innermost is the loop over channels, which lie side
+# by side. Which columns a tap can see is found once for a row, so the inner loop has no test, and the compiler
+# makes vector instructions of it. You saw this kernel in lesson 9.
+
+# %%
+same(depthwise.forward_numba(x, w, None, ONE, PAD), expected, "forward_numba")
+steps["rows on all cores, channels innermost"] = fastest(
+    lambda: depthwise.forward_numba(x, w, None, ONE, PAD)
+)
+
+# %% [markdown]
+# ## Step 4: all nine taps at once
+#
+# Lesson 9 ended with this kernel's roof: for each product it loads a sum and stores it again. If all nine
+# products of an output are in one expression, the sum never leaves its register. That needs nine pixels for
+# every output, also at the border: so let the map come with a margin of zeros. Whoever writes it can leave room
+# for that.
+
+
+# %%
+@backend.jit(parallel=True)
+def nine_taps(padded, w, y):
+    """padded (N, H+2, W+2, C), w (3, 3, C), y (N, H, W, C)."""
+    N, H, W, C = y.shape
+    for row in numba.prange(N * H):
+        n, i = row // H, row % H
+        for j in range(W):
+            for c in range(C):
+                y[n, i, j, c] = (
+                    padded[n, i, j, c] * w[0, 0, c]
+                    + padded[n, i, j + 1, c] * w[0, 1, c]
+                    + padded[n, i, j + 2, c] * w[0, 2, c]
+                    + padded[n, i + 1, j, c] * w[1, 0, c]
+                    + padded[n, i + 1, j + 1, c] * w[1, 1, c]
+                    + padded[n, i + 1, j + 2, c] * w[1, 2, c]
+                    + padded[n, i + 2, j, c] * w[2, 0, c]
+                    + padded[n, i + 2, j + 1, c] * w[2, 1, c]
+                    + padded[n, i + 2, j + 2, c] * w[2, 2, c]
+                )
+
+
+# %% [markdown]
+# Two more things, and they have nothing to do with arithmetic. Up to here every call asked for a new array for its
+# output, 8 MB of it: let us take the same one every time. And a vector instruction fetches up to 64 bytes, as much as
+# a line of the cache. NumPy's large arrays begin 16 bytes after such a line, so that a load touches *two* lines.
+# The fast engine cuts its arrays from large blocks, each beginning with a line.
+
+# %%
+source(Arena)
+
+# %% [markdown]
+# **Before you run the next cell:** the same kernel, first with arrays of NumPy's, then with arrays that begin at a
+# cache line. Same loop, same instructions, same number of bytes. Is there a difference worth having?
+
+# %%
+padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+out = np.empty_like(x)
+nine_taps(padded, w, out)
+same(out, expected, "nine_taps")
+
+arena = Arena(np.float32)
+padded_on_line, w_on_line, out_on_line = (arena.array(*a.shape) for a in (padded, w, out))
+padded_on_line[...], w_on_line[...] = padded, w
+
+steps["nine taps at once"] = fastest(lambda: nine_taps(padded, w, np.empty(x.shape, np.float32)))
+steps["into an array that is there"] = fastest(lambda: nine_taps(padded, w, out))
+steps["arrays that begin at a cache line"] = fastest(
+    lambda: nine_taps(padded_on_line, w_on_line, out_on_line)
+)
+
+rows, slowest = [], max(steps.values())
+for name, seconds in steps.items():
+    speed = f"{2 * macs / seconds / 1e9:.3f}"
+    rows.append([name, f"{1e3 * seconds:,.2f}", speed, f"{slowest / seconds:,.0f}"])
+say(table(rows, ["step", "ms", "GFLOP/s", "times as fast as Python"]))
+
+# %%
+fig, axes = figure(width=8, height=3)
+names = [*steps][::-1]
+axes.barh(names, [1e3 * steps[name] for name in names], color=BLUE)
+for k, name in enumerate(names):
+    ms = 1e3 * steps[name]
+    axes.annotate(f" {ms:,.2f} ms" if ms < 10 else f" {ms:,.0f} ms", (ms, k), va="center", fontsize=9)
+axes.set_xscale("log")
+axes.set_xlim(right=20e3 * max(steps.values()))
+axes.set_xlabel("ms, logarithmic")
+axes.xaxis.set_major_formatter("{x:g}")
+axes.set_title("One depthwise convolution, 64 pictures of 32x32x32")
+show(fig, "Bars of the time of each step, from Python loops to a compiled kernel, on a logarithmic axis")
+
+# %% [markdown]
+# ## Step 5: stop looking at the convolution
+#
+# So far we made one operation faster. Lesson 9 found that BatchNorm and ReLU, which hardly compute, take more
+# time of a training step than all depthwise convolutions. Between two convolutions there is this chain:
+#
+# $$z \;\to\; \hat z = \gamma\,\frac{z-\mu}{\sqrt{\sigma^2+\varepsilon}} + \beta \;\to\; a = \max(\hat z, 0)
+# \;\to\; \text{next convolution} \;\to\; z' \;\to\; \text{its own } \mu', \sigma'^2$$
+#
+# Do it by hand for one channel with four pixels, and count how often the map travels.
+
+# %%
+z4 = np.array([1.0, 3.0, 5.0, 11.0])
+mean, var = z4.mean(), z4.var()
+normal = (z4 - mean) / np.sqrt(var)  # gamma = 1, beta = 0, and no epsilon, so that the numbers stay handsome
+say(f"`z = {z4}`: mean {mean:g}, variance {var:g}")
+say(f"normalised: `{normal.round(3)}`, after ReLU: `{np.maximum(normal, 0).round(3)}`")
+scale, shift = 1 / np.sqrt(var), -mean / np.sqrt(var)
+one_pass = [max(z * scale + shift, 0.0) for z in z4]
+say(f"one pass, `max(z·{scale:.3f} - {-shift:.3f}, 0)`: `{np.round(one_pass, 3)}`")
+
+# %% [markdown]
+# | readable layers | reads | writes | fused engine | reads | writes |
+# | --- | ---: | ---: | --- | ---: | ---: |
+# | mean of z, then variance of z | 2 | | (the kernel that wrote z has summed them up) | | |
+# | normalise | 1 | 1 | | | |
+# | ReLU | 1 | 1 | | | |
+# | convolution | 1 | 1 | load z, normalise, clip, convolve, store, sum up | 1 | 1 |
+#
+# Eight trips against two, and no multiplication less. Two ideas make it possible:
+#
+# - **On load.** Once mean and variance are known, normalising and ReLU is $\max(z \cdot s + t, 0)$, two numbers
+#   a channel. It costs nothing worth mentioning while z is being loaded anyway. Only z is ever stored.
+# - **In the epilogue.** The statistics of the *output* are needed before anybody may normalise it. So whoever
+#   computes it sums it up while it is still in the cache.
+#
+# This is known as BatchNorm fission-fusion (Jung et al., "Restructuring Batch Normalization to Accelerate CNN
+# Training", 2019). Here are the kernel of mbnp and the two pieces that do it:
+
+# %%
+source(kernels._activate, kernels._moments, kernels._depthwise_forward)
+
+# %% [markdown]
+# (`affine` has the mean, the scale and the shift of each channel, repeated up to about 256 entries, so that the
+# inner loops are long whatever the number of channels. `_moments` measures from the first value it meets: a
+# plain sum of squares would cancel where the mean is large. Each picture gets mean and squared deviations of
+# its own, which are combined at the end; the third exercise is about that.)
+#
+# The engine keeps everything that a layer needs in a *stage*. Let us take the network's first three stages,
+# check the **law** of the second one, that is, what its docstring promises in terms of the readable operations,
+# and only then take the time.
+
+# %%
+net = models.mobilenet_v1_small(seed=0)
+pictures = rng.standard_normal((N, 32, 32, 3), dtype=np.float32)
+plan = Plan(split(net)[0], pictures.shape)
+with backend.one_blas_thread():
+    plan.forward(pictures)
+stem, stage, third = plan.stages[:3]  # conv1, then conv2_1's depthwise and pointwise convolution
+
+z, bn = stem.z, stem.bn
+gamma, beta, taps = bn.weight.value, bn.bias.value, stage.conv.weight.value
+
+
+def by_layers():
+    """BatchNorm, ReLU and depthwise convolution one after another: what the readable network does."""
+    y, _, _ = batchnorm.forward(z, gamma, beta, bn.eps)
+    return depthwise.forward(relu.forward(y), taps, padding=1)
+
+
+expected = by_layers()
+same(stage.z, expected, "the fused depthwise convolution")
+same(stage.moments[:, 0].mean(axis=0), expected.mean(axis=(0, 1, 2)), "its statistics")
+
+# %% [markdown]
+# **Before you run the next cell:** first come three operations one after another, each in its readable kernel on all
+# cores; then one kernel that computes the same, and the statistics of its output, too. By what factor is it faster?
+
+# %%
+apart = {
+    "BatchNorm": fastest(lambda: batchnorm.forward(z, gamma, beta, bn.eps)),
+    "ReLU": fastest(lambda: relu.forward(z)),
+    "depthwise": fastest(lambda: depthwise.forward(z, taps, padding=1)),
+}
+together = fastest(lambda: stage.forward(stem, plan.scratch))
+say(
+    f"One after another {1e3 * sum(apart.values()):.2f} ms ("
+    + ", ".join(f"{name} {1e3 * t:.2f}" for name, t in apart.items())
+    + f"). In one kernel {1e3 * together:.2f} ms: {sum(apart.values()) / together:.1f} times as fast."
+)
+
+# %% [markdown]
+# ## Step 6: the same for the pointwise convolution
+#
+# A matrix product has to be given a whole matrix, so "while loading" is not possible inside it. But it can be
+# given a *tile*: a few hundred pixels, normalised into a scratch array that stays in the second cache,
+# multiplied from there, and the result summed up before it cools down.
+
+# %%
+source(kernels._pointwise_forward, kernels._product)
+
+# %%
+mid, mid_bn = stage.z, stage.bn
+mix = third.conv.weight.value
+
+
+def pointwise_by_layers():
+    y, _, _ = batchnorm.forward(mid, mid_bn.weight.value, mid_bn.bias.value, mid_bn.eps)
+    return pointwise.forward(relu.forward(y), mix)
+
+
+same(third.z, pointwise_by_layers(), "the fused pointwise convolution")
+apart_pointwise = fastest(pointwise_by_layers)
+with backend.one_blas_thread():
+    together_pointwise = fastest(lambda: third.forward(stage, plan.scratch))
+say(
+    f"{1e3 * apart_pointwise:.2f} ms one after another, {1e3 * together_pointwise:.2f} ms in one kernel. A tile is "
+    f"{third.tile} pixels, {4 * third.tile * C >> 10} kB."
+)
+
+# %% [markdown]
+# The product itself is the BLAS library's, with **one thread in each of our threads**. A BLAS that brings
+# threads of its own would let them wait for the next product by spinning, on the very cores that our kernels
+# need in between. A training step with both pools was several times slower than with one.
+#
+# ## Backwards
+#
+# The backward pass is fused alike, in reverse. Lesson 4 derived the gradient of BatchNorm. Look at what it is
+# for one channel, once its two sums are known: a number times the incoming gradient, a number times z, and a
+# number. Three constants a channel, so it can be made while loading, too:
+
+# %%
+source(kernels._adjoint, kernels._pointwise_backward)
+
+# %% [markdown]
+# Nothing but the raw z of every convolution is kept for the backward pass. What lies between them, the
+# normalised maps, the outputs of ReLU and its masks, is made again from z while a tile is in the cache.
+# Computing something twice is cheaper than to have stored it: that is lesson 9 in one sentence.
+#
+# ## Step 7: buffers that stay
+#
+# All maps, gradients and scratch arrays of the engine are allocated once for each shape of input. What does that
+# save? When you ask for memory, the system only notes it down. It brings in a page of it when you first write
+# there, filled with zeros, and each time that is a *page fault*. When you free an array, it is up to the C library:
+# small ones it keeps for the next request, large ones go back, and the game begins anew.
+#
+# **Before you run the next cell:** an array is multiplied by two, into a new array or into one that is there. Does
+# it matter for 8 MB? For 128 MB?
+
+
+# %%
+def faults(call):
+    """Page faults of one call; 0 where the system does not tell."""
+    if find_spec("resource") is None:
+        return 0
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    call()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+rows = []
+for megabytes in (8, 128):
+    numbers = np.ones(megabytes << 18, np.float32)
+    there = np.empty_like(numbers)
+    for what, call in (
+        ("new", lambda numbers=numbers: np.multiply(numbers, 2)),
+        ("there", lambda numbers=numbers, there=there: np.multiply(numbers, 2, out=there)),
+    ):
+        rows.append([f"{megabytes} MB", what, f"{1e3 * fastest(call, 7):.2f}", f"{faults(call):,}"])
+say(table(rows, ["array", "result", "ms", "page faults"]))
+
+# %% [markdown]
+# Where the C library draws the line, and how large a page is, differs between systems, and with what a program
+# did before. An engine with buffers of its own does not depend on any of this. PyTorch's training step does: you
+# will see at the end what it gains when the C library is told to keep everything.
+
+# %% [markdown]
+# ## The whole network
+#
+# **Before you run the next cell:** depthwise kernels became faster, products stayed what they were, and
+# BatchNorm and ReLU went into the kernels around them. How long is a training step of the fused engine, as a
+# share of the readable one? And which kind of layer now takes most of it?
+
+# %%
+readable, fast = models.mobilenet_v1_small(seed=0), fused.convert(models.mobilenet_v1_small(seed=0))
+same(
+    fast.forward(pictures, train=True), readable.forward(pictures, train=True), "logits of a training forward"
+)
+same(fast.forward(pictures), readable.forward(pictures), "logits of an inference")
+
+job = jobs.Job("training", "mobilenet-v1-small", N, 32, THREADS)
+looks = {
+    "standard": GREEN,
+    "pointwise": BLUE,
+    "depthwise": VERMILION,
+    "other": PURPLE,
+    "optimiser": ORANGE,
+    "rest": SKY,
+}
+LONG = {"other": "BatchNorm, ReLU, pool, linear", "rest": "loss, Python"}
+measured = {}
+for name, its in (("readable", job.network()), ("fused", fused.convert(job.network()))):
+    found = parts.training(its, job, steps=1 if SMALL else 11)
+    kinds = dict.fromkeys(looks, 0.0)
+    for row in found.rows:
+        kinds[row.kind] += row.seconds
+    measured[name] = kinds | {"optimiser": found.optimiser, "rest": found.rest}
+
+fig, axes = figure(width=8, height=2.6)
+for k, kinds in enumerate(measured.values()):
+    left = 0.0
+    for kind, colour in looks.items():
+        label = LONG.get(kind, kind) if k == 0 else None
+        axes.barh(k, 1e3 * kinds[kind], left=left, color=colour, edgecolor="white", label=label)
+        left += 1e3 * kinds[kind]
+axes.set_yticks(range(len(measured)), measured)
+axes.invert_yaxis()
+axes.set_xlabel(f"ms of a training step, {N} pictures")
+axes.set_title("Where a training step's time goes; forward and backward")
+axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, fontsize=9)
+show(fig, "Stacked bars: time of a training step by kind of layer, readable and fused")
+
+# %%
+totals = {name: sum(kinds.values()) for name, kinds in measured.items()}
+rows = [
+    [LONG.get(kind, kind), *(f"{1e3 * kinds[kind]:.2f}" for kinds in measured.values())] for kind in looks
+]
+rows.append(["together", *(f"{1e3 * total:.2f}" for total in totals.values())])
+say(table(rows, ["ms", *measured]))
+say(
+    f"{totals['readable'] / totals['fused']:.1f} times as fast. In the fused engine a convolution's time includes "
+    f"the BatchNorm and ReLU before it and the statistics after it: what was "
+    f"{1e3 * measured['readable']['other']:.1f} ms of its own is {1e3 * measured['fused']['other']:.2f} ms."
+)
+
+# %% [markdown]
+# ## Step 8: inference, where BatchNorm disappears
+#
+# In inference mean and variance are constants: the running ones. A convolution followed by a scale and a shift
+# is again a convolution, with other weights and a bias:
+#
+# $$\gamma\,\frac{w * x - \mu}{\sqrt{\sigma^2+\varepsilon}} + \beta
+# = \Big(\underbrace{\frac{\gamma}{\sqrt{\sigma^2+\varepsilon}}}_{s}\,w\Big) * x + (\beta - \mu s)$$
+#
+# So the weights are scaled once, and BatchNorm is gone. By hand, with one weight:
+
+# %%
+w1, x1, gamma1, beta1, mean1, var1 = 3.0, 2.0, 4.0, 1.0, 5.0, 4.0  # no epsilon, for handsome numbers
+s = gamma1 / var1**0.5
+weight, bias = w1 * s, beta1 - mean1 * s
+say(
+    f"apart: `{gamma1:g}*({w1:g}*{x1:g} - {mean1:g})/sqrt({var1:g}) + {beta1:g}` = "
+    f"{gamma1 * (w1 * x1 - mean1) / var1**0.5 + beta1:g}"
+)
+say(f"folded, with s = {s:g}: `{weight:g}*{x1:g} + ({bias:g})` = {weight * x1 + bias:g}")
+source(inference.fold)
+
+# %% [markdown]
+# And nothing needs to be kept for a backward pass. So a block's depthwise convolution hands its rows to the
+# pointwise one while they are in the cache, and the map between the two, which lesson 9 blamed, is never
+# written to memory.
+
+# %%
+with backend.using("numpy"):
+    by_numpy = fastest(lambda: readable.forward(pictures), 2)
+by_readable, by_fused = (fastest(lambda its=its: its.forward(pictures), 11) for its in (readable, fast))
+say(
+    f"Inference of {N} pictures: {1e3 * by_numpy:.0f} ms in NumPy, {1e3 * by_readable:.1f} ms with the readable "
+    f"kernels, {1e3 * by_fused:.1f} ms fused and folded."
+)
+
+# %% [markdown]
+# ## Beside PyTorch
+#
+# A fair race is harder than a fast kernel. These rules are those of `mbnp bench`:
+#
+# - The same network, weights, pictures and number of threads for everybody. Each contender computes first, and
+#   its loss and gradients, in float64, or its logits are compared with a reference. Who does not agree is not
+#   timed.
+# - Each runs in a process of its own, because the threads of one library go on spinning for a while and would
+#   slow the next. They take turns, a few steps each, with a pause between.
+# - PyTorch is run twice: as installed, and with an allocator that keeps freed memory. That is step 7, done from
+#   the outside by three variables of the C library, which PyTorch's own guide to performance recommends in
+#   another form.
+# - "Its matrix products alone" are the products of the network's convolutions, back to back, and nothing else.
+#   No engine that computes convolutions by products can be faster than this.
+#
+# Without PyTorch installed, mbnp races against itself.
+
+# %%
+peers = [] if SMALL or find_spec("torch") is None else ["torch"]
+if not peers:
+    say("(PyTorch is not installed, or this is the small run: it is left out.)")
+
+
+def contenders(its_job):
+    """Everybody of `mbnp bench --against readable,torch`, PyTorch in its channels_last layout only."""
+    everyone = lineup.for_job(its_job, ["readable", *peers], readable=False, compiled=False)
+    wanted = {"mbnp", "mbnp readable", "its matrix products alone", "PyTorch, channels_last"}
+    return [c for c in everyone if c.name in wanted and (not SMALL or c.name == "mbnp")]
+
+
+results = {}
+for work in ("training",) if SMALL else ("training", "inference"):
+    its_job = jobs.Job(work, "mobilenet-v1-small", N, 32, THREADS)
+    results[work] = race.race(its_job, contenders(its_job), rounds=1 if SMALL else 7)
+
+# %%
+fig, axes = figure(width=9, height=2.9, ncols=len(results), squeeze=False)
+say("Medians in ms, and the middle half of all steps:")
+for panel, (work, found) in zip(axes[0], results.items(), strict=True):
+    rows, bars = [], {}
+    for result in found:
+        name = result.contender.name
+        if name.startswith("PyTorch"):
+            name += ", tuned" if result.contender.allocator == race.TUNED else ""
+        if result.refused:
+            rows.append([name, result.refused, ""])
+            continue
+        low, high = result.quartiles
+        rows.append([name, f"{1e3 * result.median:.1f}", f"{1e3 * low:.1f} to {1e3 * high:.1f}"])
+        bars[name] = 1e3 * result.median
+    say(table(rows, [f"{work}, {N} pictures", "ms", "quartiles"]))
+    ours = [
+        GREEN if "products" in name else BLUE if name == "mbnp" else SKY if "mbnp" in name else ORANGE
+        for name in bars
+    ]
+    panel.barh([*bars], [*bars.values()], color=ours)
+    panel.invert_yaxis()
+    for k, ms in enumerate(bars.values()):
+        panel.annotate(f" {ms:.1f}", (ms, k), va="center", fontsize=9)
+    panel.set_xlim(right=1.18 * max(bars.values()))
+    panel.set_xlabel("ms")
+    panel.set_title(f"{work}, {N} pictures")
+show(
+    fig,
+    "Bars of the time of mbnp, its readable layers, its matrix products alone and PyTorch, training and inference",
+)
+
+# %%
+for work, found in results.items():
+    median = {r.contender.name + r.contender.allocator: r.median for r in found if not r.refused}
+    ours = median["mbnp" + race.INSTALLED]
+    rivals = {name: t for name, t in median.items() if name.startswith("PyTorch")}
+    if rivals:
+        best, installed = min(rivals.values()), rivals["PyTorch, channels_last" + race.INSTALLED]
+        say(
+            f"{work.capitalize()}: PyTorch at its best takes {best / ours:.2f} times as long as the fused engine; "
+            f"as installed, {installed / ours:.2f} times."
+        )
+
+# %% [markdown]
+# `mbnp bench --against torch,onnxruntime` runs the long version, with `torch.compile`, ONNX Runtime, memory, and a
+# table of every layer. Timings move with the machine and with whatever else runs on it: measure on yours before you
+# believe anybody, including this page.
+#
+# What made the difference? Not fewer multiplications: every step of this lesson computes the same ones. Steps 1
+# to 4 let the processor multiply without waiting for instructions. Steps 5 to 8 let it multiply without waiting
+# for memory.
+#
+# ## Questions
+#
+# 1. Why may a kernel normalise its input while loading, but not its output while storing?
+# 2. BatchNorm's statistics are summed up by tiles and combined later. Why is the number of tiles taken from the
+#    shape, and not from the number of threads?
+# 3. The fused backward pass computes ReLU's mask again from z. How many bytes would it have cost to store it,
+#    and to fetch it, for our layer?
+# 4. In inference mbnp folds BatchNorm into the weights. When must it fold again, and how could it notice?
+# 5. Could BatchNorm be folded during training, too? What would go wrong?
+# 6. Why does a buffer that stays save more time for BatchNorm than for a matrix product?
+#
+# ## Exercises
+#
+# The stubs are in [`tutorials/exercises/10.py`](exercises/10.py). `mbnp grade tutorials/exercises/10.py` tells
+# you how you did.
+#
+# **`fold(w, b, gamma, beta, mean, var, eps)`**: the weights and the bias of the one convolution that computes
+# what a convolution with weights w (KH, KW, C, D) and bias b (D,) and a BatchNorm after it compute in
+# inference.
+#
+# <details><summary>Hint</summary>
+#
+# s = gamma / √(var + eps), one number for each *output* channel d. It scales the kernel of that channel, and
+# the bias that was there before; what BatchNorm subtracts is scaled, too.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# import numpy as np
+#
+#
+# def fold(w, b, gamma, beta, mean, var, eps):
+#     s = gamma / np.sqrt(var + eps)
+#     return w * s, beta + (b - mean) * s
+# ```
+#
+# </details>
+#
+# **`normalise_relu(z, mean, var, gamma, beta, eps)`**: what the next convolution makes of z while it loads it:
+# BatchNorm with these statistics, then ReLU. z (N, H, W, C) belongs to the engine: the backward pass needs it.
+#
+# <details><summary>Hint</summary>
+#
+# Two numbers a channel, scale and shift, are worked out once; then it is one expression. Do not write into z.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# import numpy as np
+#
+#
+# def normalise_relu(z, mean, var, gamma, beta, eps):
+#     scale = gamma / np.sqrt(var + eps)
+#     return np.maximum((z - mean) * scale + beta, 0)
+# ```
+#
+# </details>
+#
+# **`combine(counts, means, m2s)`**: the statistics of a whole map from those of its tiles. Tile t has counts[t]
+# pixels, means[t] (C,), and m2s[t] (C,), the sum of squared deviations from *its own* mean. Return the mean
+# (C,) and the biased variance (C,) over all pixels.
+#
+# <details><summary>Hint</summary>
+#
+# The mean is the tiles' means weighted by their counts: the last tile may be smaller. Within a tile the
+# deviations are from the tile's mean; around the common mean, each of its pixels deviates by the difference of
+# the two as well, which adds count · difference². (Chan, Golub and LeVeque, 1979.)
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def combine(counts, means, m2s):
+#     n = counts[:, None]
+#     total = counts.sum()
+#     mean = (n * means).sum(axis=0) / total
+#     m2 = (m2s + n * (means - mean) ** 2).sum(axis=0)
+#     return mean, m2 / total
+# ```
+#
+# </details>

@@ -1,0 +1,634 @@
+# %% [markdown]
+# # 11. Looking inside
+#
+# **The network says "star", and it is a star. But what did it look at: the star, the background, or the fact
+# that most objects are in the middle?**
+#
+# At the end you can show what a filter has learnt and what a block does to an edge, find a filter that has
+# died, make a map of where a network looks, and, which is harder, test whether the map means anything. You need
+# lessons 5 and 6. Half an hour.
+
+# %%
+import numpy as np
+from lesson import BLACK, BLUE, ORANGE, SKY, SMALL, VERMILION, figure, say, show, source, table
+
+from mbnp import backend, cost, datasets, fused, train
+from mbnp.datasets import shapes10
+from mbnp.layers import GlobalAveragePool, Linear
+from mbnp.models.mobilenet_v1_small import separable_block, standard_block
+from mbnp.network import Network
+from mbnp.ops import linear, pool, relu, softmax_cross_entropy
+
+backend.set_num_threads(min(2, backend.max_threads()))
+
+# %% [markdown]
+# ## A network to look into
+#
+# We train one, for three epochs, on shapes10: pictures that mbnp draws itself. That has a great advantage for
+# this lesson: it knows for every picture on which pixels the object is seen.
+#
+# It is the article's network, cut short. The full one shrinks the last map of a 32x32 picture to 2x2 cells, and
+# "it looked at the upper left quarter" is not much of an answer. This one stops at 8x8, and ends in an average
+# over the whole map and a linear layer, as the paper's MobileNet does.
+
+# %%
+BLOCKS = [(64, 2), (64, 1), (128, 2), (128, 1), (128, 1)]  # channels out, stride
+
+
+def short_network(classes, seed=0):
+    """A MobileNet for 32x32 pictures whose last map has 8x8 cells."""
+    rng, channels = np.random.default_rng(seed), 32
+    layers = {"conv1": standard_block(3, channels, 1, rng, np.float32)}
+    for k, (c_out, stride) in enumerate(BLOCKS, start=1):
+        layers[f"block{k}"] = separable_block(channels, c_out, stride, rng, np.float32)
+        channels = c_out
+    layers |= {"pool": GlobalAveragePool(), "fc": Linear(channels, classes, rng=rng)}
+    return Network(layers, resolution=32)
+
+
+data = shapes10.make(train=320, test=100) if SMALL else datasets.load("shapes10")
+net = short_network(len(data.classes))
+recipe = train.Recipe(epochs=1, batch_size=32) if SMALL else train.Recipe(epochs=3)
+fast = fused.convert(net)
+history = train.fit(fast, data, recipe)
+
+test, masks = data.test, data.test.masks
+x = datasets.normalise(test.images, data.mean, data.std)
+predicted = fast.forward(x).argmax(axis=1)
+say(
+    f"{cost.of(net, (32, 32, 3)).params:,} parameters, {len(history)} epochs, {sum(r.seconds for r in history):.0f} s: "
+    f"{history[-1].test_accuracy:.1%} of the test pictures are right. On average the object covers "
+    f"{masks.mean():.0%} of a picture."
+)
+
+# %%
+first = [int(np.flatnonzero(test.labels == k)[0]) for k in range(10)]  # the first test picture of each class
+fig, axes = figure(width=8.5, height=2.1, nrows=2, ncols=10)
+for column, n in enumerate(first):
+    axes[0, column].imshow(test.images[n])
+    axes[0, column].set_title(data.classes[test.labels[n]], fontsize=9)
+    axes[1, column].imshow(masks[n], cmap="gray")
+for axis in axes.flat:
+    axis.set_axis_off()
+show(
+    fig,
+    "A picture of each of the ten classes, and below it the mask of the pixels on which the object is seen",
+)
+
+# %% [markdown]
+# ## The first filters
+#
+# The first layer is the only one whose filters can be looked at as they are: 3x3 pixels, red, green and blue. A
+# filter answers most to a picture that looks like itself.
+#
+# **Before you run the next cell:** shapes10 gives every object a random colour. Will the filters look for
+# colours, for brightness, or for edges?
+
+# %%
+w = net["conv1"]["0"].weight.value  # (3, 3, 3, 32): kernel, colours in, channels out
+fig, axes = figure(width=8.5, height=2.6, nrows=2, ncols=16)
+for d, axis in enumerate(axes.flat):
+    axis.imshow(0.5 + 0.5 * w[..., d] / np.abs(w[..., d]).max())
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(f"{d}", fontsize=8)
+fig.suptitle("The 32 filters of the first layer; grey is zero", fontsize=11)
+show(fig, "Thirty-two filters of three by three coloured pixels")
+
+
+# %% [markdown]
+# They look colourful. But so does any random filter: of 27 random weights hardly ever do the three colours
+# agree. To say what was *learnt*, compare with the same filters before training. Every filter is a sum of four
+# parts: what all of its weights have in common, what only the pixels have in common, what only the colours have
+# in common, and the rest.
+
+
+# %%
+def parts(w):
+    """How the energy of filters (3, 3, 3, C) is shared among their four parts, on average."""
+    grey, even = w.mean(axis=2, keepdims=True), w.mean(axis=(0, 1), keepdims=True)
+    both = even.mean(axis=2, keepdims=True)
+    found = {
+        "brightness of a surface": both,
+        "colour of a surface": even - both,
+        "edges in brightness": grey - both,
+        "edges in colour": w - grey - even + both,
+    }
+    energy = np.square(w).sum(axis=(0, 1, 2))
+    return {
+        name: (np.square(np.broadcast_to(part, w.shape)).sum(axis=(0, 1, 2)) / energy).mean()
+        for name, part in found.items()
+    }
+
+
+untrained, trained = parts(short_network(len(data.classes))["conv1"]["0"].weight.value), parts(w)
+say(
+    table(
+        [[n, f"{untrained[n]:.0%}", f"{trained[n]:.0%}"] for n in trained],
+        ["look for", "before training", "after"],
+    )
+)
+grown = max(trained, key=lambda name: trained[name] / untrained[name])
+say(
+    f"What grew most: {grown}, from {untrained[grown]:.0%} to {trained[grown]:.0%}. shapes10 paints every object "
+    f"in a colour that is at least a quarter of the colour circle away from its background, so a filter that tells "
+    f"colours apart has an easy start."
+)
+
+# %% [markdown]
+# ## What a block does to an edge
+#
+# From the second layer on there are too many channels to look at a filter directly. Instead, show the layer
+# something simple and see what it makes of it. The simplest thing there is in a picture is an edge. By hand: a
+# row of six pixels, dark on the left, bright on the right, and a block of two depthwise filters.
+
+# %%
+row = np.array([0, 0, 0, 1, 1, 1])
+kernels = {"difference": np.array([-1, 0, 1]), "mean": np.array([1, 1, 1]) / 3}
+after = {name: np.array([row[j : j + 3] @ kernel for j in range(4)]) for name, kernel in kernels.items()}
+say(f"the row: `{row}`")
+for name, y in after.items():
+    say(f"depthwise, {name}: `{y.round(2)}`")
+mixed = np.maximum(after["mean"] - after["difference"], 0)
+say(f"pointwise, mean - difference, then ReLU: `{mixed.round(2)}`")
+
+# %% [markdown]
+# The depthwise convolution *finds*: each channel answers to one thing around each pixel, here to a change and
+# to brightness. The pointwise convolution *decides*: bright **and not** an edge. Neither could do it alone: a
+# depthwise filter does not know other channels, a pointwise one does not know other pixels.
+#
+# Now the trained network. We show it a vertical edge between blue and orange, and the same edge lying down.
+# What does every channel of the second block answer on the edge, compared with the two surfaces on either side?
+
+# %%
+colours = np.array([[60, 110, 170], [220, 130, 60]], np.uint8)
+vertical = np.broadcast_to(colours[np.arange(32) // 16], (32, 32, 3))  # every row: 16 pixels blue, 16 orange
+edges = datasets.normalise(np.stack([vertical, vertical.transpose(1, 0, 2)]), data.mean, data.std)
+seen = net.activations(edges)
+
+
+def edge_response(maps):
+    """(2, C): how much a channel's answer at the edge is above its answer on both even surfaces."""
+    down_right = np.stack([maps[0, 8], maps[1, :, 8]])  # across the edge: (2, 16, C)
+    at_edge, dark, bright = down_right[:, 6:10].max(axis=1), down_right[:, 3], down_right[:, 12]
+    return at_edge - np.maximum(dark, bright)
+
+
+fig, (left, right) = figure(width=8.5, height=3.9, ncols=2)
+for axes, name, title, colour in (
+    (left, "block2.2", "after the depthwise convolution", VERMILION),
+    (right, "block2.5", "after the pointwise convolution", BLUE),
+):
+    down, across = edge_response(seen[name])
+    limit = 1.1 * max(np.abs(down).max(), np.abs(across).max(), 0.1)
+    axes.axhline(0, color="lightgrey", zorder=0)
+    axes.axvline(0, color="lightgrey", zorder=0)
+    axes.plot(down, across, "o", color=colour, markersize=5, alpha=0.8)
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=title)
+    axes.set_xlabel("answer to a vertical edge")
+    axes.set_ylabel("answer to a horizontal edge")
+fig.suptitle("Block 2: each point is one of its 64 channels", fontsize=11)
+show(
+    fig,
+    "Answer of each channel to a vertical against a horizontal edge, after depthwise and after pointwise convolution",
+)
+
+# %%
+rows = []
+for name, what in (("block2.2", "depthwise"), ("block2.5", "pointwise")):
+    down, across = edge_response(seen[name])
+    one, both = (down > 0.1) ^ (across > 0.1), (down > 0.1) & (across > 0.1)
+    rows.append([what, f"{one.sum()}", f"{both.sum()}", f"{(~one & ~both).sum()}"])
+say(table(rows, ["after the", "one direction only", "both directions", "neither"]))
+
+# %% [markdown]
+# Near an axis is a channel that answers to one direction only; near the diagonal, one for which an edge is an
+# edge. Channels at zero, or below, answer to even surfaces, or to something that is not an edge at all.
+#
+# ## Feature maps
+#
+# Here is one picture on its way through the network, in each layer the six channels whose answer varies most.
+
+# %%
+picture = next(
+    (n for n in range(len(x)) if predicted[n] == test.labels[n] == data.classes.index("star")), first[8]
+)
+maps = net.activations(x[picture : picture + 1])
+stages = ["conv1.2", "block1.5", "block3.5", "block5.5"]
+fig, axes = figure(width=8.5, height=5, nrows=len(stages), ncols=7)
+for line, name in zip(axes, stages, strict=True):
+    a = maps[name][0]
+    line[0].imshow(test.images[picture])
+    line[0].set_ylabel(f"{name}\n{a.shape[0]}x{a.shape[1]}x{a.shape[2]}", fontsize=9)
+    for axis, c in zip(line[1:], np.argsort(-a.std(axis=(0, 1)))[:6], strict=True):
+        axis.imshow(a[..., c], cmap="cividis")
+        axis.set_title(f"channel {c}", fontsize=8)
+    for axis in line:
+        axis.set(xticks=[], yticks=[])
+show(
+    fig,
+    "Feature maps of a picture of a star: the whole star in early layers, a few bright cells in the last one",
+)
+
+# %% [markdown]
+# Early maps still are the picture, with the object told from its background by colour. Later ones show parts,
+# and at the end there are a few cells that say "something here". The later the layer, the less it looks like
+# the picture, and the more each cell knows of its surroundings.
+#
+# ## Where does it look? Class activation maps
+#
+# The end of the network is an average over the map and a linear layer. Write down the logit of class $k$, with
+# $f$ the last map, $w$ the weights of the linear layer, $b$ its bias:
+#
+# $$\text{logit}_k = \sum_c w_{ck}\Big(\frac{1}{HW}\sum_{i,j} f_{ijc}\Big) + b_k
+# = \frac{1}{HW}\sum_{i,j}\underbrace{\Big(\sum_c w_{ck} f_{ijc}\Big)}_{M_k(i,j)} + b_k$$
+#
+# Two sums have changed places, and under the brace stands a map: what each cell *contributes* to the class. Its
+# average is the logit. Zhou et al. called it **class activation map** ("Learning Deep Features for
+# Discriminative Localization", 2016, [arXiv:1512.04150](https://arxiv.org/abs/1512.04150)). It costs nothing,
+# and it is exact: not an explanation of the network, but the network. By hand, with 2x2 cells, two channels,
+# and one class:
+
+# %%
+f4 = np.array([[[1.0, 0.0], [3.0, 1.0]], [[0.0, 2.0], [0.0, 1.0]]])  # (2, 2, 2): rows, columns, channels
+w4, b4 = np.array([2.0, -1.0]), 0.5
+m4 = f4 @ w4
+say(f"average first: `{f4.mean(axis=(0, 1))}`, logit {f4.mean(axis=(0, 1)) @ w4 + b4:g}")
+say(f"map first: `{m4.tolist()}`, its mean plus the bias: {m4.mean() + b4:g}")
+
+# %% [markdown]
+# The code that computes the logit:
+
+# %%
+source(pool.global_average_forward_numpy, linear.forward_numpy)
+
+
+# %%
+def last_map(pictures):
+    """The map (N, 8, 8, C) that goes into the average."""
+    for name in ("conv1", *(f"block{k}" for k in range(1, len(BLOCKS) + 1))):
+        pictures = net[name].forward(pictures)
+    return pictures
+
+
+features = np.concatenate([last_map(x[start : start + 250]) for start in range(0, len(x), 250)])
+fc = net["fc"].weight.value, net["fc"].bias.value
+contribution = np.einsum("nijc,cn->nij", features, fc[0][:, predicted])  # (N, 8, 8)
+
+logit = net.forward(x[:50])[np.arange(50), predicted[:50]]
+error = np.abs(contribution[:50].mean(axis=(1, 2)) + fc[1][predicted[:50]] - logit).max()
+say(
+    f"Mean of the map plus bias against the network's logit, 50 pictures: the largest difference is {error:.1e}."
+)
+
+# %% [markdown]
+# To look at a map we drop what speaks *against* the class, scale it to 1, and enlarge it to the picture's size,
+# with straight lines between the middles of the cells.
+
+# %%
+middles = 4 * np.arange(8) + 1.5  # of the cells, in pixels
+enlarge = np.array([np.interp(np.arange(32), middles, row) for row in np.eye(8)])  # (8, 32)
+
+
+def heat(contribution):
+    """Maps (N, 32, 32) from 0 to 1; all 0 where nothing speaks for the class."""
+    positive = np.maximum(contribution, 0)
+    top = positive.max(axis=(1, 2), keepdims=True)
+    positive = positive / np.where(top > 0, top, 1)
+    return np.einsum("nij,ip,jq->npq", positive, enlarge, enlarge)
+
+
+cam = heat(contribution)
+fig, axes = figure(width=8.5, height=2.3, nrows=2, ncols=10)
+for column, n in enumerate(first):
+    axes[0, column].imshow(test.images[n])
+    axes[0, column].contour(masks[n], [0.5], colors="white", linewidths=1)
+    axes[1, column].imshow(cam[n], cmap="cividis", vmin=0, vmax=1)
+    axes[1, column].contour(masks[n], [0.5], colors="white", linewidths=1)
+    axes[0, column].set_title(data.classes[predicted[n]], fontsize=9)
+for axis in axes.flat:
+    axis.set_axis_off()
+fig.suptitle("What it said, and where the evidence was; white: the object's outline", fontsize=11)
+show(
+    fig,
+    "Ten pictures with the predicted class, and below them class activation maps with the outline of the object",
+)
+
+# %% [markdown]
+# Pretty. And this is where most such studies end. But a picture of a map convinces everybody of what they
+# believed before. So let us test it.
+#
+# ## Does the map mean anything?
+#
+# The **pointing game**: take the brightest pixel of each map. Is it on the object? And what would somebody get
+# who has never seen the picture?
+#
+# **Before you run the next cell:** a pixel at random is on the object in about a fifth of the cases. What is
+# your guess for the map's brightest pixel? And for somebody who always points at the middle of the picture?
+
+# %%
+everyone = np.arange(len(x))
+flat_masks = masks.reshape(len(x), -1)
+peak = cam.reshape(len(x), -1).argmax(axis=1)
+hit = flat_masks[everyone, peak]
+in_the_middle = masks[:, 15:17, 15:17].mean(axis=(1, 2))
+others = flat_masks[np.roll(everyone, 1), peak]  # the same peak, on the object of the next picture
+wide = np.pad(masks, ((0, 0), (2, 2), (2, 2)))
+near = np.any([wide[:, i : i + 32, j : j + 32] for i in range(5) for j in range(5)], axis=0)
+off_centre = ~masks[:, 15:17, 15:17].any(axis=(1, 2))
+
+rows = [
+    ["a random pixel", f"{masks.mean():.1%}"],
+    ["always the middle of the picture", f"{in_the_middle.mean():.1%}"],
+    ["the map's peak", f"{hit.mean():.1%}"],
+    ["the map's peak, with the mask of another picture", f"{others.mean():.1%}"],
+    [
+        "the map's peak, at most 2 pixels beside the object",
+        f"{near.reshape(len(x), -1)[everyone, peak].mean():.1%}",
+    ],
+    [
+        f"the map's peak, where the middle is not on the object ({off_centre.mean():.0%})",
+        f"{hit[off_centre].mean():.1%}",
+    ],
+]
+say(table(rows, ["who points", "on the object"]))
+say(
+    f"{hit.mean():.0%} looks good against {masks.mean():.0%}. Against somebody who points at the middle with "
+    f"closed eyes, and gets {in_the_middle.mean():.0%}, it looks different. A result without the right baseline is no "
+    f"result."
+)
+
+# %% [markdown]
+# The other lines help to understand it. With the mask of *another* picture a map that only knew "objects are in
+# the middle" would score just as well as with its own. And where the middle is not on the object, whoever
+# points there gets nothing. So the map does follow the object. Why then does its peak miss? Look at the classes
+# one by one.
+
+# %%
+by_class = [(hit[test.labels == k].mean(), in_the_middle[test.labels == k].mean()) for k in range(10)]
+order = np.argsort([-a for a, _ in by_class])
+fig, axes = figure(width=8, height=3)
+axes.bar(np.arange(10) - 0.2, [100 * by_class[k][0] for k in order], 0.38, color=BLUE, label="the map's peak")
+axes.bar(
+    np.arange(10) + 0.2,
+    [100 * by_class[k][1] for k in order],
+    0.38,
+    color=ORANGE,
+    hatch="//",
+    label="always the middle",
+)
+axes.axhline(100 * masks.mean(), color=BLACK, linestyle=":", label="a random pixel")
+axes.set_xticks(range(10), [data.classes[k] for k in order], fontsize=9)
+axes.set_ylabel("on the object, %")
+axes.set_title("The pointing game, class by class")
+axes.set_ylim(0, 119)
+axes.legend(loc="upper center", ncols=3)
+show(fig, "Bars: share of hits of the map's peak and of the picture's middle for each class")
+
+# %%
+ring, crescent = data.classes.index("ring"), data.classes.index("crescent")
+sees, apart = 3, 1  # pixels that a cell sees in each direction, and pixels between two cells
+for _, stride in BLOCKS:
+    sees, apart = sees + 2 * apart, apart * stride
+say(
+    f"The ring: {by_class[ring][0]:.0%}. Whoever recognises a ring has to see both sides of it, and the cell that sees "
+    f"both sides is the one in the *hole*. The crescent, whose middle is empty, too: {by_class[crescent][0]:.0%}, "
+    f"against {by_class[crescent][1]:.0%} in the middle of the picture. A cell of the last map sees {sees} pixels in "
+    f"each direction, which is most of a picture."
+)
+
+# %% [markdown]
+# So "this cell contributes" does not say "what matters lies *in* this cell". It says "what matters can be seen
+# *from* here".
+#
+# Now the whole map instead of its peak. Call "object" all that is brighter than some threshold, and compare
+# with the mask by the **intersection over union**: the pixels in both, by the pixels in either. 1 is perfect.
+# The threshold is chosen on training pictures, as it must be, and so is the rival: a disc in the middle of the
+# picture, always the same.
+
+
+# %%
+def iou(found, truth):
+    """Intersection over union (N,) of two stacks of masks (N, H, W)."""
+    return (found & truth).sum(axis=(1, 2)) / np.maximum((found | truth).sum(axis=(1, 2)), 1)
+
+
+tuning = slice(0, 50 if SMALL else 500)
+x_train = datasets.normalise(data.train.images[tuning], data.mean, data.std)
+masks_train = data.train.masks[tuning]
+guess = fast.forward(x_train).argmax(axis=1)
+cam_train = heat(np.einsum("nijc,cn->nij", last_map(x_train), fc[0][:, guess]))
+yy, xx = np.mgrid[:32, :32] - 15.5
+
+
+def disc(radius, count):
+    return np.broadcast_to(np.hypot(yy, xx) < radius, (count, 32, 32))
+
+
+thresholds, radii = np.arange(0.05, 0.95, 0.05), range(4, 20)
+threshold = max(thresholds, key=lambda t: iou(cam_train > t, masks_train).mean())
+radius = max(radii, key=lambda r: iou(disc(r, len(masks_train)), masks_train).mean())
+overlap, rival = iou(cam > threshold, masks), iou(disc(radius, len(masks)), masks)
+rows = [
+    [f"the map above {threshold:.2f}", f"{overlap.mean():.3f}", f"{overlap[off_centre].mean():.3f}"],
+    [f"a disc of radius {radius} in the middle", f"{rival.mean():.3f}", f"{rival[off_centre].mean():.3f}"],
+    ["the whole picture", *(f"{iou(disc(99, len(m)), m).mean():.3f}" for m in (masks, masks[off_centre]))],
+]
+say(table(rows, ["intersection over union of", "all pictures", "where the middle is not on the object"]))
+
+# %% [markdown]
+# Eight by eight cells, each of which sees most of the picture, do not draw an outline. A class activation map
+# is an honest answer to "how much does each cell add to the logit?" and only a hint to "where is it?". Nobody
+# has told this network where the objects are; judge for yourself how much it found out by the way.
+#
+# ## A dead filter
+#
+# ReLU gives 0 for everything negative, and its gradient there is 0, too. If a channel is negative for every
+# pixel of every picture, nothing of it arrives at the loss, and nothing comes back: no gradient, no change, for
+# ever. Such a channel is **dead**. It costs as many multiplications as a living one.
+
+# %%
+source(relu.backward_numpy)
+
+# %% [markdown]
+# **Before you run the next cell:** how many channels of this network are dead, in your opinion? Think of
+# what BatchNorm does just before the ReLU.
+
+# %%
+alive = {}
+for start in range(0, min(len(x), 500), 250):
+    for name, a in net.activations(x[start : start + 250]).items():
+        if name.endswith((".2", ".5")):  # the outputs of ReLU
+            alive.setdefault(name, []).append((a > 0).mean(axis=(0, 1, 2)))
+alive = {name: np.mean(shares, axis=0) for name, shares in alive.items()}
+dead = sum(int((share == 0).sum()) for share in alive.values())
+channels = sum(share.size for share in alive.values())
+lowest = min(alive, key=lambda name: alive[name].min())
+say(
+    f"{dead} of {channels} channels are never above zero. The most silent one, in `{lowest}`, is above zero for "
+    f"{alive[lowest].min():.1%} of its pixels."
+)
+
+# %% [markdown]
+# BatchNorm gives every channel mean $\beta$ and spread $\gamma$, whatever the convolution before it does. As
+# long as $\beta$ is not many times $-|\gamma|$, some pixels are above zero. A convolution that could die of one
+# update that was too large is saved here; without BatchNorm, or with a learning rate that drives $\gamma$
+# towards zero, look again.
+#
+# So we have to kill one ourselves, to see what it would look like. $\gamma = 0$ and $\beta = -1$ make
+# BatchNorm's output $-1$ everywhere.
+
+# %%
+bn = net["block2"]["1"]
+gamma, beta = bn.weight.value.copy(), bn.bias.value.copy()
+
+
+def kill(channel):
+    """Let the depthwise channel of block 2 be -1 before its ReLU, all others as they were trained."""
+    new_gamma, new_beta = gamma.copy(), beta.copy()
+    if channel is not None:
+        new_gamma[channel], new_beta[channel] = 0, -1
+    bn.weight.value, bn.bias.value = new_gamma, new_beta
+
+
+def gradients(pictures, labels):
+    """The gradient of each depthwise kernel of block 2, its length (C,), and of gamma and beta."""
+    statistics = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
+    for parameter in net.parameters().values():
+        parameter.grad[...] = 0
+    logits = net.forward(pictures, train=True)
+    net.backward(softmax_cross_entropy.backward(logits, labels))
+    for (
+        name,
+        buffer,
+    ) in net.buffers().items():  # a training forward moves the running statistics: put them back
+        buffer.value = statistics[name]
+    return [
+        np.abs(p.grad).sum(axis=tuple(range(p.grad.ndim - 1)))
+        for p in (net["block2"]["0"].weight, bn.weight, bn.bias)
+    ]
+
+
+victim = 5
+kill(victim)
+of_kernel, of_gamma, of_beta = gradients(x[:64], test.labels[:64])
+say(
+    f"Gradient of the dead channel's kernel {of_kernel[victim]:g}, of its gamma {of_gamma[victim]:g}, of its beta "
+    f"{of_beta[victim]:g}. The median over all channels: {np.median(of_kernel):.1e}, {np.median(of_gamma):.1e}, "
+    f"{np.median(of_beta):.1e}."
+)
+
+# %% [markdown]
+# Exactly zero, all three. Gradient descent will never wake it up.
+#
+# Does anybody miss it? Let us kill every channel of block 2's depthwise convolution, one at a time.
+#
+# **Before you run the next cell:** there are 64. For how many of them will the accuracy fall by more than one
+# percentage point?
+
+# %%
+some = slice(0, 50 if SMALL else 500)
+accuracy = []
+for channel in [None, *range(8 if SMALL else 64)]:
+    kill(channel)
+    accuracy.append(float(np.mean(fast.forward(x[some]).argmax(axis=1) == test.labels[some])))
+kill(None)
+whole, without = accuracy[0], np.array(accuracy[1:])
+lost = 100 * (whole - without)
+
+fig, axes = figure(width=8, height=2.8)
+ranked = np.argsort(-lost)
+axes.bar(range(len(lost)), lost[ranked], color=[VERMILION if v > 1 else SKY for v in lost[ranked]])
+axes.axhline(0, color=BLACK, linewidth=0.8)
+axes.set(
+    xlabel="channels of block 2's depthwise convolution, the most missed one first", ylabel="points lost"
+)
+axes.set_title("Accuracy lost when one channel is dead")
+show(fig, "Bars: accuracy that is lost when one channel is dead, the most missed channel first")
+
+say(
+    f"Of {len(lost)} channels, {int(np.sum(lost > 1))} are missed by more than a point; the worst loss is "
+    f"{lost.max():.1f} points. Without any one of {int(np.sum(lost <= 0))} others, as many of the {len(x[some])} "
+    f"pictures are right as before, or more."
+)
+
+# %% [markdown]
+# Hardly any channel is indispensable by itself, and it would be wrong to conclude that all of them are
+# superfluous. They stand in for each other. (Networks are made smaller this way: remove what is missed least,
+# train on, repeat.)
+#
+# ## Questions
+#
+# 1. Why can the filters of the second layer not be shown as little coloured pictures?
+# 2. A depthwise filter whose nine weights are all positive: what does it do to an edge?
+# 3. The bias of the linear layer is in no class activation map. Does that matter for the question where the
+#    network looked?
+# 4. How would you make the map of "why star and not cross"? Which weights would you use?
+# 5. The article's network averages a 2x2 map, and then comes the linear layer. Could you make its class
+#    activation map?
+# 6. Which baseline would you ask for when somebody shows you where a network looks in photographs?
+# 7. Weight decay pulls gamma and beta towards zero. Can it wake a dead channel?
+#
+# ## Exercises
+#
+# The stubs are in [`tutorials/exercises/11.py`](exercises/11.py). `mbnp grade tutorials/exercises/11.py` tells
+# you how you did.
+#
+# **`class_activation_map(features, w, classes)`**: for each picture n, the map of class classes[n], without
+# what is negative and scaled so that its largest value is 1 (all 0 where nothing is positive).
+#
+# <details><summary>Hint</summary>
+#
+# `w[:, classes]` has a column for each picture: `np.einsum("nijc,cn->nij", ...)`. Then ReLU, then divide each
+# picture by its own maximum, but not by 0.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def class_activation_map(features, w, classes):
+#     contribution = np.einsum("nijc,cn->nij", features, w[:, classes])
+#     positive = np.maximum(contribution, 0)
+#     top = positive.max(axis=(1, 2), keepdims=True)
+#     return positive / np.where(top > 0, top, 1).astype(features.dtype)
+# ```
+#
+# </details>
+#
+# **`intersection_over_union(found, truth)`**: of two stacks of masks (N, H, W), bool, a number for each
+# picture. Two empty masks agree: 1.
+#
+# <details><summary>Hint</summary>
+#
+# `&` and `|` work pixel by pixel; sum over axes 1 and 2 only.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def intersection_over_union(found, truth):
+#     both = (found & truth).sum(axis=(1, 2))
+#     either = (found | truth).sum(axis=(1, 2))
+#     return np.where(either > 0, both / np.maximum(either, 1), 1.0)
+# ```
+#
+# </details>
+#
+# **`dead_channels(a)`**: which channels of a ReLU's output a (N, H, W, C) are zero on every pixel of every
+# picture, (C,) bool.
+#
+# <details><summary>Hint</summary>
+#
+# One pixel above zero, in one picture, is a sign of life.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def dead_channels(a):
+#     return (a <= 0).all(axis=(0, 1, 2))
+# ```
+#
+# </details>

@@ -1,0 +1,301 @@
+"""Execute the lessons into the pages that people read: tutorials/rendered/NN_name.md and its figures.
+
+    python tutorials/build.py            those whose page was not made from their current source
+    python tutorials/build.py 03 10      these
+    python tutorials/build.py --all      every one, in less than ten minutes
+
+It needs `pip install -e ".[tutorials]"` and no network. The first line of a page says what it was made from: the
+lesson, lesson.py and the code of mbnp that the page shows, with their common SHA-256. A page is stale when that is
+no longer true; what a page measures (seconds, accuracies) may differ from one build to the next. The code of a cell
+that is tagged `# %% tags=["hide-input"]`, a figure's mostly, is folded away.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import inspect
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RENDERED = HERE / "rendered"
+
+TEMPLATE = """\
+{% extends 'markdown/index.md.j2' %}
+{% macro fenced(text, language) %}{% if text.strip() %}
+```{{ language }}
+{{ text | strip_ansi | trim('\\n') }}
+```
+{% endif %}{% endmacro %}
+{% block input %}{% if 'hide-input' in cell.metadata.tags %}
+<details><summary>The code of this figure</summary>
+
+{{ fenced(cell.source, 'python') }}
+</details>
+{% else %}{{ fenced(cell.source, 'python') }}{% endif %}{% endblock %}
+{% block stream %}{{ fenced(output.text, 'text') }}{% endblock %}
+{% block data_text scoped %}{{ fenced(output.data['text/plain'], 'text') }}{% endblock %}
+{% block data_markdown scoped %}
+{{ output.data['text/markdown'] }}
+{% endblock %}
+{% block data_png %}
+![{{ output.metadata['image/png']['alt'] }}]({{ output.metadata.filenames['image/png'] }})
+{% endblock %}
+{% block markdowncell scoped %}
+{{ cell.source }}
+{% endblock %}
+"""
+
+
+class LessonError(Exception):
+    """A lesson that did not run to its end, as one line: which lesson, which cell, what happened."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="build.py", description="Execute lessons into tutorials/rendered.")
+    parser.add_argument("lessons", nargs="*", metavar="NN", help="such as 03 (default: those that changed)")
+    parser.add_argument("--all", action="store_true", help="every lesson")
+    options = parser.parse_args()
+    try:
+        _check_tools()
+        chosen = _chosen(options.lessons, options.all)
+    except LessonError as error:
+        print(f"build.py: {error}", file=sys.stderr)
+        return 2
+    if not chosen:
+        print("every page is made from its current source")
+    failed, total = 0, 0.0
+    for lesson in chosen:
+        start = time.perf_counter()
+        try:
+            page = build(lesson)
+        except LessonError as error:
+            failed += 1
+            print(f"build.py: {error}; the old page is untouched", file=sys.stderr)
+            continue
+        seconds = time.perf_counter() - start
+        total += seconds
+        print(
+            f"{lesson.stem:32} {seconds:6.1f} s  {_figures_size(page) / 1e3:5.0f} kB of figures", flush=True
+        )
+    if len(chosen) > 1:
+        print(f"{'together':32} {total:6.1f} s")
+    return 1 if failed else 0
+
+
+def lessons() -> list[Path]:
+    """The sources, in order."""
+    return sorted(HERE.glob("[0-9][0-9]_*.py"))
+
+
+def page_of(lesson: Path) -> Path:
+    """Where a lesson's page is."""
+    return RENDERED / f"{lesson.stem}.md"
+
+
+def is_fresh(lesson: Path) -> bool:
+    """Was the page made from the current lesson, lesson.py and mbnp code, between the current neighbours?"""
+    try:
+        first, *rest = page_of(lesson).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return False
+    shown = re.findall(r"[\w.]+:[\w.]+", first)
+    return first == _stamp(lesson, shown) and _links(lesson) in rest
+
+
+def build(lesson: Path) -> Path:
+    """Execute a lesson and write its page and figures. LessonError, and nothing written, if a cell fails."""
+    notebook = _execute(lesson)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    shown = {
+        name for output in outputs for name in output.get("metadata", {}).get("mbnp", {}).get("shown", ())
+    }
+    body, figures = _convert(notebook, f"{lesson.stem}_files")
+    parts = [_stamp(lesson, sorted(shown)), _links(lesson), body, "---", _links(lesson)]
+    return _write("\n\n".join(parts) + "\n", figures, page_of(lesson))
+
+
+def _check_tools() -> None:
+    for name in ("jupytext", "nbclient", "nbconvert", "ipykernel"):
+        if importlib.util.find_spec(name) is None:
+            raise LessonError(f'{name} is not installed: pip install -e ".[tutorials]"')
+
+
+def _chosen(names: list[str], everything: bool) -> list[Path]:
+    if not names:
+        return [lesson for lesson in lessons() if everything or not is_fresh(lesson)]
+    chosen = []
+    for name in names:
+        stem = Path(name).stem
+        found = [lesson for lesson in lessons() if stem in (lesson.stem, lesson.stem[:2])]
+        if not found:
+            raise LessonError(f"no lesson {name!r}: known are {', '.join(path.stem for path in lessons())}")
+        chosen += found
+    return chosen
+
+
+def _environment() -> dict[str, str]:
+    """Full size, the data that mbnp draws itself, no backend but the default: what a fresh clone has."""
+    ours = ("MBNP_LESSONS", "MBNP_DATA", "MBNP_BACKEND", "MPLBACKEND")
+    env = {name: value for name, value in os.environ.items() if name not in ours}
+    return {**env, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # or the kernel warns about frozen modules
+
+
+def _execute(lesson: Path) -> Any:
+    import jupytext
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    notebook = jupytext.read(lesson, fmt="py:percent")
+    # No folder of kernels: a "python3" that the user once installed may be another Python than this one.
+    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    client = NotebookClient(
+        notebook,
+        km=kernel,
+        timeout=600,
+        extra_arguments=["--log-level=ERROR"],  # the kernel talks to this process alone
+        resources={"metadata": {"path": str(HERE)}},
+    )
+    try:
+        client.execute(env=_environment())
+    except CellExecutionError as error:
+        what = f"{error.ename}: {error.evalue}".strip(": ").splitlines()[0]
+        at = _failing_line(lesson, notebook, error.traceback)
+    except CellTimeoutError:
+        what, at = "took longer than 600 seconds", _failing_line(lesson, notebook)
+    except DeadKernelError:
+        what, at = "Python ended in the middle of it", _failing_line(lesson, notebook)
+    else:
+        _pass_on_warnings(lesson, notebook)
+        return notebook
+    raise LessonError(f"{lesson.name}, {at}: {what}")
+
+
+def _failing_line(lesson: Path, notebook: Any, traceback: str = "") -> str:
+    """The last cell that was begun, and the line in it that failed, or where the cell starts."""
+    begun = [k for k, cell in enumerate(notebook.cells) if cell.get("execution_count") or cell.get("outputs")]
+    number = max(begun, default=0)
+    code = notebook.cells[number].source
+    before = lesson.read_text(encoding="utf-8").partition(code)[0].count("\n")
+    arrow = re.search(r"^-+> (\d+)", re.sub(r"\x1b\[[\d;]*m", "", traceback), re.MULTILINE)
+    line = int(arrow[1]) if arrow else 1
+    return f"cell {number + 1}, line {before + line} ({code.splitlines()[line - 1].strip()})"
+
+
+def _pass_on_warnings(lesson: Path, notebook: Any) -> None:
+    """What a lesson writes to stderr is for whoever builds, not for the page."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if output.get("name") == "stderr":
+                print(f"{lesson.name}: {output.text.rstrip()}", file=sys.stderr)
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+
+
+def _convert(notebook: Any, folder: str) -> tuple[str, dict[str, bytes]]:
+    """The page's body, and its figures by their path beside the page."""
+    from jinja2 import DictLoader
+    from nbconvert import MarkdownExporter
+    from traitlets.config import Config
+
+    naming = Config(
+        {"ExtractOutputPreprocessor": {"output_filename_template": "{unique_key}/{cell_index}{extension}"}}
+    )
+    exporter = MarkdownExporter(
+        config=naming, extra_loaders=[DictLoader({"lesson": TEMPLATE})], template_file="lesson"
+    )
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"(?<=\]\()[\w./-]+(?=\))", _relink, cell.source)
+    body, resources = exporter.from_notebook_node(notebook, {"unique_key": folder})
+    return _tidy(body), resources["outputs"]
+
+
+def _relink(target: re.Match[str]) -> str:
+    """A link beside the lesson, seen from the page's folder; a lesson becomes its page."""
+    file = HERE / target[0]
+    if not file.exists():
+        return target[0]
+    return page_of(file).name if file in lessons() else f"../{target[0]}"
+
+
+def _tidy(body: str) -> str:
+    """One blank line between blocks; code keeps its own."""
+    pieces = re.split(r"(^```.*?^```$)", body, flags=re.MULTILINE | re.DOTALL)
+    for k in range(0, len(pieces), 2):
+        pieces[k] = re.sub(r"[ \t]*\n(?:[ \t]*\n)+", "\n\n", pieces[k])
+    return "".join(pieces).strip()
+
+
+def _write(page: str, figures: dict[str, bytes], path: Path) -> Path:
+    """The figures first, beside the old ones, then the page that names them: never a page without its figures."""
+    folder = path.with_name(f"{path.stem}_files")
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, data in figures.items():
+        (partial / Path(name).name).write_bytes(data)
+    text = path.with_name(f".{path.name}.part")
+    text.write_text(page, encoding="utf-8", newline="\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    if figures:
+        os.replace(partial, folder)
+    else:
+        partial.rmdir()
+    os.replace(text, path)
+    return path
+
+
+def _stamp(lesson: Path, shown: list[str]) -> str:
+    """The first line of a page."""
+    digest = hashlib.sha256()
+    for file in (lesson, HERE / "lesson.py"):
+        digest.update(file.read_text(encoding="utf-8").encode())  # as text: line ends differ between systems
+    for name in shown:
+        digest.update(_code(name).encode())
+    made_from = ", ".join((lesson.name, "lesson.py", *shown))
+    return f"<!-- made by tutorials/build.py from {made_from}; sha256 {digest.hexdigest()} -->"
+
+
+def _code(name: str) -> str:
+    """The source of module:qualname as it is now; nothing if there is no such thing any more."""
+    module, _, qualname = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+        return inspect.getsource(getattr(found, "py_func", found))
+    except (ImportError, AttributeError):
+        return ""
+
+
+def _links(lesson: Path) -> str:
+    """The line at the top and the bottom of a page: its neighbours, the map, its exercises."""
+    order = lessons()
+    at = order.index(lesson) if lesson in order else 0
+    before, after = order[:at][-1:], order[at + 1 :][:1]
+    links = [f"[← {_title(path)}]({path.stem}.md)" for path in before]
+    links += ["[All lessons](../README.md)", f"[Source](../{lesson.name})"]
+    links += [f"[Exercises](../exercises/{lesson.stem[:2]}.py)"]
+    links += [f"[{_title(path)} →]({path.stem}.md)" for path in after]
+    return " · ".join(links)
+
+
+def _title(lesson: Path) -> str:
+    number, _, words = lesson.stem.partition("_")
+    return f"{int(number)}. {words.replace('_', ' ').capitalize().replace('Flops', 'FLOPs')}"
+
+
+def _figures_size(page: Path) -> int:
+    return sum(file.stat().st_size for file in page.with_name(f"{page.stem}_files").glob("*"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

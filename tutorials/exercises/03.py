@@ -1,0 +1,30 @@
+"""Exercises of lesson 3. Replace each `raise NotImplementedError`, then: mbnp grade tutorials/exercises/03.py"""
+
+import numpy as np
+
+
+def taps(p, size, kernel, stride, padding):
+    """Who sees row p of the picture: for each output row, the tap that it looks at p with, or -1 if it does not.
+
+    size: rows of the picture; kernel: rows of the kernel; stride; padding: rows of zeros on either side.
+    Returns whole numbers, as many as there are output rows.
+    """
+    raise NotImplementedError
+
+
+def conv_dx(dy, w, shape, stride, padding):
+    """The gradient of a convolution with respect to its input, of the shape `shape` = (N, H, W, C).
+
+    dy (N, OH, OW, D): the gradient with respect to the output; w (KH, KW, C, D); stride, padding: one number
+    each, for rows and columns. dx has the dtype of dy.
+    """
+    raise NotImplementedError
+
+
+def conv_dw(dy, x, kernel, stride, padding):
+    """The gradient of a convolution with respect to its weights, (KH, KW, C, D).
+
+    dy (N, OH, OW, D); x (N, H, W, C); kernel: (KH, KW); stride, padding: one number each, for rows and columns.
+    dw has the dtype of x.
+    """
+    raise NotImplementedError

@@ -1,0 +1,29 @@
+"""Exercises of lesson 10. Replace each `raise NotImplementedError`, then: mbnp grade tutorials/exercises/10.py"""
+
+import numpy as np
+
+
+def fold(w, b, gamma, beta, mean, var, eps):
+    """Weights (KH, KW, C, D) and bias (D,) of the one convolution that is a convolution and the BatchNorm after it.
+
+    w (KH, KW, C, D), b (D,): the convolution's; gamma, beta, mean, var (D,), eps: of the BatchNorm in inference.
+    Both results have the dtype of w.
+    """
+    raise NotImplementedError
+
+
+def normalise_relu(z, mean, var, gamma, beta, eps):
+    """BatchNorm with the given statistics, then ReLU: a new array like z (N, H, W, C), which is left as it is.
+
+    mean, var, gamma, beta (C,); eps is added to the variance before the root.
+    """
+    raise NotImplementedError
+
+
+def combine(counts, means, m2s):
+    """Mean (C,) and biased variance (C,) of all pixels, from the statistics of T tiles.
+
+    counts (T,): pixels of each tile; means (T, C); m2s (T, C): the sum of squared deviations of each tile's pixels
+    from the tile's own mean.
+    """
+    raise NotImplementedError

@@ -1,0 +1,140 @@
+"""What every lesson imports: ways to show text, code, tables, figures and times.
+
+In a notebook they are displayed; where a lesson runs as a plain script they are printed, and figures open in a
+window where there is a screen. MBNP_LESSONS=small in the environment cuts every lesson down to a few seconds.
+"""
+
+import inspect
+import io
+import os
+import statistics
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+SMALL = os.environ.get("MBNP_LESSONS") == "small"
+
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart. Give lines that cross
+# different markers or dashes too: some readers print.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+
+_STYLE = {
+    "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+    "figure.facecolor": "white",  # opaque: black labels are read on dark pages too
+    "font.size": 10,
+    "image.interpolation": "nearest",
+    "legend.frameon": False,
+    "savefig.facecolor": "white",
+}
+
+
+def say(text: str) -> None:
+    """Show text in Markdown: an f-string, so that its numbers are the ones just computed."""
+    _display(inspect.cleandoc(text))
+
+
+def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
+    """A table in Markdown, to be shown with `say`. Columns of numbers are right-aligned."""
+    rows = [[cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in rows]
+    numeric = [all(_is_number(row[k]) for row in rows) for k in range(len(header))]
+    lines = [header, ["---:" if right else "---" for right in numeric], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def source(*code: Callable | str) -> None:
+    """Show code of mbnp as it stands: functions and classes, or text. A page is stale once it has changed."""
+    parts = [part if isinstance(part, str) else inspect.getsource(_plain(part)) for part in code]
+    names = [f"{_plain(part).__module__}:{part.__qualname__}" for part in code if not isinstance(part, str)]
+    text = "\n\n\n".join(textwrap.dedent(part).strip("\n") for part in parts)
+    _display(f"```python\n{text}\n```", shown=[name for name in names if not name.startswith("__main__")])
+
+
+def figure(width: float = 8, height: float = 3.5, **subplots: Any) -> tuple[Any, Any]:
+    """`(figure, axes)` of matplotlib in the style of the lessons, in inches; `subplots` as in plt.subplots."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(_STYLE)
+    return plt.subplots(figsize=(width, height), **subplots)
+
+
+def show(fig: Any, alt: str = "") -> None:
+    """Show a figure and close it. `alt` says in words what there is to see; without it, the titles do."""
+    import matplotlib.pyplot as plt
+
+    titles = [fig.get_suptitle(), *(axes.get_title() for axes in fig.axes)]
+    alt = " ".join((alt or "; ".join(filter(None, titles)) or "figure").split())
+    if _in_notebook():
+        from IPython.display import Image, display
+
+        png = io.BytesIO()
+        fig.savefig(png, format="png", pil_kwargs={"optimize": True})
+        display(Image(png.getvalue(), format="png", alt=alt))
+    elif plt.get_backend().lower() == "agg":  # nothing to open a window on
+        print(f"[figure: {alt}]\n")
+    else:
+        plt.show()
+    plt.close(fig)
+
+
+def grid(axes: Any, numbers: Any, title: str = "", box: tuple[int, int, int, int] | None = None) -> None:
+    """Draw a small matrix with its numbers written in; `box` (row, column, height, width) frames a part of it."""
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    numbers = np.asarray(numbers)
+    limit = max(float(np.abs(numbers).max()), 1e-9)
+    axes.imshow(numbers, cmap="RdBu_r", vmin=-2 * limit, vmax=2 * limit)  # pale, so that the numbers are read
+    for (row, column), number in np.ndenumerate(numbers):
+        axes.text(column, row, f"{number:g}", ha="center", va="center")
+    if box:
+        row, column, height, width = box
+        frame = Rectangle(
+            (column - 0.5, row - 0.5), width, height, fill=False, edgecolor=BLACK, linewidth=2.5
+        )
+        axes.add_patch(frame).set_clip_on(False)
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.spines[:].set_visible(False)
+
+
+def timed(call: Callable[[], object], repeat: int = 7) -> float:
+    """Median seconds of `call()`, after one run that compiles and warms up."""
+    call()
+    seconds = []
+    for _ in range(min(repeat, 2) if SMALL else repeat):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _plain(code: Any) -> Any:
+    return getattr(code, "py_func", code)  # the Python function inside a compiled one
+
+
+def _is_number(cell: str) -> bool:
+    return cell.strip(" %x+-").replace(",", "").replace(".", "", 1).isdigit()
+
+
+def _display(text: str, shown: Sequence[str] = ()) -> None:
+    if _in_notebook():
+        from IPython.display import Markdown, display
+
+        # build.py reads from the metadata which code a page depends on.
+        display(Markdown(text), metadata={"mbnp": {"shown": list(shown)}})
+    else:
+        print(text, end="\n\n")
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return hasattr(shell, "kernel")
