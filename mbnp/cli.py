@@ -101,7 +101,7 @@ def _train(commands: Any) -> None:
     p.add_argument(
         "--freeze-until",
         metavar="LAYER",
-        help="with --init: what comes before this layer or block, and itself, stays as it is",
+        help="with --init: this layer or block and all before it stay as they are",
     )
     p.add_argument("--data", metavar="PATH", help=DATA)
     p.add_argument(

@@ -316,7 +316,10 @@ def test_epochs_leave_what_is_frozen_bit_for_bit(engine):
 def test_what_was_learned_helps_with_other_classes(engine):
     data, net = make_data(), models.create("mobilenet-v1-small", num_classes=3, width_mult=0.25)
     train.fit(ENGINES[engine](net), data, dataclasses.replace(RECIPE, epochs=12))
-    halves = [datasets.Split(split.images, (split.labels == 1).astype(np.int64)) for split in (data.train, data.test)]
+    halves = [
+        datasets.Split(split.images, (split.labels == 1).astype(np.int64))
+        for split in (data.train, data.test)
+    ]
     green = dataclasses.replace(data, train=halves[0], test=halves[1], classes=["not green", "green"])
     tuned = models.with_new_head(net, 2)
     tuned.freeze_until("conv2_6")

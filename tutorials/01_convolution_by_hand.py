@@ -144,7 +144,7 @@ show(
 #
 # In one formula, and two lines that say where to look:
 #
-# $$y_{n,i,j,d} = \sum_{u,v,c} x_{n,p,q,c}\; w_{u,v,c,d} + b_d$$
+# $$y_{n,i,j,d} = \sum_{u,v,c} x_{n,p,q,c} w_{u,v,c,d} + b_d$$
 #
 # $$p = i \cdot S + u - P \qquad q = j \cdot S + v - P$$
 #

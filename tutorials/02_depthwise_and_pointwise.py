@@ -55,9 +55,9 @@ say(f"From {looked[0]:g} and {looked[1]:g} come **{', '.join(f'{number:g}' for n
 #
 # | | formula | sums over |
 # | --- | --- | --- |
-# | standard | $y_{n,i,j,d} = \sum_{u,v,c} x_{n,p,q,c}\, w_{u,v,c,d}$ | kernel and channels |
-# | depthwise | $y_{n,i,j,c} = \sum_{u,v} x_{n,p,q,c}\, w_{u,v,c}$ | kernel |
-# | pointwise | $y_{n,i,j,d} = \sum_{c} x_{n,i,j,c}\, w_{c,d}$ | channels |
+# | standard | $y_{n,i,j,d} = \sum_{u,v,c} x_{n,p,q,c} w_{u,v,c,d}$ | kernel and channels |
+# | depthwise | $y_{n,i,j,c} = \sum_{u,v} x_{n,p,q,c} w_{u,v,c}$ | kernel |
+# | pointwise | $y_{n,i,j,d} = \sum_{c} x_{n,i,j,c} w_{c,d}$ | channels |
 #
 # And this is how mbnp defines them. In the first there is no loop over $d$, and in the second none over $u$ and $v$.
 
@@ -70,9 +70,9 @@ source(depthwise.forward_loops, pointwise.forward_loops)
 # The two steps together are a standard convolution too, one of a special kind. Call the pointwise weights $m_{c,d}$,
 # for mixing, and put the depthwise formula into the pointwise one:
 #
-# $$y_{n,i,j,d} = \sum_c \Big( \sum_{u,v} x_{n,p,q,c}\, w_{u,v,c} \Big)\, m_{c,d}$$
+# $$y_{n,i,j,d} = \sum_c \Big( \sum_{u,v} x_{n,p,q,c} w_{u,v,c} \Big) m_{c,d}$$
 #
-# $$\phantom{y_{n,i,j,d}} = \sum_{u,v,c} x_{n,p,q,c}\; \big( w_{u,v,c}\, m_{c,d} \big)$$
+# $$\phantom{y_{n,i,j,d}} = \sum_{u,v,c} x_{n,p,q,c} \big( w_{u,v,c} m_{c,d} \big)$$
 #
 # What stands in the last brackets is a standard kernel.
 #

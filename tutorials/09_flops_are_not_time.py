@@ -230,7 +230,7 @@ say(
 # Put the two limits together. In one second, a layer of intensity $I$ cannot do more than the machine's peak $P$; and
 # it cannot do more than $I$ FLOPs for each of the $B$ bytes that arrive:
 #
-# $$\text{FLOP/s} \;\le\; \min(P,\; B \cdot I)$$
+# $$\text{FLOP/s} \le \min(P, B \cdot I)$$
 #
 # Drawn on logarithmic axes, this is a slope and then a flat roof, and it is called the **roofline** (Williams,
 # Waterman and Patterson, 2009). Under the slope, only fewer *bytes* can make a layer faster. Under the flat part, only

@@ -206,8 +206,8 @@ show(fig, "Bars of the time of each step, from Python loops to a compiled kernel
 # So far we made one operation faster. Lesson 9 found that BatchNorm and ReLU, which hardly compute, take more
 # time of a training step than all depthwise convolutions. Between two convolutions there is this chain:
 #
-# $$z \;\to\; \hat z = \gamma\,\frac{z-\mu}{\sqrt{\sigma^2+\varepsilon}} + \beta \;\to\; a = \max(\hat z, 0)
-# \;\to\; \text{next convolution} \;\to\; z' \;\to\; \text{its own } \mu', \sigma'^2$$
+# $$z \to \hat z = \gamma \frac{z-\mu}{\sqrt{\sigma^2+\varepsilon}} + \beta \to a = \max(\hat z, 0)
+# \to \text{next convolution} \to z' \to \text{its own } \mu', \sigma'^2$$
 #
 # Do it by hand for one channel with four pixels, and count how often the map travels.
 
@@ -443,8 +443,8 @@ say(
 # In inference mean and variance are constants: the running ones. A convolution followed by a scale and a shift
 # is again a convolution, with other weights and a bias:
 #
-# $$\gamma\,\frac{w * x - \mu}{\sqrt{\sigma^2+\varepsilon}} + \beta
-# = \Big(\underbrace{\frac{\gamma}{\sqrt{\sigma^2+\varepsilon}}}_{s}\,w\Big) * x + (\beta - \mu s)$$
+# $$\gamma \frac{w * x - \mu}{\sqrt{\sigma^2+\varepsilon}} + \beta
+# = \Big(\underbrace{\frac{\gamma}{\sqrt{\sigma^2+\varepsilon}}}_{s} w\Big) * x + (\beta - \mu s)$$
 #
 # So the weights are scaled once, and BatchNorm is gone. By hand, with one weight:
 

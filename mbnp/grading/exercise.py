@@ -419,6 +419,9 @@ def _describe(case: Case) -> str:
     """The arguments: arrays by their shape, others as they are."""
 
     def word(value: Any) -> str:
+        if isinstance(value, (list, tuple)) and any(isinstance(x, np.ndarray) for x in value):
+            shapes = ", ".join(word(x) for x in value[:3])
+            return f"[{shapes}{', ...' if len(value) > 3 else ''}]"
         if not isinstance(value, np.ndarray):
             return _short(value)
         text = " ".join(np.array2string(value, precision=3, separator=", ").split())
