@@ -206,6 +206,11 @@ COMBINE_MISTAKES = [
         lambda counts, means, m2s: _around(counts, means, m2s, means.mean(axis=0)),
     ),
     Mistake(
+        "counts, and between the tiles: the mean has to be weighted by counts, and each tile's own squared deviations "
+        "lack counts · (means - mean)²",
+        lambda counts, means, m2s: (means.mean(axis=0), m2s.sum(axis=0) / counts.sum()),
+    ),
+    Mistake(
         "between the tiles: the squared deviations are only added up. They are from each tile's own mean; around the "
         "common mean, counts · (means - mean)² come on top (squared: plain deviations cancel)",
         lambda counts, means, m2s: (_combine(counts, means, m2s)[0], m2s.sum(axis=0) / counts.sum()),
