@@ -106,6 +106,7 @@ def fit(
         raise MbnpError("every parameter of the network is frozen, so that there is nothing to train")
     if batches == 0:
         raise MbnpError(f"{len(data.train)} training pictures do not fill one batch of {recipe.batch_size}")
+    net.output_shape(data.train.images.shape[1:])  # raises for pictures that the network does not take
     opt = recipe.optimiser(net)
     rates = recipe.rates(total=recipe.epochs * batches)
     rng = np.random.default_rng(recipe.seed)

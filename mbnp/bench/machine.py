@@ -130,6 +130,15 @@ def _triad(a, b, s, out):
 
 def measure(threads: int, rounds: int = 30) -> Peaks:
     """Measure both limits on `threads` threads; the best of `rounds`, since a limit is what is never exceeded."""
+    before = backend.get_num_threads()
+    backend.set_num_threads(threads)
+    try:
+        return _measure(threads, rounds)
+    finally:
+        backend.set_num_threads(before)
+
+
+def _measure(threads: int, rounds: int) -> Peaks:
     rng = np.random.default_rng(0)
     a, b = (
         rng.standard_normal((4 * threads, 256, 1024), np.float32),

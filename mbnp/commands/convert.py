@@ -45,7 +45,7 @@ def _add(net: Network, options: Namespace) -> None:
     if options.order is not None and options.mean is None and net.preprocessing is None:
         raise MbnpError("--order needs --mean and --std, which the file does not have")
     if options.mean is not None:
-        net.preprocessing = {"mean": options.mean, "std": options.std}
+        net.preprocessing = {**(net.preprocessing or {}), "mean": options.mean, "std": options.std}
     if options.order is not None:
         net.preprocessing = {**(net.preprocessing or {}), "order": options.order}
     if options.classes is not None:
@@ -55,7 +55,7 @@ def _add(net: Network, options: Namespace) -> None:
 
 def _names(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError:
         raise MbnpError(f"{path} is no text in UTF-8, one class a line") from None
 

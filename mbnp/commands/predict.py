@@ -39,6 +39,10 @@ def probabilities(net: Network, images: np.ndarray) -> np.ndarray:
     if net.preprocessing is None:
         raise MbnpError("the checkpoint does not say how its pictures were normalised")
     x = datasets.normalise(images, **net.preprocessing, dtype=net.dtype)
+    if net.num_classes == 1:
+        raise MbnpError(
+            "the network has one output, and probabilities of classes need two: call it in Python"
+        )
     with backend.one_blas_thread():
         return softmax(net.forward(x))
 

@@ -29,6 +29,9 @@ def with_new_head(net: Network, num_classes: int, seed: int = 0) -> Network:
     new = described.build(description, net.dtype, seed)
     body = {key: array for key, array in net.state().items() if not key.startswith(f"{name}.")}
     new.load_state(body, strict=False)
+    new.needs_dx = net.needs_dx
+    for key, parameter in new.parameters().items():
+        parameter.frozen = key in body and net.parameters()[key].frozen
     new.preprocessing = copy.deepcopy(net.preprocessing)
     if "num_classes" in net.arch:
         new.arch = net.arch | {"num_classes": num_classes}

@@ -46,9 +46,10 @@ def build(arch: Any, dtype: Any, elements: int) -> Network:
         raise MbnpError(f"its architecture is {_short(arch)}")
     if arch.get("name") == described.NAME:
         return described.build(arch, dtype, most_numbers=elements)
-    # Each builder's network of width w has at least 36,864 w^2 weights; below w = 1 there is nothing to fear.
+    # Each builder's network of width w has at least 36,864 w^2 weights, and 64 w of them for each class.
     width = float(arch.get("width_mult", 1.0))
-    if arch.get("num_classes", 1) > elements or (width > 1 and 30_000 * width**2 > elements):
+    head = arch.get("num_classes", 1) * max(1, int(64 * width))
+    if head > elements or (width > 1 and 30_000 * width**2 > elements):
         raise MbnpError(f"its {elements:,} numbers are too few for {_short(arch)}")
     return models.create(**arch, dtype=dtype)
 

@@ -54,7 +54,7 @@ def from_torch(net: Network, state_dict: Mapping[str, Any], strict: bool = True)
         raise MbnpError(
             "timm's weights are for ReLU6: build the network with models.mobilenet_v1(relu_cap=6)"
         )
-    arrays = {}
+    arrays, misfits = {}, {}
     for name, tensor in state_dict.items():
         layer_name, _, last = name.rpartition(".")
         if last == "num_batches_tracked":
@@ -62,8 +62,16 @@ def from_torch(net: Network, state_dict: Mapping[str, Any], strict: bool = True)
         if from_timm:
             name = f"{_FROM_TIMM.get(layer_name, layer_name)}.{last}"
         array = array_of(tensor)
-        arrays[name] = _layout_from_torch(name, owner[name], array, strict) if name in owner else array
-    return net.load_state(arrays, strict)
+        try:
+            arrays[name] = _ours(name, owner[name], array) if name in owner else array
+        except MbnpError:
+            if strict:
+                raise
+            expected = owner[name].variables()["weight"].value.shape
+            misfits[name] = f"{name} has shape {array.shape}, not {expected}"
+    skipped = net.load_state(arrays, strict)
+    missing = tuple(name for name in skipped.missing if name not in misfits)
+    return skipped._replace(missing=missing, misfits=(*skipped.misfits, *misfits.values()))
 
 
 def to_torch(net: Network, names: str = "mbnp") -> dict[str, Any]:
@@ -94,7 +102,10 @@ def is_timm(net: Network) -> bool:
     stem = net.variables().get("features.0.0.weight")
     if stem is None:
         return False
-    timm = mobilenet_v1(net.num_classes, stem.value.shape[-1] / STEM, net.resolution, relu_cap=6.0)
+    try:
+        timm = mobilenet_v1(net.num_classes, stem.value.shape[-1] / STEM, net.resolution, relu_cap=6.0)
+    except MbnpError:  # wider than any
+        return False
     return described.describe(timm)["layers"] == ours
 
 
@@ -116,15 +127,6 @@ def array_of(tensor: Any) -> np.ndarray:
             tensor = tensor.float()  # NumPy has no bfloat16
         tensor = tensor.numpy()
     return np.asarray(tensor)
-
-
-def _layout_from_torch(name: str, layer: Layer, w: np.ndarray, strict: bool) -> np.ndarray:
-    try:
-        return _ours(name, layer, w)
-    except MbnpError:
-        if strict:
-            raise
-        return w  # which has other dimensions than ours, so that it will be skipped as a misfit
 
 
 def _ours(name: str, layer: Layer, w: np.ndarray) -> np.ndarray:

@@ -111,3 +111,16 @@ def test_unknown_names():
         weights.to_torch(models.mobilenet_v1_small(), names="tim")
     with pytest.raises(MbnpError, match="not timm's"):
         weights.to_torch(models.mobilenet_v1(10, 0.25), names="timm")
+
+
+def test_a_matrix_where_a_1x1_kernel_belongs_is_skipped_and_not_loaded_transposed():
+    net = models.mobilenet_v1_small(width_mult=0.25)
+    name = "conv2_3.3.weight"  # as many channels in as out
+    before = net.state()[name]
+    state = weights.to_torch(net)
+    state[name] = state[name][:, :, 0, 0] + 1
+    skipped = weights.from_torch(net, state, strict=False)
+    assert len(skipped.misfits) == 1
+    assert name in str(skipped)
+    assert not skipped.missing
+    np.testing.assert_array_equal(net.state()[name], before)

@@ -231,7 +231,7 @@ class _Build:
             raise MbnpError(
                 f"{node} normalises over axis {repr(axis)[:40]} or renormalises; mbnp reads axis -1"
             )
-        eps, momentum = settings.number(node, "epsilon", 1e-3), settings.number(node, "momentum", 0.99)
+        eps, momentum = settings.scalar(node, "epsilon", 1e-3), settings.scalar(node, "momentum", 0.99)
         if not (eps >= 0 and 0 <= momentum <= 1):
             raise MbnpError(f"{node} has epsilon {eps} and momentum {momentum}")
         names = {
@@ -250,10 +250,10 @@ class _Build:
 
     def _ReLU(self, node: Node) -> None:
         for slope in ("negative_slope", "threshold"):
-            if np.any(settings.number(node, slope, 0.0)):
+            if settings.scalar(node, slope, 0.0):
                 raise MbnpError(f"{node} has a {slope}, which mbnp's ReLU has not")
         cap = node.config.get("max_value")
-        if cap is not None and not (cap := settings.number(node, "max_value", 6.0)) > 0:
+        if cap is not None and not (cap := settings.scalar(node, "max_value", 6.0)) > 0:
             raise MbnpError(f"{node} has max_value {cap}")
         self.put(node.name, ReLU(cap))
 

@@ -56,7 +56,7 @@ class Node:
         if self.kind == "Normalization" and self.config.get("mean") is not None:
             return ()
         names = WEIGHTS.get(self.kind, ())
-        return tuple(n for n in names if self.config.get(left_out.get(n, ""), True) is not False)
+        return tuple(n for n in names if n not in left_out or self.config.get(left_out[n], True) is not False)
 
     def __str__(self) -> str:
         return f"layer {self.name[:60]!r} ({self.kind[:40]})"

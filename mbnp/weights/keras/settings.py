@@ -32,6 +32,14 @@ def number(node: Node, key: str, default: float) -> Any:
     return np.array(flat, np.float64) if isinstance(flat, list) else float(flat)
 
 
+def scalar(node: Node, key: str, default: float) -> float:
+    """A finite number."""
+    value = number(node, key, default)
+    if not isinstance(value, float):
+        raise MbnpError(f"{node} has {key} {repr(node.config.get(key))[:40]}, where one number belongs")
+    return value
+
+
 def whole(node: Node, key: str, default: int) -> int:
     value = node.config.get(key, default)
     if type(value) is not int or not 1 <= value <= LARGEST_STEP:
