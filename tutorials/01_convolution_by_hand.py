@@ -202,7 +202,7 @@ say(table(rows, ["stride", "output rows", "the last window stands on rows"]))
 # The padded picture has rows 0 to 33. At stride 2 the last window ends on row 32, and the padding on row 33 is never
 # looked at. Whether that odd row is at the end or at the beginning is a choice, and PyTorch and TensorFlow choose
 # differently. Weights that were trained with one choice and run with the other load without a complaint and are
-# half a pixel off. Lesson 12 makes that mistake on purpose.
+# one pixel off. Lesson 12 makes that mistake on purpose.
 
 # %% tags=["hide-input"]
 fig, panels = figure(8, 3.2, nrows=2, sharex=True)

@@ -221,9 +221,11 @@ say(
 # multiply it a little after each batch, and write down the loss. Too small, and nothing moves. Too large, and
 # the loss rises.
 #
-# Where do we begin? A fresh network is nearly deaf: for its first hundred steps hardly anything happens at
-# any rate, and the test would only show where it blows up. So we do it twice, with a fresh network and with
-# one that has had two epochs at a modest rate. (An epoch is once through all training pictures.)
+# Where do we begin? A fresh network is nearly deaf to pictures that are new in every batch and to rates that
+# begin near zero: for the first hundred steps hardly anything happens (one batch that came again and again at
+# a high rate, as in check 2, is much easier). The test would only show where it blows up. So we do it twice,
+# with a fresh network and with one that has had two epochs at a modest rate. (An epoch is once through all
+# training pictures.)
 #
 # **Before you run the next cell:** the rate runs from 0.0001 to 10. At which rate do you expect the loss to
 # begin to fall, and at which to blow up?

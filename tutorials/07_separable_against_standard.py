@@ -177,9 +177,10 @@ say(
 )
 
 # %% [markdown]
-# Fewer multiplications are fewer seconds, but not in proportion. A full convolution is one large matrix
-# product, the thing that processors do best. A depthwise convolution does little with each number it fetches,
-# and it is one more trip through memory. Lesson 9 measures this.
+# Compare the last two ratios with that of the MACs. Fewer multiplications are fewer seconds, but in training
+# not in proportion. A full convolution is one large matrix product, the thing that processors do best. A
+# depthwise convolution does little with each number it fetches, and it is one more trip through memory, more
+# of them going backward. Lesson 9 measures this, and lesson 10 what inference can do about it.
 #
 # ## What it costs
 #
@@ -268,8 +269,8 @@ show(fig, "Test accuracy of three networks by epoch and by seconds, a line for e
 # Two networks with the same seed saw the same pictures in the same order, so compare run by run: take the
 # difference for each seed, then the mean of the differences. Its standard error is $s/\sqrt S$, where $s$ is
 # the spread of the differences (divided by $S - 1$, not $S$) and $S$ the number of seeds. With three seeds
-# this error is itself only roughly known. A difference of one error means nothing, one of four or five is no
-# accident.
+# this error is itself only roughly known: a difference of one or two errors means nothing, and only from 4.3 on
+# would luck alone give it less than once in twenty times (Student's t with two degrees of freedom).
 
 
 # %%
@@ -297,7 +298,7 @@ seconds = {
 
 def verdict(gap, error):
     side = "ahead of" if gap > 0 else "behind"
-    sure = "more than luck" if abs(gap) > 2 * error else "no more than luck"
+    sure = "more than luck" if abs(gap) > 4.3 * error else "which may be luck"
     return f"{abs(gap):.1f} ± {error:.1f} points {side} the separable one, {sure}"
 
 
@@ -380,7 +381,7 @@ show(fig, "Accuracy against MACs: our small experiment beside the paper's")
 #
 # So do not take home "full convolutions are better", nor "separable ones are". Take home the picture:
 # accuracy against cost, for your layers, your pictures and your patience. Set `EPOCHS = 15` and
-# `augment=True` in your copy and let it run over lunch: most of the distance at equal MACs goes away. Then
+# `augment=True` in your copy and let it run over lunch: how much of the distance at equal MACs is left? Then
 # try `WIDTH = 1`.
 #
 # The article writes that separable convolution reduces the cost "while ensuring classification accuracy".

@@ -30,8 +30,8 @@ from mbnp.models import build
 # $$\rho H \cdot \rho W \cdot \alpha M \cdot \alpha N = \alpha^2 \rho^2 \cdot H W M N$$
 #
 # **Before you run the next cell:** take 8x8 pixels and 16 to 32 channels. What do half the width and half the
-# resolution do to the MACs, to the weights, and to the numbers that the layer writes? One of the three
-# differs for the two.
+# resolution do to the MACs, to the weights, and to the numbers that the layer writes? Only one of the three
+# comes out the same for both.
 
 # %%
 layers = {"as it is": (8, 16, 32), "half the width": (8, 8, 16), "half the resolution": (4, 16, 32)}
@@ -341,13 +341,15 @@ say(
 )
 
 # %% [markdown]
-# Differences smaller than about twice that spread are not results. What is larger, is.
+# Differences smaller than about twice that spread are not results, and in so short a run most differences
+# between neighbours here are smaller. What is left is the whole picture: from one end to the other, cost buys
+# accuracy.
 #
 # Compare the two pictures. In the paper's, the lines of different widths nearly coincide: at 224 pixels there
-# is detail to spare, and fewer pixels cost no more than fewer channels. In ours they fall apart: a line of
-# one width drops steeply to the left, and the front follows the highest resolution most of the way. Our
-# pictures have 32 pixels to begin with, and the bar, the noise and the outline of a shape are already a pixel
-# or two wide. What holds on one task need not hold on another. A task with fine detail loses more from fewer
+# is detail to spare, and fewer pixels cost no more than fewer channels. Whether that is so with ours, these
+# runs are too few to say; there is reason to doubt it. Our pictures have 32 pixels to begin with, and the bar,
+# the noise and the outline of a shape are already a pixel or two wide. What holds on one task need not hold on
+# another. A task with fine detail loses more from fewer
 # pixels, a task with a thousand classes more from fewer channels. That is why the paper gives a menu and not
 # a recipe, and why it is worth an evening to draw this for your own pictures.
 #

@@ -215,8 +215,8 @@ if THREADS == 2:
     more = [getattr(peaks[2], name) / getattr(peaks[1], name) for name in ("gflops", "cache", "memory")]
     say(
         f"From one thread to two: products x{more[0]:.2f}, cache x{more[1]:.2f}, memory x{more[2]:.2f}. Every core "
-        f"brings its own multipliers. The memory is shared by all of them, and on many machines one core can "
-        f"nearly use it up."
+        f"brings its own multipliers. The memory is shared by all of them, and on some machines one core can "
+        f"nearly use it up: a factor near 1 says that this is one of them."
     )
 say(
     f"This is {machine.processor()} with {machine.last_cache_bytes() >> 20} MB of last cache. To keep its multipliers "

@@ -324,7 +324,7 @@ say(
 # %% [markdown]
 # The product itself is the BLAS library's, with **one thread in each of our threads**. A BLAS that brings
 # threads of its own would let them wait for the next product by spinning, on the very cores that our kernels
-# need in between. A training step with both pools was several times slower than with one.
+# need in between: two pools of threads are slower than one.
 #
 # ## Backwards
 #
@@ -556,9 +556,9 @@ for work, found in results.items():
 # table of every layer. Timings move with the machine and with whatever else runs on it: measure on yours before you
 # believe anybody, including this page.
 #
-# What made the difference? Not fewer multiplications: every step of this lesson computes the same ones. Steps 1
-# to 4 let the processor multiply without waiting for instructions. Steps 5 to 8 let it multiply without waiting
-# for memory.
+# What made the difference? Not fewer multiplications: but for BatchNorm, which inference folds away, every step
+# of this lesson computes nearly the same ones. Steps 1 to 4 let the processor multiply without waiting for
+# instructions. Steps 5 to 8 let it multiply without waiting for memory.
 #
 # ## Questions
 #

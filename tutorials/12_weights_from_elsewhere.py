@@ -570,9 +570,7 @@ if ONNX:
             )
     say(table(rows, ["input", "BatchNorm", "nodes", "kB", "off from mbnp"]))
 else:
-    say(
-        "onnx and onnxruntime are not installed here; `pip install -e '.[tutorials]' onnxruntime` brings them."
-    )
+    say("onnx and onnxruntime are not installed here; `pip install -e '.[tutorials]'` brings them.")
 
 # %% [markdown]
 # The weights are nearly all of the file, and a BatchNorm has few. But each node that is gone is a trip through
