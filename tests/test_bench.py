@@ -162,7 +162,11 @@ def test_the_floor_computes_them(by):
 def test_the_machine_is_measured_and_described(monkeypatch):
     monkeypatch.setattr(machine, "MEMORY", 1 << 20)
     monkeypatch.setattr(machine, "last_cache_bytes", lambda: 1 << 18)
+    used = set()
+    monkeypatch.setattr(machine, "_products", lambda *arrays: used.add(backend.get_num_threads()))
+    before = backend.get_num_threads()
     peaks = machine.measure(threads=1, rounds=2)
+    assert (used, backend.get_num_threads()) == ({1}, before)
     assert min(peaks) > 0
     assert peaks.gflops == max(peaks.gflops_numpy, peaks.gflops_kernel)
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbnp import cli, datasets, models, weights
+from mbnp import MbnpError, cli, datasets, models, weights
 from tests.twins import vary
 
 
@@ -159,3 +159,31 @@ def test_evaluate_wants_as_many_classes_and_a_normalisation(tmp_path, capsys, mo
         weights.save(models.mobilenet_v1_small(num_classes=classes, width_mult=0.25), out)
         assert run("evaluate", out, "--data", "shapes10") == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.onnx"])
+def test_preprocessing_may_be_numpys(checkpoint, tmp_path, name):
+    net = weights.load(checkpoint)
+    net.preprocessing = {"mean": np.array([0.5, 0.25, 0.5]), "std": [np.float32(0.5)] * 3}
+    weights.save(net, tmp_path / name)
+    assert weights.load(tmp_path / name).preprocessing == {"mean": [0.5, 0.25, 0.5], "std": [0.5] * 3}
+    net.preprocessing = {"mean": ["0.5"] * 3, "std": [0.5] * 3}
+    with pytest.raises(MbnpError, match="preprocessing is"):
+        weights.save(net, tmp_path / name)
+
+
+def test_a_mean_does_not_lose_the_order_of_channels(checkpoint, tmp_path):
+    bgr, out = tmp_path / "bgr.safetensors", tmp_path / "out.safetensors"
+    assert run("convert", checkpoint, bgr, "--order", "bgr") == 0
+    assert run("convert", bgr, out, "--mean", "0.1,0.2,0.3", "--std", "1,1,1") == 0
+    assert weights.load(out).preprocessing == {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "order": "bgr"}
+
+
+def test_one_output_has_no_probabilities(tmp_path, capsys):
+    net = models.mobilenet_v1_small(num_classes=1, width_mult=0.25)
+    net.preprocessing = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    weights.save(net, tmp_path / "one.safetensors")
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(picture)
+    assert run("predict", picture, "--checkpoint", tmp_path / "one.safetensors") == 2
+    assert "one output" in capsys.readouterr().err

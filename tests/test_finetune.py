@@ -500,3 +500,13 @@ def test_bad_fine_tuning_is_one_line_and_leaves_nothing_behind(arguments, messag
     checkpoint()
     assert message in fails(capsys, *tune(animals, *arguments))
     assert [path.name for path in Path().iterdir()] == ["start.safetensors"]
+
+
+def test_pictures_that_do_not_fit_leave_the_network_as_it_was(tmp_path):
+    net = models.mobilenet_v1_small(num_classes=2, width_mult=0.25)
+    net.classes = ["cat", "dog"]
+    split = datasets.Split(np.zeros((8, 96, 96, 3), np.uint8), np.arange(8) % 2)
+    data = datasets.Dataset("large", "", split, split, ["a", "b"], (0.5,) * 3, (0.5,) * 3, epochs=1)
+    with pytest.raises(MbnpError, match="17 to 48"):
+        train.fit(net, data, train.Recipe(epochs=1, batch_size=4))
+    assert (net.classes, net.resolution, net.preprocessing) == (["cat", "dog"], 32, None)

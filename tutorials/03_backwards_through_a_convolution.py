@@ -557,7 +557,7 @@ else:
 #
 # ## Exercises
 #
-# Write the functions in `exercises/03.py`, then run
+# The stubs are in [`tutorials/exercises/03.py`](exercises/03.py). Fill them in, then run
 #
 #     mbnp grade tutorials/exercises/03.py
 #

@@ -507,7 +507,7 @@ else:
 #
 # ## Exercises
 #
-# Write the functions in `exercises/04.py`, then run
+# The stubs are in [`tutorials/exercises/04.py`](exercises/04.py). Fill them in, then run
 #
 #     mbnp grade tutorials/exercises/04.py
 #

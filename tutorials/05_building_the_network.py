@@ -574,7 +574,7 @@ if TORCH:
 #
 # ## Exercises
 #
-# Write the functions in `exercises/05.py`, then run
+# The stubs are in [`tutorials/exercises/05.py`](exercises/05.py). Fill them in, then run
 #
 #     mbnp grade tutorials/exercises/05.py
 #

@@ -470,7 +470,7 @@ say(f"{len(wrong)} of {len(data.test):,} test pictures are wrong; these are the 
 #
 # ## Exercises
 #
-# Write the functions in `exercises/06.py`, then run
+# The stubs are in [`tutorials/exercises/06.py`](exercises/06.py). Fill them in, then run
 #
 #     mbnp grade tutorials/exercises/06.py
 #

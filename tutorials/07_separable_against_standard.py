@@ -400,7 +400,7 @@ show(fig, "Accuracy against MACs: our small experiment beside the paper's")
 #
 # ## Exercises
 #
-# Write the functions in `exercises/07.py`, then run
+# The stubs are in [`tutorials/exercises/07.py`](exercises/07.py). Fill them in, then run
 #
 #     mbnp grade tutorials/exercises/07.py
 #

@@ -221,8 +221,9 @@ say(
 #
 # ## Measured here, at small scale
 #
-# The same with the article's network and shapes10: ten networks, each trained from scratch for three epochs.
-# First, the smaller pictures. Pillow averages over the pixels that fall into a new one.
+# The same with the article's network and shapes10: ten networks, each trained from scratch for three epochs,
+# on fewer pictures than in lesson 7. First, the smaller pictures. Pillow averages over the pixels that fall
+# into a new one.
 
 # %%
 RESOLUTIONS = (32, 24, 18)
@@ -368,7 +369,7 @@ say(
 #
 # ## Exercises
 #
-# Write the functions in `exercises/08.py`, then run
+# The stubs are in [`tutorials/exercises/08.py`](exercises/08.py). Fill them in, then run
 #
 #     mbnp grade tutorials/exercises/08.py
 #

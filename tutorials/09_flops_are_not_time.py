@@ -10,12 +10,24 @@
 
 # %%
 import math
-import os
-import time
 from pathlib import Path
 
 import numpy as np
-from lesson import BLUE, GREEN, ORANGE, PURPLE, SMALL, VERMILION, figure, say, show, source, table
+from lesson import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SMALL,
+    VERMILION,
+    fastest,
+    figure,
+    say,
+    show,
+    source,
+    table,
+    warn_if_busy,
+)
 
 from mbnp import backend, cost, models
 from mbnp.bench import jobs, machine, parts, report
@@ -30,19 +42,7 @@ def normal(*shape):
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-def fastest(call, repeat=30):
-    """Seconds of the fastest of many calls: whatever else the machine does meanwhile can only add to it."""
-    call()  # compiles, and warms up
-    times = []
-    for _ in range(2 if SMALL else repeat):
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
-if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * os.cpu_count():
-    say("**Other programs are busy on this machine. The times on this page are worth little.**")
+warn_if_busy()
 
 
 # %% [markdown]
@@ -320,6 +320,7 @@ job = jobs.Job("training", "mobilenet-v1-small", 4 if SMALL else 64, 32, THREADS
 measured = parts.training(job.network(), job, steps=1 if SMALL else 7)
 shares = report.shares(measured)
 rows = [[kind, f"{f:.1%}", f"{s:.1%}"] for kind, (f, s, _) in shares.items()]
+rows.append(["loss, optimiser, Python", "", f"{1 - sum(s for _, s, _ in shares.values()):.1%}"])
 say(table(rows, ["kind", "share of the FLOPs", "share of the time"]))
 
 # %%

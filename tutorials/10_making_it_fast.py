@@ -9,13 +9,27 @@
 # lessons 4 and 9. Half an hour.
 
 # %%
-import os
 import time
 from importlib.util import find_spec
 
 import numba
 import numpy as np
-from lesson import BLUE, GREEN, ORANGE, PURPLE, SKY, SMALL, VERMILION, figure, say, show, source, table
+from lesson import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    SMALL,
+    VERMILION,
+    fastest,
+    figure,
+    say,
+    show,
+    source,
+    table,
+    warn_if_busy,
+)
 
 from mbnp import backend, fused, models
 from mbnp.bench import jobs, lineup, parts, race
@@ -30,24 +44,12 @@ backend.set_num_threads(THREADS)
 rng = np.random.default_rng(0)
 
 
-def fastest(call, repeat=30):
-    """Seconds of the fastest of many calls: whatever else the machine does meanwhile can only add to it."""
-    call()  # compiles, and warms up
-    times = []
-    for _ in range(2 if SMALL else repeat):
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
 def same(found, expected, what):
     """Raise an error unless two arrays agree: nothing is timed here that was not compared before."""
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max(), err_msg=what)
 
 
-if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * os.cpu_count():
-    say("**Other programs are busy on this machine. The times on this page are worth little.**")
+warn_if_busy()
 
 # %% [markdown]
 # ## The patient

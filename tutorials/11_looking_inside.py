@@ -338,7 +338,7 @@ off_centre = ~masks[:, 15:17, 15:17].any(axis=(1, 2))
 
 rows = [
     ["a random pixel", f"{masks.mean():.1%}"],
-    ["always the middle of the picture", f"{in_the_middle.mean():.1%}"],
+    ["always the middle of the picture, the mean of its four pixels", f"{in_the_middle.mean():.1%}"],
     ["the map's peak", f"{hit.mean():.1%}"],
     ["the map's peak, with the mask of another picture", f"{others.mean():.1%}"],
     [
@@ -346,7 +346,7 @@ rows = [
         f"{near.reshape(len(x), -1)[everyone, peak].mean():.1%}",
     ],
     [
-        f"the map's peak, where the middle is not on the object ({off_centre.mean():.0%})",
+        f"the map's peak, where none of the four is on the object ({off_centre.mean():.0%})",
         f"{hit[off_centre].mean():.1%}",
     ],
 ]

@@ -637,7 +637,7 @@ if ONNX:
 #
 # ## Exercises
 #
-# Write the functions in `exercises/12.py`, then run
+# The stubs are in [`tutorials/exercises/12.py`](exercises/12.py). Fill them in, then run
 #
 #     mbnp grade tutorials/exercises/12.py
 #

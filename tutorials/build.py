@@ -235,7 +235,7 @@ def _tidy(body: str) -> str:
 
 
 def _write(page: str, figures: dict[str, bytes], path: Path) -> Path:
-    """The figures first, beside the old ones, then the page that names them: never a page without its figures."""
+    """All of it beside the old page first, then both change places: a failure before that leaves the old one whole."""
     folder = path.with_name(f"{path.stem}_files")
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)

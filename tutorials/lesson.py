@@ -107,13 +107,28 @@ def grid(axes: Any, numbers: Any, title: str = "", box: tuple[int, int, int, int
 
 def timed(call: Callable[[], object], repeat: int = 7) -> float:
     """Median seconds of `call()`, after one run that compiles and warms up."""
+    return statistics.median(_seconds(call, repeat))
+
+
+def fastest(call: Callable[[], object], repeat: int = 30) -> float:
+    """Seconds of the fastest of many calls: whatever else the machine does meanwhile can only add to it."""
+    return min(_seconds(call, repeat))
+
+
+def _seconds(call: Callable[[], object], repeat: int) -> list[float]:
     call()
     seconds = []
     for _ in range(min(repeat, 2) if SMALL else repeat):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return seconds
+
+
+def warn_if_busy() -> None:
+    """Say so where other programs would spoil the times that follow."""
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
+        say("**Other programs are busy on this machine. The times on this page are worth little.**")
 
 
 def _plain(code: Any) -> Any:

@@ -397,7 +397,8 @@ def _as_array(value: Any) -> np.ndarray | None:
 
 def _kind(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape}"
+        kind = "an array" if value.dtype.kind in "fiub" else f"a {value.dtype} array"
+        return f"{kind} of shape {value.shape}"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int | float | np.generic):

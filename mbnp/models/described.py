@@ -199,12 +199,9 @@ _KIND_OF = {kind.layer: name for name, kind in KINDS.items()}
 def describe(net: Network) -> dict[str, Any]:
     """`net` as plain JSON, without its weights. MbnpError for a layer that is none of this package's."""
     _flow(net, (net.resolution, net.resolution, net.channels), "")
-    return {
-        "name": NAME,
-        "resolution": net.resolution,
-        "channels": net.channels,
-        "layers": [_describe(name, layer, name) for name, layer in net.layers.items()],
-    }
+    entries = [_describe(name, layer, name) for name, layer in net.layers.items()]
+    _check_entries(entries)  # or the description could not be built from again
+    return {"name": NAME, "resolution": net.resolution, "channels": net.channels, "layers": entries}
 
 
 def _describe(name: str, layer: Layer, where: str) -> dict[str, Any]:
@@ -233,20 +230,26 @@ def build(
     _expect(description, {"name", "resolution", "channels", "layers"}, "the network")
     resolution = _checked_one("resolution", description["resolution"], _count, "the network")
     channels = _checked_one("channels", description["channels"], _count, "the network")
-    rows = list(itertools.islice(_rows(description["layers"], "", 1), MOST_LAYERS + 1))
-    if len(rows) > MOST_LAYERS:
-        raise MbnpError(f"the description has more than {MOST_LAYERS:,} layers")
-    sizes = [size for _, size in rows]
-    if not sum(sizes):
-        raise MbnpError("the description has no layer with weights")
-    if most_numbers is not None and sum(sizes) > most_numbers:
-        raise MbnpError(f"its layers need {sum(sizes):,} numbers, and there are {most_numbers:,}")
-    _unique([name for name, _ in rows])
+    size = _check_entries(description["layers"])
+    if most_numbers is not None and size > most_numbers:
+        raise MbnpError(f"its layers need {size:,} numbers, and there are {most_numbers:,}")
     rng = np.random.default_rng(seed)
     net = Network(_children(description["layers"], rng, dtype), resolution, channels)
     _flow(net, (resolution, resolution, channels), "")
     net.arch = description
     return net
+
+
+def _check_entries(entries: Any) -> int:
+    """How many numbers the layers hold; MbnpError for names, depths and counts that are not allowed."""
+    rows = list(itertools.islice(_rows(entries, "", 1), MOST_LAYERS + 1))
+    if len(rows) > MOST_LAYERS:
+        raise MbnpError(f"the description has more than {MOST_LAYERS:,} layers")
+    size = sum(size for _, size in rows)
+    if not size:
+        raise MbnpError("the description has no layer with weights")
+    _unique([name for name, _ in rows])
+    return size
 
 
 def _flow(layer: Layer, shape: tuple[int, ...], where: str) -> tuple[int, ...]:

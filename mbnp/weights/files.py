@@ -1,5 +1,6 @@
 """What the formats share: files that are replaced only by whole ones, and checks of what is read."""
 
+import numbers
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,16 @@ def build(arch: Any, dtype: Any, elements: int) -> Network:
     return models.create(**arch, dtype=dtype)
 
 
+def check_square(net: Network, size: tuple[int, ...], out: tuple[int, ...]) -> None:
+    """MbnpError for a network of oblong pictures that does not take square ones, as mbnp's resolution has them."""
+    try:
+        square = net.output_shape((net.resolution, net.resolution, net.channels))
+    except MbnpError:
+        square = ()
+    if len(out) == 1 and out != square:
+        raise MbnpError(f"it takes pictures of {size[0]} x {size[1]} only, and mbnp's are square")
+
+
 def check_values(arrays: Mapping[str, np.ndarray]) -> None:
     """MbnpError for NaN, infinity or a negative variance among arrays of state."""
     for name, array in arrays.items():
@@ -61,8 +72,8 @@ def check_values(arrays: Mapping[str, np.ndarray]) -> None:
             raise MbnpError(f"{name} holds NaN, infinity or a negative variance")
 
 
-def check_description(net: Network, resolution: Any, classes: Any, preprocessing: Any) -> None:
-    """MbnpError unless what is said of pictures and classes fits the network."""
+def check_description(net: Network, resolution: Any, classes: Any, preprocessing: Any) -> Any:
+    """The preprocessing as plain JSON, or None; MbnpError unless what is said of pictures and classes fits `net`."""
     if type(resolution) is not int or not 1 <= resolution <= 10_000:
         raise MbnpError(f"its resolution is {resolution!r}")
     if classes is not None:
@@ -70,21 +81,28 @@ def check_description(net: Network, resolution: Any, classes: Any, preprocessing
             raise MbnpError(f"its classes are {_short(classes)}")
         if len(classes) != net.num_classes:
             raise MbnpError(f"it names {len(classes)} classes for {net.num_classes} outputs")
-    if preprocessing is not None:
-        check_preprocessing(preprocessing, net.channels)
+    return None if preprocessing is None else check_preprocessing(preprocessing, net.channels)
 
 
-def check_preprocessing(preprocessing: Any, channels: int) -> None:
-    """MbnpError unless it is {"mean": [...], "std": [...]}, a number for each channel, and maybe "order"."""
+def check_preprocessing(preprocessing: Any, channels: int) -> dict[str, Any]:
+    """As plain JSON: {"mean": [...], "std": [...]}, a number for each channel, and maybe "order". Else MbnpError."""
     try:
         known = {"order": "rgb", **preprocessing}
-        numbers = np.array([known["mean"], known["std"]], np.float64)
+        mean, std = ([_real(value) for value in known[key]] for key in ("mean", "std"))
         good = known.keys() == {"mean", "std", "order"} and known["order"] in ("rgb", "bgr")
-        good = good and numbers.shape == (2, channels) and bool(np.isfinite(numbers).all())
+        good = good and len(mean) == len(std) == channels and bool(np.isfinite(mean + std).all())
     except (KeyError, TypeError, ValueError):
         good = False
-    if not good or not (numbers[1] > 0).all():
+    if not good or min(std) <= 0:
         raise MbnpError(f"its preprocessing is {_short(preprocessing)}")
+    order = {"order": preprocessing["order"]} if "order" in preprocessing else {}
+    return {"mean": mean, "std": std, **order}
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError("no number")
+    return float(value)
 
 
 def _short(value: Any) -> str:

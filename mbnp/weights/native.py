@@ -25,7 +25,7 @@ FORMAT = "mbnp 1"
 def save(net: Network, path: Path) -> None:
     """Write every array of `net` and what builds it again."""
     try:
-        files.check_description(net, net.resolution, net.classes, net.preprocessing)
+        preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
     except MbnpError as error:
         raise MbnpError(f"a checkpoint of this network could not be read again: {error}") from None
     metadata = {
@@ -33,7 +33,7 @@ def save(net: Network, path: Path) -> None:
         "arch": json.dumps(architecture(net)),
         "resolution": json.dumps(net.resolution),
         "classes": json.dumps(net.classes),
-        "preprocessing": json.dumps(net.preprocessing, default=np.ndarray.tolist),
+        "preprocessing": json.dumps(preprocessing),
     }
     with files.replacing(path) as partial:
         try:
@@ -68,7 +68,7 @@ def load(path: Path) -> Network:
         )
         net = files.build(arch, _dtype(arrays), sum(array.size for array in arrays.values()))
         net.load_state(arrays)
-        files.check_description(net, resolution, classes, preprocessing)
+        preprocessing = files.check_description(net, resolution, classes, preprocessing)
         files.check_values(arrays)
     except KeyError as error:
         raise MbnpError(f"{path} is not a usable checkpoint: its metadata has no {error}") from None

@@ -166,7 +166,7 @@ def _add_timm_config(net: Network, config: Path) -> None:
         return  # somebody else's file
     if not isinstance(classes, list) or len(classes) != net.num_classes:
         classes = None
-    files.check_description(net, resolution, classes, preprocessing)
+    preprocessing = files.check_description(net, resolution, classes, preprocessing)
     net.resolution, net.classes, net.preprocessing = resolution, classes, preprocessing
 
 

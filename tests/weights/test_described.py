@@ -223,6 +223,14 @@ def test_a_new_head_keeps_the_body(name, num_classes):
         np.testing.assert_array_equal(net.state()[key], before[key])
 
 
+def test_a_new_head_learns_and_what_was_frozen_stays_frozen():
+    net = models.mobilenet_v1_small(width_mult=0.25)
+    net.freeze_until("fc")
+    net.parameters()["conv2_8.3.weight"].frozen = False
+    frozen = {name: p.frozen for name, p in models.with_new_head(net, 3).parameters().items()}
+    assert frozen == {n: n not in ("conv2_8.3.weight", "fc.weight", "fc.bias") for n in frozen}
+
+
 def test_new_heads_depend_on_the_seed_alone():
     net = every_kind()
     one, two, again = (models.with_new_head(net, 4, seed).state()["head.weight"] for seed in (1, 2, 1))
@@ -241,3 +249,22 @@ def test_the_head_may_be_a_1x1_convolution_and_nothing_else():
         models.with_new_head(net, 6)
     with pytest.raises(MbnpError, match="num_classes must be"):
         models.with_new_head(every_kind(), 0)
+
+
+# -- what could not be built again is not described --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("conv", "conv.relu"), "below that of layer conv"),
+        (("conv", ""), "has the name"),
+        (("a" * 300, "b"), "name"),
+    ],
+)
+def test_names_that_would_be_refused_are_refused_before_they_are_saved(tmp_path, names, message):
+    first, second = names
+    net = Network({first: layers.Conv(3, 4, 3), second: layers.ReLU()}, resolution=8)
+    with pytest.raises(MbnpError, match=message):
+        weights.save(net, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -261,6 +261,31 @@ def changed(name, **changes):
     return [(kind, n, {**c, **changes} if n == name else c) for kind, n, c in TINY]
 
 
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"epsilon": [0.1, 0.2]}, "epsilon .0.1, 0.2., where one number"),
+        ({"": False}, None),  # no option of any array
+    ],
+)
+def test_settings_of_a_batchnorm(here, tiny, config, match):
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    arrays = {f"bn__bn__{name}": np.ones(4, "f") for name in names}
+    path = tiny(with_layer(2, "BatchNormalization", "bn", config), **arrays)
+    if match:
+        refused(path, match)
+    else:
+        assert keras.load(path)(np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 2)
+
+
+def test_oblong_pictures_are_refused_where_only_they_fit(tiny):
+    layers = changed("input", batch_shape=[None, 8, 4, 3])
+    assert keras.load(tiny(layers))(np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 2)  # pooling takes any
+    layers[2] = ("Flatten", "flat", {})
+    kernel = np.ones((8 * 4 * 4, 2), "f")
+    refused(tiny(layers, dense__dense__kernel=kernel), "takes pictures of 8 x 4 only")
+
+
 def test_tiny_file_is_good(tiny):
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     assert keras.load(tiny())(x).shape == (2, 2)
@@ -293,6 +318,8 @@ def test_tiny_file_is_good(tiny):
         (changed("conv", kernel_size=[5, 5]), "kernel is"),
         (changed("conv", activation="swish"), "activation 'swish'"),
         (changed("conv", activation="softmax"), "of a map"),
+        (changed("dense", activation="sigmoid"), "answers for every class by itself"),
+        (with_layer(2, "ReLU", "r", {"max_value": [6, 6]}), "max_value .6, 6., where one number"),
         (changed("conv", padding="reflect"), "padding 'reflect'"),
         (changed("dense", units=3), "3 units and has 2"),
         (changed("dense", use_bias=False), "no layer .* takes 'dense/dense/bias'"),

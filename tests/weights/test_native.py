@@ -116,6 +116,7 @@ def test_bad_files(tmp_path, net):
     [
         '{"name": "mobilenet-v1-small", "num_classes": 4, "width_mult": 30}',
         '{"name": "mobilenet-v1-small", "num_classes": 1000000, "width_mult": 0.25}',
+        '{"name": "mobilenet-v1", "num_classes": 9000, "width_mult": 0.5}',
         '{"name": "mobilenet-v1-small", "num_classes": 4, "width_mult": Infinity}',
         "[" * 100_000,
         '{"name": "mobilenet-v1-small", "num_classes": 4, "width_mult": 0.25, "seed": -1}',

@@ -24,6 +24,7 @@ from mbnp.layers import (
     ReLU,
 )
 from mbnp.network import Layer, Network, Sequential
+from mbnp.weights import files
 from mbnp.weights.keras import pixels, settings
 from mbnp.weights.keras.arrays import floats
 from mbnp.weights.keras.graph import Node
@@ -70,6 +71,7 @@ def _input_shape(nodes: list[Node]) -> tuple[int, int, int]:
 class _Build:
     def __init__(self, h: int, w: int, channels: int, dtype: Any) -> None:
         self.shape: tuple[int, ...] = (h, w, channels)
+        self.size = h, w
         self.resolution, self.channels, self.dtype = h, channels, dtype
         self.layers: dict[str, Layer] = {}
         self.scale, self.shift = np.ones(channels), np.zeros(channels)  # of pixels 0 to 255, before any layer
@@ -105,6 +107,7 @@ class _Build:
             self.put("pool", GlobalAveragePool())
         net = Network(_as_mobilenet(self.layers) or self.layers, self.resolution, self.channels)
         net.preprocessing = self.preprocessing()
+        files.check_square(net, self.size, self.shape)
         return net
 
     def preprocessing(self) -> dict[str, Any]:
@@ -144,6 +147,10 @@ class _Build:
     def close(self, node: Node) -> None:
         if len(self.shape) == 3 and self.shape[:2] != (1, 1):
             raise MbnpError(f"the closing activation of {node} is of a map; mbnp reads classifiers")
+        if node.config.get("activation") == "sigmoid" and self.shape[-1] > 1:
+            raise MbnpError(
+                f"{node} answers for every class by itself; mbnp reads one class a picture, a softmax"
+            )
         self.closed = node
 
     # --- convolutions and Dense; c_in is the channels that come in ---

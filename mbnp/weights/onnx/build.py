@@ -124,7 +124,7 @@ class _Builder:
         if not net.variables():
             raise MbnpError("it has no weights")
         if size[0] != size[1]:
-            _check_square(net, size, y.shape)
+            files.check_square(net, size, y.shape)
         return net
 
     def run(self, node: Node) -> None:
@@ -201,16 +201,6 @@ class _Builder:
             )
 
 
-def _check_square(net: Network, size: tuple[int, ...], out: tuple[int, ...]) -> None:
-    """MbnpError for a network of oblong pictures that does not take square ones, as mbnp's resolution has them."""
-    try:
-        square = net.output_shape((net.resolution, net.resolution, net.channels))
-    except MbnpError:
-        square = ()
-    if len(out) == 1 and out != square:
-        raise MbnpError(f"it takes pictures of {size[0]} x {size[1]} only, and mbnp's are square")
-
-
 def _live(graph: Graph) -> list[Node]:
     """The nodes that the output depends on."""
     needed, found = {graph.output}, []
@@ -231,7 +221,7 @@ def _described(graph: Graph, net: Network) -> Network:
     try:
         said = {key.removeprefix(METADATA): json.loads(value) for key, value in graph.metadata.items()}
         net.classes, net.preprocessing = said.get("classes"), said.get("preprocessing")
-        files.check_description(net, net.resolution, net.classes, net.preprocessing)
+        net.preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
     except (ValueError, RecursionError) as error:
         raise MbnpError(f"what it says of its classes and pictures is damaged: {error}") from None
     same = _rebuilt(net, said.get("arch"))

@@ -77,11 +77,11 @@ def _model(onnx: Any, net: Network, layout: str, fold: bool) -> Any:
         ir_version=IR_VERSION,
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
     )
-    files.check_description(net, net.resolution, net.classes, net.preprocessing)
+    preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
     description = {
         "arch": native.architecture(net),
         "classes": net.classes,
-        "preprocessing": net.preprocessing,
+        "preprocessing": preprocessing,
     }
     onnx.helper.set_model_props(
         model, {METADATA + key: json.dumps(value) for key, value in description.items()}
