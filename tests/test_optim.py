@@ -203,3 +203,33 @@ def test_cosine_and_step_are_torchs():
 def test_bad_schedules_are_refused(make, message):
     with pytest.raises(MbnpError, match=message):
         make()
+
+
+def test_parameters_of_two_types_and_gradients_that_were_replaced():
+    single, double = Parameter(np.ones(3, np.float32)), Parameter(np.ones((2, 2)))
+    opt = optim.SGD({"a": single, "b": double}, lr=0.5)
+    for p in (single, double):
+        p.grad[...] = 1
+    opt.step()
+    np.testing.assert_array_equal(single.value, np.full(3, 0.5))
+    np.testing.assert_array_equal(double.value, np.full((2, 2), 0.5))
+    double.grad = np.full((2, 2), -1.0)
+    opt.step()
+    np.testing.assert_array_equal(single.value, np.zeros(3))
+    np.testing.assert_array_equal(double.value, np.ones((2, 2)))
+    single.frozen = True
+    opt.step()
+    np.testing.assert_array_equal(single.value, np.zeros(3))
+    np.testing.assert_array_equal(double.value, np.full((2, 2), 1.5))
+
+
+@pytest.mark.parametrize("grad", [np.ones(4), np.ones(3, np.float64), np.ones(6, np.float32)[::2]])
+def test_a_gradient_unlike_its_parameter_is_refused_and_nothing_moves(grad):
+    first, second = Parameter(np.ones(3, np.float32)), Parameter(np.ones(3, np.float32))
+    opt = optim.AdamW({"first": first, "second": second})
+    first.grad[...] = 1
+    second.grad = grad
+    with pytest.raises(MbnpError, match=r"write into parameter\.grad"):
+        opt.step()
+    np.testing.assert_array_equal(first.value, np.ones(3))
+    assert opt.steps == 0
