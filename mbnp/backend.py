@@ -1,15 +1,19 @@
 """Which spelling of an operation runs, how kernels are compiled, and the one thread pool they share."""
 
 import functools
+import hashlib
+import inspect
 import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import caching
 from threadpoolctl import ThreadpoolController
 
 from mbnp.errors import MbnpError, unknown
@@ -19,6 +23,8 @@ SPELLINGS = ("loops", "numpy", "numba")
 # Everything that lets a loop become vector instructions and fused multiply-adds, and nothing that lets the
 # compiler assume there are no NaNs: `fastmath=True` would delete the checks that let a NaN show itself.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+
+PIECE = {"fastmath": FASTMATH, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 _njit: Any = numba.njit  # its type hints do not know all its options
 
@@ -66,21 +72,46 @@ def jit(function: Callable | None = None, *, parallel: bool = False) -> Callable
     """
     if function is None:
         return functools.partial(jit, parallel=parallel)
-    options = {"fastmath": FASTMATH, "parallel": parallel, "nogil": True}
+    kernel = _njit(function, fastmath=FASTMATH, parallel=parallel, nogil=True)
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return kernel
     try:
-        return _njit(function, cache=True, **options)
+        kernel._cache = _Cache(function)  # what cache=True would set
     except RuntimeError:
         # "No locator available": neither the package's folder nor the user's cache can be written.
         _warn_uncached()
-        return _njit(function, **options)
+    return kernel
+
+
+class _Cache(caching.FunctionCache):
+    """Numba's cache, which notices that a function's own file has changed, and here any beside it, or this one."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        stamp = _stamp(Path(inspect.getfile(function)).parent)
+        self._cache_file = caching.IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+
+
+@functools.cache
+def _stamp(folder: Path) -> str:
+    """What changes with the Python files of a folder and with this file."""
+    contents = hashlib.sha256()
+    for path in [Path(__file__), *sorted(folder.glob("*.py"))]:
+        contents.update(path.read_bytes())
+    return contents.hexdigest()
 
 
 def piece(function: Callable) -> Callable:
-    """A serial part of kernels in the same file: compiled into each of them, with nothing made for calls from Python.
+    """A serial part of kernels in the same folder: compiled into each of them, with nothing made for calls from Python.
 
     It has no cache of its own, which would cost compile time twice: the kernel that contains it is cached.
     """
-    return _njit(function, fastmath=FASTMATH, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _njit(function, **PIECE)
+
+
+def inlined(function: Callable) -> Callable:
+    """A piece that is inlined whatever its size, where a call would save and restore registers full of vectors."""
+    return _njit(function, forceinline=True, **PIECE)
 
 
 @functools.cache  # once a process: the same is true of every kernel
@@ -117,27 +148,8 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-class _OneThread:
-    """Holds BLAS at one thread from the first use that begins to the last one that ends, in whatever thread."""
-
-    def __init__(self) -> None:
-        self.lock, self.depth = threading.Lock(), 0
-        self.limiter: Any = None
-
-    def begin(self) -> None:
-        with self.lock:
-            if self.depth == 0:
-                self.limiter = _blas().limit(limits=1, user_api="blas")
-            self.depth += 1
-
-    def end(self) -> None:
-        with self.lock:
-            self.depth -= 1
-            if self.depth == 0:
-                self.limiter.restore_original_limits()
-
-
-_one_thread = _OneThread()
+_one_pool = threading.RLock()  # whoever holds it is the only one to run kernels
+_limited = False
 
 
 @contextmanager
@@ -145,10 +157,17 @@ def one_blas_thread() -> Iterator[None]:
     """Hold every BLAS at one thread within the block, because our kernels call it from theirs.
 
     Two pools that spin against each other on the same cores were measured up to ten times slower than
-    one. The limit is process-wide while it lasts, and the user's own setting is back afterwards.
+    one. The limit is process-wide while it lasts, and the user's own setting is back afterwards; a second Python
+    thread waits for its turn, since the limit belongs to the one that set it.
     """
-    _one_thread.begin()
-    try:
-        yield
-    finally:
-        _one_thread.end()
+    global _limited
+    with _one_pool:
+        if _limited:  # by this thread, further out
+            yield
+            return
+        with _blas().limit(limits=1, user_api="blas"):
+            _limited = True
+            try:
+                yield
+            finally:
+                _limited = False

@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -81,14 +82,10 @@ def test_kernels_keep_nan():
 
 
 def test_jit_without_a_writable_cache_warns_once_and_compiles(monkeypatch):
-    real = numba.njit
+    def refuse(function):
+        raise RuntimeError("cannot cache function: no locator available")
 
-    def njit(function, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return real(function, **options)
-
-    monkeypatch.setattr(backend, "_njit", njit)
+    monkeypatch.setattr(backend, "_Cache", refuse)
     backend._warn_uncached.cache_clear()
     with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
         double = backend.jit(lambda x: 2 * x)
@@ -107,11 +104,28 @@ def test_threads():
             backend.set_num_threads(bad)
 
 
-def test_blas_is_held_at_one_thread_within_the_block_only():
-    def threads():
-        return [library["num_threads"] for library in backend._blas().info() if library["user_api"] == "blas"]
+def blas_threads():
+    return [library["num_threads"] for library in backend._blas().info() if library["user_api"] == "blas"]
 
-    before = threads()
+
+def test_blas_is_held_at_one_thread_within_the_block_only():
+    before = blas_threads()
     with backend.one_blas_thread():
-        assert set(threads()) == {1}
-    assert threads() == before
+        with backend.one_blas_thread():
+            assert set(blas_threads()) == {1}
+        assert set(blas_threads()) == {1}
+    assert blas_threads() == before
+
+
+def test_blas_is_held_at_one_thread_in_whatever_thread():
+    before = blas_threads()
+
+    def threads_within(_):
+        with backend.one_blas_thread():
+            return set(blas_threads())
+
+    with backend.one_blas_thread():  # this thread is the first to set a limit, which no other may then change
+        pass
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(threads_within, range(50))) == [{1}] * 50
+    assert blas_threads() == before

@@ -123,6 +123,27 @@ def test_an_upgraded_kernel_is_compiled_again(tmp_path):
 
 
 @needs_jit
+def test_a_kernel_is_compiled_again_when_what_it_calls_in_another_file_changes(tmp_path):
+    (tmp_path / "kernel.py").write_text(
+        "from mbnp.backend import jit\nfrom neighbour import g\n@jit\ndef f(x):\n    return g(x)\n"
+    )
+    code = f"""
+    import sys
+    sys.path.insert(0, {str(tmp_path)!r})
+    import kernel
+    print(kernel.f(1), sum(kernel.f.stats.cache_hits.values()))
+    """
+    results = []
+    for added in (1, 1, 20):
+        (tmp_path / "neighbour.py").write_text(
+            f"from mbnp.backend import piece\n@piece\ndef g(x):\n    return x + {added}\n"
+        )
+        out, _ = finish(start(code, NUMBA_CACHE_DIR=str(tmp_path / "cache"), PYTHONDONTWRITEBYTECODE="1"))
+        results.append(out)
+    assert results == ["2 0\n", "2 1\n", "21 0\n"]  # the result, and how often it came from the cache
+
+
+@needs_jit
 def test_after_it_training_evaluating_and_predicting_compile_nothing(tmp_path):
     code = f"""
     import os
@@ -177,7 +198,7 @@ def test_an_unknown_model_is_one_line(capsys):
     assert "unknown model 'mobilenet'" in capsys.readouterr().err
 
 
-# ---- a cached kernel notices no change in other files, so that everything it is made of must be in its own ----------
+# ---- a cached kernel notices changes in its folder only, so that everything it is made of must be there -------------
 
 
 def modules():
@@ -215,9 +236,19 @@ def made_here(module):
     return names
 
 
+def neighbours(module):
+    """The modules in the folder of a module, itself included."""
+    folder = Path(module.__file__).parent
+    return [
+        m
+        for m in list(sys.modules.values())
+        if getattr(m, "__file__", None) and Path(m.__file__).parent == folder
+    ]
+
+
 def foreign(module):
-    """What kernels of a module use that a change in another file of ours would change unnoticed."""
-    own = made_here(module)
+    """What kernels of a module use that a change in another folder of ours would change unnoticed."""
+    own = set().union(*(made_here(m) for m in neighbours(module)))
     for function in kernels(module):
         for name in names_used(function) - own:
             value = function.__globals__[name]
@@ -229,7 +260,7 @@ def foreign(module):
 
 
 @needs_jit
-def test_kernels_use_nothing_of_other_files():
+def test_kernels_use_nothing_of_other_folders():
     found = [line for module in modules() for line in foreign(module)]
     assert not found, "\n".join(found)
     assert sum(len(kernels(module)) for module in modules()) > 20
@@ -239,13 +270,14 @@ def test_kernels_use_nothing_of_other_files():
 def test_and_the_test_would_notice(tmp_path, monkeypatch):
     """A kernel that borrows a function, a number or a module of ours is found."""
     (tmp_path / "borrower.py").write_text(
-        "import numpy as np\nfrom mbnp.backend import jit\nfrom mbnp.fused.kernels import LANES, lanes\n"
-        "from mbnp.fused import kernels\nHERE = 3\n"
-        "@jit\ndef f(x):\n    return lanes(x) + LANES + HERE + kernels.LANES + np.abs(x)\n"
+        "import numpy as np\nfrom lender import LENT\nfrom mbnp.backend import jit\n"
+        "from mbnp.fused.kernels import SMALL, whole\nfrom mbnp.fused import kernels\nHERE = 3\n"
+        "@jit\ndef f(x):\n    return whole(x) + SMALL + HERE + LENT + kernels.SMALL + np.abs(x)\n"
     )
+    (tmp_path / "lender.py").write_text("LENT = 4\n")
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("borrower")
-    assert sorted(foreign(module)) == [f"borrower.f uses {name}" for name in ("LANES", "kernels", "lanes")]
+    assert sorted(foreign(module)) == [f"borrower.f uses {name}" for name in ("SMALL", "kernels", "whole")]
 
 
 def test_every_kernel_goes_through_backend():

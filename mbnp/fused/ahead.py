@@ -18,6 +18,7 @@ import numba
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
+from mbnp.backend import one_blas_thread
 from mbnp.fused import kernels
 from mbnp.fused.chain import split
 from mbnp.fused.inference import Inference
@@ -55,8 +56,7 @@ def signatures(net: Network) -> dict[str, tuple]:
     x = np.zeros((2, net.resolution, net.resolution, net.channels), net.dtype)
     with _recording() as calls:
         plan = Plan(triples, x.shape)
-        plan.forward(x)
-        plan.backward(x, np.zeros_like(plan.out))
+        plan.backward(x, np.zeros_like(plan.forward(x)))
         Inference(triples, []).forward(x)
     # The more arguments, the more a kernel does: the largest are begun first.
     return dict(sorted(calls.items(), key=lambda call: -len(call[1])))
@@ -71,19 +71,24 @@ def _recording() -> Iterator[dict[str, tuple]]:
     def recorder(name: str) -> Any:
         return lambda *arguments: calls.setdefault(name, tuple(map(numba.typeof, arguments)))
 
-    try:
-        for name in found:
-            setattr(kernels, name, recorder(name))
-        yield calls
-    finally:
-        for name, kernel in found.items():
-            setattr(kernels, name, kernel)
+    with one_blas_thread():  # nobody else runs kernels meanwhile
+        try:
+            for name in found:
+                setattr(kernels, name, recorder(name))
+            yield calls
+        finally:
+            for name, kernel in found.items():
+                setattr(kernels, name, kernel)
 
 
 def _is_cached(name: str) -> bool:
-    """Whether there is a cache entry for the kernel, or no cache to put one into. A stale one is renewed later."""
-    folder = getattr(kernels, name).stats.cache_path
-    return folder is None or any(Path(folder).glob(f"kernels.{name}-*.nbi"))
+    """Whether there is a cache entry for the kernel, or no cache to put one into.
+
+    One that is stale, or of another dtype, is looked into only by the kernel's first call, which then compiles.
+    """
+    kernel = getattr(kernels, name)
+    folder, file = kernel.stats.cache_path, kernel.__module__.rpartition(".")[2]
+    return folder is None or any(Path(folder).glob(f"{file}.{name}-*.nbi"))
 
 
 _known: dict[str, tuple] = {}  # in a process that compiles: the signatures

@@ -1,6 +1,6 @@
 """BatchNorm between the kernels: from the moments that one kernel left to what the next one applies.
 
-`affine`, `adjoint`, moments and sums are what `kernels.py` says at its top.
+`affine`, `adjoint`, moments and sums are what `kernels` says at its top.
 """
 
 import numpy as np
@@ -11,9 +11,11 @@ from mbnp.network import Parameter
 from mbnp.ops import batchnorm
 
 
-def finish_forward(bn: BatchNorm, moments: np.ndarray, counts: np.ndarray, affine: np.ndarray) -> None:
-    """Make `affine` from the batch's moments, and move the running statistics."""
-    batchnorm.check_count(counts.sum())
+def finish_forward(
+    bn: BatchNorm, moments: np.ndarray, counts: np.ndarray, pixels: int, affine: np.ndarray
+) -> None:
+    """Make `affine` from the moments of the parts of a batch of so many pixels, and move the running statistics."""
+    batchnorm.check_count(pixels)
     mean, var = bn.running_mean, bn.running_var
     kernels.finish_statistics(
         moments, counts, bn.weight.value, bn.bias.value, bn.eps, bn.momentum, mean.value, var.value, affine
@@ -26,7 +28,7 @@ def running_affine(bn: BatchNorm, affine: np.ndarray) -> None:
     """Make `affine` from the running statistics: inference, or a frozen BatchNorm."""
     inv = 1 / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
     rows = np.stack([bn.running_mean.value, bn.weight.value * inv, bn.bias.value, inv, np.zeros_like(inv)])
-    affine[...] = np.tile(rows, affine.shape[1] // inv.size)
+    affine[:, : inv.size] = rows
 
 
 def finish_backward(

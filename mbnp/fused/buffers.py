@@ -20,33 +20,29 @@ class Arena:
 
     BLOCK = 1 << 25  # bytes; what of it is never written costs no memory
 
-    def __init__(self, dtype: Any) -> None:
-        self.dtype = np.dtype(dtype)
+    def __init__(self, dtype: Any, block: int = BLOCK) -> None:
+        self.dtype, self.block = np.dtype(dtype), block
         self.free = np.empty(0, np.uint8)
 
     def array(self, *shape: int) -> np.ndarray:
         """An uninitialised array of `shape`."""
         size = int(np.prod(shape)) * self.dtype.itemsize
         if self.free.size < size + 64:
-            self.free = np.empty(max(self.BLOCK, size + 64), np.uint8)
+            self.free = np.empty(max(self.block, size + 64), np.uint8)
         first = -self.free.ctypes.data % 64
         taken, self.free = self.free[first : first + size], self.free[first + size :]
         return taken.view(self.dtype).reshape(shape)
 
+    def zeros(self, *shape: int) -> np.ndarray:
+        """An array of zeros."""
+        made = self.array(*shape)
+        made[...] = 0
+        return made
 
-class Scratch:
-    """Working memory of every thread, shared by all stages of a network."""
 
-    def __init__(self, floats: int, arena: Arena) -> None:
-        self.threads, self.arena = backend.max_threads(), arena
-        self.floats = arena.array(self.threads, -(-floats // 16) * 16)
-        self._lanes: dict[tuple[int, int], np.ndarray] = {}
-
-    def lanes(self, rows: int, lanes: int) -> np.ndarray:
-        """(threads, rows, lanes): accumulators of `lanes` lanes."""
-        if (rows, lanes) not in self._lanes:
-            self._lanes[rows, lanes] = self.arena.array(self.threads, rows, lanes)
-        return self._lanes[rows, lanes]
+def scratch(floats: int, arena: Arena) -> np.ndarray:
+    """Working memory (threads, floats) of every thread, shared by all stages of a network."""
+    return arena.array(backend.max_threads(), -(-floats // 16) * 16)
 
 
 class Cache:

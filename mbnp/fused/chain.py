@@ -4,9 +4,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mbnp.fused.kernels import whole
 from mbnp.layers import BatchNorm, Conv, Depthwise, Pointwise, ReLU
 from mbnp.network import Layer, Sequential
 from mbnp.ops import window
+
+Shape = tuple[int, ...]
 
 
 class Triple(NamedTuple):
@@ -25,6 +28,7 @@ def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
     """
     layers: list[tuple[str, Any]] = _flat(net)
     triples: list[Triple] = []
+    channels = getattr(net, "channels", None)
     at = 0
     while at + 1 < len(layers) and isinstance(layers[at + 1][1], BatchNorm):
         (name, conv), (_, bn) = layers[at], layers[at + 1]
@@ -32,6 +36,12 @@ def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
         wanted = Conv if not triples else (Pointwise, Depthwise)[len(triples) % 2]
         if not isinstance(conv, wanted) or not _supported(conv):
             break
+        c_in, c_out = _channels(conv)
+        if (
+            c_in != (channels or c_in) or c_out != bn.weight.value.size
+        ):  # the layers themselves say what does not fit
+            break
+        channels = c_out
         triples.append(Triple(name, conv, bn, limits_of(relu, bn)))
         at += 3 if isinstance(relu, ReLU) else 2
     if triples and len(triples) % 2 == 0:  # a depthwise convolution without its pointwise one
@@ -47,6 +57,47 @@ def geometry(conv: Any, shape: tuple[int, ...]) -> tuple[int, int, int]:
         conv.options["padding"], (shape[1], shape[2]), conv.weight.value.shape[:2], stride
     )
     return stride[0], top, left
+
+
+class Picture(NamedTuple):
+    """How the first convolution reads a padded picture: see `kernels/stem.py`."""
+
+    offsets: np.ndarray  # (taps,) int64, of each tap from its window's corner
+    shape: tuple[int, int]  # rows, and entries of a row
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+def padded_picture(conv: Any, stride: int, rows: int, columns: int) -> Picture:
+    """For so many rows and columns of outputs."""
+    kernel, _, channels, _ = conv.weight.value.shape
+    row = ((columns - 1) * stride + kernel) * channels
+    offsets = np.arange(kernel)[:, None] * row + np.arange(kernel * channels)
+    return Picture(offsets.ravel(), ((rows - 1) * stride + kernel, row))
+
+
+def stored(shape: Shape, dtype: Any) -> Shape:
+    """The shape that something of `shape` is stored in: its channels are whole vectors."""
+    return *shape[:-1], whole(shape[-1], dtype)
+
+
+def output_shape(triple: Triple, shape: Shape) -> Shape:
+    """What the convolution makes of a stored input."""
+    return shape[0], *triple.conv.output_shape((*shape[1:-1], _channels(triple.conv)[0]))
+
+
+def _channels(conv: Any) -> tuple[int, int]:
+    """Of the input and of the output."""
+    shape = conv.weight.value.shape
+    return (shape[-1], shape[-1]) if isinstance(conv, Depthwise) else shape[-2:]
+
+
+def fill(matrix: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """`stored`, with the matrix in its corner; what it has more rows and columns stays as it is, zero."""
+    stored[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return stored
 
 
 def _flat(net: Sequential, prefix: str = "") -> list[tuple[str, Layer]]:

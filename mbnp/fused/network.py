@@ -1,6 +1,5 @@
 """`convert`: the same network, run by the fused kernels where they apply and by its own layers elsewhere."""
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from mbnp.fused.chain import split
 from mbnp.fused.inference import Inference, frozen_blocks
 from mbnp.fused.normalise import fuse
 from mbnp.fused.training import Plan
-from mbnp.network import Network, Sequential, run
+from mbnp.network import Network, Sequential, Variable, run
 
 
 def convert(net: Network) -> "FusedNetwork":
@@ -21,6 +20,9 @@ def convert(net: Network) -> "FusedNetwork":
     It shares `net`'s parameters, gradients, running statistics and description: train one and the other has
     learned. dtype is kept. `report()` says which layers the fused kernels run. Calls from several threads wait for
     one another. MBNP_BACKEND or `backend.using` other than numba runs `net` itself.
+
+    The layers and their options (strides, padding, the cap of a ReLU) are those of now: after replacing one, convert
+    again.
     """
     return FusedNetwork(net)
 
@@ -36,7 +38,9 @@ class FusedNetwork(Network):
     """What `convert` returns. Everything but forward and backward is the readable network's own."""
 
     readable: Network
-    layers = _shared("layers")
+    layers = property(
+        lambda self: self.readable.layers
+    )  # to replace one here would change nothing: convert again
     arch = _shared("arch")
     classes = _shared("classes")
     preprocessing = _shared("preprocessing")
@@ -51,7 +55,10 @@ class FusedNetwork(Network):
         self._inference = Inference(self._triples, self._tail) if self._triples else None
         self._freeze(0)
         self._backward: Any = None  # what goes back through the last training forward
-        self._lock = threading.Lock()  # buffers are shared between calls
+        self._variables = self.readable.variables()
+
+    def variables(self) -> dict[str, Variable]:
+        return dict(self._variables)
 
     def report(self) -> str:
         """What is fused with what, in a few lines."""
@@ -67,7 +74,7 @@ class FusedNetwork(Network):
         """Logits (N, classes) of normalised pictures x (N, H, W, 3). The array is the caller's to keep."""
         self.check_input(x)
         x = np.ascontiguousarray(x)
-        with self._lock, backend.one_blas_thread():
+        with backend.one_blas_thread():  # one call at a time: buffers are shared
             if backend.current() != "numba":
                 self._backward = self.readable.backward if train else None
                 return self.readable.forward(x, train)
@@ -92,7 +99,7 @@ class FusedNetwork(Network):
             return plan, x
         given = plan.given.z if plan else np.empty(shape, x.dtype)
         self._frozen.run_blocks(x, given)
-        return plan, given
+        return plan, given[..., : self._frozen.channels]
 
     def _forward(self, x: np.ndarray, train: bool) -> np.ndarray:
         plan, x = self._pass_frozen(x)
@@ -109,7 +116,7 @@ class FusedNetwork(Network):
 
     def backward(self, dy: np.ndarray) -> None:  # type: ignore[override]
         """Add to every parameter's gradient. The gradient of the pictures is not computed: the readable one does."""
-        with self._lock, backend.one_blas_thread():
+        with backend.one_blas_thread():
             if self._backward is None:
                 raise MbnpError(
                     "backward has nothing to go back through: call forward(x, train=True) before it"

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mbnp import backend
 from mbnp.fused import batchnorm, kernels
 from mbnp.fused.chain import limits_of
+from mbnp.fused.kernels import whole
 from mbnp.layers import BatchNorm, ReLU
 from mbnp.network import Layer, Residual, Sequential, Variable, run
 
@@ -22,12 +22,9 @@ class Normalise(Layer):
         self.bn, self.limits = bn, limits_of(relu, bn)
         dtype = self.limits.dtype
         self.channels = bn.weight.value.size
-        lanes = kernels.lanes(self.channels)
-        self.affine, self.adjoint = np.empty((5, lanes), dtype), np.empty((3, lanes), dtype)
-        self.lane_sums = np.empty((backend.max_threads(), 3, lanes), dtype)
+        self.affine, self.adjoint = np.empty((5, self.channels), dtype), np.empty((3, self.channels), dtype)
         self.z: np.ndarray | None = None
         self.y: np.ndarray | None = None
-        self.d: np.ndarray | None = None  # the gradient of the sum, which is the shortcut's too
 
     def variables(self) -> dict[str, Variable]:
         return self.bn.variables()
@@ -35,9 +32,9 @@ class Normalise(Layer):
     def forward(self, z: np.ndarray, train: bool = False, shortcut: np.ndarray | None = None) -> np.ndarray:
         if train and not self.bn.weight.frozen:
             moments = np.empty((len(z), 2, self.channels))
-            kernels.statistics(z, self.lane_sums, moments)
+            kernels.statistics(z, moments)
             counts = np.full(len(z), z[0].size // self.channels)
-            batchnorm.finish_forward(self.bn, moments, counts, self.affine)
+            batchnorm.finish_forward(self.bn, moments, counts, z.size // self.channels, self.affine)
         else:
             batchnorm.running_affine(self.bn, self.affine)
         y = np.empty_like(z)
@@ -47,13 +44,17 @@ class Normalise(Layer):
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
+        return self.backward_both(dy)[0]
+
+    def backward_both(self, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The gradients of z and of the shortcut, which is that of the sum."""
         y, z = self._take("y"), self._take("z")
-        sums = np.empty((len(z), 2, self.channels), z.dtype)
-        self.d, dz = np.empty_like(z), np.empty_like(z)
-        kernels.normalise_backward(dy, y, z, self.affine, self.limits, self.lane_sums, self.d, sums)
+        sums = np.empty((len(z), 2, self.channels))
+        d, dz = np.empty_like(z), np.empty_like(z)
+        kernels.normalise_backward(dy, y, z, self.affine, self.limits, d, sums)
         batchnorm.finish_backward(self.bn, sums, z.size // self.channels, self.affine, self.adjoint)
-        kernels.batchnorm_backward(self.d, z, self.affine, self.adjoint, dz)
-        return dz
+        kernels.batchnorm_backward(d, z, self.affine, self.adjoint, dz)
+        return dz, d
 
 
 class FusedResidual(Layer):
@@ -73,7 +74,7 @@ class FusedResidual(Layer):
         return self.last.forward(z, train, s)
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
-        dz, d = self.last.backward(dy), self.last._take("d")
+        dz, d = self.last.backward_both(dy)
         through, beside = self._through.backward(dz), self._beside.backward(d)
         return None if through is None or beside is None else through + beside
 
@@ -88,6 +89,12 @@ def own(layer: Any) -> Any:
     return layer
 
 
+def _whole(bn: BatchNorm) -> bool:
+    """Whether the channels are whole vectors, as the kernels need them."""
+    gamma = bn.weight.value
+    return gamma.size == whole(gamma.size, gamma.dtype)
+
+
 def fuse(layers: list[tuple[str, Layer]]) -> tuple[list[Layer], list[str]]:
     """The same computation with every BatchNorm and what follows it in one kernel, and the names that are fused."""
     layer: Any
@@ -99,10 +106,10 @@ def fuse(layers: list[tuple[str, Layer]]) -> tuple[list[Layer], list[str]]:
         relu = layers[at + 1][1] if at + 1 < len(layers) else None
         is_relu = isinstance(relu, ReLU)
         inside = list(layer.layers.items()) if isinstance(layer, Residual) else []
-        if isinstance(layer, BatchNorm):
+        if isinstance(layer, BatchNorm) and _whole(layer):
             made.append(Normalise(layer, relu))
             names.append(name)
-        elif inside and isinstance(inside[-1][1], BatchNorm):
+        elif inside and isinstance(inside[-1][1], BatchNorm) and _whole(inside[-1][1]):
             body, body_names = fuse(inside[:-1])
             made.append(
                 FusedResidual(body, Normalise(inside[-1][1], relu), layer.shortcut and own(layer.shortcut))

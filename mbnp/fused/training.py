@@ -4,41 +4,47 @@ A stage is one convolution with the BatchNorm and ReLU after it. It keeps its ra
 needs to activate it. Everything else is made again where it is needed.
 """
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 
 from mbnp.fused import batchnorm, kernels
-from mbnp.fused.buffers import Arena, Scratch
-from mbnp.fused.chain import Triple, geometry
+from mbnp.fused.buffers import Arena, scratch
+from mbnp.fused.chain import Shape, Triple, fill, geometry, output_shape, padded_picture, stored
+from mbnp.fused.kernels import width
 from mbnp.layers import Conv, Depthwise, Pointwise
 from mbnp.network import Parameter
+from mbnp.ops import checks
 
-GROUPS = (
-    8  # partial weight gradients of a pointwise convolution: enough threads to share, few enough to add up
-)
+GROUPS = 8  # partial weight gradients of a pointwise convolution: for threads to share, and few to add up
 TILE = 1 << 14  # floats of a tile of a pointwise convolution: it and its neighbours are in half of 1 MB of L2
 PIXELS = 128  # of such a tile, at least: fewer would load the weights for too little work
 
 
 class Stage:
-    """A convolution, its BatchNorm and ReLU, and their buffers for one input shape."""
+    """A convolution, its BatchNorm and ReLU, and their buffers for one input shape.
 
-    def __init__(self, triple: Triple, shape: tuple[int, ...], arena: Arena) -> None:
+    `shape` is of the input and the output as they are stored, with channels of zeros that fill up the last vector.
+    """
+
+    def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
         self.conv, self.bn, self.limits = triple.conv, triple.bn, triple.limits
         self.dtype = triple.limits.dtype
-        self.in_shape, self.shape = shape, (shape[0], *triple.conv.output_shape(shape[1:]))
+        self.unlimited = np.array([-np.inf, np.inf], self.dtype)
+        self.in_shape, self.shape = shape, stored(output_shape(triple, shape), self.dtype)
         self.channels = self.shape[-1]
         self.pixels = int(np.prod(self.shape[:-1]))
-        self.lanes = kernels.lanes(self.channels)
         self.z = arena.array(*self.shape)
         self.g = np.empty(0, self.dtype)  # lent by the plan: two buffers serve all stages
-        self.affine = arena.array(5, self.lanes)
-        self.adjoint = arena.array(3, self.lanes)
+        self.affine, self.adjoint = arena.zeros(5, self.channels), arena.zeros(3, self.channels)
+        # Of the kernels, put together when they are first called: what a step must not do again.
+        self.forward_arguments: tuple = ()
+        self.backward_arguments: tuple = ()
         self.counts = self._counts()
         self.moments = np.empty((len(self.counts), 2, self.channels))  # float64: means may be large
-        self.sums = np.empty((0, 2, self.channels), self.dtype)  # made with g, by the stage that follows
+        self.sums = np.empty((0, 2, self.channels))  # made with g, by the stage that follows
 
     def _counts(self) -> np.ndarray:
         """Pixels of each part of z that `moments` has an entry for: the images, unless a stage says otherwise."""
@@ -49,12 +55,18 @@ class Stage:
         """Floats of scratch that a thread needs."""
         raise NotImplementedError
 
+    def _target(self, parameter: Parameter | None) -> np.ndarray:
+        """The rows that a kernel adds a gradient to: none where nobody learns from it."""
+        if parameter is None or parameter.frozen:
+            return np.empty((0, self.channels), self.dtype)
+        return _pixels(parameter.grad)
+
     def normalise(self) -> None:
         """From the moments that forward left: `affine`, and the running statistics."""
         if self.bn.weight.frozen:
             batchnorm.running_affine(self.bn, self.affine)
         else:
-            batchnorm.finish_forward(self.bn, self.moments, self.counts, self.affine)
+            batchnorm.finish_forward(self.bn, self.moments, self.counts, self.pixels, self.affine)
 
     def finish_gradient(self) -> None:
         """From the sums over g: BatchNorm's own gradients, and `adjoint`."""
@@ -64,20 +76,13 @@ class Stage:
 class Given:
     """What a chain begins with that is no stage: the activated output of what is frozen before it, in `z`."""
 
-    def __init__(self, shape: tuple[int, ...], arena: Arena) -> None:
+    def __init__(self, shape: Shape, arena: Arena) -> None:
         self.shape = shape
-        self.lanes = kernels.lanes(shape[-1])
-        self.affine = arena.array(5, self.lanes)
+        self.affine = arena.array(5, shape[-1])
         self.affine[...] = np.array([0, 1, 0, 1, 0])[:, None]  # the identity
         self.limits = np.array([-np.inf, np.inf], arena.dtype)
         self.z = arena.array(*shape)
         self.g = np.empty(0, arena.dtype)  # lent by the plan, as a stage's
-
-
-def _add(parts: np.ndarray, parameter: Parameter) -> None:
-    """The parameter's gradient += the sum of parts over their first axis."""
-    if not parameter.frozen:
-        kernels.add_parts(parts.reshape(len(parts), -1), parameter.grad.reshape(-1))
 
 
 def _pixels(x: np.ndarray) -> np.ndarray:
@@ -87,83 +92,79 @@ def _pixels(x: np.ndarray) -> np.ndarray:
 class StemStage(Stage):
     """The first convolution, on pictures, whose gradient nobody needs."""
 
-    def __init__(self, triple: Triple, shape: tuple[int, ...], arena: Arena) -> None:
+    def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
         super().__init__(triple, shape, arena)
-        kernel, _, c_in, c_out = self.conv.weight.value.shape
-        self.geometry = (kernel, *geometry(self.conv, shape))
-        self.no_bias = np.zeros(c_out, self.dtype)
-        self.dw = arena.array(shape[0], kernel * kernel * c_in, c_out)
-        self.db = arena.array(shape[0], c_out)
+        self.geometry = geometry(self.conv, shape)
+        self.padded = padded_picture(self.conv, self.geometry[0], *self.shape[1:3])
+        taps = self.padded.offsets.size
+        self.eights = np.concatenate([self.padded.offsets, np.zeros(-taps % 8, np.int64)])
+        self.w = arena.zeros(taps + 1, self.channels)
+        self.parts = arena.array(shape[0], self.eights.size + 1, self.channels)
 
     def scratch_floats(self) -> int:
-        _, oh, ow, c_out = self.shape
-        kernel, stride, _, _ = self.geometry
-        padded = ((oh - 1) * stride + kernel) * ((ow - 1) * stride + kernel) * self.in_shape[-1]
-        return oh * ow * (self.dw.shape[1] + c_out) + padded
+        return self.padded.size + self.shape[2] * width(self.dtype)
 
-    def forward(self, x: np.ndarray, scratch: Scratch) -> None:
-        w, b = self.conv.weight.value.reshape(self.dw.shape[1:]), self.conv.bias
-        lanes = scratch.lanes(3, self.lanes)
-        kernels.stem_forward(
-            x,
-            w,
-            self.no_bias if b is None else b.value,
-            *self.geometry,
-            scratch.floats,
-            lanes,
-            self.z,
-            self.moments,
-        )
-
-    def backward(self, x: np.ndarray, scratch: Scratch) -> None:
-        kernels.stem_backward(
-            self.g, self.z, self.affine, self.adjoint, x, *self.geometry, scratch.floats, self.dw, self.db
-        )
-        _add(self.dw, self.conv.weight)
+    def forward(self, x: np.ndarray, scratch: np.ndarray) -> None:
+        fill(_pixels(self.conv.weight.value), self.w)
         if self.conv.bias is not None:
-            _add(self.db, self.conv.bias)
+            fill(self.conv.bias.value[None], self.w[-1:])
+        offsets, shape = self.padded
+        kernels.stem_forward(
+            x, self.w, offsets, self.unlimited, shape, *self.geometry, scratch, self.z, self.moments
+        )
+
+    def backward(self, x: np.ndarray, scratch: np.ndarray) -> None:
+        kernels.stem_backward(
+            self.g, self.z, self.affine, self.adjoint, x, self.eights, self.padded.shape, *self.geometry, scratch,
+            self.parts, self._target(self.conv.weight), self._target(self.conv.bias),
+        )  # fmt: skip
 
 
 class DepthwiseStage(Stage):
-    def __init__(self, triple: Triple, shape: tuple[int, ...], arena: Arena) -> None:
+    def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
         super().__init__(triple, shape, arena)
-        self.geometry = self.stride, _, _ = geometry(self.conv, shape)
-        self.w = arena.array(9, self.lanes)
-        self.dw = arena.array(shape[0], 9, self.channels)
-        self.sums_in = arena.array(shape[0], 2, self.channels)
+        self.geometry = geometry(self.conv, shape)
+        self.taps = arena.zeros(9, self.channels)
+        self.parts = arena.array(shape[0], 9, self.channels)
+        self.sums_in = np.empty((shape[0], 2, self.channels))
 
     def scratch_floats(self) -> int:
-        (_, h, w, c), (_, oh, ow, _), s = self.in_shape, self.shape, self.stride
-        padded = ((oh - 1) * s + 3) * ((ow - 1) * s + 3)
-        margins = (max(h, oh) + 2) * (max(w, ow) + 2)
-        return (padded + margins + max(w, 2 * ow + 1)) * c
+        (_, _, w, c), (_, _, ow, _) = self.in_shape, self.shape
+        # Forward: rows of (ow - 1) * stride + 3 pixels; backward: of w + 2 or, at stride 2, of 2 * ow + 2.
+        padded = max(w, 2 * ow) + 2
+        return kernels.DEPTHWISE_ROWS * padded * width(self.dtype) + c
 
-    def forward(self, source: Stage, scratch: Scratch) -> None:
-        kernels.spread_taps(self.conv.weight.value, False, self.w)
-        kernels.depthwise_forward(
-            source.z, source.affine, source.limits, self.w, *self.geometry, scratch.floats,
-            scratch.lanes(3, self.lanes), self.z, self.moments,
-        )  # fmt: skip
+    def forward(self, source: Stage, scratch: np.ndarray) -> None:
+        fill(self.conv.weight.value.reshape(9, -1), self.taps)
+        if not self.forward_arguments:
+            self.forward_arguments = (
+                source.z, source.affine, source.limits, self.taps, self.unlimited, *self.geometry, scratch, self.z,
+                self.moments,
+            )  # fmt: skip
+        kernels.depthwise_forward(*self.forward_arguments)
 
-    def backward(self, source: Stage, scratch: Scratch) -> None:
-        kernels.spread_taps(self.conv.weight.value, self.stride == 1, self.w)
-        kernels.depthwise_backward(
-            self.g, self.z, self.affine, self.adjoint, source.z, source.affine, source.limits, self.w, *self.geometry,
-            scratch.floats, scratch.lanes(3, self.lanes), scratch.lanes(9, self.lanes), source.g, self.dw, self.sums_in,
-        )  # fmt: skip
+    def backward(self, source: Stage, scratch: np.ndarray) -> None:
+        fill(self.conv.weight.value.reshape(9, -1), self.taps)
+        if not self.backward_arguments:
+            self.backward_arguments = (
+                self.g, self.z, self.affine, self.adjoint, source.z, source.affine, source.limits, self.taps,
+                *self.geometry, scratch, source.g, self.parts, self.sums_in,
+            )  # fmt: skip
+        kernels.depthwise_backward(*self.backward_arguments, self._target(self.conv.weight))
         source.sums = self.sums_in
-        _add(self.dw, self.conv.weight)
 
 
 class PointwiseStage(Stage):
-    def __init__(self, triple: Triple, shape: tuple[int, ...], arena: Arena) -> None:
+    def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
         super().__init__(triple, shape, arena)
         tiles = len(self.counts)
         self.group = -(-tiles // GROUPS) * self.tile
         groups = -(-self.pixels // self.group)
-        self.dw = arena.array(groups, *self.conv.weight.value.shape)
-        self.w_t = arena.array(self.channels, shape[-1])
-        self.sums_in = arena.array(groups, 2, shape[-1])
+        w = self.conv.weight.value
+        self.w = w if w.shape == (shape[-1], self.channels) else arena.zeros(shape[-1], self.channels)
+        self.w_t = arena.zeros(self.channels, shape[-1])
+        self.parts = arena.array(groups, shape[-1], self.channels)
+        self.sums_in = np.empty((groups, 2, shape[-1]))
 
     def _counts(self) -> np.ndarray:
         widest = max(self.in_shape[-1], self.channels)
@@ -172,23 +173,27 @@ class PointwiseStage(Stage):
         return np.minimum(self.tile, self.pixels - starts)
 
     def scratch_floats(self) -> int:
-        return self.tile * (self.in_shape[-1] + self.channels) + self.conv.weight.value.size
+        return self.tile * (self.in_shape[-1] + self.channels) + self.parts[0].size
 
-    def forward(self, source: Stage, scratch: Scratch) -> None:
-        kernels.pointwise_forward(
-            _pixels(source.z), source.affine, source.limits, self.conv.weight.value, self.tile, scratch.floats,
-            scratch.lanes(3, self.lanes), _pixels(self.z), self.moments,
-        )  # fmt: skip
+    def forward(self, source: Stage, scratch: np.ndarray) -> None:
+        if self.w is not self.conv.weight.value:
+            fill(self.conv.weight.value, self.w)
+        if not self.forward_arguments:
+            self.forward_arguments = (
+                _pixels(source.z), source.affine, source.limits, self.w, self.tile, scratch, _pixels(self.z),
+                self.moments,
+            )  # fmt: skip
+        kernels.pointwise_forward(*self.forward_arguments)
 
-    def backward(self, source: Stage, scratch: Scratch) -> None:
-        self.w_t[...] = self.conv.weight.value.T
-        kernels.pointwise_backward(
-            _pixels(self.g), _pixels(self.z), self.affine, self.adjoint, _pixels(source.z), source.affine,
-            source.limits, self.w_t, self.tile, self.group, scratch.floats,
-            scratch.lanes(3, source.lanes), _pixels(source.g), self.dw, self.sums_in,
-        )  # fmt: skip
+    def backward(self, source: Stage, scratch: np.ndarray) -> None:
+        if not self.backward_arguments:
+            self.backward_arguments = (
+                _pixels(self.g), _pixels(self.z), self.affine, self.adjoint, _pixels(source.z), source.affine,
+                source.limits, self.conv.weight.value, self.tile, self.group, scratch, self.w_t, _pixels(source.g),
+                self.parts, self.sums_in,
+            )  # fmt: skip
+        kernels.pointwise_backward(*self.backward_arguments, self._target(self.conv.weight))
         source.sums = self.sums_in
-        _add(self.dw, self.conv.weight)
 
 
 class Plan:
@@ -197,25 +202,32 @@ class Plan:
     A chain that begins with a depthwise convolution begins after frozen blocks: `given.z` is their output.
     """
 
-    def __init__(self, triples: list[Triple], shape: tuple[int, ...]) -> None:
+    def __init__(self, triples: list[Triple], shape: Shape) -> None:
         arena = Arena(triples[0].limits.dtype)
         kinds = {Conv: StemStage, Depthwise: DepthwiseStage, Pointwise: PointwiseStage}
-        self.given = None if isinstance(triples[0].conv, Conv) else Given(shape, arena)
+        self.given = None
+        if not isinstance(triples[0].conv, Conv):
+            shape = stored(shape, arena.dtype)
+            self.given = Given(shape, arena)
         self.stages: list[Any] = []
         for triple in triples:
             self.stages.append(kinds[type(triple.conv)](triple, shape, arena))
             shape = self.stages[-1].shape
         self._lend_gradients(arena)
-        last = self.stages[-1]
-        self.scratch = Scratch(max(s.scratch_floats() for s in self.stages), arena)
-        self.out = arena.array(*last.shape)
-        self.sums = arena.array(1, 2, shape[-1])
+        self.scratch = scratch(max(s.scratch_floats() for s in self.stages), arena)
+        self.channels = triples[-1].bn.weight.value.size
+        self.out = arena.array(*shape)
+        self.sums = np.empty((1, 2, shape[-1]))
 
     def _lend_gradients(self, arena: Arena) -> None:
-        """A gradient is needed only until the one before it is made, so that two buffers take turns."""
+        """A gradient is needed only until the one before it is made, so that two buffers take turns.
+
+        Neighbours of one shape share theirs: a kernel has read what it needs of a gradient before it writes there.
+        """
         borrowers = [self.given, *self.stages] if self.given else self.stages
+        alike = [list(group) for _, group in itertools.groupby(borrowers, lambda borrower: borrower.shape)]
         for offset in (0, 1):
-            turn = borrowers[offset::2]
+            turn = [borrower for group in alike[offset::2] for borrower in group]
             lent = arena.array(max((math.prod(b.shape) for b in turn), default=0))
             for borrower in turn:
                 borrower.g = lent[: math.prod(borrower.shape)].reshape(borrower.shape)
@@ -231,16 +243,15 @@ class Plan:
             stage.normalise()
         last = self.stages[-1]
         kernels.activate(last.z, last.affine, last.limits, self.out)
-        return self.out
+        return np.ascontiguousarray(self.out[..., : self.channels])
 
     def backward(self, x: np.ndarray, dy: np.ndarray) -> None:
         """Add every gradient, from dy, the gradient of what `forward` returned."""
         last = self.stages[-1]
-        last.g[...] = dy
+        last.g[..., : self.channels] = checks.gradient(dy, (*last.shape[:-1], self.channels), last.z)
+        last.g[..., self.channels :] = 0
         last.sums = self.sums
-        kernels.activate_backward(
-            last.z, last.affine, last.limits, self.scratch.lanes(3, last.lanes)[0], last.g, self.sums
-        )
+        kernels.activate_backward(last.z, last.affine, last.limits, last.g, self.sums)
         for stage, source in reversed(list(zip(self.stages, self._sources(x), strict=True))):
             stage.finish_gradient()
             # The gradient of what the first stage reads is needed by nobody.

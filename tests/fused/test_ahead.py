@@ -10,6 +10,8 @@ import pytest
 
 from mbnp import fused, models
 from mbnp.fused import ahead, kernels
+from mbnp.layers import GlobalAveragePool, Linear
+from mbnp.network import Network
 
 pytestmark = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
 
@@ -38,8 +40,13 @@ def test_recording_leaves_the_kernels_as_they_were():
     assert vars(kernels) == before
 
 
-def test_a_network_without_a_fused_chain_needs_nothing():
-    assert ahead.missing(models.resnet20()) == []
+def test_a_network_needs_what_its_chain_calls(monkeypatch):
+    monkeypatch.setattr(ahead, "_is_cached", lambda name: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert ahead.missing(Network({"pool": GlobalAveragePool(), "fc": Linear(3, 2)}, resolution=4)) == []
+    needed = ahead.missing(models.resnet20())  # its first convolution alone
+    assert {"stem_forward", "stem_backward", "stem_inference"} < set(needed)
+    assert not any("wise" in name for name in needed)
 
 
 def test_compiled_in_other_processes_they_are_loaded_here(tmp_path):
@@ -48,7 +55,7 @@ def test_compiled_in_other_processes_they_are_loaded_here(tmp_path):
         "from mbnp.fused import ahead, kernels\n"
         "if __name__ == '__main__':\n"
         "    net = models.mobilenet_v1_small(width_mult=0.25)\n"
-        "    names = ['activate', 'add_parts']\n"
+        "    names = ['activate', 'finish_adjoint']\n"
         "    assert set(names) <= set(ahead.missing(net))\n"
         "    ahead.compile_kernels(net, names)\n"
         "    assert not set(names) & set(ahead.missing(net))\n"

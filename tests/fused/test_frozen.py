@@ -94,7 +94,7 @@ def test_only_what_learns_runs_backward(until, forward, backward, calls):
 
 
 def test_only_what_learns_of_a_residual_network_runs_backward(calls):
-    net = vary(models.resnet20(width_mult=0.25))
+    net = vary(models.resnet20())
     net.freeze_until("layer2.0")
     fast = fused.convert(net)
     x, _ = batch(2, 32, np.float32)
