@@ -33,9 +33,12 @@ from lesson import (
 
 from mbnp import backend, fused, models
 from mbnp.bench import jobs, lineup, parts, race
-from mbnp.fused import inference, kernels
+from mbnp.fused import inference
 from mbnp.fused.buffers import Arena
 from mbnp.fused.chain import split
+from mbnp.fused.kernels import batchnorm as passes
+from mbnp.fused.kernels import depthwise as fused_depthwise
+from mbnp.fused.kernels import pointwise as fused_pointwise
 from mbnp.fused.training import Plan
 from mbnp.ops import batchnorm, depthwise, pointwise, relu
 
@@ -243,11 +246,16 @@ say(f"one pass, `max(z·{scale:.3f} - {-shift:.3f}, 0)`: `{np.round(one_pass, 3)
 # Training", 2019). Here are the kernel of mbnp and the two pieces that do it:
 
 # %%
-source(kernels._activate, kernels._moments, kernels._depthwise_forward)
+source(passes.activate_run, fused_depthwise._convolve_row, fused_depthwise._depthwise_forward)
 
 # %% [markdown]
-# (`affine` has the mean, the scale and the shift of each channel, repeated up to about 256 entries, so that the
-# inner loops are long whatever the number of channels. `_moments` measures from the first value it meets: a
+# What the pieces `load`, add, multiply and `store` are *vectors*: as many channels as the processor takes at once, 8 or
+# 16 of them. One vector of channels goes through a whole picture before the next one does, so that its nine weights
+# stay in registers. The rows that the window needs come from a ring of a few rows, normalised and clipped when they
+# are first needed. And `prefetch` asks the memory for a row while the one before it is being computed, since most of
+# these kernels do not wait for the multiplier but for the next line of memory.
+#
+# (`affine` has the mean, the scale and the shift of each channel. Sums are of deviations from one of the outputs: a
 # plain sum of squares would cancel where the mean is large. Each picture gets mean and squared deviations of
 # its own, which are combined at the end; the third exercise is about that.)
 #
@@ -302,7 +310,7 @@ say(
 # multiplied from there, and the result summed up before it cools down.
 
 # %%
-source(kernels._pointwise_forward, kernels._product)
+source(fused_pointwise._pointwise_forward, fused_pointwise.product)
 
 # %%
 mid, mid_bn = stage.z, stage.bn
@@ -335,7 +343,7 @@ say(
 # number. Three constants a channel, so it can be made while loading, too:
 
 # %%
-source(kernels._adjoint, kernels._pointwise_backward)
+source(passes.adjoint_run, fused_pointwise._pointwise_backward)
 
 # %% [markdown]
 # Nothing but the raw z of every convolution is kept for the backward pass. What lies between them, the
