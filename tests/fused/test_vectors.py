@@ -36,7 +36,7 @@ def everything(x, y, low, high, out, totals):
 def test_compiled_they_do_what_their_definitions_say(dtype, limits):
     n = width(dtype)
     rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((2, n + 1)).astype(dtype)
+    x, y = rng.standard_normal((2, n + 8)).astype(dtype)
     x[1:7] = np.nan, np.inf, -np.inf, 0, -1, 6
     results = []
     for function in (everything, jit(everything)):
