@@ -24,6 +24,7 @@ SPELLINGS = ("loops", "numpy", "numba")
 # compiler assume there are no NaNs: `fastmath=True` would delete the checks that let a NaN show itself.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
+# Of what is only ever called by other compiled code.
 PIECE = {"fastmath": FASTMATH, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 _njit: Any = numba.njit  # its type hints do not know all its options

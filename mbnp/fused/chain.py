@@ -37,10 +37,8 @@ def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
         if not isinstance(conv, wanted) or not _supported(conv):
             break
         c_in, c_out = _channels(conv)
-        if (
-            c_in != (channels or c_in) or c_out != bn.weight.value.size
-        ):  # the layers themselves say what does not fit
-            break
+        if c_in != (channels or c_in) or c_out != bn.weight.value.size:
+            break  # the layers themselves say what does not fit
         channels = c_out
         triples.append(Triple(name, conv, bn, limits_of(relu, bn)))
         at += 3 if isinstance(relu, ReLU) else 2

@@ -148,7 +148,10 @@ def empty(triple: Triple, rows: int, columns: int) -> np.ndarray:
 
 
 def panel_width(c: int, d: int, vector: int) -> int:
-    """Output channels of a panel of pointwise weights (C, D): few enough for two dozen rows to be a SMALL product."""
+    """Output channels of a panel of pointwise weights (C, D).
+
+    At most 64, with which OpenBLAS was fastest, and few enough for two dozen rows to be a SMALL product.
+    """
     panel = d
     while panel % (2 * vector) == 0 and panel > 32 and (panel > 64 or c * panel * 24 > kernels.SMALL):
         panel //= 2
@@ -202,7 +205,7 @@ class Inference:
         """Into out (N, H, W, C): what the last block puts out."""
         self._fold()
         for start in range(0, len(x), CHUNK):
-            made = self._run(x[start : start + CHUNK])
+            made, _ = self._run(x[start : start + CHUNK])
             out[start : start + CHUNK] = made.reshape(out[start : start + CHUNK].shape)
 
     def _fold(self) -> None:
@@ -213,18 +216,17 @@ class Inference:
                 block.fold()
             self.folded_from = version
 
-    def _run(self, x: np.ndarray) -> np.ndarray:
-        """The blocks' output as it is stored, in a buffer."""
-        calls, out, _ = self.cache[x.shape]
+    def _run(self, x: np.ndarray) -> tuple[np.ndarray, Shape]:
+        """The blocks' output as it is stored, in a buffer, and its shape."""
+        calls, out, shape = self.cache[x.shape]
         (first, arguments), *others = calls
         first.run((x, *arguments))
         for block, arguments in others:
             block.run(arguments)
-        return out
+        return out, shape
 
     def _forward(self, x: np.ndarray) -> np.ndarray:
-        *_, out_shape = self.cache[x.shape]
-        x = self._run(x)
+        x, out_shape = self._run(x)
         head = self._head(out_shape)
         if head is not None:
             logits = np.empty((len(x), head.bias.value.size), x.dtype)
@@ -241,13 +243,13 @@ class Inference:
     def _head(self, shape: Shape) -> Any:
         """The linear layer, if what is left is an average over the whole map and a linear layer with a bias."""
         pool, *middle, last = self.tail if len(self.tail) > 1 else (None, None)
-        whole = isinstance(pool, GlobalAveragePool) or (
+        everything = isinstance(pool, GlobalAveragePool) or (
             isinstance(pool, AveragePool) and pool.size == shape[1:3] and pool.options["padding"] == 0
         )
         plain = [type(layer) for layer in middle] == (
             [] if isinstance(pool, GlobalAveragePool) else [Flatten]
         )
-        return last if whole and plain and isinstance(last, Linear) and last.bias is not None else None
+        return last if everything and plain and isinstance(last, Linear) and last.bias is not None else None
 
     def _prepare(self, shape: Shape) -> tuple[list[tuple[Block, tuple]], np.ndarray, Shape]:
         """For one input shape: the blocks with their arguments, the last output's buffer, and its shape."""

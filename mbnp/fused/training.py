@@ -39,7 +39,7 @@ class Stage:
         self.z = arena.array(*self.shape)
         self.g = np.empty(0, self.dtype)  # lent by the plan: two buffers serve all stages
         self.affine, self.adjoint = arena.zeros(5, self.channels), arena.zeros(3, self.channels)
-        # Of the kernels, put together when they are first called: what a step must not do again.
+        # Arguments of the kernels, put together once, at the first call.
         self.forward_arguments: tuple = ()
         self.backward_arguments: tuple = ()
         self.counts = self._counts()

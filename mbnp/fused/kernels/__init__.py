@@ -20,9 +20,11 @@ The symbols, for one BatchNorm over the channels of z (N, H, W, C):
 
 C is a whole number of vectors: a network's channels, and after them as many of zeros as fill the last vector. Loops
 take one vector of channels after another and let the pixels pass by, so that what belongs to the channels (weights,
-mean and scale, sums) stays in registers. (Times zero, an infinity becomes NaN: networks that overflow do so here in all
-channels.) Most of them wait for memory: whoever reads what no cache holds asks for
-it a run or a row ahead (`prefetch`), which took a tenth off a training step.
+mean and scale, sums) stays in registers. Times the zeros, an infinity becomes NaN: a network that overflows does so
+here in all channels, unless they fill vectors by themselves.
+
+Most kernels wait for memory and not for the multiplier. So whoever reads what no cache holds asks for it a run or a row
+ahead (`prefetch`); when it was tried with and without, that took a tenth off a training step.
 
 Parallel loops run over tiles whose number depends on the shapes alone, and partial sums are added in the order of
 the tiles: results do not depend on the number of threads. Their bodies hand whole arrays and indices to serial

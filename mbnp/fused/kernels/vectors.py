@@ -2,8 +2,8 @@
 
 Numba leaves vectors to the compiler, which makes them of innermost loops only and keeps nothing in registers from
 one such loop to the next. A depthwise convolution lives from just that: nine weights and nine sums stay in registers
-while the pixels pass by. Kernels spelled with these functions also compile in half the time, since there is
-nothing left to find out.
+while the pixels pass by. Kernels spelled with these functions compile sooner, too, since the compiler has less to find
+out.
 
 The functions are their own definition, and run as they stand under NUMBA_DISABLE_JIT=1, where a vector is a slice.
 Compiled, each is one instruction or two. An index counts the entries of a contiguous array; no index is checked.
