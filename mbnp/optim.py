@@ -16,14 +16,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import carray, prange, types
 from numba.extending import intrinsic, overload
 
-from mbnp.backend import jit
+from mbnp.backend import jit, piece
 from mbnp.errors import MbnpError, unknown
 from mbnp.network import Parameter
 
 DECAYS = ("l2", "decoupled")
+SHARES = 8  # of an update, for threads to divide among them
 SCHEDULES = ("one-cycle", "cosine", "step", "constant")
 
 Schedule = Callable[[int], dict[str, float]]
@@ -41,12 +42,12 @@ class Optimiser:
             raise MbnpError("an optimiser takes the parameters of a network by name: pass net.parameters()")
         self.parameters = dict(parameters)
         self.steps = 0  # updates done
-        self._tables = _Tables()
+        self._gradients, self._tables = _Tables(), _Tables()
 
     def zero_grad(self) -> None:
         """Set every gradient to zero; backward adds to them."""
-        for parameter in self.parameters.values():
-            parameter.grad.fill(0)
+        for table, like in self._gradients.of([[p.grad] for p in self.parameters.values()]):
+            _zero(table, like)
 
     def step(self) -> None:
         """Update every parameter that is not frozen, once, from its gradient."""
@@ -174,28 +175,62 @@ class AdamW(Optimiser):
 
 
 # One kernel a rule, which reads and writes each number once, and one call for all parameters: a network has dozens of
-# small ones, and a call for each would cost more than the arithmetic. So kernels are told where the arrays are.
+# small ones, and a call for each would cost more than the arithmetic. So kernels are told where the arrays are. Each
+# of their shares is the same stretch of every parameter: rows whose gradient the same thread has just made are still
+# in its cache.
 
 
-@jit
-def _sgd(table, like, lr, momentum, l2, shrink, nesterov):
+@piece
+def _part(address, size, share, like):
+    """That share of the array (size,) at the address, a whole number of sixteens."""
+    length = -(-size // (SHARES * 16)) * 16
+    return array_at(address, size, like)[share * length : (share + 1) * length]
+
+
+@piece
+def _zero_share(table, share, like):
+    for address, size in table:
+        _part(address, size, share, like)[:] = 0
+
+
+@jit(parallel=True)
+def _zero(table, like):
+    for share in prange(SHARES):
+        _zero_share(table, share, like)
+
+
+@piece
+def _sgd_share(table, share, like, lr, momentum, l2, shrink, nesterov):
     for w_at, g_at, v_at, size in table:
-        w, g, v = array_at(w_at, size, like), array_at(g_at, size, like), array_at(v_at, size, like)
-        for i in range(size):
+        w, g = _part(w_at, size, share, like), _part(g_at, size, share, like)
+        v = _part(v_at, size, share, like)
+        for i in range(w.size):
             d = g[i] + l2 * w[i]
             v[i] = momentum * v[i] + d
             w[i] = shrink * w[i] - lr * (d + momentum * v[i] if nesterov else v[i])
 
 
-@jit
-def _adamw(table, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink):
+@jit(parallel=True)
+def _sgd(table, like, lr, momentum, l2, shrink, nesterov):
+    for share in prange(SHARES):
+        _sgd_share(table, share, like, lr, momentum, l2, shrink, nesterov)
+
+
+@piece
+def _adamw_share(table, share, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink):
     for w_at, g_at, m_at, v_at, size in table:
-        w, g = array_at(w_at, size, like), array_at(g_at, size, like)
-        m, v = array_at(m_at, size, like), array_at(v_at, size, like)
-        for i in range(size):
+        w, g = _part(w_at, size, share, like), _part(g_at, size, share, like)
+        m, v = _part(m_at, size, share, like), _part(v_at, size, share, like)
+        for i in range(w.size):
             m[i] = beta1 * m[i] + rest1 * g[i]
             v[i] = beta2 * v[i] + rest2 * g[i] * g[i]
             w[i] = shrink * w[i] - rate * m[i] / (np.sqrt(square_scale * v[i]) + eps)
+
+
+@jit(parallel=True)
+def _adamw(table, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink):
+    for share in prange(SHARES):
+        _adamw_share(table, share, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink)
 
 
 def array_at(address, size, like):
