@@ -31,16 +31,22 @@ def product(a, w, out):
 
 
 @piece
-def add_product(a, dz, part, dw):
-    """dw += a.T @ dz, likewise; part, of dw's shape, is scratch. Strips of two dozen rows make up for the additions."""
+def add_product(a, dz, begin, part, dw):
+    """dw += a.T @ dz, likewise, and without the + where dw begins with it; part, of dw's shape, is scratch.
+
+    Strips of two dozen rows make up for the additions.
+    """
     rows = SMALL // dw.size
     if rows < 24:
         rows = a.shape[0]
     flat, flat_part = dw.ravel(), part.ravel()
     for first in range(0, a.shape[0], rows):
-        np.dot(a[first : first + rows].T, dz[first : first + rows], part)
-        for i in range(flat.size):
-            flat[i] += flat_part[i]
+        if begin and first == 0:
+            np.dot(a[first : first + rows].T, dz[first : first + rows], dw)
+        else:
+            np.dot(a[first : first + rows].T, dz[first : first + rows], part)
+            for i in range(flat.size):
+                flat[i] += flat_part[i]
 
 
 @piece
@@ -89,14 +95,14 @@ def _transpose_rows(w, first, w_t):
 
 @piece
 def _pointwise_backward(
-    g_out, z_out, affine_out, adjoint_out, z, affine, limits, w_t, first, last, scratch, sums, g, dw
+    g_out, z_out, affine_out, adjoint_out, z, affine, limits, w_t, first, last, scratch, sums, g, begin, dw
 ):
     g_out, z_out, z, g = g_out[first:last], z_out[first:last], z[first:last], g[first:last]
     dz, a = scratch[: g_out.size], scratch[g_out.size : g_out.size + z.size]
     part = scratch[g_out.size + z.size : g_out.size + z.size + dw.size].reshape(dw.shape)
     adjoint_pixels(g_out.ravel(), z_out.ravel(), affine_out, adjoint_out, dz)
     activate_pixels(z.ravel(), affine, limits, a)
-    add_product(a.reshape(z.shape), dz.reshape(z_out.shape), part, dw)
+    add_product(a.reshape(z.shape), dz.reshape(z_out.shape), begin, part, dw)
     product(dz.reshape(z_out.shape), w_t, g)
     mask_pixels(g.ravel(), z.ravel(), affine, limits, sums)
 
@@ -105,12 +111,11 @@ def _pointwise_backward(
 def _pointwise_backward_group(
     g_out, z_out, affine_out, adjoint_out, z, affine, limits, w_t, first, last, tile, scratch, g, dw, sums
 ):
-    dw[:] = 0
     sums[:] = 0
     for start in range(first, last, tile):
         _pointwise_backward(
             g_out, z_out, affine_out, adjoint_out, z, affine, limits, w_t, start, min(start + tile, last),
-            scratch, sums, g, dw,
+            scratch, sums, g, start == first, dw,
         )  # fmt: skip
 
 
