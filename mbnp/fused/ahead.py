@@ -50,14 +50,15 @@ def compile_kernels(net: Network, names: list[str]) -> None:
 
 def signatures(net: Network) -> dict[str, tuple]:
     """The types of the arguments that `net` calls each kernel with, in training and in inference; longest first."""
-    triples, _ = split(net)
+    triples, named_tail = split(net)
+    tail = [layer for _, layer in named_tail]
     if not triples:
         return {}
     x = np.zeros((2, net.resolution, net.resolution, net.channels), net.dtype)
     with _recording() as calls:
-        plan = Plan(triples, x.shape)
+        plan = Plan(triples, tail, x.shape)
         plan.backward(x, np.zeros_like(plan.forward(x)))
-        Inference(triples, []).forward(x)
+        Inference(triples, tail if plan.complete else []).forward(x)
     # The more arguments, the more a kernel does: the largest are begun first.
     return dict(sorted(calls.items(), key=lambda call: -len(call[1])))
 

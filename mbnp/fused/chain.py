@@ -5,7 +5,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mbnp.fused.kernels import whole
-from mbnp.layers import BatchNorm, Conv, Depthwise, Pointwise, ReLU
+from mbnp.layers import (
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Depthwise,
+    Flatten,
+    GlobalAveragePool,
+    Linear,
+    Pointwise,
+    ReLU,
+)
 from mbnp.network import Layer, Sequential
 from mbnp.ops import window
 
@@ -46,6 +56,18 @@ def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
         last = triples.pop()
         at = [name for name, _ in layers].index(last.name)
     return triples, layers[at:]
+
+
+def head(tail: list[Layer], shape: Shape) -> Any:
+    """The linear layer, if `tail` averages over the whole map of `shape` (N, H, W, C) before it; else None."""
+    pool, *middle, last = tail if len(tail) > 1 else (None, None)
+    if isinstance(pool, GlobalAveragePool):
+        plain = not middle
+    else:
+        whole_map = isinstance(pool, AveragePool) and pool.size == shape[1:3] and pool.options["padding"] == 0
+        plain = whole_map and [type(layer) for layer in middle] == [Flatten]
+    fits = isinstance(last, Linear) and last.bias is not None and last.weight.value.shape[0] == shape[-1]
+    return last if plain and fits else None
 
 
 def geometry(conv: Any, shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -4,15 +4,14 @@ A block is the first convolution, or a depthwise convolution and the pointwise o
 for each version of the parameters and statistics they come from.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mbnp.fused import kernels
 from mbnp.fused.buffers import Arena, Cache, scratch
-from mbnp.fused.chain import Shape, Triple, fill, geometry, output_shape, padded_picture, stored
+from mbnp.fused.chain import Shape, Triple, fill, geometry, head, output_shape, padded_picture, stored
 from mbnp.fused.kernels import whole, width
-from mbnp.layers import AveragePool, Flatten, GlobalAveragePool, Linear
 from mbnp.network import Layer
 
 SHARES = 2  # tasks of a block, at least: a number of threads here would make results depend on it
@@ -227,29 +226,18 @@ class Inference:
 
     def _forward(self, x: np.ndarray) -> np.ndarray:
         x, out_shape = self._run(x)
-        head = self._head(out_shape)
-        if head is not None:
-            logits = np.empty((len(x), head.bias.value.size), x.dtype)
+        linear = head(self.tail, (*out_shape[:-1], self.channels))
+        if linear is not None:
+            logits = np.empty((len(x), linear.bias.value.size), x.dtype)
             features = np.empty((len(x), self.channels), x.dtype)
             kernels.head_inference(
-                x.reshape(len(x), -1, out_shape[-1]), head.weight.value, head.bias.value, features, logits
+                x.reshape(len(x), -1, out_shape[-1]), linear.weight.value, linear.bias.value, features, logits
             )
             return logits
         y = x.reshape(out_shape)[..., : self.channels].copy()
         for layer in self.tail:
             y = layer.forward(y)
         return y
-
-    def _head(self, shape: Shape) -> Any:
-        """The linear layer, if what is left is an average over the whole map and a linear layer with a bias."""
-        pool, *middle, last = self.tail if len(self.tail) > 1 else (None, None)
-        everything = isinstance(pool, GlobalAveragePool) or (
-            isinstance(pool, AveragePool) and pool.size == shape[1:3] and pool.options["padding"] == 0
-        )
-        plain = [type(layer) for layer in middle] == (
-            [] if isinstance(pool, GlobalAveragePool) else [Flatten]
-        )
-        return last if everything and plain and isinstance(last, Linear) and last.bias is not None else None
 
     def _prepare(self, shape: Shape) -> tuple[list[tuple[Block, tuple]], np.ndarray, Shape]:
         """For one input shape: the blocks with their arguments, the last output's buffer, and its shape."""

@@ -7,7 +7,7 @@ import numpy as np
 from mbnp import backend
 from mbnp.errors import MbnpError
 from mbnp.fused.buffers import Cache
-from mbnp.fused.chain import split
+from mbnp.fused.chain import head, split
 from mbnp.fused.inference import Inference, frozen_blocks
 from mbnp.fused.normalise import fuse
 from mbnp.fused.training import Plan
@@ -51,6 +51,7 @@ class FusedNetwork(Network):
         self.readable = net.readable if isinstance(net, FusedNetwork) else net
         self._triples, named_tail = split(net)
         self._tail, self._fused_after = fuse(named_tail)
+        self._last = named_tail[-1][0] if named_tail else ""
         self._after = Sequential(self._tail)  # the same layers, as a chain that knows how far backward goes
         self._inference = Inference(self._triples, self._tail) if self._triples else None
         self._freeze(0)
@@ -67,8 +68,15 @@ class FusedNetwork(Network):
         return (
             f"convolutions fused with their BatchNorm and ReLU: {chain}\n"
             f"BatchNorms fused with their residual sum and ReLU: {after}\n"
+            f"linear layer fused with the average before it: {self._head_name()}\n"
             "everything else runs as it is"
         )
+
+    def _head_name(self) -> str:
+        if not self._inference:
+            return "none"
+        *shape, _ = self._inference.output_shape((1, self.resolution, self.resolution, self.channels))
+        return self._last if head(self._tail, (*shape, self._inference.channels)) else "none"
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         """Logits (N, classes) of normalised pictures x (N, H, W, 3). The array is the caller's to keep."""
@@ -86,7 +94,7 @@ class FusedNetwork(Network):
         """From now on, run that many triples at the start of a training step as in inference."""
         learning = self._triples[triples:]
         self._frozen = Inference(self._triples[:triples], []) if triples else None
-        self._plans = Cache(lambda shape: Plan(learning, shape))
+        self._plans = Cache(lambda shape: Plan(learning, self._tail, shape))
 
     def _pass_frozen(self, x: np.ndarray) -> tuple[Any, np.ndarray]:
         """The plan of what learns, if any of the triples does, and its input: what the frozen ones make of x."""
@@ -104,15 +112,18 @@ class FusedNetwork(Network):
     def _forward(self, x: np.ndarray, train: bool) -> np.ndarray:
         plan, x = self._pass_frozen(x)
         y = plan.forward(x) if plan else x
-        y = run(self._after, y, train, needs_dx=plan is not None)
+        complete = plan is not None and plan.complete
+        if not complete:
+            y = run(self._after, y, train, needs_dx=plan is not None)
 
         def backward(dy: Any) -> None:
-            dy = self._after.backward(dy)
+            if not complete:
+                dy = self._after.backward(dy)
             if plan:
                 plan.backward(x, dy)
 
         self._backward = backward if train else None
-        return y.copy() if plan and np.shares_memory(y, plan.out) else y
+        return y
 
     def backward(self, dy: np.ndarray) -> None:  # type: ignore[override]
         """Add to every parameter's gradient. The gradient of the pictures is not computed: the readable one does."""

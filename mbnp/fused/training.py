@@ -12,10 +12,10 @@ import numpy as np
 
 from mbnp.fused import batchnorm, kernels
 from mbnp.fused.buffers import Arena, scratch
-from mbnp.fused.chain import Shape, Triple, fill, geometry, output_shape, padded_picture, stored
+from mbnp.fused.chain import Shape, Triple, fill, geometry, head, output_shape, padded_picture, stored
 from mbnp.fused.kernels import width
 from mbnp.layers import Conv, Depthwise, Pointwise
-from mbnp.network import Parameter
+from mbnp.network import Layer, Parameter
 from mbnp.ops import checks
 
 GROUPS = 8  # partial weight gradients of a pointwise convolution: for threads to share, and few to add up
@@ -55,12 +55,6 @@ class Stage:
         """Floats of scratch that a thread needs."""
         raise NotImplementedError
 
-    def _target(self, parameter: Parameter | None) -> np.ndarray:
-        """The rows that a kernel adds a gradient to: none where nobody learns from it."""
-        if parameter is None or parameter.frozen:
-            return np.empty((0, self.channels), self.dtype)
-        return _pixels(parameter.grad)
-
     def normalise(self) -> None:
         """From the moments that forward left: `affine`, and the running statistics."""
         if self.bn.weight.frozen:
@@ -89,6 +83,12 @@ def _pixels(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, x.shape[-1])
 
 
+def _target(parameter: Parameter) -> np.ndarray:
+    """The rows that a kernel adds a gradient to: none where nobody learns from it."""
+    rows = _pixels(parameter.grad)
+    return rows[:0] if parameter.frozen else rows
+
+
 class StemStage(Stage):
     """The first convolution, on pictures, whose gradient nobody needs."""
 
@@ -100,6 +100,7 @@ class StemStage(Stage):
         self.eights = np.concatenate([self.padded.offsets, np.zeros(-taps % 8, np.int64)])
         self.w = arena.zeros(taps + 1, self.channels)
         self.parts = arena.array(shape[0], self.eights.size + 1, self.channels)
+        self.no_bias = arena.array(0, self.channels)
 
     def scratch_floats(self) -> int:
         return self.padded.size + self.shape[2] * width(self.dtype)
@@ -116,7 +117,7 @@ class StemStage(Stage):
     def backward(self, x: np.ndarray, scratch: np.ndarray) -> None:
         kernels.stem_backward(
             self.g, self.z, self.affine, self.adjoint, x, self.eights, self.padded.shape, *self.geometry, scratch,
-            self.parts, self._target(self.conv.weight), self._target(self.conv.bias),
+            self.parts, _target(self.conv.weight), self.no_bias if self.conv.bias is None else _target(self.conv.bias),
         )  # fmt: skip
 
 
@@ -150,7 +151,7 @@ class DepthwiseStage(Stage):
                 self.g, self.z, self.affine, self.adjoint, source.z, source.affine, source.limits, self.taps,
                 *self.geometry, scratch, source.g, self.parts, self.sums_in,
             )  # fmt: skip
-        kernels.depthwise_backward(*self.backward_arguments, self._target(self.conv.weight))
+        kernels.depthwise_backward(*self.backward_arguments, _target(self.conv.weight))
         source.sums = self.sums_in
 
 
@@ -192,17 +193,72 @@ class PointwiseStage(Stage):
                 source.limits, self.conv.weight.value, self.tile, self.group, scratch, self.w_t, _pixels(source.g),
                 self.parts, self.sums_in,
             )  # fmt: skip
-        kernels.pointwise_backward(*self.backward_arguments, self._target(self.conv.weight))
+        kernels.pointwise_backward(*self.backward_arguments, _target(self.conv.weight))
         source.sums = self.sums_in
 
 
+class Map:
+    """The end of a chain where other layers go on: the last stage's output, activated."""
+
+    def __init__(self, last: Stage, channels: int, arena: Arena) -> None:
+        self.last, self.channels = last, channels
+        self.out = arena.array(*last.shape)
+        self.sums = np.empty((1, 2, last.channels))
+
+    def forward(self) -> np.ndarray:
+        last = self.last
+        kernels.activate(last.z, last.affine, last.limits, self.out)
+        return self.out[..., : self.channels].copy()
+
+    def backward(self, dy: np.ndarray) -> None:
+        last = self.last
+        last.g[..., : self.channels] = checks.gradient(dy, (*last.shape[:-1], self.channels), last.z)
+        last.g[..., self.channels :] = 0
+        kernels.activate_backward(last.z, last.affine, last.limits, last.g, self.sums)
+        last.sums = self.sums
+
+
+class Head:
+    """A network's end: the average over the last stage's map, and the linear layer."""
+
+    def __init__(self, last: Stage, linear: Any, arena: Arena) -> None:
+        self.last, self.linear = last, linear
+        n, w = last.shape[0], linear.weight.value
+        self.z = last.z.reshape(n, -1, last.channels)
+        self.w = w if w.shape[0] == last.channels else arena.zeros(last.channels, w.shape[1])
+        self.group = -(-n // GROUPS)
+        self.features, self.da = arena.array(n, last.channels), arena.array(n, last.channels)
+        self.part = arena.array(*self.w.shape)
+        self.sums = np.empty((-(-n // self.group), 2, last.channels))
+
+    def forward(self) -> np.ndarray:
+        last, w, b = self.last, self.linear.weight.value, self.linear.bias.value
+        if self.w is not w:
+            fill(w, self.w)
+        logits = np.empty((len(self.z), b.size), b.dtype)
+        kernels.head_forward(
+            self.z, last.affine, last.limits, self.w, b, self.group, self.features, logits
+        )  # fmt: skip
+        return logits
+
+    def backward(self, dy: np.ndarray) -> None:
+        last, dw, db = self.last, _target(self.linear.weight), _target(self.linear.bias)
+        dy = checks.gradient(dy, (len(self.z), self.w.shape[1]), last.z)
+        kernels.head_backward(
+            dy, self.features, self.w, self.z, last.affine, last.limits, self.group, self.da,
+            last.g.reshape(self.z.shape), self.sums, self.part, dw, db,
+        )  # fmt: skip
+        last.sums = self.sums
+
+
 class Plan:
-    """The stages of a chain for one input shape, with all their buffers.
+    """The stages of a chain for one input shape, with all their buffers, and its end.
 
     A chain that begins with a depthwise convolution begins after frozen blocks: `given.z` is their output.
+    `complete`: the end is the network's, too, and `forward` puts out logits; else the layers of `tail` go on.
     """
 
-    def __init__(self, triples: list[Triple], shape: Shape) -> None:
+    def __init__(self, triples: list[Triple], tail: list[Layer], shape: Shape) -> None:
         arena = Arena(triples[0].limits.dtype)
         kinds = {Conv: StemStage, Depthwise: DepthwiseStage, Pointwise: PointwiseStage}
         self.given = None
@@ -215,9 +271,10 @@ class Plan:
             shape = self.stages[-1].shape
         self._lend_gradients(arena)
         self.scratch = scratch(max(s.scratch_floats() for s in self.stages), arena)
-        self.channels = triples[-1].bn.weight.value.size
-        self.out = arena.array(*shape)
-        self.sums = np.empty((1, 2, shape[-1]))
+        last, channels = self.stages[-1], triples[-1].bn.weight.value.size
+        linear = head(tail, (*shape[:-1], channels))
+        self.complete = linear is not None
+        self.end = Head(last, linear, arena) if linear else Map(last, channels, arena)
 
     def _lend_gradients(self, arena: Arena) -> None:
         """A gradient is needed only until the one before it is made, so that two buffers take turns.
@@ -241,21 +298,15 @@ class Plan:
         return [self.given or x, *self.stages[:-1]]
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """The activated output of the last stage (N, H, W, C), in a buffer of the plan's."""
+        """The logits, or where the plan is not complete the activated output of the last stage (N, H, W, C)."""
         for stage, source in zip(self.stages, self._sources(x), strict=True):
             stage.forward(source, self.scratch)
             stage.normalise()
-        last = self.stages[-1]
-        kernels.activate(last.z, last.affine, last.limits, self.out)
-        return np.ascontiguousarray(self.out[..., : self.channels])
+        return self.end.forward()
 
     def backward(self, x: np.ndarray, dy: np.ndarray) -> None:
         """Add every gradient, from dy, the gradient of what `forward` returned."""
-        last = self.stages[-1]
-        last.g[..., : self.channels] = checks.gradient(dy, (*last.shape[:-1], self.channels), last.z)
-        last.g[..., self.channels :] = 0
-        last.sums = self.sums
-        kernels.activate_backward(last.z, last.affine, last.limits, last.g, self.sums)
+        self.end.backward(dy)
         for stage, source in reversed(list(zip(self.stages, self._sources(x), strict=True))):
             stage.finish_gradient()
             # The gradient of what the first stage reads is needed by nobody.

@@ -29,6 +29,9 @@ def test_the_signatures_are_those_of_real_calls(name):
         "pointwise_backward",
         "depthwise_backward",
         "separable_inference",
+        "head_forward",
+        "head_backward",
+        "head_inference",
     } <= expected.keys()
     for kernel, signature in expected.items():
         assert signature in getattr(kernels, kernel).signatures, kernel
@@ -55,7 +58,7 @@ def test_compiled_in_other_processes_they_are_loaded_here(tmp_path):
         "from mbnp.fused import ahead, kernels\n"
         "if __name__ == '__main__':\n"
         "    net = models.mobilenet_v1_small(width_mult=0.25)\n"
-        "    names = ['activate', 'finish_adjoint']\n"
+        "    names = ['finish_adjoint', 'head_forward']\n"
         "    assert set(names) <= set(ahead.missing(net))\n"
         "    ahead.compile_kernels(net, names)\n"
         "    assert not set(names) & set(ahead.missing(net))\n"

@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 
 from mbnp import MbnpError, backend, fused, models, optim, train
-from mbnp.layers import BatchNorm, Conv, Depthwise, GlobalAveragePool, Linear, Pointwise, ReLU, Sequential
+from mbnp.layers import (
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Depthwise,
+    Flatten,
+    GlobalAveragePool,
+    Linear,
+    Pointwise,
+    ReLU,
+    Sequential,
+)
 from mbnp.network import Network
 from tests.twins import assert_gradients, batch, gradients, relative, vary
 
@@ -96,6 +107,49 @@ def test_law(case, dtype):
     for name, buffer in fast.buffers().items():
         assert relative(buffer.value, readable.buffers()[name].value) < tolerance, name
     assert_gradients(gradients(fast), gradients(readable), tolerance)
+
+
+ENDS = [
+    # layers after the chain of channels (7, 9, 7) on maps of 5 x 5, and whether one kernel runs them all
+    (lambda **o: {"pool": GlobalAveragePool(), "fc": Linear(7, 4, **o)}, True),
+    (lambda **o: {"pool": AveragePool(5), "flat": Flatten(), "fc": Linear(7, 4, **o)}, True),
+    (lambda **o: {"pool": AveragePool(2), "flat": Flatten(order="CHW"), "fc": Linear(28, 4, **o)}, False),
+    (lambda **o: {"pool": AveragePool(7, padding=1), "flat": Flatten(), "fc": Linear(7, 4, **o)}, False),
+    (lambda **o: {"pool": GlobalAveragePool(), "fc": Linear(7, 4, bias=False, **o)}, False),
+    (lambda **o: {"pool": GlobalAveragePool(), "hidden": Linear(7, 5, **o), "fc": Linear(5, 4, **o)}, False),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("frozen", [(), ("fc.weight",), ("fc.bias",), ("fc.weight", "fc.bias")], ids=str)
+@pytest.mark.parametrize(("end", "in_one"), ENDS)
+def test_law_of_a_networks_end(end, in_one, frozen, dtype):
+    """In training and in inference, with more pictures than groups of them."""
+
+    def build(dtype):
+        blocks = dict(network(1, 1, (7, 9, 7), None, dtype).layers)
+        del blocks["pool"], blocks["fc"]
+        net = vary(
+            Network({**blocks, **end(rng=np.random.default_rng(2), dtype=dtype)}, resolution=9), seed=2
+        )
+        for name in set(frozen) & set(net.parameters()):
+            net.parameters()[name].frozen = True
+        return net
+
+    exact, fast = build(np.float64), fused.convert(build(dtype))
+    fast.load_state(exact.state())
+    assert fast.report().splitlines()[2].endswith(": fc" if in_one else ": none")
+    x, _ = batch(19, 9, np.float32)
+    dy = np.random.default_rng(4).standard_normal((19, 4)).astype(np.float32)
+    with backend.using("numpy"):
+        inferred = exact.forward(x.astype(np.float64))
+        expected = exact.forward(x.astype(np.float64), train=True)
+        exact.backward(dy.astype(np.float64))
+    assert relative(fast.forward(x.astype(dtype)), inferred) < TOLERANCE[dtype]
+    assert relative(fast.forward(x.astype(dtype), train=True), expected) < TOLERANCE[dtype]
+    fast.backward(dy.astype(dtype))
+    assert_gradients(gradients(fast), gradients(exact), TOLERANCE[dtype])
+    assert not any(fast.parameters()[name].grad.any() for name in set(frozen) & set(fast.parameters()))
 
 
 STEMS = [
@@ -358,6 +412,7 @@ def test_the_rest_of_a_residual_network_is_fused_too():
     assert report[0].endswith(": conv1")
     assert "layer1.0.bn1, layer1.0.bn2, layer1.1.bn1" in report[1]
     assert report[1].count("bn") == 18
+    assert report[2].endswith(": none")
 
 
 @pytest.mark.parametrize(("frozen", "width"), [(False, 1.0), (True, 1.0), (False, 0.3)])

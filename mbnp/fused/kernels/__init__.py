@@ -42,8 +42,9 @@ from mbnp.fused.kernels.batchnorm import (
     statistics,
 )
 from mbnp.fused.kernels.depthwise import DEPTHWISE_ROWS, depthwise_backward, depthwise_forward
+from mbnp.fused.kernels.head import head_backward, head_forward, head_inference
 from mbnp.fused.kernels.pointwise import SMALL, pointwise_backward, pointwise_forward
-from mbnp.fused.kernels.separable import head_inference, separable_inference
+from mbnp.fused.kernels.separable import separable_inference
 from mbnp.fused.kernels.stem import stem_backward, stem_forward, stem_inference
 from mbnp.fused.kernels.vectors import whole, width
 
@@ -57,6 +58,8 @@ __all__ = [
     "depthwise_forward",
     "finish_adjoint",
     "finish_statistics",
+    "head_backward",
+    "head_forward",
     "head_inference",
     "normalise",
     "normalise_backward",

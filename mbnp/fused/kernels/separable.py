@@ -1,7 +1,6 @@
 """Inference: BatchNorm is folded into the weights, and outputs are stored padded, as their reader wants them."""
 
 import numba
-import numpy as np
 from numba import prange
 
 from mbnp.backend import jit, piece
@@ -63,24 +62,3 @@ def separable_inference(
             x, taps, limits_d, stride, OH, OW, wp, bp, limits_p, first, min(total, first + rows),
             share * panels, (share + 1) * panels, scratch[numba.get_thread_id()], out, above, before,
         )  # fmt: skip
-
-
-@jit
-def head_inference(x, w, b, features, logits):
-    """x (N, pixels, C) -> logits (N, D). Law: linear.forward(pool.global_average_forward(x), w, b)."""
-    N, C = features.shape
-    P = x.shape[1]
-    scale = x.dtype.type(1 / P)
-    for n in range(N):
-        row = features[n]
-        row[:] = 0
-        for p in range(P):
-            pixel = x[n, p]
-            for c in range(C):
-                row[c] += pixel[c]
-        for c in range(C):
-            row[c] *= scale
-    np.dot(features, w, logits)
-    for n in range(N):
-        for d in range(b.size):
-            logits[n, d] += b[d]
