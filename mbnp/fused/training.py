@@ -23,6 +23,19 @@ TILE = 1 << 14  # floats of a tile of a pointwise convolution: it and its neighb
 PIXELS = 128  # of such a tile, at least: fewer would load the weights for too little work
 
 
+class Stored:
+    """A matrix of weights as the kernels read it: itself, or where its channels do not fill vectors a larger copy."""
+
+    def __init__(self, weights: np.ndarray, rows: int, columns: int, arena: Arena) -> None:
+        self.weights = weights
+        self.matrix = weights if weights.shape == (rows, columns) else arena.zeros(rows, columns)
+
+    def refresh(self) -> None:
+        """Take over what the weights are now."""
+        if self.matrix is not self.weights:
+            fill(self.weights, self.matrix)
+
+
 class Stage:
     """A convolution, its BatchNorm and ReLU, and their buffers for one input shape.
 
@@ -125,7 +138,7 @@ class DepthwiseStage(Stage):
     def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
         super().__init__(triple, shape, arena)
         self.geometry = geometry(self.conv, shape)
-        self.taps = arena.zeros(9, self.channels)
+        self.taps = Stored(self.conv.weight.value.reshape(9, -1), 9, self.channels, arena)
         self.parts = arena.array(shape[0], 9, self.channels)
         self.sums_in = np.empty((shape[0], 2, self.channels))
 
@@ -136,19 +149,19 @@ class DepthwiseStage(Stage):
         return kernels.DEPTHWISE_ROWS * padded * width(self.dtype) + c
 
     def forward(self, source: Stage, scratch: np.ndarray) -> None:
-        fill(self.conv.weight.value.reshape(9, -1), self.taps)
+        self.taps.refresh()
         if not self.forward_arguments:
             self.forward_arguments = (
-                source.z, source.affine, source.limits, self.taps, self.unlimited, *self.geometry, scratch, self.z,
-                self.moments,
+                source.z, source.affine, source.limits, self.taps.matrix, self.unlimited, *self.geometry, scratch,
+                self.z, self.moments,
             )  # fmt: skip
         kernels.depthwise_forward(*self.forward_arguments)
 
     def backward(self, source: Stage, scratch: np.ndarray) -> None:
-        fill(self.conv.weight.value.reshape(9, -1), self.taps)
+        self.taps.refresh()
         if not self.backward_arguments:
             self.backward_arguments = (
-                self.g, self.z, self.affine, self.adjoint, source.z, source.affine, source.limits, self.taps,
+                self.g, self.z, self.affine, self.adjoint, source.z, source.affine, source.limits, self.taps.matrix,
                 *self.geometry, scratch, source.g, self.parts, self.sums_in,
             )  # fmt: skip
         kernels.depthwise_backward(*self.backward_arguments, _target(self.conv.weight))
@@ -161,8 +174,7 @@ class PointwiseStage(Stage):
         tiles = len(self.counts)
         self.group = -(-tiles // GROUPS) * self.tile
         groups = -(-self.pixels // self.group)
-        w = self.conv.weight.value
-        self.w = w if w.shape == (shape[-1], self.channels) else arena.zeros(shape[-1], self.channels)
+        self.w = Stored(self.conv.weight.value, shape[-1], self.channels, arena)
         self.w_t = arena.zeros(self.channels, shape[-1])
         self.parts = arena.array(groups, shape[-1], self.channels)
         self.sums_in = np.empty((groups, 2, shape[-1]))
@@ -177,21 +189,21 @@ class PointwiseStage(Stage):
         return self.tile * (self.in_shape[-1] + self.channels) + self.parts[0].size
 
     def forward(self, source: Stage, scratch: np.ndarray) -> None:
-        if self.w is not self.conv.weight.value:
-            fill(self.conv.weight.value, self.w)
+        self.w.refresh()
         if not self.forward_arguments:
             self.forward_arguments = (
-                _pixels(source.z), source.affine, source.limits, self.w, self.tile, scratch, _pixels(self.z),
+                _pixels(source.z), source.affine, source.limits, self.w.matrix, self.tile, scratch, _pixels(self.z),
                 self.moments,
             )  # fmt: skip
         kernels.pointwise_forward(*self.forward_arguments)
 
     def backward(self, source: Stage, scratch: np.ndarray) -> None:
+        self.w.refresh()
         if not self.backward_arguments:
             self.backward_arguments = (
                 _pixels(self.g), _pixels(self.z), self.affine, self.adjoint, _pixels(source.z), source.affine,
-                source.limits, self.conv.weight.value, self.tile, self.group, scratch, self.w_t, _pixels(source.g),
-                self.parts, self.sums_in,
+                source.limits, self.w.matrix, self.tile, self.group, scratch, self.w_t, _pixels(source.g), self.parts,
+                self.sums_in,
             )  # fmt: skip
         kernels.pointwise_backward(*self.backward_arguments, _target(self.conv.weight))
         source.sums = self.sums_in
@@ -224,28 +236,27 @@ class Head:
     def __init__(self, last: Stage, linear: Any, arena: Arena) -> None:
         self.last, self.linear = last, linear
         n, w = last.shape[0], linear.weight.value
+        self.w = Stored(w, last.channels, w.shape[1], arena)
         self.z = last.z.reshape(n, -1, last.channels)
-        self.w = w if w.shape[0] == last.channels else arena.zeros(last.channels, w.shape[1])
         self.group = -(-n // GROUPS)
         self.features, self.da = arena.array(n, last.channels), arena.array(n, last.channels)
-        self.part = arena.array(*self.w.shape)
+        self.part = arena.array(*self.w.matrix.shape)
         self.sums = np.empty((-(-n // self.group), 2, last.channels))
 
     def forward(self) -> np.ndarray:
-        last, w, b = self.last, self.linear.weight.value, self.linear.bias.value
-        if self.w is not w:
-            fill(w, self.w)
+        last, b = self.last, self.linear.bias.value
+        self.w.refresh()
         logits = np.empty((len(self.z), b.size), b.dtype)
         kernels.head_forward(
-            self.z, last.affine, last.limits, self.w, b, self.group, self.features, logits
+            self.z, last.affine, last.limits, self.w.matrix, b, self.group, self.features, logits
         )  # fmt: skip
         return logits
 
     def backward(self, dy: np.ndarray) -> None:
         last, dw, db = self.last, _target(self.linear.weight), _target(self.linear.bias)
-        dy = checks.gradient(dy, (len(self.z), self.w.shape[1]), last.z)
+        dy = checks.gradient(dy, (len(self.z), self.linear.bias.value.size), last.z)
         kernels.head_backward(
-            dy, self.features, self.w, self.z, last.affine, last.limits, self.group, self.da,
+            dy, self.features, self.w.matrix, self.z, last.affine, last.limits, self.group, self.da,
             last.g.reshape(self.z.shape), self.sums, self.part, dw, db,
         )  # fmt: skip
         last.sums = self.sums

@@ -15,6 +15,13 @@ SMALL = 10**6  # multiplications in a matrix product: up to so many OpenBLAS doe
 
 
 @piece
+def _strip(w):
+    """Rows that a product with w may have to be SMALL: fours, at least a dozen of them, or none."""
+    rows = SMALL // w.size // 4 * 4
+    return rows if rows >= 12 else 0
+
+
+@piece
 def product(a, w, out):
     """out = a @ w, in strips of rows that keep each product SMALL, where a strip has at least a dozen rows.
 
@@ -22,8 +29,8 @@ def product(a, w, out):
     slow when the second factor is a transposed view. OpenBLAS takes four rows together: strips of 15 rows reached 370
     GFLOP/s, of 12 rows 480 (two cores of a Zen 5, weights of 256 by 256).
     """
-    rows = SMALL // w.size // 4 * 4
-    if rows < 12:
+    rows = _strip(w)
+    if rows == 0:
         np.dot(a, w, out)
         return
     for first in range(0, a.shape[0], rows):
@@ -95,7 +102,7 @@ def _transpose_rows(w, first, w_t):
 
 @piece
 def _pointwise_backward(
-    g_out, z_out, affine_out, adjoint_out, z, affine, limits, w_t, first, last, scratch, sums, g, begin, dw
+    g_out, z_out, affine_out, adjoint_out, z, affine, limits, w, w_t, first, last, scratch, sums, g, begin, dw
 ):
     g_out, z_out, z, g = g_out[first:last], z_out[first:last], z[first:last], g[first:last]
     dz, a = scratch[: g_out.size], scratch[g_out.size : g_out.size + z.size]
@@ -103,18 +110,21 @@ def _pointwise_backward(
     adjoint_pixels(g_out.ravel(), z_out.ravel(), affine_out, adjoint_out, dz)
     activate_pixels(z.ravel(), affine, limits, a)
     add_product(a.reshape(z.shape), dz.reshape(z_out.shape), begin, part, dw)
-    product(dz.reshape(z_out.shape), w_t, g)
+    if _strip(w) > 0:
+        product(dz.reshape(z_out.shape), w_t, g)
+    else:
+        np.dot(dz.reshape(z_out.shape), w.T, g)
     mask_pixels(g.ravel(), z.ravel(), affine, limits, sums)
 
 
 @piece
 def _pointwise_backward_group(
-    g_out, z_out, affine_out, adjoint_out, z, affine, limits, w_t, first, last, tile, scratch, g, dw, sums
+    g_out, z_out, affine_out, adjoint_out, z, affine, limits, w, w_t, first, last, tile, scratch, g, dw, sums
 ):
     sums[:] = 0
     for start in range(first, last, tile):
         _pointwise_backward(
-            g_out, z_out, affine_out, adjoint_out, z, affine, limits, w_t, start, min(start + tile, last),
+            g_out, z_out, affine_out, adjoint_out, z, affine, limits, w, w_t, start, min(start + tile, last),
             scratch, sums, g, start == first, dw,
         )  # fmt: skip
 
@@ -127,17 +137,17 @@ def pointwise_backward(
 
     Law: dz = batchnorm.backward(g_out, z_out); da, dW = pointwise.backward(dz, a, w); g = relu.backward(da).
     A group is `group` pixels, taken `tile` at a time: dz and a are made again from z while the tile is in cache, which
-    is cheaper than to have stored them. parts (groups, Cin, Cout) are the groups' shares of dW, and w_t (Cout, Cin) is
-    w transposed and copied. g may be g_out where they have one shape: a tile of dz is made before the tile of g is
-    written. Without rows in dw nothing is added.
+    is cheaper than to have stored them. parts (groups, Cin, Cout) are the groups' shares of dW, and w_t (Cout, Cin),
+    for SMALL products, is w transposed and copied. g may be g_out where they have one shape: a tile of dz is made
+    before the tile of g is written. Without rows in dw nothing is added.
     """
     P = z.shape[0]
-    for t in prange(-(-w.shape[0] // ROWS)):
+    for t in prange(-(-w.shape[0] // ROWS) if _strip(w) > 0 else 0):
         _transpose_rows(w, t * ROWS, w_t)
     for t in prange(parts.shape[0]):
         k = numba.get_thread_id()
         _pointwise_backward_group(
-            g_out, z_out, affine_out, adjoint_out, z, affine, limits, w_t, t * group, min(P, (t + 1) * group), tile,
+            g_out, z_out, affine_out, adjoint_out, z, affine, limits, w, w_t, t * group, min(P, (t + 1) * group), tile,
             scratch[k], g, parts[t], sums[t],
         )  # fmt: skip
     for r in prange(dw.shape[0]):
