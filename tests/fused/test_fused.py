@@ -81,6 +81,7 @@ CASES = [
     (2, "same", (32, 64, 48), None, 2, 10, 10),
     (1, 0, (16, 16, 16), None, 5, 9, 9),
     (1, 1, (1, 1, 1), None, 4, 5, 4),
+    (1, 1, (18, 33, 20), None, 19, 6, 5),  # enough pixels for a transposed copy of the weights
 ]
 
 

@@ -8,6 +8,7 @@ from mbnp.backend import jit, piece
 from mbnp.fused.kernels.batchnorm import activate_pixels, adjoint_pixels, mask_pixels, take_moments
 
 ROWS = 16  # of weights that are transposed together
+FEW = 512  # pixels in all: fewer are not worth a copy of the weights
 SMALL = 10**6  # multiplications in a matrix product: up to so many OpenBLAS does without packing its operands
 
 
@@ -101,16 +102,23 @@ def _transpose_rows(w, first, w_t):
 
 
 @piece
+def _copies(w, pixels):
+    """Whether a transposed copy of the weights pays."""
+    return pixels >= FEW and _strip(w) > 0
+
+
+@piece
 def _pointwise_backward(
     g_out, z_out, affine_out, adjoint_out, z, affine, limits, w, w_t, first, last, scratch, sums, g, begin, dw
 ):
+    copied = _copies(w, z.shape[0])
     g_out, z_out, z, g = g_out[first:last], z_out[first:last], z[first:last], g[first:last]
     dz, a = scratch[: g_out.size], scratch[g_out.size : g_out.size + z.size]
     part = scratch[g_out.size + z.size : g_out.size + z.size + dw.size].reshape(dw.shape)
     adjoint_pixels(g_out.ravel(), z_out.ravel(), affine_out, adjoint_out, dz)
     activate_pixels(z.ravel(), affine, limits, a)
     add_product(a.reshape(z.shape), dz.reshape(z_out.shape), begin, part, dw)
-    if _strip(w) > 0:
+    if copied:
         product(dz.reshape(z_out.shape), w_t, g)
     else:
         np.dot(dz.reshape(z_out.shape), w.T, g)
@@ -137,12 +145,12 @@ def pointwise_backward(
 
     Law: dz = batchnorm.backward(g_out, z_out); da, dW = pointwise.backward(dz, a, w); g = relu.backward(da).
     A group is `group` pixels, taken `tile` at a time: dz and a are made again from z while the tile is in cache, which
-    is cheaper than to have stored them. parts (groups, Cin, Cout) are the groups' shares of dW, and w_t (Cout, Cin),
-    for SMALL products, is w transposed and copied. g may be g_out where they have one shape: a tile of dz is made
-    before the tile of g is written. Without rows in dw nothing is added.
+    is cheaper than to have stored them. parts (groups, Cin, Cout) are the groups' shares of dW, and w_t (Cout, Cin) is
+    for w transposed and copied, where that pays. g may be g_out where they have one shape: a tile of dz is made before
+    the tile of g is written. Without rows in dw nothing is added.
     """
     P = z.shape[0]
-    for t in prange(-(-w.shape[0] // ROWS) if _strip(w) > 0 else 0):
+    for t in prange(-(-w.shape[0] // ROWS) if _copies(w, P) else 0):
         _transpose_rows(w, t * ROWS, w_t)
     for t in prange(parts.shape[0]):
         k = numba.get_thread_id()
