@@ -50,13 +50,14 @@ class Stage:
         self.channels = self.shape[-1]
         self.pixels = int(np.prod(self.shape[:-1]))
         self.z = arena.array(*self.shape)
-        self.g = np.empty(0, self.dtype)  # lent by the plan: two buffers serve all stages
         self.affine, self.adjoint = arena.zeros(5, self.channels), arena.zeros(3, self.channels)
         # Arguments of the kernels, put together once, at the first call.
         self.forward_arguments: tuple = ()
         self.backward_arguments: tuple = ()
         self.counts = self._counts()
-        self.moments = np.empty((len(self.counts), 2, self.channels))  # float64: means may be large
+        # Lent by the plan, since no two stages need them at once: g, and what `working` has a shape for.
+        self.g = self.moments = self.parts = self.w_t = self.sums_in = np.empty(0, self.dtype)
+        self.working: dict[str, Shape] = {"moments": (len(self.counts), 2, self.channels)}
         self.sums = np.empty((0, 2, self.channels))  # made with g, by the stage that follows
 
     def _counts(self) -> np.ndarray:
@@ -96,6 +97,16 @@ def _pixels(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, x.shape[-1])
 
 
+def _middle(buffer: np.ndarray, shape: Shape) -> np.ndarray:
+    """An array of `shape` in the middle of a buffer, so that of two threads each writes where it wrote before.
+
+    At the beginning cores would take cache lines from one another: depthwise backward at stride 2 took a third more.
+    """
+    size = math.prod(shape)
+    first = (buffer.size - size) // 32 * 16
+    return buffer[first : first + size].reshape(shape)
+
+
 def _target(parameter: Parameter) -> np.ndarray:
     """The rows that a kernel adds a gradient to: none where nobody learns from it."""
     rows = _pixels(parameter.grad)
@@ -112,7 +123,7 @@ class StemStage(Stage):
         taps = self.padded.offsets.size
         self.eights = np.concatenate([self.padded.offsets, np.zeros(-taps % 8, np.int64)])
         self.w = arena.zeros(taps + 1, self.channels)
-        self.parts = arena.array(shape[0], self.eights.size + 1, self.channels)
+        self.working["parts"] = (shape[0], self.eights.size + 1, self.channels)
         self.no_bias = arena.array(0, self.channels)
 
     def scratch_floats(self) -> int:
@@ -139,8 +150,8 @@ class DepthwiseStage(Stage):
         super().__init__(triple, shape, arena)
         self.geometry = geometry(self.conv, shape)
         self.taps = Stored(self.conv.weight.value.reshape(9, -1), 9, self.channels, arena)
-        self.parts = arena.array(shape[0], 9, self.channels)
-        self.sums_in = np.empty((shape[0], 2, self.channels))
+        self.working["parts"] = (shape[0], 9, self.channels)
+        self.working["sums_in"] = (shape[0], 2, self.channels)
 
     def scratch_floats(self) -> int:
         (_, _, w, c), (_, _, ow, _) = self.in_shape, self.shape
@@ -175,9 +186,9 @@ class PointwiseStage(Stage):
         self.group = -(-tiles // GROUPS) * self.tile
         groups = -(-self.pixels // self.group)
         self.w = Stored(self.conv.weight.value, shape[-1], self.channels, arena)
-        self.w_t = arena.zeros(self.channels, shape[-1])
-        self.parts = arena.array(groups, shape[-1], self.channels)
-        self.sums_in = np.empty((groups, 2, shape[-1]))
+        self.working["w_t"] = (self.channels, shape[-1])
+        self.working["parts"] = (groups, shape[-1], self.channels)
+        self.working["sums_in"] = (groups, 2, shape[-1])
 
     def _counts(self) -> np.ndarray:
         widest = max(self.in_shape[-1], self.channels)
@@ -186,7 +197,7 @@ class PointwiseStage(Stage):
         return np.minimum(self.tile, self.pixels - starts)
 
     def scratch_floats(self) -> int:
-        return self.tile * (self.in_shape[-1] + self.channels) + self.parts[0].size
+        return self.tile * (self.in_shape[-1] + self.channels) + self.in_shape[-1] * self.channels
 
     def forward(self, source: Stage, scratch: np.ndarray) -> None:
         self.w.refresh()
@@ -281,6 +292,10 @@ class Plan:
             self.stages.append(kinds[type(triple.conv)](triple, shape, arena))
             shape = self.stages[-1].shape
         self._lend_gradients(arena)
+        for name in ("moments", "sums_in"):
+            self._lend(name, Arena(np.float64, block=0))  # means may be large
+        for name in ("parts", "w_t"):
+            self._lend(name, arena)
         self.scratch = scratch(max(s.scratch_floats() for s in self.stages), arena)
         last, channels = self.stages[-1], triples[-1].bn.weight.value.size
         linear = head(tail, (*shape[:-1], channels))
@@ -291,8 +306,6 @@ class Plan:
         """A gradient is needed only until the one before it is made, so that two buffers take turns.
 
         Neighbours of one shape share theirs: a kernel has read what it needs of a gradient before it writes there.
-        Each gradient lies in the middle of its buffer, so that of two threads each writes where it wrote before. At
-        the beginning, cores took cache lines from one another: at stride 2 the depthwise backward took a third more.
         """
         borrowers = [self.given, *self.stages] if self.given else self.stages
         alike = [list(group) for _, group in itertools.groupby(borrowers, lambda borrower: borrower.shape)]
@@ -300,9 +313,14 @@ class Plan:
             turn = [borrower for group in alike[offset::2] for borrower in group]
             lent = arena.array(max((math.prod(b.shape) for b in turn), default=0))
             for borrower in turn:
-                size = math.prod(borrower.shape)
-                first = (lent.size - size) // 32 * 16
-                borrower.g = lent[first : first + size].reshape(borrower.shape)
+                borrower.g = _middle(lent, borrower.shape)
+
+    def _lend(self, name: str, arena: Arena) -> None:
+        """One array for all stages that work in something of that name, since one stage at a time does."""
+        shapes = {stage: stage.working[name] for stage in self.stages if name in stage.working}
+        lent = arena.array(max(map(math.prod, shapes.values()), default=0))
+        for stage, shape in shapes.items():
+            setattr(stage, name, _middle(lent, shape))
 
     def _sources(self, x: np.ndarray) -> list[Any]:
         """What each stage reads."""
