@@ -48,16 +48,30 @@ class Variable:
 
 
 class Parameter(Variable):
-    """A learnable array and its gradient, which backward adds to. A frozen one gets none."""
+    """A learnable array and its gradient, which backward adds to. A frozen one gets none.
+
+    Assigning to `grad` copies, as with `value`.
+    """
 
     def __init__(self, value: np.ndarray) -> None:
         super().__init__(value)
-        self.grad = np.zeros_like(self._value)
+        self._grad = np.zeros_like(self._value)
         self.frozen = False
+
+    @property
+    def grad(self) -> np.ndarray:
+        return self._grad
+
+    @grad.setter
+    def grad(self, new: np.ndarray) -> None:
+        if np.shape(new) != self._grad.shape:
+            raise MbnpError(f"expected a gradient of shape {self._grad.shape}, got {np.shape(new)}")
+        if new is not self._grad:  # what += assigns
+            self._grad[...] = new
 
     def add_grad(self, grad: np.ndarray) -> None:
         if not self.frozen:
-            self.grad += grad
+            self._grad += grad
 
 
 class Buffer(Variable):

@@ -19,7 +19,7 @@ import numpy as np
 from numba import carray, prange, types
 from numba.extending import intrinsic, overload
 
-from mbnp.backend import jit, piece
+from mbnp.backend import jit, one_blas_thread, piece
 from mbnp.errors import MbnpError, unknown
 from mbnp.network import Parameter
 
@@ -46,16 +46,18 @@ class Optimiser:
 
     def zero_grad(self) -> None:
         """Set every gradient to zero; backward adds to them."""
-        for table, like in self._gradients.of([[p.grad] for p in self.parameters.values()]):
-            _zero(table, like)
+        with one_blas_thread():  # whoever holds that is the only one to run kernels
+            for table, like in self._gradients.of([[p.grad] for p in self.parameters.values()]):
+                _zero(table, like)
 
     def step(self) -> None:
         """Update every parameter that is not frozen, once, from its gradient."""
         moving = {name: p for name, p in self.parameters.items() if not p.frozen}
         tables = self._tables.of([self._arrays(name, p) for name, p in moving.items()])
         self.steps += 1
-        for table, like in tables:
-            self._update(table, like)
+        with one_blas_thread():
+            for table, like in tables:
+                self._update(table, like)
         for parameter in moving.values():
             parameter.touch()
 
@@ -176,13 +178,13 @@ class AdamW(Optimiser):
 
 # One kernel a rule, which reads and writes each number once, and one call for all parameters: a network has dozens of
 # small ones, and a call for each would cost more than the arithmetic. So kernels are told where the arrays are. Each
-# of their shares is the same stretch of every parameter: rows whose gradient the same thread has just made are still
-# in its cache.
+# of their shares is the same stretch of every parameter: most rows were the same thread's when their gradient was made,
+# and when they were last updated, and no core has to ask another one for them.
 
 
 @piece
 def _part(address, size, share, like):
-    """That share of the array (size,) at the address, a whole number of sixteens."""
+    """That share of the array (size,) at the address. All but the last end where a cache line of float32 may."""
     length = -(-size // (SHARES * 16)) * 16
     return array_at(address, size, like)[share * length : (share + 1) * length]
 
@@ -275,13 +277,14 @@ class _Tables:
 
 
 def _row(arrays: list[np.ndarray]) -> list[int]:
+    like = arrays[0]
     for array in arrays:
-        if not array.flags.c_contiguous or (array.dtype, array.shape) != (arrays[0].dtype, arrays[0].shape):
+        if not array.flags.carray or (array.dtype, array.shape) != (like.dtype, like.shape):
             raise MbnpError(
-                f"a gradient must be like its parameter, {arrays[0].dtype} of shape {arrays[0].shape} and contiguous, "
-                f"got {array.dtype} of shape {array.shape}: write into parameter.grad[...]"
+                f"what an optimiser keeps for a parameter must be like it, writable and contiguous: {like.dtype} of "
+                f"shape {like.shape}, got {array.dtype} of shape {array.shape}: write into the array instead"
             )
-    return [*(array.ctypes.data for array in arrays), arrays[0].size]
+    return [*(array.ctypes.data for array in arrays), like.size]
 
 
 def _numbers(like: np.ndarray, *numbers: float) -> list[np.floating]:

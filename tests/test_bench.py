@@ -100,7 +100,7 @@ def test_parts_add_up_to_the_network(engine, work):
 def test_kinds_and_bytes_of_parts():
     net = fused.convert(SMALL.network())
     rows = {row.name: row for row in parts.training(net, SMALL, steps=1).rows}
-    assert [rows[name].kind for name in ("conv1.0", "conv2_1.0", "conv2_1.3", "fc")] == [
+    assert [rows[name].kind for name in ("conv1.0", "conv2_1.0", "conv2_1.3", "pool + flatten + fc")] == [
         "standard", "depthwise", "pointwise", "other",
     ]  # fmt: skip
     pixels = 2 * 32 * 32
@@ -122,7 +122,8 @@ def test_the_stopwatch_leaves_nothing_behind():
     net = fused.convert(SMALL.network())
     parts.training(net, SMALL, steps=1)
     parts.inference(net, SMALL, steps=1)
-    watched = [*net._plans[(2, 32, 32, 3)].stages, *net._inference.blocks, *net._tail]
+    plan = net._plans[(2, 32, 32, 3)]
+    watched = [*plan.stages, plan.end, *net._inference.blocks, *net._tail]
     assert not [owner for owner in watched if {"forward", "backward", "run"} & set(vars(owner))]
 
 

@@ -1,7 +1,12 @@
 """Every rule against torch.optim, step by step; the schedules against torch's, at every step."""
 
 import math
+import os
+import subprocess
+import sys
+import textwrap
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -223,13 +228,79 @@ def test_parameters_of_two_types_and_gradients_that_were_replaced():
     np.testing.assert_array_equal(double.value, np.full((2, 2), 1.5))
 
 
-@pytest.mark.parametrize("grad", [np.ones(4), np.ones(3, np.float64), np.ones(6, np.float32)[::2]])
-def test_a_gradient_unlike_its_parameter_is_refused_and_nothing_moves(grad):
+@pytest.mark.parametrize("wrong", [np.ones(4), np.ones(3, np.float64), np.ones(6, np.float32)[::2]])
+def test_a_memory_unlike_its_parameter_is_refused_and_nothing_moves(wrong):
     first, second = Parameter(np.ones(3, np.float32)), Parameter(np.ones(3, np.float32))
     opt = optim.AdamW({"first": first, "second": second})
     first.grad[...] = 1
-    second.grad = grad
-    with pytest.raises(MbnpError, match=r"write into parameter\.grad"):
+    opt.mean["second"] = wrong
+    with pytest.raises(MbnpError, match="write into the array"):
         opt.step()
     np.testing.assert_array_equal(first.value, np.ones(3))
     assert opt.steps == 0
+
+
+def test_a_gradient_that_is_assigned_is_copied():
+    """So that no array of whatever kind gets where kernels write through addresses."""
+    p = Parameter(np.ones((2, 3), np.float32))
+    opt = optim.SGD({"p": p}, lr=1)
+    kept, immutable = p.grad, np.frombuffer(np.arange(6, dtype=np.float32).tobytes(), np.float32)
+    for new in (
+        immutable.reshape(2, 3),
+        np.asfortranarray(immutable.reshape(2, 3)),
+        np.arange(6.0).reshape(2, 3),
+    ):
+        p.grad = new
+        assert p.grad is kept
+        np.testing.assert_array_equal(p.grad, np.arange(6).reshape(2, 3))
+        opt.zero_grad()
+        assert not p.grad.any()
+        assert new.any()
+    p.grad += 2
+    opt.step()
+    np.testing.assert_array_equal(p.value, np.full((2, 3), -1))
+    with pytest.raises(MbnpError, match=r"shape \(2, 3\), got \(3,\)"):
+        p.grad = np.ones(3)
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 127, 128, 129, 100_003])
+def test_every_entry_is_updated_once(size):
+    p = Parameter(np.arange(size, dtype=np.float32))
+    opt = optim.SGD({"p": p}, lr=1)
+    p.grad[...] = 1
+    opt.step()
+    np.testing.assert_array_equal(p.value, np.arange(size) - 1)
+    opt.zero_grad()
+    assert not p.grad.any()
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing runs in parallel")
+def test_threads_of_python_take_turns():
+    """Numba's own thread pool, which it falls back on, ends the process when two of them run kernels at once."""
+    code = """
+    from concurrent.futures import ThreadPoolExecutor
+    import numpy as np
+    from mbnp import optim
+    from mbnp.network import Parameter
+
+    def train(seed):
+        p = Parameter(np.ones(50_000, np.float32))
+        opt = optim.SGD({"p": p}, lr=1)
+        for _ in range(300):
+            opt.zero_grad()
+            p.grad[...] = 1
+            opt.step()
+        return float(p.value[0])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(train, range(2))) == [-299, -299]
+    """
+    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr

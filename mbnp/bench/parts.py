@@ -162,13 +162,18 @@ def _training_parts(net: Network, shape: tuple[int, ...]) -> list[_Part]:
     rows = _costs(net, shape)
     parts: list[_Part] = []
     triples = net._triples if isinstance(net, FusedNetwork) else []
-    stages = net._plans[shape].stages if isinstance(net, FusedNetwork) and triples else []
-    for triple, stage in zip(triples, stages, strict=True):
+    plan = net._plans[shape] if isinstance(net, FusedNetwork) and triples else None
+    for triple, stage in zip(triples, plan.stages if plan else [], strict=True):
         part = _part(triple.name, [rows[triple.name]], shape[0], net.dtype.itemsize, first=not parts)
         # BatchNorm's backward reads the output again, which its own kernel would, too.
         part.bytes = part.bytes[0], part.bytes[1] + shape[0] * net.dtype.itemsize * _size(part.output)
         part.forward = [(stage, "forward"), (stage, "normalise")]
         part.backward = [(stage, "finish_gradient"), (stage, "backward")]
+        parts.append(part)
+    if plan and plan.complete:
+        its = [rows[name] for name, _ in split(net)[1]]  # the average and the linear layer
+        part = _part(" + ".join(row.name for row in its), its, shape[0], net.dtype.itemsize)
+        part.kind, part.forward, part.backward = "other", [(plan.end, "forward")], [(plan.end, "backward")]
         parts.append(part)
     return parts + _layer_parts(net, shape, rows, backward=True)
 

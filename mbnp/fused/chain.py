@@ -98,6 +98,13 @@ def padded_picture(conv: Any, stride: int, rows: int, columns: int) -> Picture:
     return Picture(offsets.ravel(), ((rows - 1) * stride + kernel, row))
 
 
+def identity(channels: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """affine and limits, as `kernels` says at its top, of what is activated already."""
+    affine = np.zeros((5, channels), dtype)
+    affine[[1, 3]] = 1
+    return affine, np.array([-np.inf, np.inf], dtype)
+
+
 def stored(shape: Shape, dtype: Any) -> Shape:
     """The shape that something of `shape` is stored in: its channels are whole vectors."""
     return *shape[:-1], whole(shape[-1], dtype)

@@ -10,7 +10,17 @@ import numpy as np
 
 from mbnp.fused import kernels
 from mbnp.fused.buffers import Arena, Cache, scratch
-from mbnp.fused.chain import Shape, Triple, fill, geometry, head, output_shape, padded_picture, stored
+from mbnp.fused.chain import (
+    Shape,
+    Triple,
+    fill,
+    geometry,
+    head,
+    identity,
+    output_shape,
+    padded_picture,
+    stored,
+)
 from mbnp.fused.kernels import whole, width
 from mbnp.network import Layer
 
@@ -187,6 +197,8 @@ class Inference:
         self.folded_from: tuple = ()
         self.cache = Cache(self._prepare)
         self.channels = triples[-1].bn.weight.value.size
+        dtype = triples[-1].limits.dtype
+        self.activated = identity(whole(self.channels, dtype), dtype)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """The output of the last layer, in an array of its own."""
@@ -230,9 +242,9 @@ class Inference:
         if linear is not None:
             logits = np.empty((len(x), linear.bias.value.size), x.dtype)
             features = np.empty((len(x), self.channels), x.dtype)
-            kernels.head_inference(
-                x.reshape(len(x), -1, out_shape[-1]), linear.weight.value, linear.bias.value, features, logits
-            )
+            maps = x.reshape(len(x), -1, out_shape[-1])
+            weights = linear.weight.value, linear.bias.value
+            kernels.head_inference(maps, *self.activated, *weights, features, logits)
             return logits
         y = x.reshape(out_shape)[..., : self.channels].copy()
         for layer in self.tail:

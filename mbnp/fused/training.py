@@ -12,7 +12,17 @@ import numpy as np
 
 from mbnp.fused import batchnorm, kernels
 from mbnp.fused.buffers import Arena, scratch
-from mbnp.fused.chain import Shape, Triple, fill, geometry, head, output_shape, padded_picture, stored
+from mbnp.fused.chain import (
+    Shape,
+    Triple,
+    fill,
+    geometry,
+    head,
+    identity,
+    output_shape,
+    padded_picture,
+    stored,
+)
 from mbnp.fused.kernels import width
 from mbnp.layers import Conv, Depthwise, Pointwise
 from mbnp.network import Layer, Parameter
@@ -55,10 +65,10 @@ class Stage:
         self.forward_arguments: tuple = ()
         self.backward_arguments: tuple = ()
         self.counts = self._counts()
-        # Lent by the plan, since no two stages need them at once: g, and what `working` has a shape for.
+        # Lent by the plan: g, of which two are needed at once, and what `working` has a shape for, of which one is.
         self.g = self.moments = self.parts = self.w_t = self.sums_in = np.empty(0, self.dtype)
         self.working: dict[str, Shape] = {"moments": (len(self.counts), 2, self.channels)}
-        self.sums = np.empty((0, 2, self.channels))  # made with g, by the stage that follows
+        self.sums = np.empty((0, 2, self.channels))  # made with g, by the stage that follows or the end
 
     def _counts(self) -> np.ndarray:
         """Pixels of each part of z that `moments` has an entry for: the images, unless a stage says otherwise."""
@@ -86,11 +96,10 @@ class Given:
 
     def __init__(self, shape: Shape, arena: Arena) -> None:
         self.shape = shape
-        self.affine = arena.array(5, shape[-1])
-        self.affine[...] = np.array([0, 1, 0, 1, 0])[:, None]  # the identity
-        self.limits = np.array([-np.inf, np.inf], arena.dtype)
+        self.affine, self.limits = identity(shape[-1], arena.dtype)
         self.z = arena.array(*shape)
         self.g = np.empty(0, arena.dtype)  # lent by the plan, as a stage's
+        self.sums = np.empty((0, 2, shape[-1]))  # made with g; nobody reads either
 
 
 def _pixels(x: np.ndarray) -> np.ndarray:
@@ -226,18 +235,18 @@ class Map:
     def __init__(self, last: Stage, channels: int, arena: Arena) -> None:
         self.last, self.channels = last, channels
         self.out = arena.array(*last.shape)
-        self.sums = np.empty((1, 2, last.channels))
+        self.sums = np.empty((last.shape[0], 2, last.channels))
 
     def forward(self) -> np.ndarray:
         last = self.last
-        kernels.activate(last.z, last.affine, last.limits, self.out)
+        kernels.normalise(last.z, last.affine, last.limits, last.z, False, self.out)
         return self.out[..., : self.channels].copy()
 
     def backward(self, dy: np.ndarray) -> None:
         last = self.last
         last.g[..., : self.channels] = checks.gradient(dy, (*last.shape[:-1], self.channels), last.z)
         last.g[..., self.channels :] = 0
-        kernels.activate_backward(last.z, last.affine, last.limits, last.g, self.sums)
+        kernels.normalise_backward(last.g, self.out, last.z, last.affine, last.limits, last.g, self.sums)
         last.sums = self.sums
 
 
@@ -247,19 +256,17 @@ class Head:
     def __init__(self, last: Stage, linear: Any, arena: Arena) -> None:
         self.last, self.linear = last, linear
         n, w = last.shape[0], linear.weight.value
-        self.w = Stored(w, last.channels, w.shape[1], arena)
         self.z = last.z.reshape(n, -1, last.channels)
         self.group = -(-n // GROUPS)
-        self.features, self.da = arena.array(n, last.channels), arena.array(n, last.channels)
-        self.part = arena.array(*self.w.matrix.shape)
+        self.features, self.df = arena.array(n, len(w)), arena.array(n, len(w))
+        self.da, self.part = arena.zeros(n, last.channels), arena.array(*w.shape)
         self.sums = np.empty((-(-n // self.group), 2, last.channels))
 
     def forward(self) -> np.ndarray:
-        last, b = self.last, self.linear.bias.value
-        self.w.refresh()
+        last, w, b = self.last, self.linear.weight.value, self.linear.bias.value
         logits = np.empty((len(self.z), b.size), b.dtype)
         kernels.head_forward(
-            self.z, last.affine, last.limits, self.w.matrix, b, self.group, self.features, logits
+            self.z, last.affine, last.limits, w, b, self.group, self.features, logits
         )  # fmt: skip
         return logits
 
@@ -267,7 +274,7 @@ class Head:
         last, dw, db = self.last, _target(self.linear.weight), _target(self.linear.bias)
         dy = checks.gradient(dy, (len(self.z), self.linear.bias.value.size), last.z)
         kernels.head_backward(
-            dy, self.features, self.w.matrix, self.z, last.affine, last.limits, self.group, self.da,
+            dy, self.features, self.linear.weight.value, self.z, last.affine, last.limits, self.group, self.df, self.da,
             last.g.reshape(self.z.shape), self.sums, self.part, dw, db,
         )  # fmt: skip
         last.sums = self.sums
@@ -277,7 +284,7 @@ class Plan:
     """The stages of a chain for one input shape, with all their buffers, and its end.
 
     A chain that begins with a depthwise convolution begins after frozen blocks: `given.z` is their output.
-    `complete`: the end is the network's, too, and `forward` puts out logits; else the layers of `tail` go on.
+    `complete`: the end is the network's, too, and `forward` returns logits; else the layers of `tail` go on.
     """
 
     def __init__(self, triples: list[Triple], tail: list[Layer], shape: Shape) -> None:

@@ -115,7 +115,7 @@ ENDS = [
     (lambda **o: {"pool": GlobalAveragePool(), "fc": Linear(7, 4, **o)}, True),
     (lambda **o: {"pool": AveragePool(5), "flat": Flatten(), "fc": Linear(7, 4, **o)}, True),
     (lambda **o: {"pool": AveragePool(2), "flat": Flatten(order="CHW"), "fc": Linear(28, 4, **o)}, False),
-    (lambda **o: {"pool": AveragePool(7, padding=1), "flat": Flatten(), "fc": Linear(7, 4, **o)}, False),
+    (lambda **o: {"pool": AveragePool(5, padding=1), "flat": Flatten(), "fc": Linear(7, 4, **o)}, False),
     (lambda **o: {"pool": GlobalAveragePool(), "fc": Linear(7, 4, bias=False, **o)}, False),
     (lambda **o: {"pool": GlobalAveragePool(), "hidden": Linear(7, 5, **o), "fc": Linear(5, 4, **o)}, False),
 ]
@@ -151,6 +151,50 @@ def test_law_of_a_networks_end(end, in_one, frozen, dtype):
     fast.backward(dy.astype(dtype))
     assert_gradients(gradients(fast), gradients(exact), TOLERANCE[dtype])
     assert not any(fast.parameters()[name].grad.any() for name in set(frozen) & set(fast.parameters()))
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.ones((2, 6), np.float32), np.ones((3, 5), np.float32), np.ones((2, 5))], ids=str
+)
+def test_a_gradient_unlike_the_logits_is_refused(wrong):
+    fast = fused.convert(network(1, 1, (5, 6, 7), None, np.float32))
+    x, _ = batch(2, 9, np.float32)
+    fast.forward(x, train=True)
+    with pytest.raises(MbnpError, match="dy"):
+        fast.backward(wrong)
+
+
+@pytest.mark.parametrize("channels", [7, 16])
+def test_backward_takes_the_weights_of_now(channels):
+    """Whether or not channels fill vectors, as the readable layers do."""
+    net, other = (network(1, 1, (5, 6, channels), None, np.float64) for _ in range(2))
+    fast = fused.convert(other)
+    x, _ = batch(3, 9, np.float64)
+    for each in (net, fast):
+        dy = each.forward(x, train=True)
+        for name in ("fc.weight", "two.3.weight", "two.0.weight"):
+            each.parameters()[name].value = 2 * each.parameters()[name].value
+        each.backward(dy)
+    assert_gradients(gradients(fast), gradients(net), 1e-10)
+
+
+def test_the_average_of_a_large_map_is_exact():
+    def build(dtype):
+        blocks = [
+            Conv(3, 8, 3, padding=1, dtype=dtype),
+            BatchNorm(8, dtype=dtype),
+            ReLU(),
+            GlobalAveragePool(),
+        ]
+        return vary(
+            Network({str(i): b for i, b in enumerate([*blocks, Linear(8, 4, dtype=dtype)])}, resolution=200)
+        )
+
+    exact, fast = build(np.float64), fused.convert(build(np.float32))
+    fast.load_state(exact.state())
+    x, _ = batch(2, 200, np.float32)
+    for mode in (True, False):
+        assert relative(fast.forward(x, train=mode), exact.forward(x.astype(np.float64), train=mode)) < 5e-7
 
 
 STEMS = [
@@ -509,6 +553,10 @@ def test_layers_that_do_not_fit_together_say_so():
         for train_mode in (False, True):
             with pytest.raises(MbnpError):
                 fused.convert(net(**wrong)).forward(x, train=train_mode)
+    ends = {**net().layers, "pool": GlobalAveragePool(), "fc": Linear(9, 2)}
+    for train_mode in (False, True):
+        with pytest.raises(MbnpError):
+            fused.convert(Network(ends, resolution=8)).forward(x, train=train_mode)
 
 
 def test_another_backend_runs_the_readable_network():

@@ -28,15 +28,13 @@ Most kernels wait for memory and not for the multiplier. So whoever reads what n
 ahead (`prefetch`); when it was tried with and without, that took a tenth off a training step.
 
 Parallel loops run over tiles whose number depends on the shapes alone, and partial sums are added in the order of the
-tiles: results do not depend on the number of threads. A thread gets the same share of every loop, so that it mostly
-reads what it wrote itself: a cache line that another core wrote last was measured to take 40 to 200 ns. Their bodies
-hand whole arrays and indices to serial functions, because an array sliced in the body would cost all of Numba's
-no-alias guarantees.
+tiles: results do not depend on the number of threads. With OpenMP a thread gets the same share of every loop, so that
+it mostly reads what it wrote itself: a cache line that another core wrote last was measured to take 40 to 200 ns.
+The loops' bodies hand whole arrays and indices to serial functions, because an array sliced in the body would cost all
+of Numba's no-alias guarantees.
 """
 
 from mbnp.fused.kernels.batchnorm import (
-    activate,
-    activate_backward,
     batchnorm_backward,
     finish_adjoint,
     finish_statistics,
@@ -54,8 +52,6 @@ from mbnp.fused.kernels.vectors import whole, width
 __all__ = [
     "DEPTHWISE_ROWS",
     "SMALL",
-    "activate",
-    "activate_backward",
     "batchnorm_backward",
     "depthwise_backward",
     "depthwise_forward",

@@ -175,23 +175,7 @@ def finish_adjoint(sums, total, affine, dgamma, dbeta, adjoint_out):
         adjoint_out[2, c] = slope * rest - scale * s1[c] / total
 
 
-# ---- where the fused part ends: small maps, for which threads would not pay -------------------------------------
-
-
-@jit
-def activate(z, affine, limits, out):
-    """out (N, H, W, C) = the activated z. Law: relu.forward(batchnorm.forward(z))."""
-    activate_pixels(z.ravel(), affine, limits, out.ravel())
-
-
-@jit
-def activate_backward(z, affine, limits, g, sums):
-    """In place g = relu.backward(g), with sums (1, 2, C)."""
-    sums[:] = 0
-    mask_pixels(g.ravel(), z.ravel(), affine, limits, sums[0])
-
-
-# ---- BatchNorm by itself, after a convolution that stays as it is ------------------------------------------------
+# ---- BatchNorm by itself: after a convolution that stays as it is, and at the end of a chain ------------------------
 
 
 @piece

@@ -17,7 +17,7 @@ SMALL = 10**6  # multiplications in a matrix product: up to so many OpenBLAS doe
 
 @piece
 def _strip(w):
-    """Rows that a product with w may have to be SMALL: fours, at least a dozen of them, or none."""
+    """How many rows of a product with w keep it SMALL: a multiple of four, or 0 if they are fewer than a dozen."""
     rows = SMALL // w.size // 4 * 4
     return rows if rows >= 12 else 0
 
@@ -39,8 +39,8 @@ def product(a, w, out):
 
 
 @piece
-def add_product(a, dz, begin, part, dw):
-    """dw += a.T @ dz, likewise, and without the + where dw begins with it; part, of dw's shape, is scratch.
+def add_product(a, dz, overwrite, part, dw):
+    """dw += a.T @ dz, or = where it is to `overwrite`, likewise; part, of dw's shape, is scratch.
 
     Strips of two dozen rows make up for the additions.
     """
@@ -49,7 +49,7 @@ def add_product(a, dz, begin, part, dw):
         rows = a.shape[0]
     flat, flat_part = dw.ravel(), part.ravel()
     for first in range(0, a.shape[0], rows):
-        if begin and first == 0:
+        if overwrite and first == 0:
             np.dot(a[first : first + rows].T, dz[first : first + rows], dw)
         else:
             np.dot(a[first : first + rows].T, dz[first : first + rows], part)
@@ -109,7 +109,22 @@ def _copies(w, pixels):
 
 @piece
 def _pointwise_backward(
-    g_out, z_out, affine_out, adjoint_out, z, affine, limits, w, w_t, first, last, scratch, sums, g, begin, dw
+    g_out,
+    z_out,
+    affine_out,
+    adjoint_out,
+    z,
+    affine,
+    limits,
+    w,
+    w_t,
+    first,
+    last,
+    scratch,
+    sums,
+    g,
+    overwrite,
+    dw,
 ):
     copied = _copies(w, z.shape[0])
     g_out, z_out, z, g = g_out[first:last], z_out[first:last], z[first:last], g[first:last]
@@ -117,7 +132,7 @@ def _pointwise_backward(
     part = scratch[g_out.size + z.size : g_out.size + z.size + dw.size].reshape(dw.shape)
     adjoint_pixels(g_out.ravel(), z_out.ravel(), affine_out, adjoint_out, dz)
     activate_pixels(z.ravel(), affine, limits, a)
-    add_product(a.reshape(z.shape), dz.reshape(z_out.shape), begin, part, dw)
+    add_product(a.reshape(z.shape), dz.reshape(z_out.shape), overwrite, part, dw)
     if copied:
         product(dz.reshape(z_out.shape), w_t, g)
     else:
