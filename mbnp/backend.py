@@ -66,14 +66,16 @@ def pick(*, loops: Callable, numpy: Callable, numba: Callable | None = None) -> 
     return dispatch
 
 
-def jit(function: Callable | None = None, *, parallel: bool = False) -> Callable:
+def jit(function: Callable | None = None, *, parallel: bool = False, literal: bool = False) -> Callable:
     """`numba.njit` with the project's flags, cached on disk: compiled at the first call, once a machine.
+
+    literal: sums are added in the order they are written in, for where that order avoids a cancellation.
 
     Where no folder for the cache can be written the kernel is compiled in every process, with one warning.
     """
     if function is None:
-        return functools.partial(jit, parallel=parallel)
-    kernel = _njit(function, fastmath=FASTMATH, parallel=parallel, nogil=True)
+        return functools.partial(jit, parallel=parallel, literal=literal)
+    kernel = _njit(function, fastmath=not literal and FASTMATH, parallel=parallel, nogil=True)
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         return kernel
     try:

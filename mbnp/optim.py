@@ -19,7 +19,7 @@ import numpy as np
 from numba import carray, prange, types
 from numba.extending import intrinsic, overload
 
-from mbnp.backend import jit, one_blas_thread, piece
+from mbnp.backend import current, jit, one_blas_thread, piece
 from mbnp.errors import MbnpError, unknown
 from mbnp.network import Parameter
 
@@ -48,7 +48,7 @@ class Optimiser:
         """Set every gradient to zero; backward adds to them."""
         with one_blas_thread():  # whoever holds that is the only one to run kernels
             for table, like in self._gradients.of([[p.grad] for p in self.parameters.values()]):
-                _zero(table, like)
+                _chosen(_zero, _zero_alone)(table, like)
 
     def step(self) -> None:
         """Update every parameter that is not frozen, once, from its gradient."""
@@ -123,7 +123,9 @@ class SGD(Optimiser):
             l2 = self.weight_decay
         else:
             shrink = 1 - self.lr * self.weight_decay
-        _sgd(table, like, *_numbers(like, self.lr, self.momentum, l2, shrink), self.nesterov)
+        _chosen(_sgd, _sgd_alone)(
+            table, like, *_numbers(like, self.lr, self.momentum, l2, shrink), self.nesterov
+        )
 
 
 class AdamW(Optimiser):
@@ -173,13 +175,18 @@ class AdamW(Optimiser):
         square_scale = 1 / (1 - beta2**self.steps)
         shrink = 1 - self.lr * self.weight_decay
         numbers = (beta1, 1 - beta1, beta2, 1 - beta2, rate, square_scale, self.eps, shrink)
-        _adamw(table, like, *_numbers(like, *numbers))
+        _chosen(_adamw, _adamw_alone)(table, like, *_numbers(like, *numbers))
 
 
 # One kernel a rule, which reads and writes each number once, and one call for all parameters: a network has dozens of
 # small ones, and a call for each would cost more than the arithmetic. So kernels are told where the arrays are. Each
 # of their shares is the same stretch of every parameter: most rows were the same thread's when their gradient was made,
 # and when they were last updated, and no core has to ask another one for them.
+
+
+def _chosen(by_threads: Callable, alone: Callable) -> Callable:
+    """The kernel of the two that runs: another backend than numba has no threads, and lives on in a forked process."""
+    return by_threads if current() == "numba" else alone
 
 
 @piece
@@ -201,6 +208,12 @@ def _zero(table, like):
         _zero_share(table, share, like)
 
 
+@jit
+def _zero_alone(table, like):
+    for share in range(SHARES):
+        _zero_share(table, share, like)
+
+
 @piece
 def _sgd_share(table, share, like, lr, momentum, l2, shrink, nesterov):
     for w_at, g_at, v_at, size in table:
@@ -218,6 +231,12 @@ def _sgd(table, like, lr, momentum, l2, shrink, nesterov):
         _sgd_share(table, share, like, lr, momentum, l2, shrink, nesterov)
 
 
+@jit
+def _sgd_alone(table, like, lr, momentum, l2, shrink, nesterov):
+    for share in range(SHARES):
+        _sgd_share(table, share, like, lr, momentum, l2, shrink, nesterov)
+
+
 @piece
 def _adamw_share(table, share, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink):
     for w_at, g_at, m_at, v_at, size in table:
@@ -232,6 +251,12 @@ def _adamw_share(table, share, like, beta1, rest1, beta2, rest2, rate, square_sc
 @jit(parallel=True)
 def _adamw(table, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink):
     for share in prange(SHARES):
+        _adamw_share(table, share, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink)
+
+
+@jit
+def _adamw_alone(table, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink):
+    for share in range(SHARES):
         _adamw_share(table, share, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink)
 
 
@@ -255,11 +280,17 @@ def _pointer(context, address, like):
 
 
 class _Tables:
-    """Where arrays are, a table (parameters, addresses and the size) for each dtype; made again when one is another."""
+    """Where arrays are, a table (parameters, addresses and the size) for each dtype; made again when one is another.
+
+    A copy, or what comes back from a file, begins without: its arrays are elsewhere.
+    """
 
     def __init__(self) -> None:
         self.arrays: list[np.ndarray] = []  # held, so that their memory stays what the tables say
         self.made: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def __reduce__(self) -> tuple:
+        return _Tables, ()
 
     def of(self, groups: list[list[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """The tables, each with an empty array of its type, for the arrays of each parameter."""

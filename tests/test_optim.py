@@ -1,7 +1,9 @@
 """Every rule against torch.optim, step by step; the schedules against torch's, at every step."""
 
+import copy
 import math
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mbnp import optim
+from mbnp import backend, optim
 from mbnp.errors import MbnpError
 from mbnp.network import Parameter
 
@@ -261,6 +263,67 @@ def test_a_gradient_that_is_assigned_is_copied():
     np.testing.assert_array_equal(p.value, np.full((2, 3), -1))
     with pytest.raises(MbnpError, match=r"shape \(2, 3\), got \(3,\)"):
         p.grad = np.ones(3)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"]
+)
+@pytest.mark.parametrize("rule", [optim.SGD, optim.AdamW])
+def test_a_copy_updates_its_own_parameters(rule, copied):
+    opt = rule({"p": Parameter(np.ones(3, np.float32))}, lr=0.1)
+    opt.zero_grad()
+    opt.step()
+    other = copied(opt)
+    (ours,), (theirs,) = opt.parameters.values(), other.parameters.values()
+    ours.grad, theirs.grad, kept = np.full(3, 7), np.full(3, 7), ours.value.copy()
+    other.step()
+    other.zero_grad()
+    np.testing.assert_array_equal(ours.value, kept)
+    assert ours.grad.all()
+    assert not theirs.grad.any()
+    assert (theirs.value < kept).all()
+
+
+@pytest.mark.parametrize("rule", [optim.SGD, optim.AdamW])
+def test_every_backend_makes_the_same_step(rule):
+    def stepped(name):
+        p = Parameter(np.arange(300, dtype=np.float32))
+        opt = rule({"p": p}, lr=0.1, weight_decay=0.1)
+        with backend.using(name):
+            opt.zero_grad()
+            p.grad += 1
+            opt.step()
+        return p.value
+
+    np.testing.assert_array_equal(stepped("numpy"), stepped("numba"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_may_train_without_threads():
+    code = """
+    import os
+    import numpy as np
+    from mbnp import optim
+    from mbnp.network import Parameter
+
+    opt = optim.SGD({"p": Parameter(np.ones(3, np.float32))}, lr=1)
+    opt.zero_grad()
+    opt.step()
+    child = os.fork()
+    opt.zero_grad()
+    opt.step()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    environment = os.environ | {"MBNP_BACKEND": "numpy"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 127, 128, 129, 100_003])

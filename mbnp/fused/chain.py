@@ -58,7 +58,7 @@ def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
     return triples, layers[at:]
 
 
-def head(tail: list[Layer], shape: Shape) -> Any:
+def head(tail: list[Layer], shape: Shape, dtype: Any) -> Any:
     """The linear layer, if `tail` averages over the whole map of `shape` (N, H, W, C) before it; else None."""
     pool, *middle, last = tail if len(tail) > 1 else (None, None)
     if isinstance(pool, GlobalAveragePool):
@@ -66,8 +66,13 @@ def head(tail: list[Layer], shape: Shape) -> Any:
     else:
         whole_map = isinstance(pool, AveragePool) and pool.size == shape[1:3] and pool.options["padding"] == 0
         plain = whole_map and [type(layer) for layer in middle] == [Flatten]
-    fits = isinstance(last, Linear) and last.bias is not None and last.weight.value.shape[0] == shape[-1]
-    return last if plain and fits else None
+    return last if plain and isinstance(last, Linear) and _fits(last, shape[-1], dtype) else None
+
+
+def _fits(linear: Linear, channels: int, dtype: Any) -> bool:
+    """Whether the layer has a bias, and weights for so many channels of that type; if not, it says so itself."""
+    w, b = linear.weight.value, linear.bias
+    return b is not None and len(w) == channels and w.dtype == b.value.dtype == dtype
 
 
 def geometry(conv: Any, shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -238,7 +238,7 @@ class Inference:
 
     def _forward(self, x: np.ndarray) -> np.ndarray:
         x, out_shape = self._run(x)
-        linear = head(self.tail, (*out_shape[:-1], self.channels))
+        linear = head(self.tail, (*out_shape[:-1], self.channels), x.dtype)
         if linear is not None:
             logits = np.empty((len(x), linear.bias.value.size), x.dtype)
             features = np.empty((len(x), self.channels), x.dtype)

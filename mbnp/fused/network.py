@@ -76,7 +76,7 @@ class FusedNetwork(Network):
         if not self._inference:
             return "none"
         *shape, _ = self._inference.output_shape((1, self.resolution, self.resolution, self.channels))
-        return self._last if head(self._tail, (*shape, self._inference.channels)) else "none"
+        return self._last if head(self._tail, (*shape, self._inference.channels), self.dtype) else "none"
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         """Logits (N, classes) of normalised pictures x (N, H, W, 3). The array is the caller's to keep."""

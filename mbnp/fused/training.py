@@ -305,7 +305,7 @@ class Plan:
             self._lend(name, arena)
         self.scratch = scratch(max(s.scratch_floats() for s in self.stages), arena)
         last, channels = self.stages[-1], triples[-1].bn.weight.value.size
-        linear = head(tail, (*shape[:-1], channels))
+        linear = head(tail, (*shape[:-1], channels), arena.dtype)
         self.complete = linear is not None
         self.end = Head(last, linear, arena) if linear else Map(last, channels, arena)
 

@@ -95,8 +95,9 @@ def backward_numpy(logits, labels, label_smoothing):
 
 # --- Numba: the loops ---
 
-forward_numba = backend.jit(forward_loops)
-backward_numba = backend.jit(backward_loops)
+# Literally: regrouped, z - max - log sum would first subtract a small number from a large one.
+forward_numba = backend.jit(forward_loops, literal=True)
+backward_numba = backend.jit(backward_loops, literal=True)
 
 # --- the public functions ---
 

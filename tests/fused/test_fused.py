@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mbnp import MbnpError, backend, fused, models, optim, train
+from mbnp.fused import training
 from mbnp.layers import (
     AveragePool,
     BatchNorm,
@@ -108,6 +109,14 @@ def test_law(case, dtype):
     for name, buffer in fast.buffers().items():
         assert relative(buffer.value, readable.buffers()[name].value) < tolerance, name
     assert_gradients(gradients(fast), gradients(readable), tolerance)
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[-1]])
+def test_law_of_many_small_tiles(case, monkeypatch):
+    """Several tiles a group and several groups, whose sizes do not divide the pixels."""
+    monkeypatch.setattr(training, "TILE", 1)
+    monkeypatch.setattr(training, "PIXELS", 7)
+    test_law(case, np.float64)
 
 
 ENDS = [
@@ -553,10 +562,11 @@ def test_layers_that_do_not_fit_together_say_so():
         for train_mode in (False, True):
             with pytest.raises(MbnpError):
                 fused.convert(net(**wrong)).forward(x, train=train_mode)
-    ends = {**net().layers, "pool": GlobalAveragePool(), "fc": Linear(9, 2)}
-    for train_mode in (False, True):
-        with pytest.raises(MbnpError):
-            fused.convert(Network(ends, resolution=8)).forward(x, train=train_mode)
+    for linear, message in ((Linear(9, 2), "8"), (Linear(8, 2, dtype=np.float64), "float64")):
+        ends = {**net().layers, "pool": GlobalAveragePool(), "fc": linear}
+        for train_mode in (False, True):
+            with pytest.raises(MbnpError, match=message):
+                fused.convert(Network(ends, resolution=8)).forward(x, train=train_mode)
 
 
 def test_another_backend_runs_the_readable_network():
