@@ -562,11 +562,11 @@ def test_layers_that_do_not_fit_together_say_so():
         for train_mode in (False, True):
             with pytest.raises(MbnpError):
                 fused.convert(net(**wrong)).forward(x, train=train_mode)
-    for linear, message in ((Linear(9, 2), "8"), (Linear(8, 2, dtype=np.float64), "float64")):
-        ends = {**net().layers, "pool": GlobalAveragePool(), "fc": linear}
+    chain = network(1, 1, (5, 6, 7), None, np.float32).layers
+    for linear, message in ((Linear(9, 2), "expects 9"), (Linear(7, 2, dtype=np.float64), "float64")):
         for train_mode in (False, True):
             with pytest.raises(MbnpError, match=message):
-                fused.convert(Network(ends, resolution=8)).forward(x, train=train_mode)
+                fused.convert(Network({**chain, "fc": linear}, resolution=8)).forward(x, train=train_mode)
 
 
 def test_another_backend_runs_the_readable_network():
