@@ -109,23 +109,8 @@ def _copies(w, pixels):
 
 @piece
 def _pointwise_backward(
-    g_out,
-    z_out,
-    affine_out,
-    adjoint_out,
-    z,
-    affine,
-    limits,
-    w,
-    w_t,
-    first,
-    last,
-    scratch,
-    sums,
-    g,
-    overwrite,
-    dw,
-):
+    g_out, z_out, affine_out, adjoint_out, z, affine, limits, w, w_t, first, last, scratch, sums, g, overwrite, dw
+):  # fmt: skip
     copied = _copies(w, z.shape[0])
     g_out, z_out, z, g = g_out[first:last], z_out[first:last], z[first:last], g[first:last]
     dz, a = scratch[: g_out.size], scratch[g_out.size : g_out.size + z.size]
