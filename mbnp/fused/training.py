@@ -192,7 +192,8 @@ class PointwiseStage(Stage):
     def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
         super().__init__(triple, shape, arena)
         tiles = len(self.counts)
-        self.group = -(-tiles // GROUPS) * self.tile
+        # Two tiles are worth a partial gradient of their own, fewer only where threads would have nothing to share.
+        self.group = max(-(-tiles // GROUPS), min(2, tiles // 2)) * self.tile
         groups = -(-self.pixels // self.group)
         self.w = Stored(self.conv.weight.value, shape[-1], self.channels, arena)
         self.working["w_t"] = (self.channels, shape[-1])
