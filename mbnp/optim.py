@@ -53,9 +53,9 @@ class Optimiser:
     def step(self) -> None:
         """Update every parameter that is not frozen, once, from its gradient."""
         moving = {name: p for name, p in self.parameters.items() if not p.frozen}
-        tables = self._tables.of([self._arrays(name, p) for name, p in moving.items()])
-        self.steps += 1
         with one_blas_thread():
+            tables = self._tables.of([self._arrays(name, p) for name, p in moving.items()])
+            self.steps += 1
             for table, like in tables:
                 self._update(table, like)
         for parameter in moving.values():

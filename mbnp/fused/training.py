@@ -192,7 +192,7 @@ class PointwiseStage(Stage):
     def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
         super().__init__(triple, shape, arena)
         tiles = len(self.counts)
-        # Two tiles are worth a partial gradient of their own, fewer only where threads would have nothing to share.
+        # Two tiles are worth a partial gradient of their own. Of up to three each has one, for threads to share.
         self.group = max(-(-tiles // GROUPS), min(2, tiles // 2)) * self.tile
         groups = -(-self.pixels // self.group)
         self.w = Stored(self.conv.weight.value, shape[-1], self.channels, arena)

@@ -97,7 +97,7 @@ def backward_numpy(logits, labels, label_smoothing):
 
 # Literally: regrouped, z - max - log sum would first subtract a small number from a large one.
 forward_numba = backend.jit(forward_loops, literal=True)
-backward_numba = backend.jit(backward_loops, literal=True)
+backward_numba = backend.jit(backward_loops)
 
 # --- the public functions ---
 

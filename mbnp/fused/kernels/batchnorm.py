@@ -242,7 +242,10 @@ def _normalise_backward(dy, y, z, affine, limits, d, sums):
 
 @jit(parallel=True)
 def normalise_backward(dy, y, z, affine, limits, d, sums):
-    """d (N, H, W, C), and sums (N, 2, C) of each image. Law: d = relu.backward(dy, x) where y = relu.forward(x)."""
+    """d (N, H, W, C), and sums (N, 2, C) of each image. Law: d = relu.backward(dy, x) where y = relu.forward(x).
+
+    d may be dy.
+    """
     for n in prange(z.shape[0]):
         _normalise_backward(dy[n].ravel(), y[n].ravel(), z[n].ravel(), affine, limits, d[n].ravel(), sums[n])
 
