@@ -24,8 +24,8 @@ from mbnp.errors import MbnpError, unknown
 from mbnp.network import Parameter
 
 DECAYS = ("l2", "decoupled")
-SHARES = 8  # of an update, for threads to divide among them
 SCHEDULES = ("one-cycle", "cosine", "step", "constant")
+SHARES = 8  # of an update, for threads to divide among them
 
 Schedule = Callable[[int], dict[str, float]]
 

@@ -298,6 +298,13 @@ def test_every_backend_makes_the_same_step(rule):
     np.testing.assert_array_equal(stepped("numpy"), stepped("numba"))
 
 
+def run_python(code, **variables):
+    """In a process of its own, which may crash, with these environment variables."""
+    command, environment = [sys.executable, "-c", textwrap.dedent(code)], os.environ | variables
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_process_may_train_without_threads():
     code = """
@@ -315,15 +322,7 @@ def test_a_forked_process_may_train_without_threads():
     if child:
         assert os.waitpid(child, 0)[1] == 0
     """
-    environment = os.environ | {"MBNP_BACKEND": "numpy"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_python(code, MBNP_BACKEND="numpy")
 
 
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 127, 128, 129, 100_003])
@@ -358,12 +357,4 @@ def test_threads_of_python_take_turns():
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(train, range(2))) == [-299, -299]
     """
-    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_python(code, NUMBA_THREADING_LAYER="workqueue")

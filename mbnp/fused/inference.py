@@ -4,7 +4,7 @@ A block is the first convolution, or a depthwise convolution and the pointwise o
 for each version of the parameters and statistics they come from.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -238,7 +238,7 @@ class Inference:
 
     def _forward(self, x: np.ndarray) -> np.ndarray:
         x, out_shape = self._run(x)
-        linear = head(self.tail, (*out_shape[:-1], self.channels), x.dtype)
+        linear = self.head(out_shape)
         if linear is not None:
             logits = np.empty((len(x), linear.bias.value.size), x.dtype)
             features = np.empty((len(x), self.channels), x.dtype)
@@ -250,6 +250,10 @@ class Inference:
         for layer in self.tail:
             y = layer.forward(y)
         return y
+
+    def head(self, out_shape: Shape) -> Any:
+        """The linear layer, if all that follows the blocks' output of `out_shape`, as it is stored, is one kernel."""
+        return head(self.tail, (*out_shape[:-1], self.channels), self.activated[1].dtype)
 
     def _prepare(self, shape: Shape) -> tuple[list[tuple[Block, tuple]], np.ndarray, Shape]:
         """For one input shape: the blocks with their arguments, the last output's buffer, and its shape."""

@@ -7,7 +7,7 @@ import numpy as np
 from mbnp import backend
 from mbnp.errors import MbnpError
 from mbnp.fused.buffers import Cache
-from mbnp.fused.chain import head, split
+from mbnp.fused.chain import split
 from mbnp.fused.inference import Inference, frozen_blocks
 from mbnp.fused.normalise import fuse
 from mbnp.fused.training import Plan
@@ -75,8 +75,8 @@ class FusedNetwork(Network):
     def _head_name(self) -> str:
         if not self._inference:
             return "none"
-        *shape, _ = self._inference.output_shape((1, self.resolution, self.resolution, self.channels))
-        return self._last if head(self._tail, (*shape, self._inference.channels), self.dtype) else "none"
+        shape = self._inference.output_shape((1, self.resolution, self.resolution, self.channels))
+        return self._last if self._inference.head(shape) else "none"
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         """Logits (N, classes) of normalised pictures x (N, H, W, 3). The array is the caller's to keep."""

@@ -19,6 +19,7 @@ from mbnp.fused.chain import (
     geometry,
     head,
     identity,
+    limits_of,
     output_shape,
     padded_picture,
     stored,
@@ -55,7 +56,7 @@ class Stage:
     def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
         self.conv, self.bn, self.limits = triple.conv, triple.bn, triple.limits
         self.dtype = triple.limits.dtype
-        self.unlimited = np.array([-np.inf, np.inf], self.dtype)
+        self.unlimited = limits_of(None, self.bn)
         self.in_shape, self.shape = shape, stored(output_shape(triple, shape), self.dtype)
         self.channels = self.shape[-1]
         self.pixels = int(np.prod(self.shape[:-1]))
@@ -109,7 +110,7 @@ def _pixels(x: np.ndarray) -> np.ndarray:
 def _middle(buffer: np.ndarray, shape: Shape) -> np.ndarray:
     """An array of `shape` in the middle of a buffer, so that of two threads each writes where it wrote before.
 
-    At the beginning cores would take cache lines from one another: depthwise backward at stride 2 took a third more.
+    At the beginning cores would take cache lines from one another, which depthwise backward at stride 2 pays for most.
     """
     size = math.prod(shape)
     first = (buffer.size - size) // 32 * 16

@@ -29,7 +29,7 @@ ahead (`prefetch`); when it was tried with and without, that took a tenth off a 
 
 Parallel loops run over tiles whose number depends on the shapes alone, and partial sums are added in the order of the
 tiles: results do not depend on the number of threads. With OpenMP a thread gets the same share of every loop, so that
-it mostly reads what it wrote itself: a cache line that another core wrote last was measured to take 40 to 200 ns.
+it mostly reads what it wrote itself: a cache line that another core wrote last takes far longer than one's own.
 The loops' bodies hand whole arrays and indices to serial functions, because an array sliced in the body would cost all
 of Numba's no-alias guarantees.
 """
