@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mbnp.errors import MbnpError
-from mbnp.layers import Conv, Depthwise, Linear, Pointwise
-from mbnp.network import Layer, Network
+from mbnp.network import Network
 
 
 def standard_conv(h: int, w: int, k: int, c_in: int, c_out: int) -> int:
@@ -131,25 +130,18 @@ def of(net: Network, shape: tuple[int, int, int] | None = None) -> Cost:
     if len(picture) != 3 or min(picture) < 1:
         raise MbnpError(f"the shape of a picture is (height, width, channels), got {picture}")
     walked = list(net.walk(picture))
-    total = sum(_macs(layer, y_shape) for _, layer, _, y_shape in walked)
+    total = sum(layer.macs(y_shape) for _, layer, _, y_shape in walked)
     itemsize = net.dtype.itemsize
     rows = []
     for name, layer, x_shape, y_shape in walked:
         params = sum(p.value.size for p in layer.parameters().values())
-        macs = _macs(layer, y_shape)
+        macs = layer.macs(y_shape)
         rows.append(Row(name, type(layer).__name__, x_shape, y_shape, params, macs, macs / max(total, 1)))
     return Cost(
         rows=tuple(rows),
         weight_bytes=sum(array.nbytes for array in net.state().values()),
         activation_bytes=itemsize * sum(math.prod(row.output_shape) for row in rows),
     )
-
-
-def _macs(layer: Layer, output_shape: tuple[int, ...]) -> int:
-    # Every weight is multiplied once for each output pixel: all the formulas above are this one.
-    if isinstance(layer, (Conv, Depthwise, Pointwise, Linear)):
-        return math.prod(output_shape[:-1]) * layer.weight.value.size
-    return 0
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -2,18 +2,22 @@
 
 Shapes are (N, H, W, C), channels last. Names of arrays are PyTorch's: `weight`, `bias`, `running_mean`.
 `stride` and `padding` are what the operation takes: padding is a number, ((top, bottom), (left, right)), or
-"same" as TensorFlow means it.
+"same" as TensorFlow means it. What a layer says of itself (`config`, `shapes`, `macs`, `torch`) is explained in
+`network.Layer`; the axes of its weights are in `weights/layouts.py`.
 """
 
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from mbnp import renamed
 from mbnp.errors import MbnpError
-from mbnp.network import Buffer, Layer, Network, Parameter, Residual, Sequential
+from mbnp.network import Layer, Network, Residual, Sequential
 from mbnp.ops import batchnorm, conv, depthwise, linear, pointwise, pool, relu, window
+from mbnp.parameter import Buffer, Parameter
 
 __all__ = [
     "AveragePool",
@@ -36,16 +40,28 @@ __all__ = [
     "Subsample",
 ]
 
+Shape = tuple[int, ...]
+Rng = np.random.Generator | None
 
-def _map_shape(shape: tuple[int, ...], kernel: window.Pair, stride: Any, padding: Any) -> tuple[int, ...]:
-    """The (H, W, C) that a window of `kernel` makes of an (H, W, C)."""
+# Layers that are made without a generator of their own draw from this one, so that no two begin alike.
+_rng = np.random.default_rng(0)
+
+
+def _window_shape(shape: Shape, kernel: window.Pair, stride: Any, padding: Any) -> Shape:
+    """Return the (H, W, C) that a window of `kernel` makes of an (H, W, C)."""
     size, stride = (shape[0], shape[1]), window.pair("stride", stride)
     padding = window.explicit_padding(padding, size, kernel, stride)
     return (*window.output_size(size, kernel, stride, padding), shape[-1])
 
 
-# Layers that are made without a generator of their own draw from this one, so that no two begin alike.
-_rng = np.random.default_rng(0)
+def _torch_pad(
+    F: Any, x: Any, kernel: Shape, stride: Any, padding: Any, value: float = 0.0
+) -> tuple[Any, Shape]:
+    """Return x and the padding left to PyTorch, which pads both sides alike; x comes padded where they differ."""
+    (top, bottom), (left, right) = window.explicit_padding(padding, tuple(x.shape[2:]), kernel, stride)
+    if (top, left) == (bottom, right):
+        return x, (top, left)
+    return F.pad(x, (left, right, top, bottom), value=value), (0, 0)
 
 
 class _Weighted(Layer):
@@ -53,21 +69,34 @@ class _Weighted(Layer):
 
     op: ModuleType
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        fan_in: int,
-        bias: bool,
-        rng: np.random.Generator | None,
-        dtype: Any,
-        **options: Any,
-    ) -> None:
+    def __init__(self, shapes: dict[str, Shape], rng: Rng, dtype: Any, **options: Any) -> None:
         rng = _rng if rng is None else rng
-        bound = fan_in**-0.5
-        self.weight = Parameter(rng.uniform(-bound, bound, shape).astype(dtype))
-        self.bias = Parameter(rng.uniform(-bound, bound, shape[-1]).astype(dtype)) if bias else None
-        self.options = options
+        bound = math.prod(shapes["weight"][:-1]) ** -0.5  # an output is a sum over fan_in inputs
+        weight, bias = (
+            Parameter(rng.uniform(-bound, bound, shapes[name]).astype(dtype)) if name in shapes else None
+            for name in ("weight", "bias")
+        )
+        self.weight: Parameter = weight  # type: ignore[assignment]
+        self.bias = bias
+        self.options = options  # of the operation
         self.x: np.ndarray | None = None
+
+    def config(self) -> dict[str, Any]:
+        return {**self.options, "bias": self.bias is not None}
+
+    @property
+    def kernel(self) -> window.Pair:
+        """Height and width of the kernel."""
+        return self.weight.value.shape[:2]
+
+    @property
+    def channels_in(self) -> int:
+        return self.weight.value.shape[-2]
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels that do not mix."""
+        return 1
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         self.x = x if train else None
@@ -81,57 +110,130 @@ class _Weighted(Layer):
             self.bias.add_grad(db)
         return dx
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        channels_in = self.weight.value.shape[-1 if self.op is depthwise else -2]
-        if shape[-1] != channels_in:
-            raise MbnpError(f"{type(self).__name__} takes {channels_in} channels, got {shape[-1]} in {shape}")
-        kernel = self.weight.value.shape[:-2] if self.op is conv else self.weight.value.shape[:-1]
-        if self.op in (conv, depthwise):
-            shape = _map_shape(shape, kernel, **self.options)
+    def output_shape(self, shape: Shape) -> Shape:
+        if shape[-1] != self.channels_in:
+            raise MbnpError(
+                f"{type(self).__name__} takes {self.channels_in} channels, got {shape[-1]} in {shape}"
+            )
+        if self.options:  # a window, with stride and padding
+            shape = _window_shape(shape, self.kernel, **self.options)
         return (*shape[:-1], self.weight.value.shape[-1])
+
+    def macs(self, output_shape: Shape) -> int:
+        return math.prod(output_shape[:-1]) * self.weight.value.size  # each weight once for each output pixel
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        kernel, stride, groups = self.kernel, window.pair("stride", self.options["stride"]), self.groups
+
+        def run(x: Any, train: bool, weight: Any, bias: Any = None) -> Any:
+            x, padding = _torch_pad(F, x, kernel, stride, self.options["padding"])
+            return F.conv2d(x, weight, bias, stride, padding, groups=groups)
+
+        return run
+
+
+def _arrays(weight: Shape, bias: bool) -> dict[str, Shape]:
+    return {"weight": weight, "bias": weight[-1:]} if bias else {"weight": weight}
 
 
 class Conv(_Weighted):
     """Standard convolution: every output channel looks at every input channel. `ops.conv`."""
 
+    kind = "conv"
     op = conv
 
     def __init__(
-        self, c_in: int, c_out: int, kernel=3, stride=1, padding=0, bias=True, rng=None, dtype=np.float32
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: window.Size = 3,
+        stride: window.Size = 1,
+        padding: window.Margin = 0,
+        bias: bool = True,
+        rng: Rng = None,
+        dtype: Any = np.float32,
     ) -> None:
-        kh, kw = window.pair("kernel", kernel)
-        shape = (kh, kw, c_in, c_out)
-        super().__init__(shape, kh * kw * c_in, bias, rng, dtype, stride=stride, padding=padding)
+        shapes = self.shapes(c_in=c_in, c_out=c_out, kernel=kernel, bias=bias)
+        super().__init__(shapes, rng, dtype, stride=stride, padding=padding)
+
+    @staticmethod
+    def shapes(**config: Any) -> dict[str, Shape]:
+        kernel = window.pair("kernel", config["kernel"])
+        return _arrays((*kernel, config["c_in"], config["c_out"]), config["bias"])
+
+    def config(self) -> dict[str, Any]:
+        *kernel, c_in, c_out = self.weight.value.shape
+        return {"c_in": c_in, "c_out": c_out, "kernel": tuple(kernel), **super().config()}
 
 
 class Depthwise(_Weighted):
     """Depthwise convolution: one kernel a channel, channels never mix. `ops.depthwise`."""
 
+    kind = "depthwise"
     op = depthwise
 
     def __init__(
-        self, channels: int, kernel=3, stride=1, padding=0, bias=True, rng=None, dtype=np.float32
+        self,
+        channels: int,
+        kernel: window.Size = 3,
+        stride: window.Size = 1,
+        padding: window.Margin = 0,
+        bias: bool = True,
+        rng: Rng = None,
+        dtype: Any = np.float32,
     ) -> None:
-        kh, kw = window.pair("kernel", kernel)
-        super().__init__((kh, kw, channels), kh * kw, bias, rng, dtype, stride=stride, padding=padding)
+        shapes = self.shapes(channels=channels, kernel=kernel, bias=bias)
+        super().__init__(shapes, rng, dtype, stride=stride, padding=padding)
+
+    @staticmethod
+    def shapes(**config: Any) -> dict[str, Shape]:
+        return _arrays((*window.pair("kernel", config["kernel"]), config["channels"]), config["bias"])
+
+    def config(self) -> dict[str, Any]:
+        return {"channels": self.channels_in, "kernel": self.kernel, **super().config()}
+
+    @property
+    def channels_in(self) -> int:
+        return self.weight.value.shape[-1]
+
+    groups = channels_in
 
 
-class Pointwise(_Weighted):
+class _Dense(_Weighted):
+    """A product with a matrix (c_in, c_out), for each pixel by itself."""
+
+    def __init__(
+        self, c_in: int, c_out: int, bias: bool = True, rng: Rng = None, dtype: Any = np.float32
+    ) -> None:
+        super().__init__(self.shapes(c_in=c_in, c_out=c_out, bias=bias), rng, dtype)
+
+    @staticmethod
+    def shapes(**config: Any) -> dict[str, Shape]:
+        return _arrays((config["c_in"], config["c_out"]), config["bias"])
+
+    def config(self) -> dict[str, Any]:
+        c_in, c_out = self.weight.value.shape
+        return {"c_in": c_in, "c_out": c_out, **super().config()}
+
+
+class Pointwise(_Dense):
     """1x1 convolution: channels mix, pixels do not. `ops.pointwise`."""
 
+    kind = "pointwise"
     op = pointwise
 
-    def __init__(self, c_in: int, c_out: int, bias=True, rng=None, dtype=np.float32) -> None:
-        super().__init__((c_in, c_out), c_in, bias, rng, dtype)
+    def torch(self, F: Any) -> Callable[..., Any]:
+        return lambda x, train, weight, bias=None: F.conv2d(x, weight, bias)
 
 
-class Linear(_Weighted):
+class Linear(_Dense):
     """Fully connected layer on (N, C). `ops.linear`."""
 
+    kind = "linear"
     op = linear
 
-    def __init__(self, c_in: int, c_out: int, bias=True, rng=None, dtype=np.float32) -> None:
-        super().__init__((c_in, c_out), c_in, bias, rng, dtype)
+    def torch(self, F: Any) -> Callable[..., Any]:
+        return lambda x, train, weight, bias=None: F.linear(x, weight, bias)
 
 
 class BatchNorm(Layer):
@@ -140,7 +242,11 @@ class BatchNorm(Layer):
     With its weight frozen the layer is a constant: running statistics normalise, and do not move.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, dtype=np.float32) -> None:
+    kind = "batchnorm"
+
+    def __init__(
+        self, channels: int, eps: float = 1e-5, momentum: float = 0.1, dtype: Any = np.float32
+    ) -> None:
         self.weight = Parameter(np.ones(channels, dtype))
         self.bias = Parameter(np.zeros(channels, dtype))
         self.running_mean = Buffer(np.zeros(channels, dtype))
@@ -176,34 +282,82 @@ class BatchNorm(Layer):
         self.bias.add_grad(dbeta)
         return dx
 
+    def output_shape(self, shape: Shape) -> Shape:
+        if self.weight.value.shape != shape[-1:]:
+            raise MbnpError(
+                f"BatchNorm normalises {self.weight.value.size} channels, got {shape[-1]} in {shape}"
+            )
+        return shape
+
+    def config(self) -> dict[str, Any]:
+        return {"channels": self.weight.value.size, "eps": self.eps, "momentum": self.momentum}
+
+    @staticmethod
+    def shapes(**config: Any) -> dict[str, Shape]:
+        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (config["channels"],))
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        eps, momentum = self.eps, self.momentum
+        return lambda x, train, weight, bias, running_mean, running_var: F.batch_norm(
+            x, running_mean, running_var, weight, bias, train, momentum, eps
+        )
+
 
 class ReLU(Layer):
-    """max(x, 0), and no more than `cap` where one is given: ReLU6 is `ReLU(cap=6)`."""
+    """max(x, 0), and no more than `max_value` where one is given: ReLU6 is `ReLU(max_value=6)`. `ops.relu`."""
 
-    def __init__(self, cap: float | None = None) -> None:
-        self.cap = cap
+    kind = "relu"
+    cap = renamed.attribute("cap", "max_value")
+
+    @renamed.keyword("cap", "max_value")
+    def __init__(self, max_value: float | None = None) -> None:
+        self.max_value = max_value
         self.x: np.ndarray | None = None
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         self.x = x if train else None
-        return relu.forward(x, self.cap)
+        return relu.forward(x, self.max_value)
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        return relu.backward(dy, self._take("x"), self.cap)
+        return relu.backward(dy, self._take("x"), self.max_value)
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        most = self.max_value
+        return lambda x, train: F.relu(x) if most is None else F.hardtanh(x, 0.0, most)
 
 
 class _Pool(Layer):
-    def __init__(self, size, stride=None, padding=0) -> None:
+    def __init__(
+        self, size: window.Size, stride: window.Size | None = None, padding: window.Margin = 0
+    ) -> None:
         self.size = window.pair("size", size)
-        self.options = {"stride": self.size if stride is None else stride, "padding": padding}
+        self.options: dict[str, Any] = {"stride": self.size if stride is None else stride, "padding": padding}
         self.x: np.ndarray | None = None
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return _map_shape(shape, self.size, **self.options)
+    def output_shape(self, shape: Shape) -> Shape:
+        return _window_shape(shape, self.size, self.options["stride"], self.options["padding"])
+
+    def config(self) -> dict[str, Any]:
+        return {"size": self.size, **self.options}
+
+    def _torch(self, F: Any, pool: Callable, value: float = 0.0) -> Callable[..., Any]:
+        size, stride, padding = (
+            self.size,
+            window.pair("stride", self.options["stride"]),
+            self.options["padding"],
+        )
+
+        def run(x: Any, train: bool = False) -> Any:
+            x, both_sides = _torch_pad(F, x, size, stride, padding, value)
+            return pool(x, size, stride, both_sides)
+
+        return run
 
 
 class MaxPool(_Pool):
     """The largest value in each window. `ops.pool`."""
+
+    kind = "max-pool"
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         self.x = x if train else None
@@ -212,25 +366,43 @@ class MaxPool(_Pool):
     def backward(self, dy: np.ndarray) -> np.ndarray:
         return pool.max_backward(dy, self._take("x"), self.size, **self.options)
 
+    def torch(self, F: Any) -> Callable[..., Any]:
+        return self._torch(F, F.max_pool2d, -math.inf)
+
 
 class AveragePool(_Pool):
     """The mean of each window, padding counted or not. `ops.pool`."""
 
-    def __init__(self, size, stride=None, padding=0, count_padding: bool = True) -> None:
+    kind = "average-pool"
+
+    def __init__(
+        self,
+        size: window.Size,
+        stride: window.Size | None = None,
+        padding: window.Margin = 0,
+        count_padding: bool = True,
+    ) -> None:
         super().__init__(size, stride, padding)
-        self.count_padding = count_padding
+        self.options["count_padding"] = count_padding
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         self.x = x if train else None
-        return pool.average_forward(x, self.size, **self.options, count_padding=self.count_padding)
+        return pool.average_forward(x, self.size, **self.options)
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        x = self._take("x")
-        return pool.average_backward(dy, x, self.size, **self.options, count_padding=self.count_padding)
+        return pool.average_backward(dy, self._take("x"), self.size, **self.options)
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        mean = self._torch(F, F.avg_pool2d)
+        if self.options["count_padding"]:
+            return mean
+        return lambda x, train: mean(x) / mean(x.new_ones(1, 1, *x.shape[2:]))  # the share of pixels inside
 
 
 class GlobalAveragePool(Layer):
-    """The mean of each channel over the whole map: (N, H, W, C) -> (N, C)."""
+    """The mean of each channel over the feature map: (N, H, W, C) -> (N, C). `ops.pool`."""
+
+    kind = "global-average-pool"
 
     def __init__(self) -> None:
         self.x: np.ndarray | None = None
@@ -242,23 +414,28 @@ class GlobalAveragePool(Layer):
     def backward(self, dy: np.ndarray) -> np.ndarray:
         return pool.global_average_backward(dy, self._take("x"))
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def output_shape(self, shape: Shape) -> Shape:
         return shape[-1:]
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        return lambda x, train: x.mean((2, 3))
 
 
 class Flatten(Layer):
-    """(N, H, W, C) -> (N, H*W*C), the entries of one picture in the order that the next layer's weights expect.
+    """(N, H, W, C) -> (N, H*W*C), the entries of one image in the order that the next layer's weights expect.
 
     order: "HWC" as they lie here, "CHW" as PyTorch flattens. Without one only (N, 1, 1, C) is taken, where the
     orders are the same.
     """
 
+    kind = "flatten"
+
     def __init__(self, hint: str = "", order: str | None = None) -> None:
         if order not in (None, "HWC", "CHW"):
             raise MbnpError(f"order must be 'HWC', 'CHW' or None, got {order!r}")
-        self.hint = hint  # what the network says about the sizes of pictures it takes
+        self.hint = hint  # what the network says about the sizes of images it takes
         self.order = order
-        self.x_shape: tuple[int, ...] | None = None
+        self.x_shape: Shape | None = None
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         self.x_shape = x.shape if train else None
@@ -269,20 +446,26 @@ class Flatten(Layer):
         n, h, w, c = self._take("x_shape")
         return dy.reshape(n, c, h, w).transpose(0, 2, 3, 1) if self.order == "CHW" else dy.reshape(n, h, w, c)
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def output_shape(self, shape: Shape) -> Shape:
         if self.order is None and shape[:-1] != (1, 1):
             hint = f": {self.hint}" if self.hint else ""
             raise MbnpError(f"Flatten takes (N, 1, 1, C), got (N, {', '.join(map(str, shape))}){hint}")
         return (math.prod(shape),)
 
+    def torch(self, F: Any) -> Callable[..., Any]:
+        order = self.order
+        return lambda x, train: (x.permute(0, 2, 3, 1) if order == "HWC" else x).flatten(1)
+
 
 class Pad(Layer):
-    """Zeros around the map, and before and after its channels: padding that no window's own padding can say.
+    """Zeros around the feature map, and before and after its channels, where no window has a padding for it.
 
     padding: a number for all four sides or ((top, bottom), (left, right)); channels: (before, after).
     """
 
-    def __init__(self, padding=0, channels: tuple[int, int] = (0, 0)) -> None:
+    kind = "pad"
+
+    def __init__(self, padding: window.Margin = 0, channels: window.Pair = (0, 0)) -> None:
         if isinstance(padding, str) or min(channels) < 0:
             raise MbnpError(f"Pad takes numbers from 0 up, got padding {padding!r} and channels {channels!r}")
         self.padding = window.explicit_padding(padding, (1, 1), (1, 1), (1, 1))
@@ -295,11 +478,16 @@ class Pad(Layer):
         before, after = self.channels
         return window.crop(dy, self.padding)[..., before : dy.shape[-1] - after]
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def output_shape(self, shape: Shape) -> Shape:
         h, w, c = (
             size + sum(margin) for size, margin in zip(shape, (*self.padding, self.channels), strict=True)
         )
         return h, w, c
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        (top, bottom), (left, right) = self.padding
+        sides = (left, right, top, bottom, *self.channels)
+        return lambda x, train: F.pad(x, sides)
 
 
 class Subsample(Layer):
@@ -309,11 +497,13 @@ class Subsample(Layer):
     put half before and half after. stride: a number or (vertical, horizontal).
     """
 
-    def __init__(self, c_in: int, c_out: int, stride=1) -> None:
+    kind = "subsample"
+
+    def __init__(self, c_in: int, c_out: int, stride: window.Size = 1) -> None:
         self.stride = stride
         self.before = (c_out - c_in) // 2
         self.after = c_out - c_in - self.before
-        self.x_shape: tuple[int, ...] | None = None
+        self.x_shape: Shape | None = None
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         self.x_shape = x.shape if train else None
@@ -326,7 +516,19 @@ class Subsample(Layer):
         dx[:, ::sh, ::sw] = dy[..., self.before : dy.shape[-1] - self.after]
         return dx
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def output_shape(self, shape: Shape) -> Shape:
         h, w, c = shape
         sh, sw = window.pair("stride", self.stride)
         return -(-h // sh), -(-w // sw), c + self.before + self.after
+
+    def config(self) -> dict[str, Any]:
+        return {"new_channels": self.before + self.after, "stride": self.stride}
+
+    @classmethod
+    def from_config(cls, new_channels: int, stride: window.Size) -> "Subsample":
+        """Make the layer of a `config()`, which does not know how many channels come in."""
+        return cls(0, new_channels, stride)
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        (sh, sw), sides = window.pair("stride", self.stride), (0, 0, 0, 0, self.before, self.after)
+        return lambda x, train: F.pad(x[:, :, ::sh, ::sw], sides)

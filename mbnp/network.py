@@ -1,105 +1,56 @@
-"""What holds a network together: parameters, the layer interface, and the two containers.
+"""What holds a network together: the layer interface, and the containers.
 
     layer.forward(x, train=True)    saves what backward needs, as named attributes
     layer.backward(dy)              consumes it, adds to parameter.grad, returns dx
 
 MobileNet is a chain, so running the layers' backwards in reverse order is the whole autograd engine
 (`Sequential.backward`). A branch is a container with a backward of its own (`Residual`). There is no tape
-and no global training mode. The layers themselves are in `layers.py`.
+and no global training mode. The arrays are in `parameter.py`, the layers themselves in `layers.py`.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mbnp import parameter, renamed, tables
 from mbnp.errors import MbnpError
 
-_clock = itertools.count(1)
-
-
-class Variable:
-    """An array that belongs to a network, and the version of its contents.
-
-    Assigning to `value` copies into the array, whose identity never changes, and raises the version; so do
-    optimisers. Whoever writes into `value` in place calls `touch()`: weights that were folded from an older
-    version are then made again.
-    """
-
-    def __init__(self, value: np.ndarray) -> None:
-        self._value = np.ascontiguousarray(value)
-        self.version = 0
-
-    @property
-    def value(self) -> np.ndarray:
-        return self._value
-
-    @value.setter
-    def value(self, new: np.ndarray) -> None:
-        if np.shape(new) != self._value.shape:
-            raise MbnpError(f"expected an array of shape {self._value.shape}, got {np.shape(new)}")
-        self._value[...] = new
-        self.touch()
-
-    def touch(self) -> None:
-        """Say that the contents changed."""
-        self.version = next(_clock)
-
-
-class Parameter(Variable):
-    """A learnable array and its gradient, which backward adds to. A frozen one gets none.
-
-    Assigning to `grad` copies, as with `value`.
-    """
-
-    def __init__(self, value: np.ndarray) -> None:
-        super().__init__(value)
-        self._grad = np.zeros_like(self._value)
-        self.frozen = False
-
-    @property
-    def grad(self) -> np.ndarray:
-        return self._grad
-
-    @grad.setter
-    def grad(self, new: np.ndarray) -> None:
-        if np.shape(new) != self._grad.shape:
-            raise MbnpError(f"expected a gradient of shape {self._grad.shape}, got {np.shape(new)}")
-        if new is not self._grad:  # what += assigns
-            self._grad[...] = new
-
-    def add_grad(self, grad: np.ndarray) -> None:
-        if not self.frozen:
-            self._grad += grad
-
-
-class Buffer(Variable):
-    """A running statistic: part of the state, changed by training forwards and not by the optimiser."""
+__getattr__ = renamed.module_names(
+    __name__, {name: f"mbnp.parameter:{name}" for name in ("Variable", "Parameter", "Buffer")}
+)
 
 
 class Skipped(NamedTuple):
     """What `load_state` did not load; false if there is nothing. As text, one line."""
 
-    missing: tuple[str, ...]  # arrays of the network that the state has not: they stay as they were
-    left_over: tuple[str, ...]  # arrays of the state that the network has not
-    misfits: tuple[str, ...]  # "NAME has shape ..., not ..."
+    missing_keys: tuple[str, ...]  # arrays of the network that are not in the state: they stay as they were
+    unexpected_keys: tuple[str, ...]  # arrays of the state that are not in the network
+    shape_mismatches: tuple[str, ...]  # "NAME has shape ..., not ..."
+
+    missing = renamed.attribute("missing", "missing_keys")
+    left_over = renamed.attribute("left_over", "unexpected_keys")
+    misfits = renamed.attribute("misfits", "shape_mismatches")
 
     def __bool__(self) -> bool:
         return any(map(len, self))
 
     def __str__(self) -> str:
-        lines = [f"missing {name}" for name in self.missing]
-        lines += [f"left over {name}" for name in self.left_over] + list(self.misfits)
+        lines = [f"missing {name}" for name in self.missing_keys]
+        lines += [f"unexpected {name}" for name in self.unexpected_keys] + list(self.shape_mismatches)
         more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
         return ", ".join(lines[:4]) + more
 
 
 class Layer:
-    """What every layer has. A subclass writes forward, backward and output_shape."""
+    """The interface of every layer. A subclass writes forward and backward, and output_shape if the shape changes.
 
-    # Whether anybody uses the gradient that backward returns. A container tells its layers while it runs them.
-    needs_dx = True
+    What else is known of a layer it says here once: files, costs, checks and other frameworks read it.
+    """
+
+    kind = ""  # the name of this class of layers in files
+    needs_dx = True  # whether the gradient that backward returns is used; a container sets it while it runs the layer
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         raise NotImplementedError
@@ -108,55 +59,77 @@ class Layer:
         raise NotImplementedError
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of one output, without the batch axis, for one input of `shape`."""
+        """Return the shape of one output for one input of `shape`, both without the batch axis."""
         return shape
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's options (but rng and dtype) as they are now: what builds this layer again."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    @staticmethod
+    def shapes(**config: Any) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each array of a layer with this `config`, by name, before any is made."""
+        return {}
+
+    def macs(self, output_shape: tuple[int, ...]) -> int:
+        """Return the multiply-accumulates for one output of `output_shape`."""
+        return 0
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        """Return this layer as a function of PyTorch, f(x, train, **arrays), made of F = torch.nn.functional.
+
+        x is (N, C, H, W) or (N, C); arrays have this layer's names and PyTorch's layout. Options are those of now.
+        """
+        raise MbnpError(f"{type(self).__name__} has no counterpart in PyTorch")
 
     def __call__(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         return self.forward(x, train)
 
-    def variables(self) -> dict[str, Variable]:
-        """Every array by name, parameters and running statistics, in PyTorch's order."""
-        return {name: v for name, v in vars(self).items() if isinstance(v, Variable)}
+    def variables(self) -> dict[str, parameter.Variable]:
+        """Return every array by name, parameters and running statistics, in PyTorch's order."""
+        return {name: v for name, v in vars(self).items() if isinstance(v, parameter.Variable)}
 
-    def parameters(self) -> dict[str, Parameter]:
-        return {name: v for name, v in self.variables().items() if isinstance(v, Parameter)}
+    def parameters(self) -> dict[str, parameter.Parameter]:
+        """Return the learnable arrays by name."""
+        return {name: v for name, v in self.variables().items() if isinstance(v, parameter.Parameter)}
 
-    def buffers(self) -> dict[str, Buffer]:
-        return {name: v for name, v in self.variables().items() if isinstance(v, Buffer)}
+    def buffers(self) -> dict[str, parameter.Buffer]:
+        """Return the running statistics by name."""
+        return {name: v for name, v in self.variables().items() if isinstance(v, parameter.Buffer)}
 
     def trainable(self) -> bool:
-        """Whether there is a parameter that is not frozen."""
-        return any(not parameter.frozen for parameter in self.parameters().values())
+        """Return whether there is a parameter that is not frozen."""
+        return any(not p.frozen for p in self.parameters().values())
 
     def touch(self) -> None:
-        """Say that arrays of this layer were written in place."""
+        """Mark the arrays of this layer as changed, after they were written in place."""
         for variable in self.variables().values():
             variable.touch()
 
     def state(self) -> dict[str, np.ndarray]:
-        """A copy of every array by name, running statistics included."""
+        """Return a copy of every array by name, running statistics included."""
         return {name: v.value.copy() for name, v in self.variables().items()}
 
-    def load_state(self, mapping: Mapping[str, np.ndarray], strict: bool = True) -> "Skipped":
-        """Copy the arrays of `mapping` in, cast to the network's dtype; returns what was skipped: nothing.
+    def load_state(self, mapping: Mapping[str, np.ndarray], strict: bool = True) -> Skipped:
+        """Copy the arrays of `mapping` in, cast to the network's dtype, and return what was skipped: nothing.
 
         All names and shapes must fit, or MbnpError says what does not and nothing is changed. strict=False loads
         what fits and returns what does not.
         """
         variables = self.variables()
         shared = {name: v for name, v in variables.items() if name in mapping}
+        fitting = {name: v for name, v in shared.items() if np.shape(mapping[name]) == v.value.shape}
         skipped = Skipped(
             tuple(name for name in variables if name not in mapping),
             tuple(name for name in mapping if name not in variables),
             tuple(
                 f"{name} has shape {np.shape(mapping[name])}, not {v.value.shape}"
                 for name, v in shared.items()
-                if np.shape(mapping[name]) != v.value.shape
+                if name not in fitting
             ),
         )
         if strict and skipped:
             raise MbnpError(f"the state does not fit this network: {skipped}")
-        fitting = {n: v for n, v in shared.items() if np.shape(mapping[n]) == v.value.shape}
         arrays = {name: np.asarray(mapping[name]) for name in fitting}
         for name, array in arrays.items():  # all of them before the first is copied
             if array.dtype.kind not in "fiub":
@@ -166,15 +139,15 @@ class Layer:
         return skipped
 
     def activations(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Every layer's output in inference, by the layer's name; a container's is its last layer's."""
+        """Return every layer's output in inference, by the layer's name; a container's is its last layer's."""
         return {name: y for name, y in self._visit(x, "") if name}
 
     def walk(self, shape: tuple[int, ...]) -> Iterator[tuple[str, "Layer", tuple, tuple]]:
-        """Each layer that computes something: name, layer, input shape, output shape, without batch axis."""
+        """Yield (name, layer, input shape, output shape) of each layer that computes; no batch axis."""
         return self._walk(tuple(shape), "")
 
     def leaves(self, name: str = "") -> Iterator[tuple[str, "Layer"]]:
-        """Each layer that is no container, with its full name."""
+        """Yield (full name, layer) of each layer that is no container."""
         yield name, self
 
     def _visit(self, x: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -183,8 +156,8 @@ class Layer:
     def _walk(self, shape: tuple, name: str) -> Iterator[tuple[str, "Layer", tuple, tuple]]:
         yield name, self, shape, self.output_shape(shape)
 
-    def _take(self, name: str) -> np.ndarray:
-        """What forward saved under `name`; once, so that memory is free as backward goes."""
+    def _take(self, name: str) -> Any:
+        """Return what forward saved under `name`; once, so that memory is freed as backward proceeds."""
         saved = getattr(self, name, None)
         if saved is None:
             raise MbnpError(
@@ -200,7 +173,7 @@ def _join(name: str, child: str) -> str:
 
 
 def run(layer: Layer, x: np.ndarray, train: bool, needs_dx: bool) -> np.ndarray:
-    """layer.forward(x, train); the layer knows meanwhile whether anybody needs the gradient of x."""
+    """Return layer.forward(x, train), with the layer's `needs_dx` set meanwhile."""
     before, layer.needs_dx = layer.needs_dx, needs_dx
     try:
         return layer.forward(x, train)
@@ -209,9 +182,10 @@ def run(layer: Layer, x: np.ndarray, train: bool, needs_dx: bool) -> np.ndarray:
 
 
 def _count_frozen(layers: Sequence[Layer]) -> int:
-    """How many layers at the start have nothing to learn; those without parameters count only before frozen ones.
+    """Count the layers at the start in which nothing learns.
 
-    After them they may be what, like dropout, differs in training.
+    A layer without parameters counts only where a frozen one follows: it may behave differently in training, as
+    dropout does.
     """
     count = 0
     for i, layer in enumerate(layers, start=1):
@@ -225,15 +199,15 @@ def _count_frozen(layers: Sequence[Layer]) -> int:
 class Sequential(Layer):
     """Layers one after another, named by the keys of a mapping or, from a sequence, by their index.
 
-    Where nobody needs the gradient of the input, as in a network, frozen layers at the start run as in inference and
-    save nothing, and backward ends at the first layer that learns.
+    Where the gradient of the input is not used (`needs_dx` is false, as in a network), frozen layers at the start run
+    as in inference and save nothing, and backward ends at the first layer that learns.
     """
 
     def __init__(self, layers: Mapping[str, Layer] | Sequence[Layer]) -> None:
         if not isinstance(layers, Mapping):
             layers = {str(i): layer for i, layer in enumerate(layers)}
         self.layers = dict(layers)
-        self._learning: list[Layer] | None = None  # what backward goes through, after a training forward
+        self._learning: list[Layer] | None = None  # the layers of the next backward, after a training forward
 
     def __getitem__(self, name: str) -> Layer:
         return self.layers[name]
@@ -260,10 +234,10 @@ class Sequential(Layer):
         return x
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
-        """dx, or None where it was not needed and backward ended before it."""
+        """Return dx, or None where it was not needed and backward ended before it."""
         layers, self._learning = self._learning, None
         if layers is None:
-            layers = list(self.layers.values())  # the last one says that forward is missing
+            layers = list(self.layers.values())  # the last one raises that forward is missing
         for layer in reversed(layers):
             dy = layer.backward(dy)
         return dy if len(layers) == len(self.layers) else None
@@ -273,7 +247,7 @@ class Sequential(Layer):
             shape = layer.output_shape(shape)
         return shape
 
-    def variables(self) -> dict[str, Variable]:
+    def variables(self) -> dict[str, parameter.Variable]:
         return {
             f"{at}.{name}": v for at, layer in self.layers.items() for name, v in layer.variables().items()
         }
@@ -281,6 +255,14 @@ class Sequential(Layer):
     def leaves(self, name: str = "") -> Iterator[tuple[str, Layer]]:
         for child, layer in self.layers.items():
             yield from layer.leaves(_join(name, child))
+
+    def flat(self, name: str = "") -> list[tuple[str, Layer]]:
+        """Return (full name, layer) in order, with plain Sequentials opened; a Residual counts as one layer."""
+        pairs: list[tuple[str, Layer]] = []
+        for child, layer in self.layers.items():
+            at = _join(name, child)
+            pairs += layer.flat(at) if type(layer) is Sequential else [(at, layer)]
+        return pairs
 
     def _visit(self, x: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
         for child, layer in self.layers.items():
@@ -301,17 +283,17 @@ class Residual(Sequential):
     def __init__(self, body: Mapping[str, Layer] | Sequence[Layer], shortcut: Layer | None = None) -> None:
         super().__init__(body)
         self.shortcut = shortcut
-        self._beside = Sequential([])  # the shortcut as a chain of its own, which knows how far backward goes
+        self._branch = Sequential([])  # the shortcut as a chain, whose backward may end early, too
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        self._beside = Sequential([self.shortcut] if self.shortcut else [])
-        return super().forward(x, train) + run(self._beside, x, train, self.needs_dx)
+        self._branch = Sequential([self.shortcut] if self.shortcut else [])
+        return super().forward(x, train) + run(self._branch, x, train, self.needs_dx)
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
-        through, beside = super().backward(dy), self._beside.backward(dy)
-        return None if through is None or beside is None else through + beside
+        body, branch = super().backward(dy), self._branch.backward(dy)
+        return None if body is None or branch is None else body + branch
 
-    def variables(self) -> dict[str, Variable]:
+    def variables(self) -> dict[str, parameter.Variable]:
         shortcut = self.shortcut.variables() if self.shortcut else {}
         return super().variables() | {f"shortcut.{name}": v for name, v in shortcut.items()}
 
@@ -334,27 +316,41 @@ class Residual(Sequential):
 
 
 class Network(Sequential):
-    """A whole network: pictures in, logits out, with what a checkpoint needs to build it again.
+    """A whole network: images in, logits out, with what a checkpoint needs to build it again.
 
-    needs_dx: backward returns the gradient of the pictures even where it has to pass frozen layers to get there.
+    needs_dx: backward returns the gradient of the images even where it has to pass frozen layers to get there.
     """
 
     needs_dx = False
 
     def __init__(self, layers: Mapping[str, Layer], resolution: int, channels: int = 3) -> None:
         super().__init__(layers)
-        self.resolution = resolution  # of the pictures it is meant for; forward takes what the layers allow
+        self.resolution = resolution  # of the images it is meant for; forward takes what the layers allow
         self.channels = channels
         self.arch: dict[
             str, Any
         ] = {}  # what builds it again: the name and options that `models.create` takes
+        self.built_as: list[Any] | None = None  # the layers that `arch` builds, as spec.py describes them
         self.classes: list[str] | None = None  # the names of the classes, where they are known
         # {"mean": [...], "std": [...]} of x, on a scale of 0 to 1, and "order": "rgb" (where not given) or "bgr".
         self.preprocessing: dict[str, Any] | None = None
 
+    def __str__(self) -> str:
+        """List layers, output shapes and parameters, for images of the network's own resolution."""
+        rows = []
+        for name, layer, _, shape in self.walk((self.resolution, self.resolution, self.channels)):
+            count = sum(p.value.size for p in layer.parameters().values())
+            rows.append(
+                (name, type(layer).__name__, " x ".join(map(str, shape)), f"{count:,}" if count else "")
+            )
+        total = sum(p.value.size for p in self.parameters().values())
+        name = self.arch.get("name", type(self).__name__)
+        title = f"{name}, images of {self.resolution} x {self.resolution}; {total:,} parameters"
+        return f"{title}\n{tables.table(('layer', 'kind', 'output', 'parameters'), rows, left=3)}"
+
     @property
     def num_classes(self) -> int:
-        """How many logits the last layer with weights gives."""
+        """The number of logits: the outputs of the last layer with weights."""
         *_, last = (layer for _, layer in self.leaves() if "weight" in layer.variables())
         return last.variables()["weight"].value.shape[-1]
 
@@ -363,10 +359,10 @@ class Network(Sequential):
         return next(v for _, layer in self.leaves() for v in layer.variables().values()).value.dtype
 
     def freeze_until(self, name: str) -> None:
-        """Freeze every parameter up to the layer or block `name` and in it, and no parameter after it.
+        """Freeze every parameter up to the end of the layer or block `name`, and no parameter after it.
 
         What is frozen does not learn, the statistics of its BatchNorms stay, and backward costs nothing there.
-        The name is a block's (`conv2_5`, `features.7`) or a layer's (`conv2_5.3`); MbnpError if there is none such.
+        The name is a block's (`conv2_5`, `features.7`) or a layer's (`conv2_5.3`); MbnpError for one that is unknown.
         """
         leaves = list(self.leaves())
         inside = [i for i, (leaf, _) in enumerate(leaves) if f"{leaf}.".startswith(f"{name}.")]
@@ -378,11 +374,11 @@ class Network(Sequential):
                 f"no layer is named {name!r}: choose one of {', '.join(blocks)}, or a layer inside one"
             )
         for i, (_, layer) in enumerate(leaves):
-            for parameter in layer.parameters().values():
-                parameter.frozen = i <= inside[-1]
+            for p in layer.parameters().values():
+                p.frozen = i <= inside[-1]
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        """Logits (N, classes) of normalised pictures x (N, H, W, 3) in the network's dtype."""
+        """Return the logits (N, classes) of normalised images x (N, H, W, 3) in the network's dtype."""
         self.check_input(x)
         return super().forward(x, train)
 
@@ -395,6 +391,6 @@ class Network(Sequential):
         if x.ndim != 4 or x.shape[3] != self.channels:
             raise MbnpError(f"x must have shape (N, H, W, {self.channels}), got {x.shape}")
         if len(x) == 0:
-            raise MbnpError(f"x holds no pictures: its shape is {x.shape}")
+            raise MbnpError(f"x holds no images: its shape is {x.shape}")
         if x.dtype != self.dtype:
             raise MbnpError(f"x is {x.dtype} and the network {self.dtype}; pass x.astype(net.dtype)")

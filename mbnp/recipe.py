@@ -13,8 +13,8 @@ class Recipe:
 
     momentum: one-cycle moves between the two, the other schedules stay at their mean
     schedule: "one-cycle" | "cosine" to zero | "step": a tenth after each third of the run | "constant"
-    augment: pictures are moved by up to 4 pixels and mirrored at random
-    seed: of the order of the pictures and of their augmentation; the network's weights have their own
+    augment: images are moved by up to 4 pixels and mirrored at random
+    seed: of the order of the images and of their augmentation; the network's weights have their own
     """
 
     epochs: int = 20
@@ -50,11 +50,11 @@ class Recipe:
             optim.check_range("momentum", momentum, below=1)
 
     def optimiser(self, net: Network) -> optim.SGD:
-        """SGD over the network's parameters, before the first step."""
+        """Make SGD over the network's parameters, before the first step."""
         return optim.SGD(net.parameters(), self.lr, sum(self.momentum) / 2, self.nesterov, self.weight_decay)
 
     def rates(self, total: int) -> optim.Schedule:
-        """The learning rate and momentum of each of `total` steps."""
+        """Make the schedule of learning rate and momentum over `total` steps."""
         if self.schedule == "one-cycle":
             return optim.one_cycle(self.lr, total, momentum=self.momentum)
         if self.schedule == "cosine":

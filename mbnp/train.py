@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,8 +20,24 @@ from mbnp.ops import softmax_cross_entropy as cross_entropy
 from mbnp.recipe import Recipe
 
 
+class Loss(Protocol):
+    """What `step` asks of a loss: a module or an object with these two functions.
+
+    A loss of one's own, here with the squared error of outputs (N, D):
+
+        forward=lambda outputs, y: np.mean((outputs - y) ** 2)
+        backward=lambda outputs, y: 2 * (outputs - y) / outputs.size
+    """
+
+    def forward(self, outputs: np.ndarray, y: Any, /) -> Any:
+        """Return the loss, a number."""
+
+    def backward(self, outputs: np.ndarray, y: Any, /) -> np.ndarray:
+        """Return its gradient with respect to the outputs, of their shape and dtype."""
+
+
 class Record(NamedTuple):
-    """How training stands. Losses in nats, accuracies as shares of 1."""
+    """How far training is and how well it does. Losses in nats, accuracies from 0 to 1."""
 
     epoch: int  # from 1
     step: int  # of the whole run, from 1
@@ -35,7 +51,7 @@ class Record(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Mean loss in nats, the share of right answers, and each picture's predicted class (N,) int64."""
+    """Mean loss in nats, accuracy from 0 to 1, and each image's predicted class (N,) int64."""
 
     loss: float
     accuracy: float
@@ -43,38 +59,71 @@ class Evaluation(NamedTuple):
 
 
 def step(
-    net: Network, opt: optim.Optimiser, x: np.ndarray, y: np.ndarray, label_smoothing: float = 0.0
+    net: Network,
+    opt: optim.Optimiser,
+    x: np.ndarray,
+    y: Any,
+    label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    on_gradients: Callable[[Network], Any] = lambda net: None,
 ) -> float:
-    """One update from one batch; returns the mean loss before it.
+    """Update the parameters once, from one batch; return the mean loss before the update.
 
     x (N, H, W, 3) normalised, in the network's dtype; y (N,) integers. Every BLAS of the process is held at
     one thread meanwhile. Raises DivergedError, the network as it was before, if the loss is NaN or infinite.
+
+    loss: another loss than cross-entropy, with `forward(outputs, y)` and `backward(outputs, y)`; y is what it takes.
+
+        squared = types.SimpleNamespace(forward=lambda z, y: ((z - y) ** 2).sum(), backward=lambda z, y: 2 * (z - y))
+        train.step(net, opt, x, y, loss=squared)
+
+    on_gradients: called once with `net`, when every gradient is there and before the update.
+
+        clip = lambda net: [np.clip(p.grad, -1, 1, out=p.grad) for p in net.parameters().values()]
+        train.step(net, opt, x, y, on_gradients=clip)
     """
-    return _step(net, opt, x, y, label_smoothing)[0]
+    if loss is not None and label_smoothing:
+        raise MbnpError(
+            f"label_smoothing {label_smoothing} is cross-entropy's: a loss of your own has its options itself"
+        )
+    return _step(net, opt, x, y, loss or _CrossEntropy(label_smoothing), on_gradients)[0]
 
 
-def _step(net, opt, x, y, label_smoothing) -> tuple[float, np.ndarray]:
-    """The loss and the logits too, which give `fit` the accuracy without a second forward."""
+class _CrossEntropy(NamedTuple):
+    label_smoothing: float
+
+    def forward(self, outputs: np.ndarray, y: np.ndarray) -> np.floating:
+        return cross_entropy.forward(outputs, y, self.label_smoothing)
+
+    def backward(self, outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return cross_entropy.backward(outputs, y, self.label_smoothing)
+
+
+def _step(
+    net: Network, opt: optim.Optimiser, x: np.ndarray, y: Any, loss: Loss, on_gradients: Callable
+) -> tuple[float, np.ndarray]:
+    """Return the outputs, too, which give `fit` the accuracy without a second forward."""
     # What NumPy would warn of on the way to an infinite loss, the DivergedError says better.
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         opt.zero_grad()
         statistics = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
-        logits = net.forward(x, train=True)
-        loss = float(cross_entropy.forward(logits, y, label_smoothing))
-        if not np.isfinite(loss):
+        outputs = net.forward(x, train=True)
+        value = float(loss.forward(outputs, y))
+        if not np.isfinite(value):
             for name, buffer in net.buffers().items():
                 buffer.value = statistics[name]
-            what = f"the loss is {loss} at step {opt.steps + 1}: {_first_not_finite(net, x)}"
+            what = f"the loss is {value} at step {opt.steps + 1}: {_first_not_finite(net, x)}"
             raise DivergedError(f"{what}; try a lower learning rate")
-        net.backward(cross_entropy.backward(logits, y, label_smoothing))
+        net.backward(loss.backward(outputs, y))
+        on_gradients(net)
         opt.step()
-    return loss, logits
+    return value, outputs
 
 
 def _first_not_finite(net: Network, x: np.ndarray) -> str:
     if not np.isfinite(x).all():
-        return "its pictures are not finite"
-    for name, y in net.activations(x).items():  # a weight that is not finite shows in what its layer puts out
+        return "its images are not finite"
+    for name, y in net.activations(x).items():  # a weight that is not finite shows in its layer's output
         if not np.isfinite(y).all():
             return f"layer {name} is the first that is not finite"
     return "every layer is finite, but the logits are too far apart"
@@ -87,13 +136,13 @@ def fit(
     on_batch: Callable[[Record], Any] = lambda record: None,
     on_epoch: Callable[[Record], Any] = lambda record: None,
 ) -> list[Record]:
-    """Train on data.train, test on data.test after every epoch; returns one record an epoch.
+    """Train on data.train, test on data.test after every epoch; return one record an epoch.
 
     The network takes over the data's classes and resolution. It also takes over the data's normalisation, unless
     it has one (`net.preprocessing`): its weights were learned with that, and go on with it. Frozen parameters and
-    statistics stay bit for bit. Each epoch leaves out the few pictures that do not fill a last batch, other ones
-    every time. The same network, data and recipe end in the same weights. Raises DivergedError; `on_epoch` hears
-    of an epoch only if all its losses are finite.
+    statistics stay bit for bit. Each epoch leaves out the few images that do not fill a last batch, other ones
+    every time. The same network, data and recipe end in the same weights. Raises DivergedError; `on_epoch` is called
+    only for epochs whose losses are all finite.
     """
     recipe = recipe or Recipe()
     batches = datasets.count_batches(len(data.train), recipe.batch_size, train=True)
@@ -105,8 +154,8 @@ def fit(
     if not net.trainable():
         raise MbnpError("every parameter of the network is frozen, so that there is nothing to train")
     if batches == 0:
-        raise MbnpError(f"{len(data.train)} training pictures do not fill one batch of {recipe.batch_size}")
-    net.output_shape(data.train.images.shape[1:])  # raises for pictures that the network does not take
+        raise MbnpError(f"{len(data.train)} training images do not fill one batch of {recipe.batch_size}")
+    net.output_shape(data.train.images.shape[1:])  # raises for images that the network does not take
     opt = recipe.optimiser(net)
     rates = recipe.rates(total=recipe.epochs * batches)
     rng = np.random.default_rng(recipe.seed)
@@ -135,16 +184,25 @@ def _take_over(net: Network, data: datasets.Dataset) -> None:
         net.preprocessing = {"mean": [float(v) for v in data.mean], "std": [float(v) for v in data.std]}
 
 
-def _epoch(epoch, net, opt, rates, data, recipe, rng) -> Iterator[Record]:
-    """Once through the training pictures, a record after each batch."""
+def _epoch(
+    epoch: int,
+    net: Network,
+    opt: optim.Optimiser,
+    rates: optim.Schedule,
+    data: datasets.Dataset,
+    recipe: Recipe,
+    rng: np.random.Generator,
+) -> Iterator[Record]:
+    """Train on every image once; yield a record after each batch."""
     augment = datasets.augment if recipe.augment else None
-    options = {**net.preprocessing, "augment": augment, "dtype": net.dtype}
+    options: dict[str, Any] = {**(net.preprocessing or {}), "augment": augment, "dtype": net.dtype}
+    loss = _CrossEntropy(recipe.label_smoothing)
     total, right, seconds = 0.0, 0, []
     began = ended = time.perf_counter()
     for batch, (x, y) in enumerate(datasets.batches(data.train, recipe.batch_size, rng, **options), start=1):
         opt.set(**rates(opt.steps))
-        loss, logits = _step(net, opt, x, y, recipe.label_smoothing)
-        total += loss
+        value, logits = _step(net, opt, x, y, loss, lambda net: None)
+        total += value
         right += int(np.count_nonzero(logits.argmax(axis=1) == y))
         previous, ended = ended, time.perf_counter()
         seconds.append(ended - previous)
@@ -160,13 +218,13 @@ def evaluate(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Evaluation:
-    """Loss and accuracy over every picture of a split; a last batch may be smaller.
+    """Return loss and accuracy over every image of a split; a last batch may be smaller.
 
-    mean, std: how the pictures are normalised; None: as the network was trained (`net.preprocessing`).
+    mean, std: how the images are normalised; None: as the network was trained (`net.preprocessing`).
     """
-    scale = net.preprocessing if mean is None or std is None else {"mean": mean, "std": std}
+    scale: Any = net.preprocessing if mean is None or std is None else {"mean": mean, "std": std}
     if scale is None:
-        raise MbnpError("this network was not trained here: pass the mean and std that its pictures had")
+        raise MbnpError("this network was not trained here: pass the mean and std that its images had")
     total, predictions = 0.0, []
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for x, y in datasets.batches(split, batch_size, **scale, dtype=net.dtype):
@@ -175,3 +233,20 @@ def evaluate(
             predictions.append(logits.argmax(axis=1))
     predicted = np.concatenate(predictions)
     return Evaluation(total / len(split), float(np.mean(predicted == split.labels)), predicted)
+
+
+def probabilities(net: Network, images: np.ndarray) -> np.ndarray:
+    """Return the probability of each class (N, classes) for images (N, H, W, 3) uint8.
+
+    They are normalised as the network was trained (`net.preprocessing`). MbnpError where that is not known, and for a
+    network of one output, which has no classes.
+    """
+    if net.preprocessing is None:
+        raise MbnpError("the checkpoint does not say how its images were normalised")
+    x = datasets.normalise(images, **net.preprocessing, dtype=net.dtype)
+    if net.num_classes == 1:
+        raise MbnpError(
+            "the network has one output, and probabilities of classes need two: call it in Python"
+        )
+    with one_blas_thread():
+        return cross_entropy.softmax(net.forward(x))

@@ -24,7 +24,7 @@ def check(
     finite: bool = True,
     dy: np.ndarray | None = None,
     tolerance: dict = TOLERANCE,
-    spellings: tuple = backend.SPELLINGS,
+    spellings: tuple = backend.BACKENDS,
 ) -> None:
     """forward(*inputs) -> y and backward(dy, *inputs) -> gradients, against reference(*tensors) -> tensor.
 
@@ -51,7 +51,7 @@ def check(
             where = f"{spelling}, {dtype.__name__}"
             arguments = [_cast(a, dtype) for a in (dy, *inputs)]
             before = [None if a is None else a.copy() for a in arguments]
-            with backend.using(spelling):
+            with backend.use(spelling):
                 y = _first(forward(*arguments[1:]))
                 gradients = _tuple(backward(*arguments))
             close(y, y_torch.detach().numpy(), tolerance[dtype], f"y ({where})", dtype)
@@ -71,7 +71,7 @@ def check(
         def gradients_of_given(*arguments: np.ndarray) -> tuple:
             return _tuple(backward(*arguments))[: len(given)]
 
-        with backend.using("numpy"):
+        with backend.use("numpy"):
             gradcheck.compare(lambda *a: _first(forward(*a)), gradients_of_given, given, entries=20)
 
 

@@ -1,3 +1,4 @@
+import importlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,6 +7,9 @@ import numpy as np
 import pytest
 
 from mbnp import MbnpError, backend
+from mbnp.backend import threads
+
+jit = importlib.import_module("mbnp.backend.jit")  # the module, whose name in the package is its function
 
 
 def which():
@@ -17,12 +21,12 @@ def test_numba_is_the_default(monkeypatch):
     assert backend.current() == which() == "numba"
 
 
-@pytest.mark.parametrize("name", backend.SPELLINGS)
+@pytest.mark.parametrize("name", backend.BACKENDS)
 def test_using_chooses_and_restores(name):
     before = backend.current()
-    with backend.using(name):
+    with backend.use(name):
         assert backend.current() == which() == name
-        with backend.using("loops"):
+        with backend.use("loops"):
             assert which() == "loops"
         assert which() == name
     assert backend.current() == before
@@ -30,7 +34,7 @@ def test_using_chooses_and_restores(name):
 
 def test_using_restores_after_an_error():
     before = backend.current()
-    with pytest.raises(ZeroDivisionError), backend.using("loops"):
+    with pytest.raises(ZeroDivisionError), backend.use("loops"):
         raise ZeroDivisionError
     assert backend.current() == before
 
@@ -38,7 +42,7 @@ def test_using_restores_after_an_error():
 def test_the_environment_is_read_at_each_call(monkeypatch):
     monkeypatch.setenv("MBNP_BACKEND", "numpy")
     assert which() == "numpy"
-    with backend.using("loops"):
+    with backend.use("loops"):
         assert which() == "loops"
     monkeypatch.setenv("MBNP_BACKEND", "nump")
     with pytest.raises(MbnpError, match="unknown backend 'nump': did you mean 'numpy'"):
@@ -48,22 +52,22 @@ def test_the_environment_is_read_at_each_call(monkeypatch):
 def test_an_unknown_name_is_refused():
     with (
         pytest.raises(MbnpError, match=r"unknown backend 'torch': known are loops, numba, numpy"),
-        backend.using("torch"),
+        backend.use("torch"),
     ):
         pass
 
 
 def test_two_spellings_will_do():
     operation = backend.pick(loops=lambda: "loops", numpy=lambda: "numpy")
-    with backend.using("numba"):
+    with backend.use("numba"):
         assert operation() == "numpy"
-    with backend.using("loops"):
+    with backend.use("loops"):
         assert operation() == "loops"
 
 
 def test_a_choice_is_its_threads_own():
     seen = []
-    with backend.using("loops"):
+    with backend.use("loops"):
         thread = threading.Thread(target=lambda: seen.append(backend.current()))
         thread.start()
         thread.join()
@@ -74,7 +78,7 @@ def test_a_choice_is_its_threads_own():
 def test_kernels_keep_nan():
     """fastmath must not let the compiler assume that there are none."""
 
-    @numba.njit(fastmath=backend.FASTMATH)
+    @numba.njit(fastmath=jit.FASTMATH)
     def is_nan(x):
         return x != x
 
@@ -85,13 +89,13 @@ def test_jit_without_a_writable_cache_warns_once_and_compiles(monkeypatch):
     def refuse(function):
         raise RuntimeError("cannot cache function: no locator available")
 
-    monkeypatch.setattr(backend, "_Cache", refuse)
-    backend._warn_uncached.cache_clear()
+    monkeypatch.setattr(jit, "_Cache", refuse)
+    jit._warn_uncached.cache_clear()
     with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
         double = backend.jit(lambda x: 2 * x)
     assert double(3) == 6
     backend.jit(parallel=True)(lambda x: x)  # warnings are errors here: a second one would raise
-    backend._warn_uncached.cache_clear()
+    jit._warn_uncached.cache_clear()
 
 
 def test_threads():
@@ -105,7 +109,7 @@ def test_threads():
 
 
 def blas_threads():
-    return [library["num_threads"] for library in backend._blas().info() if library["user_api"] == "blas"]
+    return [library["num_threads"] for library in threads._blas().info() if library["user_api"] == "blas"]
 
 
 def test_blas_is_held_at_one_thread_within_the_block_only():

@@ -46,7 +46,7 @@ def make(name: str, cap: float | None = None) -> Network:
     net = vary(models.create(name, num_classes=5, width_mult=0.3, dtype=np.float64))
     for _, layer in net.leaves():
         if isinstance(layer, layers.ReLU):
-            layer.cap = cap
+            layer.max_value = cap
     return net
 
 
@@ -470,7 +470,11 @@ def test_a_network_for_larger_pictures_goes_on_with_smaller_ones(animals, capsys
 
 def test_a_network_that_no_builder_makes_gives_the_run_its_files_name(animals):
     rng = np.random.default_rng(0)
-    body = {"conv": layers.Conv(3, 4, 3, 2, rng=rng), "bn": layers.BatchNorm(4), "relu": layers.ReLU(cap=6)}
+    body = {
+        "conv": layers.Conv(3, 4, 3, 2, rng=rng),
+        "bn": layers.BatchNorm(4),
+        "relu": layers.ReLU(max_value=6),
+    }
     net = Network(
         body | {"pool": layers.GlobalAveragePool(), "out": layers.Linear(4, 6, rng=rng)}, resolution=32
     )

@@ -39,7 +39,7 @@ def test_load_state_changes_all_or_nothing():
     state = {name: array + 1 for name, array in before.items()}
     wrong = state | {"fc.bias": np.zeros(3), "extra": np.zeros(1)}
     del wrong["fc.weight"]
-    with pytest.raises(MbnpError, match=r"missing fc.weight, left over extra, fc.bias has shape \(3,\)"):
+    with pytest.raises(MbnpError, match=r"missing fc.weight, unexpected extra, fc.bias has shape \(3,\)"):
         net.load_state(wrong)
     for name, array in net.state().items():
         np.testing.assert_array_equal(array, before[name])
@@ -82,7 +82,7 @@ def test_walk_names_the_bad_shape():
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (Residual([Conv(3, 3, padding=1, dtype=np.float64), ReLU(cap=0.7)]), (2, 4, 4, 3)),
+        (Residual([Conv(3, 3, padding=1, dtype=np.float64), ReLU(max_value=0.7)]), (2, 4, 4, 3)),
         (Residual([Conv(2, 5, 3, 2, padding=1, dtype=np.float64)], Subsample(2, 5, 2)), (2, 5, 4, 2)),
         (Sequential([Depthwise(3, 3, (2, 1), "same", dtype=np.float64), MaxPool(2, 1)]), (2, 6, 5, 3)),
         (Sequential([Pointwise(3, 4, dtype=np.float64), BatchNorm(4, dtype=np.float64)]), (3, 2, 2, 3)),

@@ -15,7 +15,7 @@ import torch
 
 from mbnp import backend, optim
 from mbnp.errors import MbnpError
-from mbnp.network import Parameter
+from mbnp.parameter import Parameter
 
 SHAPES = {"conv.weight": (3, 3, 4, 5), "bn.weight": (5,), "fc.weight": (5, 7)}
 
@@ -202,7 +202,7 @@ def test_cosine_and_step_are_torchs():
     ("make", "message"),
     [
         (lambda: optim.one_cycle(0.1, total=0), "at least 1 step in total, got 0"),
-        (lambda: optim.one_cycle(0.1, total=10, warm=20), "share between 0 and 1, got 20"),
+        (lambda: optim.one_cycle(0.1, total=10, warm=20), "fraction between 0 and 1, got 20"),
         (lambda: optim.cosine(0.1, total=0), "at least 1 step in total"),
         (lambda: optim.step(0.1, every=0), "every must be at least 1 step, got 0"),
     ],
@@ -284,18 +284,35 @@ def test_a_copy_updates_its_own_parameters(rule, copied):
     assert (theirs.value < kept).all()
 
 
-@pytest.mark.parametrize("rule", [optim.SGD, optim.AdamW])
-def test_every_backend_makes_the_same_step(rule):
-    def stepped(name):
-        p = Parameter(np.arange(300, dtype=np.float32))
-        opt = rule({"p": p}, lr=0.1, weight_decay=0.1)
-        with backend.using(name):
-            opt.zero_grad()
-            p.grad += 1
-            opt.step()
-        return p.value
+RULES = [
+    (optim.SGD, {"weight_decay": 0.1}),
+    (optim.SGD, {"momentum": 0.9, "weight_decay": 0.1, "decay": "decoupled"}),
+    (optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    (optim.AdamW, {"weight_decay": 0.1}),
+]
 
-    np.testing.assert_array_equal(stepped("numpy"), stepped("numba"))
+
+@pytest.mark.parametrize(("rule", "options"), RULES, ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-14), (np.float32, 2e-7)])
+def test_kernels_do_what_the_rules_in_numpy_say(rule, options, dtype, tolerance):
+    def stepped(name):
+        rng = np.random.default_rng(3)
+        p = Parameter(rng.standard_normal(300).astype(dtype))
+        opt = rule({"p": p}, lr=0.1, **options)
+        with backend.use(name):
+            for _ in range(3):
+                opt.zero_grad()
+                p.grad += rng.standard_normal(300).astype(dtype)
+                opt.step()
+        return p.value, *(
+            memory["p"]
+            for memory in vars(opt).values()
+            if isinstance(memory, dict) and memory is not opt.parameters
+        )
+
+    for rules, kernels in zip(stepped("numpy"), stepped("numba"), strict=True):
+        assert rules.dtype == kernels.dtype == dtype
+        np.testing.assert_allclose(kernels, rules, rtol=0, atol=tolerance * np.abs(rules).max())
 
 
 def run_python(code, **variables):
@@ -311,7 +328,7 @@ def test_a_forked_process_may_train_without_threads():
     import os
     import numpy as np
     from mbnp import optim
-    from mbnp.network import Parameter
+    from mbnp.parameter import Parameter
 
     opt = optim.SGD({"p": Parameter(np.ones(3, np.float32))}, lr=1)
     opt.zero_grad()
@@ -343,7 +360,7 @@ def test_threads_of_python_take_turns():
     from concurrent.futures import ThreadPoolExecutor
     import numpy as np
     from mbnp import optim
-    from mbnp.network import Parameter
+    from mbnp.parameter import Parameter
 
     def train(seed):
         p = Parameter(np.ones(50_000, np.float32))

@@ -121,7 +121,7 @@ def stretch_logits(net, x):
             poison_weight,
             "at step 3: layer conv2_3.3 is the first that is not finite; try a lower learning rate",
         ),
-        (poison_picture, "at step 3: its pictures are not finite"),
+        (poison_picture, "at step 3: its images are not finite"),
         (stretch_logits, "at step 3: layer fc is the first"),
     ],
 )
@@ -230,7 +230,7 @@ def test_the_default_recipe():
     [
         ({"epochs": 0}, "at least 1, got 0 and 16"),
         ({"batch_size": 0}, "at least 1, got 2 and 0"),
-        ({"batch_size": 71}, "70 training pictures do not fill one batch of 71"),
+        ({"batch_size": 71}, "70 training images do not fill one batch of 71"),
         ({"schedule": "one-cycel"}, "did you mean 'one-cycle'"),
         ({"lr": -1}, "lr must be"),
         ({"label_smoothing": 2}, "label_smoothing must be from 0 to 1"),

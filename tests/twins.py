@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mbnp import weights
 from mbnp.bench.jobs import vary as vary  # offered from here, beside what tests add to it
-from mbnp.bench.torch_twin import twin as twin
+from mbnp.bench.torch_network import torch_network as torch_network
+from mbnp.layers import BatchNorm
 from mbnp.network import Network
 
 
@@ -46,13 +46,12 @@ class Article(nn.Module):
 
 
 def frozen_twin(net: Network) -> nn.Module:
-    """The twin with `net`'s weights, frozen where `net` is: a BatchNorm whose weight is frozen stays in eval mode."""
-    module = twin(net).double().train()
-    module.load_state_dict(weights.to_torch(net))
+    """`net` in PyTorch, frozen where `net` is: a BatchNorm whose weight is frozen stays in eval mode."""
+    module = torch_network(net).double().train()
     for name, parameter in net.parameters().items():
         module.get_parameter(name).requires_grad_(not parameter.frozen)
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d) and not part.weight.requires_grad:
+        if getattr(part, "kind", None) is BatchNorm and not part.weight.requires_grad:
             part.eval()
     return module
 

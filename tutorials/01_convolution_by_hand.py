@@ -403,8 +403,8 @@ show(fig, "Milliseconds for one picture, on a logarithmic scale, for each of the
 
 # %%
 rows = []
-for spelling in backend.SPELLINGS:
-    with backend.using(spelling):
+for spelling in backend.BACKENDS:
+    with backend.use(spelling):
         y = conv.forward(x, w, b, stride=2, padding=1)
     rows.append([spelling, str(y.shape), f"{y[0, 3, 5, 7]:.6f}"])
 say(table(rows, ["spelling", "shape at stride 2", "one of the numbers"]))

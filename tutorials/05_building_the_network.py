@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from mbnp import cost, models, weights
 from mbnp.errors import MbnpError
 from mbnp.layers import AveragePool, BatchNorm, Conv, Depthwise, Flatten, Linear, Pointwise, ReLU, Sequential
-from mbnp.models.mobilenet_v1_small import _network, separable_block
+from mbnp.models.article import _network, separable_block
 from mbnp.network import Network
 from mbnp.ops import window
 

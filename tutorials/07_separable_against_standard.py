@@ -16,7 +16,7 @@ import numpy as np
 from lesson import BLACK, BLUE, GREEN, SMALL, VERMILION, figure, say, show, source, table, timed
 
 from mbnp import cost, datasets, fused, models, optim, train
-from mbnp.models.mobilenet_v1_small import BLOCKS
+from mbnp.models.article import BLOCKS
 from mbnp.ops import conv, depthwise, pointwise
 
 # %% [markdown]

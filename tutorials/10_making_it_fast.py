@@ -484,7 +484,7 @@ source(inference.fold)
 # written to memory.
 
 # %%
-with backend.using("numpy"):
+with backend.use("numpy"):
     by_numpy = fastest(lambda: readable.forward(pictures), 2)
 by_readable, by_fused = (fastest(lambda its=its: its.forward(pictures), 11) for its in (readable, fast))
 say(

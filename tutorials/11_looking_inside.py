@@ -15,7 +15,7 @@ from lesson import BLACK, BLUE, ORANGE, SKY, SMALL, VERMILION, figure, say, show
 from mbnp import backend, cost, datasets, fused, train
 from mbnp.datasets import shapes10
 from mbnp.layers import GlobalAveragePool, Linear
-from mbnp.models.mobilenet_v1_small import separable_block, standard_block
+from mbnp.models.article import separable_block, standard_block
 from mbnp.network import Network
 from mbnp.ops import linear, pool, relu, softmax_cross_entropy
 

@@ -259,7 +259,7 @@ def built(padding=False, eps=False, relu6=False):
         if eps and isinstance(layer, BatchNorm):
             layer.eps = 1e-3
         if relu6 and isinstance(layer, ReLU):
-            layer.cap = 6.0
+            layer.max_value = 6.0
     if TORCH:
         weights.from_torch(other, state)
     else:

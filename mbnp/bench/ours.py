@@ -60,7 +60,7 @@ class Reference:
         self.job, self.net = job, job.network(np.float64)
 
     def outputs(self) -> dict[str, np.ndarray]:
-        with backend.using("numpy"):
+        with backend.use("numpy"):
             return compute(self.job, self.net)
 
 

@@ -26,16 +26,14 @@ class Torch:
     def __init__(self, job: Job, options: dict[str, Any], before_network: Callable[[], object]) -> None:
         import torch
 
-        from mbnp.bench.torch_twin import twin
+        from mbnp.bench.torch_network import torch_network
 
         torch.set_num_threads(job.threads)
         self.torch, self.job = torch, job
         net = job.network()
-        state = weights.to_torch(net)
         x, y = job.batch()
         before_network()
-        module: Any = twin(net)
-        module.load_state_dict(state, strict=False)
+        module: Any = torch_network(net)
         layout: Any = torch.channels_last if options["layout"] == "channels_last" else torch.contiguous_format
         self.module = module.to(memory_format=layout).train(job.work == "training")
         self.x = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=layout)
@@ -118,11 +116,9 @@ def export(job: Job, path: str) -> None:
     """Write the job's network as an ONNX graph for one batch of the job's shape."""
     import torch
 
-    from mbnp.bench.torch_twin import twin
+    from mbnp.bench.torch_network import torch_network
 
-    net = job.network()
-    module = twin(net)
-    module.load_state_dict(weights.to_torch(net), strict=False)
+    module = torch_network(job.network())
     x = torch.zeros(job.batch_size, 3, job.resolution, job.resolution)
     # The exporter that needs no package beyond onnx.
     torch.onnx.export(module.eval(), (x,), path, dynamo=False)

@@ -44,7 +44,7 @@ def compile_ahead(net: Network, announce: Callable[[], None]) -> int:
     names = ahead.missing(net)
     if names:
         announce()
-        ahead.compile_kernels(net.readable, names)
+        ahead.compile_kernels(net.reference, names)
     return len(names)
 
 

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 from numba.core import event
 
-from mbnp import datasets, models, optim, train
+from mbnp import datasets, models, train
 from mbnp.commands import common
 from mbnp.network import Network
+from mbnp.optim import update
 
 
 def run(options: Namespace) -> None:
     if options.model is not None:
         models.options(options.model)  # raises for a name that is unknown
-    some_kernel: Any = optim._sgd
+    some_kernel: Any = update.sgd
     cache = some_kernel.stats.cache_path
     if cache is None:
         print("nothing to warm up: compiled kernels cannot be kept; every process compiles its own")

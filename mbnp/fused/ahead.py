@@ -18,12 +18,12 @@ import numba
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
+from mbnp import spec
 from mbnp.backend import one_blas_thread
 from mbnp.fused import kernels
 from mbnp.fused.chain import split
 from mbnp.fused.inference import Inference
 from mbnp.fused.training import Plan
-from mbnp.models import described
 from mbnp.network import Network
 
 PROCESSES = 4  # at most: a dozen kernels of unequal size do not keep more busy
@@ -39,7 +39,7 @@ def missing(net: Network) -> list[str]:
 def compile_kernels(net: Network, names: list[str]) -> None:
     """Compile these kernels for `net` into the cache. What fails here is left to the kernel's first call."""
     processes = min(PROCESSES, os.cpu_count() or 1, len(names))
-    about = described.describe(net), net.dtype.name
+    about = spec.describe(net), net.dtype.name
     context = multiprocessing.get_context("spawn")
     with (
         contextlib.suppress(BrokenProcessPool, OSError),
@@ -97,7 +97,7 @@ _known: dict[str, tuple] = {}  # in a process that compiles: the signatures
 
 def _remember(description: dict[str, Any], dtype: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
-    _known.update(signatures(described.build(description, dtype)))
+    _known.update(signatures(spec.build(description, dtype)))
 
 
 def _compile(name: str) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 
 from mbnp.fused import kernels
 from mbnp.layers import BatchNorm
-from mbnp.network import Parameter
 from mbnp.ops import batchnorm
+from mbnp.parameter import Parameter
 
 
 def finish_forward(

@@ -36,7 +36,7 @@ def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
 
     The chain is a first convolution and then pairs of a depthwise and a pointwise one: MobileNetV1's body.
     """
-    layers: list[tuple[str, Any]] = _flat(net)
+    layers: list[tuple[str, Any]] = net.flat()
     triples: list[Triple] = []
     channels = getattr(net, "channels", None)
     at = 0
@@ -132,19 +132,12 @@ def fill(matrix: np.ndarray, stored: np.ndarray) -> np.ndarray:
     return stored
 
 
-def _flat(net: Sequential, prefix: str = "") -> list[tuple[str, Layer]]:
-    """Layers in order, plain Sequentials opened up; a Residual is one layer."""
-    found: list[tuple[str, Layer]] = []
-    for name, layer in net.layers.items():
-        if type(layer) is Sequential:
-            found += _flat(layer, f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, layer))
-    return found
-
-
 def limits_of(relu: Layer | None, bn: BatchNorm) -> np.ndarray:
-    low, high = (0, np.inf if relu.cap is None else relu.cap) if isinstance(relu, ReLU) else (-np.inf, np.inf)
+    low, high = (
+        (0, np.inf if relu.max_value is None else relu.max_value)
+        if isinstance(relu, ReLU)
+        else (-np.inf, np.inf)
+    )
     return np.array([low, high], bn.weight.value.dtype)
 
 

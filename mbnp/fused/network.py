@@ -4,14 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from mbnp import backend
+from mbnp import backend, renamed
 from mbnp.errors import MbnpError
 from mbnp.fused.buffers import Cache
 from mbnp.fused.chain import split
 from mbnp.fused.inference import Inference, frozen_blocks
 from mbnp.fused.normalise import fuse
 from mbnp.fused.training import Plan
-from mbnp.network import Network, Sequential, Variable, run
+from mbnp.network import Network, Sequential, run
+from mbnp.parameter import Variable
 
 
 def convert(net: Network) -> "FusedNetwork":
@@ -19,36 +20,38 @@ def convert(net: Network) -> "FusedNetwork":
 
     It shares `net`'s parameters, gradients, running statistics and description: train one and the other has
     learned. dtype is kept. `report()` says which layers the fused kernels run. Calls from several threads wait for
-    one another. MBNP_BACKEND or `backend.using` other than numba runs `net` itself.
+    one another. MBNP_BACKEND or `backend.use` other than numba runs `net` itself.
 
-    The layers and their options (strides, padding, the cap of a ReLU) are those of now: after replacing one, convert
+    The layers and their options (strides, padding, the bound of a ReLU6) are those of now: after replacing one, convert
     again.
     """
     return FusedNetwork(net)
 
 
 def _shared(name: str) -> Any:
-    """An attribute that is the readable network's."""
+    """Make an attribute that is the reference network's."""
     return property(
-        lambda self: getattr(self.readable, name), lambda self, value: setattr(self.readable, name, value)
+        lambda self: getattr(self.reference, name), lambda self, value: setattr(self.reference, name, value)
     )
 
 
 class FusedNetwork(Network):
-    """What `convert` returns. Everything but forward and backward is the readable network's own."""
+    """What `convert` returns. Everything but forward and backward is the reference network's own."""
 
-    readable: Network
+    reference: Network
+    readable = renamed.attribute("readable", "reference")
     layers = property(
-        lambda self: self.readable.layers
+        lambda self: self.reference.layers
     )  # to replace one here would change nothing: convert again
     arch = _shared("arch")
+    built_as = _shared("built_as")
     classes = _shared("classes")
     preprocessing = _shared("preprocessing")
     resolution = _shared("resolution")
     channels = _shared("channels")
 
     def __init__(self, net: Network) -> None:
-        self.readable = net.readable if isinstance(net, FusedNetwork) else net
+        self.reference = net.reference if isinstance(net, FusedNetwork) else net
         self._triples, named_tail = split(net)
         self._tail, self._fused_after = fuse(named_tail)
         self._last = named_tail[-1][0] if named_tail else ""
@@ -56,7 +59,7 @@ class FusedNetwork(Network):
         self._inference = Inference(self._triples, self._tail) if self._triples else None
         self._freeze(0)
         self._backward: Any = None  # what goes back through the last training forward
-        self._variables = self.readable.variables()
+        self._variables = self.reference.variables()
 
     def variables(self) -> dict[str, Variable]:
         return dict(self._variables)
@@ -79,13 +82,13 @@ class FusedNetwork(Network):
         return self._last if self._inference.head(shape) else "none"
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        """Logits (N, classes) of normalised pictures x (N, H, W, 3). The array is the caller's to keep."""
+        """Logits (N, classes) of normalised images x (N, H, W, 3). The array is the caller's to keep."""
         self.check_input(x)
         x = np.ascontiguousarray(x)
         with backend.one_blas_thread():  # one call at a time: buffers are shared
             if backend.current() != "numba":
-                self._backward = self.readable.backward if train else None
-                return self.readable.forward(x, train)
+                self._backward = self.reference.backward if train else None
+                return self.reference.forward(x, train)
             if self._inference and not train:
                 return self._inference.forward(x)
             return self._forward(x, train)
@@ -126,7 +129,7 @@ class FusedNetwork(Network):
         return y
 
     def backward(self, dy: np.ndarray) -> None:  # type: ignore[override]
-        """Add to every parameter's gradient. The gradient of the pictures is not computed: the readable one does."""
+        """Add to every parameter's gradient. The gradient of the images is not computed: the reference network does."""
         with backend.one_blas_thread():
             if self._backward is None:
                 raise MbnpError(

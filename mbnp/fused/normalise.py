@@ -12,7 +12,8 @@ from mbnp.fused import batchnorm, kernels
 from mbnp.fused.chain import limits_of
 from mbnp.fused.kernels import whole
 from mbnp.layers import BatchNorm, ReLU
-from mbnp.network import Layer, Residual, Sequential, Variable, run
+from mbnp.network import Layer, Residual, Sequential, run
+from mbnp.parameter import Variable
 
 
 class Normalise(Layer):

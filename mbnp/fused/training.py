@@ -26,8 +26,9 @@ from mbnp.fused.chain import (
 )
 from mbnp.fused.kernels import width
 from mbnp.layers import Conv, Depthwise, Pointwise
-from mbnp.network import Layer, Parameter
+from mbnp.network import Layer
 from mbnp.ops import checks
+from mbnp.parameter import Parameter
 
 GROUPS = 8  # partial weight gradients of a pointwise convolution: for threads to share, and few to add up
 TILE = 1 << 14  # floats of a tile of a pointwise convolution: it and its neighbours are in half of 1 MB of L2

@@ -1,8 +1,6 @@
 """Exercises of the lessons and their grader: `mbnp grade tutorials/exercises/01.py`.
 
-`lesson_NN.py` has the exercises of lesson NN as data: cases, what is right, known mistakes. `exercise.py` compares.
-golden/NN.npz holds what PyTorch computed for them (made by tests/grading/make_golden.py), so that grading needs no
-PyTorch.
+`lessons/` has the exercises as data, `exercise.py` compares what a reader's function returns with what is right.
 """
 
 import importlib
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mbnp.errors import MbnpError
+from mbnp.grading import lessons as lesson_files
 from mbnp.grading.exercise import Exercise, Mistake, Outcome, captured, golden_key, grade, time_limit
 
 __all__ = [
@@ -49,18 +48,18 @@ class Report:
 
 def lessons() -> list[int]:
     """The lessons that have exercises."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    names = [module.name for module in pkgutil.iter_modules(lesson_files.__path__)]
     return sorted(int(name[-2:]) for name in names if name.startswith("lesson_"))
 
 
 def exercises(lesson: int) -> Sequence[Exercise]:
     """The exercises of a lesson, in order."""
-    return importlib.import_module(f"mbnp.grading.lesson_{lesson:02}").EXERCISES
+    return importlib.import_module(f"mbnp.grading.lessons.lesson_{lesson:02}").EXERCISES
 
 
 def golden(lesson: int) -> dict[str, np.ndarray]:
     """What PyTorch computed, by `golden_key`; empty where it has no such operation."""
-    file = resources.files(__name__) / "golden" / f"{lesson:02}.npz"
+    file = resources.files(lesson_files) / "golden" / f"{lesson:02}.npz"
     if not file.is_file():
         return {}
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:

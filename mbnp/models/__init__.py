@@ -3,21 +3,27 @@
 net = models.mobilenet_v1_small(num_classes=10, seed=0)
 net = models.create("mobilenet-v1-small", num_classes=10, seed=0)    # the same, by the command line's name
 net = models.with_new_head(net, num_classes=5)    # the same body and weights, for other classes
+net = models.from_description(models.description(net))    # what files say of a network, and back
 """
 
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from mbnp import spec
 from mbnp.errors import MbnpError, unknown
+from mbnp.models.article import mobilenet_v1_small, standard_small
 from mbnp.models.mobilenet_v1 import mobilenet_v1, mobilenet_v1_cifar
-from mbnp.models.mobilenet_v1_small import mobilenet_v1_small, standard_small
 from mbnp.models.new_head import with_new_head
 from mbnp.models.resnet import resnet20
 from mbnp.network import Network
 
 __all__ = [
     "create",
+    "description",
+    "from_description",
     "mobilenet_v1",
     "mobilenet_v1_cifar",
     "mobilenet_v1_small",
@@ -34,12 +40,12 @@ _BUILDERS: dict[str, Callable[..., Network]] = {
 
 
 def names() -> list[str]:
-    """The names that `create` knows."""
+    """Return the names that `create` knows."""
     return list(_BUILDERS)
 
 
 def options(name: str) -> list[str]:
-    """The options that the model `name` takes."""
+    """Return the options that the model `name` takes."""
     if name not in _BUILDERS:
         raise unknown("model", name, _BUILDERS)
     return list(inspect.signature(_BUILDERS[name]).parameters)
@@ -49,6 +55,37 @@ def create(name: str, **chosen: Any) -> Network:
     """Build the model `name` with the options of its builder (num_classes, seed, dtype, width_mult, ...)."""
     known = options(name)
     for option in chosen:
-        if option not in known:
+        if option not in (*known, getattr(_BUILDERS[name], "old_keyword", None)):
             raise MbnpError(f"{name} has no option {option!r}: it takes {', '.join(known)}")
     return _BUILDERS[name](**chosen)
+
+
+def description(net: Network) -> dict[str, Any]:
+    """Return what builds `net` again, as plain JSON: its builder and options, or the layers if they were changed."""
+    described = spec.describe(net)
+    return net.arch if net.built_as == described["layers"] else described
+
+
+def from_description(arch: Any, dtype: Any = np.float32, numbers: int | None = None) -> Network:
+    """Build the network that a file describes, with fresh weights.
+
+    MbnpError, before anything large is made, for what is no description, and if the file's count of `numbers` is
+    too small for the network.
+    """
+    if not isinstance(arch, dict):
+        raise MbnpError(f"its architecture is {_short(arch)}")
+    if arch.get("name") == spec.NAME:
+        return spec.build(arch, dtype, most_numbers=numbers)
+    if numbers is not None:
+        # Each builder's network of width w has at least 36,864 w^2 weights, and 64 w of them for each class.
+        width = float(arch.get("width_mult", 1.0))
+        head = arch.get("num_classes", 1) * max(1, int(64 * width))
+        if head > numbers or (width > 1 and 30_000 * width**2 > numbers):
+            raise MbnpError(f"its {numbers:,} numbers are too few for {_short(arch)}")
+    chosen = {{"relu_cap": "max_value"}.get(key, key): value for key, value in arch.items()}
+    return create(**chosen, dtype=dtype)
+
+
+def _short(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

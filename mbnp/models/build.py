@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from mbnp import spec
 from mbnp.errors import MbnpError
 from mbnp.network import Network
 
@@ -12,7 +13,7 @@ MOST_CLASSES = 100_000
 
 
 def scaled(channels: int, width_mult: float) -> int:
-    """`int(channels * width_mult)`, the paper's section 3.3: a thinner network with every layer alike."""
+    """Return `int(channels * width_mult)`, the paper's section 3.3: a thinner network with every layer alike."""
     if not width_mult > 0 or channels * width_mult < 1:
         raise MbnpError(f"width_mult {width_mult} leaves no channel of {channels}; take more, such as 0.25")
     if channels * width_mult > MOST_CHANNELS:
@@ -23,7 +24,7 @@ def scaled(channels: int, width_mult: float) -> int:
 
 
 def begin(num_classes: int, seed: int, dtype: Any) -> np.random.Generator:
-    """The generator that initial weights are drawn from, after a look at what every builder is given."""
+    """Check the options that every builder has, and return the generator that initial weights are drawn from."""
     for name, value, least in (("num_classes", num_classes, 1), ("seed", seed, 0)):
         if not isinstance(value, (int, np.integer)) or value < least:
             raise MbnpError(f"{name} must be a whole number of at least {least}, got {value!r}")
@@ -35,7 +36,8 @@ def begin(num_classes: int, seed: int, dtype: Any) -> np.random.Generator:
 
 
 def finish(net: Network, name: str, **options: Any) -> Network:
-    """Note in `net` what builds it again; seed and dtype are left out, they are in its arrays."""
+    """Note in `net` what builds it again, and which layers that makes; seed and dtype are in its arrays."""
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     net.arch = {"name": name, **plain}
+    net.built_as = spec.describe_layers(net)
     return net

@@ -1,7 +1,7 @@
-"""MobileNetV1 of the paper, and the same body for 32x32 pictures.
+"""MobileNetV1 of the paper, and the same body for 32x32 images.
 
 Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017,
-arXiv:1704.04861, table 1. The paper's second-to-last depthwise row says stride 2 on a map of 7x7, which would
+arXiv:1704.04861, table 1. The paper's second-to-last depthwise row says stride 2 on a feature map of 7x7, which would
 leave 4x4; the table's own next row, and everybody's code, has stride 1.
 """
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from mbnp import renamed
 from mbnp.errors import MbnpError
 from mbnp.layers import BatchNorm, Conv, GlobalAveragePool, Linear, ReLU
+from mbnp.models.blocks import separable_block, standard_block
 from mbnp.models.build import begin, finish, scaled
-from mbnp.models.mobilenet_v1_small import separable_block, standard_block
 from mbnp.network import Layer, Network, Sequential
 
 STEM = 32
@@ -24,45 +25,46 @@ BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (
 CIFAR_NAMES = ("conv1", "bn1", "relu1", "conv2", "bn2", "relu2")
 
 
+@renamed.keyword("relu_cap", "max_value")
 def mobilenet_v1(
     num_classes: int = 1000,
     width_mult: float = 1.0,
     resolution: int = 224,
     seed: int = 0,
     dtype: Any = np.float32,
-    relu_cap: float | None = None,
+    max_value: float | None = None,
 ) -> Network:
-    """MobileNetV1: 4,231,976 parameters and 568,740,352 MACs at width 1 and 224 pixels, with 1000 classes.
+    """Build MobileNetV1: 4,231,976 parameters and 568,740,352 MACs at width 1 and 224 pixels, with 1000 classes.
 
-    `resolution` only says what pictures the network is meant for; forward takes any size. relu_cap=6 makes every
+    `resolution` only says what images the network is meant for; forward takes any size. max_value=6 makes every
     ReLU the ReLU6 that timm's weights were trained with. Names: `features.0` is the stem, `features.1` to
     `features.13` are the separable blocks, then `classifier`.
     """
     if resolution < 1:
         raise MbnpError(f"resolution must be at least 1 pixel, got {resolution}")
-    relu_cap = None if relu_cap is None else float(relu_cap)
-    if relu_cap is not None and not 0 < relu_cap < math.inf:
-        raise MbnpError(f"relu_cap must be a number above 0, such as 6, or None, got {relu_cap}")
+    max_value = None if max_value is None else float(max_value)
+    if max_value is not None and not 0 < max_value < math.inf:
+        raise MbnpError(f"max_value must be a number above 0, such as 6, or None, got {max_value}")
     rng = begin(num_classes, seed, dtype)
     channels = scaled(STEM, width_mult)
-    features: list[Layer] = [standard_block(3, channels, 2, rng, dtype, relu_cap=relu_cap)]
+    features: list[Layer] = [standard_block(3, channels, 2, rng, dtype, max_value=max_value)]
     for c_out, stride in BLOCKS:
         c_in, channels = channels, scaled(c_out, width_mult)
-        features.append(separable_block(c_in, channels, stride, rng, dtype, relu_cap))
+        features.append(separable_block(c_in, channels, stride, rng, dtype, max_value))
     layers = {
         "features": Sequential(features),
         "pool": GlobalAveragePool(),
         "classifier": Linear(channels, num_classes, rng=rng, dtype=dtype),
     }
     options = {"num_classes": num_classes, "width_mult": width_mult, "resolution": resolution}
-    capped = {} if relu_cap is None else {"relu_cap": relu_cap}
-    return finish(Network(layers, resolution), "mobilenet-v1", **options, **capped)
+    clamp = {} if max_value is None else {"relu_cap": max_value}  # the key that files have
+    return finish(Network(layers, resolution), "mobilenet-v1", **options, **clamp)
 
 
 def mobilenet_v1_cifar(
     num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32
 ) -> Network:
-    """The paper's body with a stride-1 stem, for 32x32 pictures, named as in kuangliu/pytorch-cifar.
+    """Build the paper's body with a stride-1 stem, for 32x32 images, named as in kuangliu/pytorch-cifar.
 
     `conv1`, `bn1`, `layers.I.{conv1,bn1,conv2,bn2}`, `linear`.
     """

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mbnp import models
 from mbnp.errors import MbnpError
-from mbnp.models import described
 from mbnp.network import Network
 
 
@@ -36,23 +34,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def build(arch: Any, dtype: Any, elements: int) -> Network:
-    """A network of the architecture that a file names.
-
-    MbnpError if `elements`, the count of the file's numbers, is too small for it: before it is made.
-    """
-    if not isinstance(arch, dict):
-        raise MbnpError(f"its architecture is {_short(arch)}")
-    if arch.get("name") == described.NAME:
-        return described.build(arch, dtype, most_numbers=elements)
-    # Each builder's network of width w has at least 36,864 w^2 weights, and 64 w of them for each class.
-    width = float(arch.get("width_mult", 1.0))
-    head = arch.get("num_classes", 1) * max(1, int(64 * width))
-    if head > elements or (width > 1 and 30_000 * width**2 > elements):
-        raise MbnpError(f"its {elements:,} numbers are too few for {_short(arch)}")
-    return models.create(**arch, dtype=dtype)
 
 
 def check_square(net: Network, size: tuple[int, ...], out: tuple[int, ...]) -> None:

@@ -15,7 +15,6 @@ import safetensors.numpy
 
 from mbnp import models
 from mbnp.errors import MbnpError
-from mbnp.models import described
 from mbnp.network import Network
 from mbnp.weights import files, torch_files
 
@@ -30,7 +29,7 @@ def save(net: Network, path: Path) -> None:
         raise MbnpError(f"a checkpoint of this network could not be read again: {error}") from None
     metadata = {
         "format": FORMAT,
-        "arch": json.dumps(architecture(net)),
+        "arch": json.dumps(models.description(net)),
         "resolution": json.dumps(net.resolution),
         "classes": json.dumps(net.classes),
         "preprocessing": json.dumps(preprocessing),
@@ -40,17 +39,6 @@ def save(net: Network, path: Path) -> None:
             safetensors.numpy.save_file(net.state(), partial, metadata)
         except safetensors.SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from None
-
-
-def architecture(net: Network) -> dict[str, Any]:
-    """What builds `net` again: its builder and options while they still make these layers, else the layers."""
-    description = described.describe(net)
-    try:
-        built = models.create(**net.arch, dtype=net.dtype)
-    except (MbnpError, TypeError):
-        return description
-    built.resolution = net.resolution
-    return net.arch if described.describe(built) == description else description
 
 
 def load(path: Path) -> Network:
@@ -66,7 +54,7 @@ def load(path: Path) -> Network:
         resolution, classes, preprocessing = (
             json.loads(metadata[key]) for key in ("resolution", "classes", "preprocessing")
         )
-        net = files.build(arch, _dtype(arrays), sum(array.size for array in arrays.values()))
+        net = models.from_description(arch, _dtype(arrays), sum(array.size for array in arrays.values()))
         net.load_state(arrays)
         preprocessing = files.check_description(net, resolution, classes, preprocessing)
         files.check_values(arrays)

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbnp import models
+from mbnp import models, spec
 from mbnp.errors import MbnpError
-from mbnp.models import described
 from mbnp.network import Network
 from mbnp.weights import files
 from mbnp.weights.torch_names import array_of, from_torch, is_timm, to_torch
@@ -86,7 +85,7 @@ def save(net: Network, path: Path, names: str | None = None) -> None:
     names = names or ("timm" if is_timm(net) else "mbnp")
     tensors = to_torch(net, names)
     arch = _architecture({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    if arch and described.describe(models.create(**arch))["layers"] != described.describe(net)["layers"]:
+    if arch and models.from_description(arch).built_as != spec.describe_layers(net):
         raise MbnpError(
             f"{path}: a PyTorch file has no place for this network's padding, eps or ReLU6, and by its names and "
             f"shapes it would be taken for another {arch['name']}: write .safetensors or .onnx, or take the "
@@ -110,7 +109,9 @@ def recognise(arrays: Mapping[str, Any], path: Path) -> Network:
         )
     try:
         wide = {x.dtype for x in arrays.values()} == {np.dtype(np.float64)}
-        net = files.build(arch, np.float64 if wide else np.float32, sum(x.size for x in arrays.values()))
+        net = models.from_description(
+            arch, np.float64 if wide else np.float32, sum(x.size for x in arrays.values())
+        )
         from_torch(net, arrays)
         files.check_values(net.state())
         if "relu_cap" in arch:

@@ -1,14 +1,7 @@
-"""PyTorch state dicts. Only layouts differ, and for timm's networks names.
-
-layer           mbnp                  PyTorch
-Conv            (KH, KW, Cin, Cout)   (Cout, Cin, KH, KW)
-Depthwise       (KH, KW, C)           (C, 1, KH, KW)
-Pointwise       (Cin, Cout)           (Cout, Cin, 1, 1)
-Linear          (Cin, Cout)           (Cout, Cin)
-everything else (C,)                  (C,)
+"""PyTorch state dicts. Their layouts are in `layouts.py`; only timm's networks have other names, too.
 
 `models.mobilenet_v1_small` has the names of the article's class, `models.mobilenet_v1_cifar` those of
-kuangliu/pytorch-cifar. timm's mobilenetv1_* are `models.mobilenet_v1(relu_cap=6)` by other names:
+kuangliu/pytorch-cifar. timm's mobilenetv1_* are `models.mobilenet_v1(max_value=6)` by other names:
 `conv_stem, bn1, blocks.S.I.{conv_dw,bn1,conv_pw,bn2}, classifier`.
 """
 
@@ -17,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from mbnp import spec
 from mbnp.errors import MbnpError, unknown
-from mbnp.layers import Conv, Depthwise, Linear, Pointwise, ReLU
-from mbnp.models import described
+from mbnp.layers import ReLU
 from mbnp.models.mobilenet_v1 import BLOCKS, STEM, mobilenet_v1
-from mbnp.network import Layer, Network, Skipped
+from mbnp.network import Network, Skipped
+from mbnp.weights import layouts
 
 
 def _timm_names() -> dict[str, str]:
-    """timm's name of each layer of MobileNetV1: ours. timm begins a stage where the map gets smaller."""
+    """Map timm's name of each layer of MobileNetV1 to ours. timm begins a stage where the feature map gets smaller."""
     names = {"conv_stem": "features.0.0", "bn1": "features.0.1", "classifier": "classifier"}
     stage = block = 0
     for i, (_, stride) in enumerate(BLOCKS, start=1):
@@ -48,13 +42,13 @@ def from_torch(net: Network, state_dict: Mapping[str, Any], strict: bool = True)
     is left as it was; `num_batches_tracked` is ignored. strict=False copies what fits and returns what was skipped,
     such as the head of a network with another number of classes.
     """
-    owner = _weight_owners(net)
+    owner = layouts.owners(net)
     from_timm = "conv_stem.weight" in state_dict and "features.0.0.weight" in owner
-    if from_timm and any(isinstance(layer, ReLU) and layer.cap != 6 for _, layer in net.leaves()):
+    if from_timm and any(isinstance(layer, ReLU) and layer.max_value != 6 for _, layer in net.leaves()):
         raise MbnpError(
-            "timm's weights are for ReLU6: build the network with models.mobilenet_v1(relu_cap=6)"
+            "timm's weights are for ReLU6: build the network with models.mobilenet_v1(max_value=6)"
         )
-    arrays, misfits = {}, {}
+    arrays, mismatches = {}, {}
     for name, tensor in state_dict.items():
         layer_name, _, last = name.rpartition(".")
         if last == "num_batches_tracked":
@@ -63,19 +57,20 @@ def from_torch(net: Network, state_dict: Mapping[str, Any], strict: bool = True)
             name = f"{_FROM_TIMM.get(layer_name, layer_name)}.{last}"
         array = array_of(tensor)
         try:
-            arrays[name] = _ours(name, owner[name], array) if name in owner else array
+            kind = type(owner[name]) if name in owner else None
+            arrays[name] = layouts.convert(array, kind, "torch", "mbnp", name) if kind else array
         except MbnpError:
             if strict:
                 raise
             expected = owner[name].variables()["weight"].value.shape
-            misfits[name] = f"{name} has shape {array.shape}, not {expected}"
+            mismatches[name] = f"{name} has shape {array.shape}, not {expected}"
     skipped = net.load_state(arrays, strict)
-    missing = tuple(name for name in skipped.missing if name not in misfits)
-    return skipped._replace(missing=missing, misfits=(*skipped.misfits, *misfits.values()))
+    missing = tuple(name for name in skipped.missing_keys if name not in mismatches)
+    return Skipped(missing, skipped.unexpected_keys, (*skipped.shape_mismatches, *mismatches.values()))
 
 
 def to_torch(net: Network, names: str = "mbnp") -> dict[str, Any]:
-    """What `load_state_dict` of the same architecture in PyTorch takes: copies, as tensors.
+    """Return what `load_state_dict` of the same architecture in PyTorch takes: copies, as tensors.
 
     names="timm" for timm's mobilenetv1_*; MbnpError if `net` is no such network.
     """
@@ -85,28 +80,27 @@ def to_torch(net: Network, names: str = "mbnp") -> dict[str, Any]:
         raise unknown("kind of names", names, ("mbnp", "timm"))
     if names == "timm" and not is_timm(net):
         raise MbnpError(
-            "this network is not timm's: that is models.mobilenet_v1(relu_cap=6), with its padding and eps"
+            "this network is not timm's: that is models.mobilenet_v1(max_value=6), with its padding and eps"
         )
-    owner = _weight_owners(net)
-    return {
-        _timm_name(name) if names == "timm" else name: torch.from_numpy(
-            np.ascontiguousarray(_layout_to_torch(owner.get(name), array))
-        )
-        for name, array in net.state().items()
-    }
+    owner = layouts.owners(net)
+    state = {}
+    for name, array in net.state().items():
+        if name in owner:
+            array = np.ascontiguousarray(layouts.convert(array, type(owner[name]), "mbnp", "torch"))
+        state[_timm_name(name) if names == "timm" else name] = torch.from_numpy(array)
+    return state
 
 
 def is_timm(net: Network) -> bool:
-    """Whether `net` computes what timm's mobilenetv1_* of its width computes, whatever its weights."""
-    ours = described.describe(net)["layers"]
+    """Return whether `net` computes what timm's mobilenetv1_* of its width computes, whatever its weights."""
     stem = net.variables().get("features.0.0.weight")
     if stem is None:
         return False
     try:
-        timm = mobilenet_v1(net.num_classes, stem.value.shape[-1] / STEM, net.resolution, relu_cap=6.0)
+        timm = mobilenet_v1(net.num_classes, stem.value.shape[-1] / STEM, net.resolution, max_value=6.0)
     except MbnpError:  # wider than any
         return False
-    return described.describe(timm)["layers"] == ours
+    return timm.built_as == spec.describe_layers(net)
 
 
 def _timm_name(name: str) -> str:
@@ -114,43 +108,11 @@ def _timm_name(name: str) -> str:
     return f"{_TO_TIMM[layer_name]}.{last}"
 
 
-def _weight_owners(net: Network) -> dict[str, Layer]:
-    kinds = (Conv, Depthwise, Pointwise, Linear)
-    return {f"{name}.weight": layer for name, layer in net.leaves() if isinstance(layer, kinds)}
-
-
 def array_of(tensor: Any) -> np.ndarray:
-    """A tensor, or what is one already, as an array of at least 32 bits a number."""
+    """Return a tensor, or what is an array already, as an array of at least 32 bits a number."""
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point() and tensor.element_size() < 4:
             tensor = tensor.float()  # NumPy has no bfloat16
         tensor = tensor.numpy()
     return np.asarray(tensor)
-
-
-def _ours(name: str, layer: Layer, w: np.ndarray) -> np.ndarray:
-    dimensions = 2 if isinstance(layer, Linear) else 4
-    if w.ndim != dimensions:
-        raise MbnpError(f"{name} must have {dimensions} dimensions in PyTorch's layout, got shape {w.shape}")
-    if isinstance(layer, Linear):
-        return w.T
-    if isinstance(layer, Conv):
-        return w.transpose(2, 3, 1, 0)
-    if isinstance(layer, Depthwise) and w.shape[1] == 1:
-        return w[:, 0].transpose(1, 2, 0)
-    if isinstance(layer, Pointwise) and w.shape[2:] == (1, 1):
-        return w[:, :, 0, 0].T
-    raise MbnpError(f"{name} of shape {w.shape} is no weight of a {type(layer).__name__.lower()} convolution")
-
-
-def _layout_to_torch(layer: Layer | None, w: np.ndarray) -> np.ndarray:
-    if isinstance(layer, Linear):
-        return w.T
-    if isinstance(layer, Conv):
-        return w.transpose(3, 2, 0, 1)
-    if isinstance(layer, Depthwise):
-        return w.transpose(2, 0, 1)[:, None]
-    if isinstance(layer, Pointwise):
-        return w.T[:, :, None, None]
-    return w

@@ -98,7 +98,7 @@ def test_law(case, dtype):
     x = rng.standard_normal((n, h, w, 3)).astype(np.float32)
     dy = rng.standard_normal((n, 5)).astype(np.float32)
     tolerance = TOLERANCE[dtype]
-    with backend.using("numpy"):
+    with backend.use("numpy"):
         assert relative(fast.forward(x.astype(dtype)), readable.forward(x.astype(np.float64))) < tolerance
         expected = readable.forward(x.astype(np.float64), train=True)
         readable.backward(dy.astype(np.float64))
@@ -151,7 +151,7 @@ def test_law_of_a_networks_end(end, in_one, frozen, dtype):
     assert fast.report().splitlines()[2].endswith(": fc" if in_one else ": none")
     x, _ = batch(19, 9, np.float32)
     dy = np.random.default_rng(4).standard_normal((19, 4)).astype(np.float32)
-    with backend.using("numpy"):
+    with backend.use("numpy"):
         inferred = exact.forward(x.astype(np.float64))
         expected = exact.forward(x.astype(np.float64), train=True)
         exact.backward(dy.astype(np.float64))
@@ -238,14 +238,14 @@ def test_law_of_the_first_convolution(case, dtype):
     fast.load_state(exact.state())
     x = np.random.default_rng(3).standard_normal((3, h, w, channels)).astype(np.float32)
     dy = np.random.default_rng(4).standard_normal((3, 4))
-    with backend.using("numpy"):
+    with backend.use("numpy"):
         y, inferred = exact.forward(x.astype(np.float64), train=True), exact
         exact.backward(dy)
     assert fast.report().splitlines()[0].endswith(": 0")
     assert relative(fast.forward(x.astype(dtype), train=True), y) < TOLERANCE[dtype]
     fast.backward(dy.astype(dtype))
     assert_gradients(gradients(fast), gradients(exact), TOLERANCE[dtype])
-    with backend.using("numpy"):
+    with backend.use("numpy"):
         expected = inferred(x.astype(np.float64))
     assert relative(fast(x.astype(dtype)), expected) < TOLERANCE[dtype]
 
@@ -257,7 +257,7 @@ def test_a_large_bias_costs_no_precision():
         return Network({"conv": conv, "bn": BatchNorm(16, dtype=dtype)}, resolution=16)
 
     x = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype(np.float32)
-    with backend.using("numpy"):
+    with backend.use("numpy"):
         y = build(np.float64).forward(x.astype(np.float64), train=True)
     assert relative(fused.convert(build(np.float32)).forward(x, train=True), y) < 3e-5
 
@@ -288,7 +288,7 @@ def test_large_means_do_not_cancel(spread):
     fast = fused.convert(fast)
     x = np.random.default_rng(0).normal(1e3, spread, (8, 16, 16, 3)).astype(np.float32)
     dy = np.random.default_rng(1).standard_normal((8, 5))
-    with backend.using("numpy"):
+    with backend.use("numpy"):
         y = exact.forward(x.astype(np.float64), train=True)
         exact.backward(dy)
     assert relative(fast.forward(x, train=True), y) < 1e-5
@@ -526,7 +526,7 @@ def test_the_description_is_shared():
     net.preprocessing = {"mean": [0, 0, 0], "std": [1, 1, 1]}
     assert net.classes == ["a"] * 10
     assert fast.preprocessing == net.preprocessing
-    assert fused.convert(fast).readable is net
+    assert fused.convert(fast).reference is net
 
 
 def test_two_threads_wait_for_one_another():
@@ -573,7 +573,7 @@ def test_another_backend_runs_the_readable_network():
     net = models.mobilenet_v1_small(width_mult=0.25)
     fast = fused.convert(net)
     x, _ = batch(2, 32, np.float32)
-    with backend.using("numpy"):
+    with backend.use("numpy"):
         np.testing.assert_array_equal(fast(x), net(x))
         fast.forward(x, train=True)
         fast.backward(np.ones((2, 10), np.float32))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mbnp.models.mobilenet_v1_small import BLOCKS, STEM
+from mbnp.models.article import BLOCKS, STEM
 
 
 def torch_golden(name: str, case: dict) -> np.ndarray | None:

@@ -1,4 +1,7 @@
-"""Make mbnp/grading/golden/NN.npz: what PyTorch computes for the exercises' cases. python tests/grading/make_golden.py
+"""Make mbnp/grading/lessons/golden/NN.npz: what PyTorch computes for the exercises' cases.
+
+    python tests/grading/make_golden.py
+
 
 golden_NN.py beside this file has `torch_golden(name, case)` for the exercises of lesson NN: an array, or a tuple of
 arrays in the order of the exercise's outputs, or None where PyTorch has no such operation.
@@ -12,7 +15,7 @@ import numpy as np
 from mbnp import grading
 
 HERE = Path(__file__).resolve().parent
-GOLDEN = Path(grading.__file__).parent / "golden"
+GOLDEN = Path(grading.__file__).parent / "lessons" / "golden"
 
 
 def make(lesson: int) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from mbnp import MbnpError, fused, models, optim, train, weights
-from tests.twins import Article, assert_gradients, batch, gradients, relative, tensor, twin, vary
+from tests.twins import Article, assert_gradients, batch, gradients, relative, tensor, torch_network, vary
 
 CASES = [
     ("mobilenet-v1-small", {}, 32),
@@ -27,7 +27,7 @@ def torch_state(module: torch.nn.Module) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("engine", ["readable", "fused"])
 def test_forward_backward_and_statistics_agree_with_torch(name, options, size, engine):
     net = vary(models.create(name, dtype=np.float64, **options))
-    other = twin(net).double()
+    other = torch_network(net).double()
     other.load_state_dict(weights.to_torch(net))
     run = fused.convert(net) if engine == "fused" else net
     x, _ = batch(3, size, np.float64)

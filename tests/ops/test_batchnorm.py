@@ -45,8 +45,8 @@ def test_a_large_mean_does_not_cancel():
     check(x, (3,), (3,), finite=False, spellings=("numpy", "numba"))
     check(x, (3,), (3,), finite=False, spellings=("loops",), tolerance={np.float64: 1e-10, np.float32: 1e-4})
     exact, _, _ = batchnorm.forward(x.astype(np.float64), np.ones(3), np.zeros(3))
-    for spelling in backend.SPELLINGS:
-        with backend.using(spelling):
+    for spelling in backend.BACKENDS:
+        with backend.use(spelling):
             y, _, _ = batchnorm.forward(x, np.ones(3, np.float32), np.zeros(3, np.float32))
         oracle.close(y, exact, 1e-5, spelling)  # forward knows the mean exactly
 

@@ -14,7 +14,7 @@ def a(*shape):
 W3, W1, DW, V = a(3, 3, 3, 2), a(3, 2), a(3, 3, 3), a(3)
 
 
-@pytest.mark.parametrize("spelling", backend.SPELLINGS)
+@pytest.mark.parametrize("spelling", backend.BACKENDS)
 @pytest.mark.parametrize(
     "operation",
     [
@@ -29,7 +29,7 @@ W3, W1, DW, V = a(3, 3, 3, 2), a(3, 2), a(3, 3, 3), a(3)
     ],
 )
 def test_views_are_inputs_like_any_other(operation, spelling):
-    with backend.using(spelling):
+    with backend.use(spelling):
         view = a(2, 3, 9, 5).transpose(0, 2, 3, 1)[:, ::2]
         assert not view.flags.c_contiguous
         y = operation(view)
@@ -37,11 +37,11 @@ def test_views_are_inputs_like_any_other(operation, spelling):
     assert y.flags.c_contiguous
 
 
-@pytest.mark.parametrize("spelling", backend.SPELLINGS)
+@pytest.mark.parametrize("spelling", backend.BACKENDS)
 def test_a_numpy_number_as_an_option_does_not_promote(spelling):
     x, big = a(4, 3), np.float64(0.25)
-    with backend.using(spelling):
-        assert relu.forward(x, cap=big).dtype == np.float32
+    with backend.use(spelling):
+        assert relu.forward(x, max_value=big).dtype == np.float32
         y, mean, var = batchnorm.forward(x, V, V, eps=big)
         results = [y, mean, var, *batchnorm.backward(x, x, V, mean, var, eps=big)]
         results += [batchnorm.inference(x, V, V, mean, var, eps=big)]
@@ -50,7 +50,7 @@ def test_a_numpy_number_as_an_option_does_not_promote(spelling):
     assert {r.dtype for r in results} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("spelling", backend.SPELLINGS)
+@pytest.mark.parametrize("spelling", backend.BACKENDS)
 def test_zero_dimensions_are_a_shape_too(spelling):
-    with backend.using(spelling):
+    with backend.use(spelling):
         assert relu.forward(np.array(-1.0)).shape == ()

@@ -11,7 +11,7 @@ from tests import oracle
 
 
 def check(x, cap=None, **options):
-    forward, backward = (functools.partial(f, cap=cap) for f in (relu.forward, relu.backward))
+    forward, backward = (functools.partial(f, max_value=cap) for f in (relu.forward, relu.backward))
     reference = torch.relu if cap is None else functools.partial(F.hardtanh, min_val=0.0, max_val=cap)
     oracle.check(forward, backward, reference, x, **options)
 
@@ -32,14 +32,14 @@ def test_corners_and_nan_agree_with_torch(cap):
 
 def test_the_gradient_is_zero_at_the_corners():
     x = np.array([0.0, 6.0])
-    np.testing.assert_array_equal(relu.backward(np.ones(2), x, cap=6.0), [0, 0])
+    np.testing.assert_array_equal(relu.backward(np.ones(2), x, max_value=6.0), [0, 0])
     np.testing.assert_array_equal(relu.backward(np.ones(2), x), [0, 1])
 
 
 def test_bad_input():
     x = np.zeros((2, 3), np.float32)
-    with pytest.raises(MbnpError, match="cap must be above 0"):
-        relu.forward(x, cap=-1)
+    with pytest.raises(MbnpError, match="max_value must be above 0"):
+        relu.forward(x, max_value=-1)
     with pytest.raises(MbnpError, match="dy is float64 where x is float32"):
         relu.backward(np.zeros((2, 3)), x)
     with pytest.raises(MbnpError, match=r"dy must have the shape \(2, 3\), got \(3, 2\)"):

@@ -71,7 +71,7 @@ def test_what_comes_with_the_weights(folder):
     assert list(net.layers) == ["features", "pool", "classifier"]
     leaves = dict(net.leaves())
     bn, relu = leaves["features.13.4"], leaves["features.13.5"]
-    assert (bn.eps, bn.momentum, relu.cap) == (1e-3, 0.01, 6.0)
+    assert (bn.eps, bn.momentum, relu.max_value) == (1e-3, 0.01, 6.0)
     strided = [x for x in leaves.values() if isinstance(x, Depthwise) and x.options["stride"] == (2, 2)]
     assert [layer.options["padding"] for layer in strided] == [((0, 1), (0, 1))] * 4
     assert leaves["features.0.0"].options["padding"] == "same"

@@ -28,7 +28,7 @@ from mbnp.layers import (
     Subsample,
 )
 from mbnp.weights.onnx import write
-from tests.twins import Article, gradients, relative, twin, vary
+from tests.twins import Article, gradients, relative, torch_network, vary
 from tests.weights.graphs import assert_same, model, node, rand, run, written
 
 LAYOUTS = pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -81,7 +81,7 @@ def varied(dtype):
         "norm": BatchNorm(2, dtype=dtype),
         "pad": Pad(((1, 0), (2, 1))),
         "stem": Conv(2, 4, (3, 2), (2, 1), ((0, 1), (0, 1)), dtype=dtype),
-        "act": ReLU(cap=0.7),
+        "act": ReLU(max_value=0.7),
         "more": Pad(0, (0, 2)),
         "dw": Depthwise(6, 3, 2, "same", dtype=dtype),
         "bn": BatchNorm(6, dtype=dtype),
@@ -206,8 +206,8 @@ class Branches(torch.nn.Module):
 
 TORCH = {
     "article": (lambda: Article(), 32),
-    "mobilenet-v1": (lambda: twin(models.mobilenet_v1(num_classes=5, width_mult=0.25)), 64),
-    "resnet20": (lambda: twin(models.resnet20(width_mult=0.5)), 32),
+    "mobilenet-v1": (lambda: torch_network(models.mobilenet_v1(num_classes=5, width_mult=0.25)), 64),
+    "resnet20": (lambda: torch_network(models.resnet20(width_mult=0.5)), 32),
     "branches": (Branches, 12),
 }
 

@@ -53,11 +53,11 @@ def test_what_does_not_fit_changes_nothing():
     before = net.state()
     state = article().state_dict()
     for name, bad, message in [
-        ("conv2_1.0.weight", torch.zeros(32, 2, 3, 3), "no weight of a depthwise convolution"),
-        ("conv2_1.3.weight", torch.zeros(32, 32, 3, 3), "no weight of a pointwise convolution"),
-        ("conv1.0.weight", torch.zeros(3, 3), "must have 4 dimensions"),
+        ("conv2_1.0.weight", torch.zeros(32, 2, 3, 3), "no weight of a Depthwise, which has the axes c1hw"),
+        ("conv2_1.3.weight", torch.zeros(32, 32, 3, 3), "no weight of a Pointwise, which has the axes oi11"),
+        ("conv1.0.weight", torch.zeros(3, 3), "no weight of a Conv, which has the axes oihw"),
         ("fc.weight", torch.zeros(12, 512), r"fc.weight has shape \(512, 12\), not \(512, 10\)"),
-        ("fc.scale", torch.zeros(1), "left over fc.scale"),
+        ("fc.scale", torch.zeros(1), "unexpected fc.scale"),
     ]:
         with pytest.raises(MbnpError, match=message):
             weights.from_torch(net, state | {name: bad})
@@ -72,14 +72,14 @@ def test_partial_loading_says_what_it_skipped():
     state["conv2_4.0.weight"] = torch.zeros(64, 2, 3, 3)  # of a grouped convolution, no depthwise one
     state["teacher.bias"] = torch.zeros(2)
     skipped = weights.from_torch(net, state, strict=False)
-    assert skipped.missing == ("conv2_3.0.weight",)
-    assert skipped.left_over == ("teacher.bias",)
-    assert sorted(skipped.misfits) == [
+    assert skipped.missing_keys == ("conv2_3.0.weight",)
+    assert skipped.unexpected_keys == ("teacher.bias",)
+    assert sorted(skipped.shape_mismatches) == [
         "conv2_4.0.weight has shape (64, 2, 3, 3), not (3, 3, 64)",
         "fc.bias has shape (10,), not (3,)",
         "fc.weight has shape (512, 10), not (512, 3)",
     ]
-    assert str(skipped).startswith("missing conv2_3.0.weight, left over teacher.bias, ")
+    assert str(skipped).startswith("missing conv2_3.0.weight, unexpected teacher.bias, ")
     assert str(skipped).endswith(" and 1 more")
     kept = {"conv2_3.0.weight", "conv2_4.0.weight", "fc.weight", "fc.bias"}
     expected = models.mobilenet_v1_small(num_classes=10)
@@ -120,7 +120,7 @@ def test_a_matrix_where_a_1x1_kernel_belongs_is_skipped_and_not_loaded_transpose
     state = weights.to_torch(net)
     state[name] = state[name][:, :, 0, 0] + 1
     skipped = weights.from_torch(net, state, strict=False)
-    assert len(skipped.misfits) == 1
+    assert len(skipped.shape_mismatches) == 1
     assert name in str(skipped)
-    assert not skipped.missing
+    assert not skipped.missing_keys
     np.testing.assert_array_equal(net.state()[name], before)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mbnp.models.mobilenet_v1_small import BLOCKS, STEM
+from mbnp.models.article import BLOCKS, STEM
 
 
 def scaled_macs(width, resolution):

@@ -259,10 +259,10 @@ class _Build:
         for slope in ("negative_slope", "threshold"):
             if settings.scalar(node, slope, 0.0):
                 raise MbnpError(f"{node} has a {slope}, which mbnp's ReLU has not")
-        cap = node.config.get("max_value")
-        if cap is not None and not (cap := settings.scalar(node, "max_value", 6.0)) > 0:
-            raise MbnpError(f"{node} has max_value {cap}")
-        self.put(node.name, ReLU(cap))
+        most = node.config.get("max_value")
+        if most is not None and not (most := settings.scalar(node, "max_value", 6.0)) > 0:
+            raise MbnpError(f"{node} has max_value {most}")
+        self.put(node.name, ReLU(most))
 
     def _Activation(self, node: Node) -> None:
         self.activation(node, node.name)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mbnp import models, spec
 from mbnp.errors import MbnpError
-from mbnp.models import described
 from mbnp.network import Layer, Network
 from mbnp.weights import files
 from mbnp.weights.onnx import constants, nodes
@@ -231,10 +231,10 @@ def _described(graph: Graph, net: Network) -> Network:
 
 def _rebuilt(net: Network, arch: Any) -> Network:
     """What `arch` builds with the arrays of `net`, if both have the same layers; `net` otherwise."""
-    net.arch = described.describe(net)
+    net.arch = spec.describe(net)
     try:
-        built = files.build(arch, net.dtype, sum(array.size for array in net.state().values()))
-        if _plain(described.describe(built)) != _plain(net.arch):
+        built = models.from_description(arch, net.dtype, sum(array.size for array in net.state().values()))
+        if _plain(spec.describe(built)) != _plain(net.arch):
             return net
     except (KeyError, TypeError, ValueError, RecursionError, OverflowError):
         return net

@@ -18,7 +18,8 @@ from mbnp.layers import (
     Pointwise,
     ReLU,
 )
-from mbnp.network import Parameter
+from mbnp.network import Layer
+from mbnp.parameter import Parameter
 from mbnp.weights.onnx import windows
 from mbnp.weights.onnx.constants import FLOATS, named_axes
 from mbnp.weights.onnx.read import Node
@@ -218,7 +219,15 @@ def cast(node: Node, x: Value) -> None:
         raise MbnpError("it makes whole numbers of a map")
 
 
+def _elementwise(layer: type[Layer]) -> Callable[..., None]:
+    return lambda node, x: x.add(node, layer())
+
+
+# Layers without options that are one operation of ONNX, both ways.
+ELEMENTWISE: dict[type[Layer], str] = {}
+
 OPERATIONS: dict[str, Callable[..., None]] = {
+    **{op: _elementwise(layer) for layer, op in ELEMENTWISE.items()},
     "AveragePool": windows.average_pool,
     "BatchNormalization": batchnorm,
     "Cast": cast,

@@ -7,6 +7,7 @@ import numpy as np
 from mbnp.errors import MbnpError
 from mbnp.layers import AveragePool, Conv, Depthwise, Linear, MaxPool, Pad, Pointwise, Subsample
 from mbnp.ops import window
+from mbnp.weights import layouts
 from mbnp.weights.onnx.constants import slices
 from mbnp.weights.onnx.read import Node
 from mbnp.weights.onnx.value import Array, Value, layer_padding, one, set_weights
@@ -33,14 +34,12 @@ def conv(node: Node, x: Value, w: np.ndarray, b: Array = None) -> None:
     layer: Any
     if depthwise:
         layer = Depthwise(group, kernel, **options, **bias)
-        w = w[:, 0].transpose(1, 2, 0)
     elif plain:
         layer = (Linear if x.flat else Pointwise)(x.channels, c_out, **bias)
-        w = w[:, :, 0, 0].T
+        w = w[:, :, 0, 0] if x.flat else w
     else:
         layer = Conv(x.channels, c_out, kernel, **options, **bias)
-        w = w.transpose(2, 3, 1, 0)
-    set_weights(node, x, layer, w, b)
+    set_weights(node, x, layer, layouts.convert(w, type(layer), "torch", "mbnp"), b)
 
 
 def max_pool(node: Node, x: Value) -> None:

@@ -8,18 +8,15 @@ from typing import Any
 import numpy as np
 
 import mbnp
+from mbnp import models
 from mbnp.errors import MbnpError
 from mbnp.layers import (
     AveragePool,
     BatchNorm,
-    Conv,
-    Depthwise,
     Flatten,
     GlobalAveragePool,
-    Linear,
     MaxPool,
     Pad,
-    Pointwise,
     ReLU,
     Residual,
     Sequential,
@@ -27,7 +24,8 @@ from mbnp.layers import (
 )
 from mbnp.network import Layer, Network
 from mbnp.ops import window
-from mbnp.weights import files, native
+from mbnp.weights import files, layouts
+from mbnp.weights.onnx.nodes import ELEMENTWISE
 from mbnp.weights.onnx.read import METADATA, library
 from mbnp.weights.onnx.windows import same_is_tensorflows
 
@@ -56,11 +54,11 @@ def save(net: Network, path: str | os.PathLike, layout: str = "NCHW", fold: bool
 def _model(onnx: Any, net: Network, layout: str, fold: bool) -> Any:
     size = (net.resolution, net.resolution, net.channels)
     out = net.output_shape(size)
-    graph = _Graph(onnx, fold)
+    graph = _Graph(onnx, fold, layouts.owners(net))
     tensor = (
         graph.node("Transpose", "to_nchw", [INPUT], perm=TO_CHANNELS_FIRST) if layout == "NHWC" else INPUT
     )
-    tensor = graph.chain(_flat(net), tensor)
+    tensor = graph.chain(net.flat(), tensor)
     if len(out) == 3 and layout == "NHWC":
         tensor = graph.node("Transpose", "to_nhwc", [tensor], perm=TO_CHANNELS_LAST)
     if tensor == INPUT:
@@ -79,7 +77,7 @@ def _model(onnx: Any, net: Network, layout: str, fold: bool) -> Any:
     )
     preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
     description = {
-        "arch": native.architecture(net),
+        "arch": models.description(net),
         "classes": net.classes,
         "preprocessing": preprocessing,
     }
@@ -99,8 +97,8 @@ def _dims(shape: tuple[int, ...], layout: str) -> list[int | str]:
 class _Graph:
     """Nodes and arrays, as they are added. Maps are NCHW inside."""
 
-    def __init__(self, onnx: Any, fold: bool) -> None:
-        self.onnx, self.fold = onnx, fold
+    def __init__(self, onnx: Any, fold: bool, owners: dict[str, Layer]) -> None:
+        self.onnx, self.fold, self.owners = onnx, fold, owners  # of arrays whose axes differ
         self.nodes: list[Any] = []
         self.arrays: list[Any] = []
 
@@ -120,11 +118,7 @@ class _Graph:
         at = 0
         while at < len(layers):
             (name, layer), after = layers[at], layers[at + 1][1] if at + 1 < len(layers) else None
-            if (
-                self.fold
-                and isinstance(layer, Conv | Depthwise | Pointwise | Linear)
-                and isinstance(after, BatchNorm)
-            ):
+            if self.fold and f"{name}.weight" in self.owners and isinstance(after, BatchNorm):
                 x = self.weighted(name, layer, *_folded(layer, after), x)
                 at += 1
             else:
@@ -133,30 +127,30 @@ class _Graph:
         return x
 
     def layer(self, name: str, layer: Layer, x: str) -> str:
+        if f"{name}.weight" in self.owners:
+            bias = None if layer.bias is None else layer.bias.value  # type: ignore[attr-defined]
+            return self.weighted(name, layer, layer.weight.value, bias, x)  # type: ignore[attr-defined]
+        if type(layer) in ELEMENTWISE:
+            return self.node(ELEMENTWISE[type(layer)], name, [x])
         match layer:
             case Residual():
-                shortcut = _flat(layer.shortcut, f"{name}.shortcut") if layer.shortcut else []
-                body = self.chain(_flat(Sequential(layer.layers), name), x)
-                return self.node("Add", name, [body, self.chain(shortcut, x)])
-            case Conv() | Depthwise() | Pointwise() | Linear():
-                bias = None if layer.bias is None else layer.bias.value
-                return self.weighted(name, layer, layer.weight.value, bias, x)
+                shortcut = Sequential({"shortcut": layer.shortcut} if layer.shortcut else {})
+                body = self.chain(layer.flat(name), x)
+                return self.node("Add", name, [body, self.chain(shortcut.flat(name), x)])
             case BatchNorm():
                 arrays = [self.array(f"{name}.{key}", v.value) for key, v in layer.variables().items()]
                 attributes = {"epsilon": layer.eps, "momentum": 1 - layer.momentum}
                 return self.node("BatchNormalization", name, [x, *arrays], **attributes)
-            case ReLU(cap=None):
+            case ReLU(max_value=None):
                 return self.node("Relu", name, [x])
             case ReLU():
-                limits = [self.array(f"{name}.min", 0), self.array(f"{name}.max", layer.cap)]
+                limits = [self.array(f"{name}.min", 0), self.array(f"{name}.max", layer.max_value)]
                 return self.node("Clip", name, [x, *limits])
             case MaxPool():
                 return self.node("MaxPool", name, [x], **_window(layer.size, layer.options))
             case AveragePool():
-                attributes = _window(layer.size, layer.options) | {
-                    "count_include_pad": int(layer.count_padding)
-                }
-                return self.node("AveragePool", name, [x], **attributes)
+                counted = {"count_include_pad": int(layer.options["count_padding"])}
+                return self.node("AveragePool", name, [x], **_window(layer.size, layer.options), **counted)
             case GlobalAveragePool():
                 return self.node("Flatten", f"{name}.flatten", [self.node("GlobalAveragePool", name, [x])])
             case Flatten():
@@ -172,18 +166,13 @@ class _Graph:
         )
 
     def weighted(self, name: str, layer: Any, w: np.ndarray, b: np.ndarray | None, x: str) -> str:
+        w = layouts.convert(w, type(layer), "mbnp", "torch")
+        if w.ndim == 2:
+            op, attributes = "Gemm", {"transB": 1}
+        else:
+            op, attributes = "Conv", _window(w.shape[2:], layer.options or {"stride": 1, "padding": 0})
+            attributes |= {"group": layer.groups} if layer.groups > 1 else {}
         bias = [] if b is None else [(f"{name}.bias", b)]
-        match layer:
-            case Conv():
-                op, w = "Conv", w.transpose(3, 2, 0, 1)
-                attributes = _window(w.shape[2:], layer.options)
-            case Depthwise():
-                op, w = "Conv", w.transpose(2, 0, 1)[:, None]
-                attributes = _window(w.shape[2:], layer.options) | {"group": len(w)}
-            case Pointwise():
-                op, w, attributes = "Conv", w.T[:, :, None, None], {"kernel_shape": [1, 1]}
-            case _:
-                op, w, attributes = "Gemm", w.T, {"transB": 1}
         arrays = [self.array(key, value) for key, value in [(f"{name}.weight", w), *bias]]
         return self.node(op, name, [x, *arrays], **attributes)
 
@@ -204,14 +193,6 @@ class _Graph:
         )
         channels = layer.before, layer.after
         return self.pad(f"{name}.pad", ((0, 0), (0, 0)), channels, x) if any(channels) else x
-
-
-def _flat(layer: Layer, name: str = "") -> list[tuple[str, Layer]]:
-    """Layers in order with their full names, plain containers opened up; a Residual is one layer."""
-    if not isinstance(layer, Sequential) or isinstance(layer, Residual):
-        return [(name, layer)]
-    inner = [_flat(child, f"{name}.{key}" if name else key) for key, child in layer.layers.items()]
-    return [pair for pairs in inner for pair in pairs]
 
 
 def _folded(layer: Any, bn: BatchNorm) -> tuple[np.ndarray, np.ndarray]:

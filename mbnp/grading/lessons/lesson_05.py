@@ -5,7 +5,7 @@ import numpy as np
 from mbnp import cost
 from mbnp.grading.exercise import Case, Exercise, Mistake
 from mbnp.layers import BatchNorm, Conv, Depthwise, GlobalAveragePool, Layer, Linear, Pointwise
-from mbnp.models.mobilenet_v1_small import BLOCKS
+from mbnp.models.article import BLOCKS
 from mbnp.network import Network
 from mbnp.ops.window import output_size
 

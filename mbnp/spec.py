@@ -7,17 +7,17 @@
         {"name": "pool", "kind": "global-average-pool"},
         {"name": "head", "kind": "linear", "c_in": 32, "c_out": 10, "bias": true}]}
 
-Options are those of the layers' constructors. A description may come from a hostile file: every name, type and
-limit is checked here, and sizes are added up before anything of that size is made.
+A layer's options are its `config()`, its constructor's parameters. A description may come from a hostile file: every
+name, type and limit is checked here, and sizes are added up before anything of that size is made.
 """
 
 import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -26,15 +26,21 @@ from mbnp.errors import MbnpError, unknown
 from mbnp.network import Layer, Network, Residual, Sequential
 from mbnp.ops import window
 
-NAME = "layers"  # of the architecture "whatever is listed", where others have their builder's
+NAME = "layers"  # the name of an architecture that lists its layers, where others have their builder's
 DEEPEST = 16  # containers within containers
 LONGEST_NAME = 200
 MOST_LAYERS = 10_000
 LARGEST = 1_000_000  # channels, rows of a kernel, steps of a stride
-LARGEST_MAP = 200_000_000  # numbers that a layer puts out for one picture
+LARGEST_MAP = 200_000_000  # numbers in the feature maps that a layer makes of one image
+
+KINDS: dict[str, Any] = {
+    cls.kind: cls
+    for cls in vars(layers).values()
+    if isinstance(cls, type) and issubclass(cls, Layer) and cls.kind
+}
 
 
-# Checks: each returns the value as plain JSON has it, or raises TypeError or ValueError (MbnpError is one).
+# Checks of options: each returns the value as plain JSON has it, or raises TypeError or ValueError.
 
 
 def _whole(value: Any, least: int) -> int:
@@ -47,7 +53,7 @@ _count = partial(_whole, least=1)
 _margin = partial(_whole, least=0)
 
 
-def _pair(value: Any) -> int | list[int]:
+def _size(value: Any) -> int | list[int]:
     if isinstance(value, (tuple, list)):
         vertical, horizontal = value
         return [_count(vertical), _count(horizontal)]
@@ -66,12 +72,6 @@ def _margins(value: Any) -> list[int]:
     return [_margin(before), _margin(after)]
 
 
-def _order(value: Any) -> str | None:
-    if value not in (None, "HWC", "CHW"):
-        raise ValueError("neither HWC nor CHW nor null")
-    return value
-
-
 def _flag(value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError("neither true nor false")
@@ -84,152 +84,87 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _number_or_none(value: Any) -> float | None:
-    return None if value is None else _number(value)
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_NAME:
         raise ValueError(f"no printable text of at most {LONGEST_NAME} characters")
     return value
 
 
-class Kind(NamedTuple):
-    """A kind of layer: its class, the check of each option of its constructor, and how to get them from a layer.
-
-    size: how many numbers a layer of these options holds, running statistics included; make: what takes the
-    options, if not the class itself.
-    """
-
-    layer: type[Layer]
-    checks: dict[str, Callable[[Any], Any]]
-    read: Callable[[Any], dict[str, Any]]
-    size: Callable[[dict[str, Any]], int] = lambda o: 0
-    make: Callable[..., Layer] | None = None
+def _or_none(check: Callable) -> Callable:
+    return lambda value: None if value is None else check(value)
 
 
-def _area(options: dict[str, Any]) -> int:
-    return math.prod(window.pair("kernel", options["kernel"]))
-
-
-def _dense_size(options: dict[str, Any]) -> int:
-    return (options["c_in"] + options["bias"]) * options["c_out"]
-
-
-def _dense(layer: Any) -> dict[str, Any]:
-    c_in, c_out = layer.weight.value.shape
-    return {"c_in": c_in, "c_out": c_out, "bias": layer.bias is not None}
-
-
-def _conv(layer: Any) -> dict[str, Any]:
-    *kernel, c_in, c_out = layer.weight.value.shape
-    channels = {"c_in": c_in, "c_out": c_out}
-    return channels | {"kernel": kernel, **layer.options, "bias": layer.bias is not None}
-
-
-def _depthwise(layer: Any) -> dict[str, Any]:
-    *kernel, channels = layer.weight.value.shape
-    return {"channels": channels, "kernel": kernel, **layer.options, "bias": layer.bias is not None}
-
-
-def _batchnorm(layer: Any) -> dict[str, Any]:
-    return {"channels": layer.weight.value.size, "eps": layer.eps, "momentum": layer.momentum}
-
-
-def _pool(layer: Any) -> dict[str, Any]:
-    return {"size": layer.size, **layer.options}
-
-
-def _subsample(layer: Any) -> dict[str, Any]:
-    return {"new_channels": layer.before + layer.after, "stride": layer.stride}
-
-
-_WINDOW: dict[str, Callable] = {"stride": _pair, "padding": _padding}
-_DENSE: dict[str, Callable] = {"c_in": _count, "c_out": _count, "bias": _flag}
-
-KINDS: dict[str, Kind] = {
-    "conv": Kind(
-        layers.Conv,
-        {"c_in": _count, "c_out": _count, "kernel": _pair, **_WINDOW, "bias": _flag},
-        _conv,
-        lambda o: (_area(o) * o["c_in"] + o["bias"]) * o["c_out"],
-    ),
-    "depthwise": Kind(
-        layers.Depthwise,
-        {"channels": _count, "kernel": _pair, **_WINDOW, "bias": _flag},
-        _depthwise,
-        lambda o: (_area(o) + o["bias"]) * o["channels"],
-    ),
-    "pointwise": Kind(layers.Pointwise, _DENSE, _dense, _dense_size),
-    "linear": Kind(layers.Linear, _DENSE, _dense, _dense_size),
-    "batchnorm": Kind(
-        layers.BatchNorm,
-        {"channels": _count, "eps": _number, "momentum": _number},
-        _batchnorm,
-        lambda o: 4 * o["channels"],
-    ),
-    "relu": Kind(layers.ReLU, {"cap": _number_or_none}, lambda layer: {"cap": layer.cap}),
-    "max-pool": Kind(layers.MaxPool, {"size": _pair, **_WINDOW}, _pool),
-    "average-pool": Kind(
-        layers.AveragePool,
-        {"size": _pair, **_WINDOW, "count_padding": _flag},
-        lambda layer: _pool(layer) | {"count_padding": layer.count_padding},
-    ),
-    "global-average-pool": Kind(layers.GlobalAveragePool, {}, lambda layer: {}),
-    "flatten": Kind(
-        layers.Flatten,
-        {"hint": _text, "order": _order},
-        lambda layer: {"hint": layer.hint, "order": layer.order},
-    ),
-    "pad": Kind(
-        layers.Pad,
-        {"padding": _padding, "channels": _margins},
-        lambda layer: {"padding": layer.padding, "channels": layer.channels},
-    ),
-    "subsample": Kind(
-        layers.Subsample,
-        {"new_channels": _margin, "stride": _pair},
-        _subsample,
-        make=lambda new_channels, stride: layers.Subsample(0, new_channels, stride),
-    ),
+# What an option may be, by its type in the layer's constructor; and for options that their type does not tell.
+_BY_TYPE: dict[Any, Callable] = {
+    int: _count,
+    window.Size: _size,
+    window.Size | None: _size,
+    window.Margin: _padding,
+    window.Pair: _margins,
+    bool: _flag,
+    float: _number,
+    float | None: _or_none(_number),
+    str: _text,
+    str | None: _or_none(_text),
 }
-_KIND_OF = {kind.layer: name for name, kind in KINDS.items()}
+_BY_NAME = {"new_channels": _margin}
+_KEYS = {"max_value": "cap"}  # keys of files that are older than the option's name
+
+
+@cache
+def _options(kind: str) -> dict[str, tuple[str, Callable]]:
+    """Return key in files -> (option, its check) for a kind of layer."""
+    make = _constructor(kind)
+    hints = get_type_hints(make if inspect.ismethod(make) else make.__init__)
+    names = [name for name in inspect.signature(make).parameters if name not in ("rng", "dtype")]
+    return {_KEYS.get(name, name): (name, _BY_NAME.get(name) or _BY_TYPE[hints[name]]) for name in names}
+
+
+def _constructor(kind: str) -> Any:
+    return getattr(KINDS[kind], "from_config", KINDS[kind])
 
 
 def describe(net: Network) -> dict[str, Any]:
-    """`net` as plain JSON, without its weights. MbnpError for a layer that is none of this package's."""
+    """Return `net` as plain JSON, without its weights. MbnpError for a layer that is none of this package's."""
     _flow(net, (net.resolution, net.resolution, net.channels), "")
-    entries = [_describe(name, layer, name) for name, layer in net.layers.items()]
+    entries = describe_layers(net)
     _check_entries(entries)  # or the description could not be built from again
     return {"name": NAME, "resolution": net.resolution, "channels": net.channels, "layers": entries}
 
 
-def _describe(name: str, layer: Layer, where: str) -> dict[str, Any]:
-    if type(layer) in (Sequential, Residual):
-        inner = [_describe(child, x, f"{where}.{child}") for child, x in layer.layers.items()]  # type: ignore[attr-defined]
-        if not isinstance(layer, Residual):
-            return {"name": name, "kind": "sequential", "layers": inner}
+def describe_layers(net: Sequential, where: str = "") -> list[dict[str, Any]]:
+    """Return the layers of a chain alone, which do not depend on the size of its input."""
+    return [_describe(name, layer, f"{where}{name}") for name, layer in net.layers.items()]
+
+
+def _describe(name: str, layer: Any, where: str) -> dict[str, Any]:
+    if type(layer) is Sequential:
+        return {"name": name, "kind": "sequential", "layers": describe_layers(layer, f"{where}.")}
+    if type(layer) is Residual:
         shortcut = layer.shortcut and _describe("shortcut", layer.shortcut, f"{where}.shortcut")
+        inner = describe_layers(layer, f"{where}.")
         return {"name": name, "kind": "residual", "layers": inner, "shortcut": shortcut}
-    kind = _KIND_OF.get(type(layer))
-    if kind is None:
-        known = ", ".join(x.__name__ for x in _KIND_OF)
+    kind = layer.kind
+    if KINDS.get(kind) is not type(layer):
+        known = ", ".join(cls.__name__ for cls in KINDS.values())
         raise MbnpError(f"layer {where} is a {type(layer).__name__}, and a checkpoint can hold {known}")
-    options = _checked(KINDS[kind].read(layer), KINDS[kind].checks, where)
-    return {"name": name, "kind": kind, **options}
+    config, options = layer.config(), _options(kind)
+    checked = {key: _checked(key, config[option], check, where) for key, (option, check) in options.items()}
+    return {"name": name, "kind": kind, **checked}
 
 
 def build(
     description: Any, dtype: Any = np.float32, seed: int = 0, most_numbers: int | None = None
 ) -> Network:
-    """The network that a description says, with fresh weights.
+    """Build the network of a description, with fresh weights.
 
     Raises MbnpError for whatever is not as `describe` writes it, and where the weights and statistics would be
     more than `most_numbers`.
     """
     _expect(description, {"name", "resolution", "channels", "layers"}, "the network")
-    resolution = _checked_one("resolution", description["resolution"], _count, "the network")
-    channels = _checked_one("channels", description["channels"], _count, "the network")
+    resolution, channels = (
+        _checked(key, description[key], _count, "the network") for key in ("resolution", "channels")
+    )
     size = _check_entries(description["layers"])
     if most_numbers is not None and size > most_numbers:
         raise MbnpError(f"its layers need {size:,} numbers, and there are {most_numbers:,}")
@@ -240,20 +175,29 @@ def build(
     return net
 
 
+def size(entry: dict[str, Any]) -> int:
+    """Return how many numbers the described layer, which is no container, holds, running statistics included."""
+    return sum(map(math.prod, KINDS[entry["kind"]].shapes(**_config(entry)).values()))
+
+
+def _config(entry: dict[str, Any]) -> dict[str, Any]:
+    return {option: _tuples(entry[key]) for key, (option, _) in _options(entry["kind"]).items()}
+
+
 def _check_entries(entries: Any) -> int:
-    """How many numbers the layers hold; MbnpError for names, depths and counts that are not allowed."""
+    """Return how many numbers the layers hold; MbnpError for names, depths and counts that are not allowed."""
     rows = list(itertools.islice(_rows(entries, "", 1), MOST_LAYERS + 1))
     if len(rows) > MOST_LAYERS:
         raise MbnpError(f"the description has more than {MOST_LAYERS:,} layers")
-    size = sum(size for _, size in rows)
-    if not size:
+    total = sum(count for _, count in rows)
+    if not total:
         raise MbnpError("the description has no layer with weights")
     _unique([name for name, _ in rows])
-    return size
+    return total
 
 
 def _flow(layer: Layer, shape: tuple[int, ...], where: str) -> tuple[int, ...]:
-    """`layer.output_shape(shape)`; MbnpError where a layer does not take what the one before it gives."""
+    """Return `layer.output_shape(shape)`; MbnpError names the first layer that does not fit the one before it."""
     if isinstance(layer, Sequential):
         x_shape = shape
         for name, child in layer.layers.items():
@@ -261,21 +205,19 @@ def _flow(layer: Layer, shape: tuple[int, ...], where: str) -> tuple[int, ...]:
         if isinstance(layer, Residual):
             other = _flow(layer.shortcut, x_shape, f"{where}.shortcut") if layer.shortcut else x_shape
             if shape != other:
-                raise MbnpError(f"{where} adds maps of {shape} and {other}")
+                raise MbnpError(f"{where} adds feature maps of {shape} and {other}")
         return shape
     try:
-        if isinstance(layer, layers.BatchNorm) and layer.weight.value.shape != shape[-1:]:
-            raise MbnpError(f"it normalises {layer.weight.value.size} channels of {shape[-1]}")
         y_shape = layer.output_shape(shape)
         if math.prod(y_shape) > LARGEST_MAP:
-            raise MbnpError(f"it makes a map of {y_shape}, more than {LARGEST_MAP:,} numbers")
+            raise MbnpError(f"it makes feature maps of {y_shape}, more than {LARGEST_MAP:,} numbers")
         return y_shape
     except (ValueError, IndexError) as error:  # MbnpError is a ValueError
-        raise MbnpError(f"{where} cannot follow what is before it, a map of {shape}: {error}") from None
+        raise MbnpError(f"{where} cannot follow what is before it, of shape {shape}: {error}") from None
 
 
 def _rows(entries: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
-    """The full name and size of each layer that is no container; MbnpError for what is no description."""
+    """Yield the full name and size of each layer that is no container; MbnpError for what is no description."""
     if depth > DEEPEST:
         raise MbnpError(f"the description has containers more than {DEEPEST} deep")
     if not isinstance(entries, list) or not entries:
@@ -301,8 +243,11 @@ def _rows(entries: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
                     raise MbnpError(f"the shortcut of {where} is not described under that name")
                 yield from _rows([entry["shortcut"]], where, depth + 1)
         elif isinstance(kind, str) and kind in KINDS:
-            _expect(entry, {"name", "kind", *KINDS[kind].checks}, where)
-            yield where, KINDS[kind].size(_checked(entry, KINDS[kind].checks, where))
+            options = _options(kind)
+            _expect(entry, {"name", "kind", *options}, where)
+            for key, (_, check) in options.items():
+                _checked(key, entry[key], check, where)
+            yield where, size(entry)
         else:
             raise unknown(f"kind of layer {where},", _short(kind), [*KINDS, "sequential", "residual"])
 
@@ -317,11 +262,10 @@ def _make(entry: dict[str, Any], rng: np.random.Generator, dtype: Any) -> Layer:
     if entry["kind"] == "residual":
         body, shortcut = _children(entry["layers"], rng, dtype), entry["shortcut"]
         return Residual(body, shortcut and _make(shortcut, rng, dtype))
-    kind = KINDS[entry["kind"]]
-    make = kind.make or kind.layer
+    make = _constructor(entry["kind"])
     taken = inspect.signature(make).parameters
     extra = {name: value for name, value in (("rng", rng), ("dtype", dtype)) if name in taken}
-    return make(**{option: _tuples(entry[option]) for option in kind.checks}, **extra)
+    return make(**_config(entry), **extra)
 
 
 def _tuples(value: Any) -> Any:
@@ -329,7 +273,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _name(name: Any, prefix: str) -> str:
-    """A layer's name: parts joined by dots, none of them empty."""
+    """Return a layer's name: parts joined by dots, none of them empty."""
     plain = isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_NAME
     if not plain or not all(name.split(".")):
         raise MbnpError(f"a layer of {prefix or 'the network'} has the name {_short(name)}")
@@ -337,7 +281,7 @@ def _name(name: Any, prefix: str) -> str:
 
 
 def _unique(names: list[str]) -> None:
-    """MbnpError if two layers share a name, or one's is where another's arrays are: `a` and `a.weight`."""
+    """Raise MbnpError if two layers share a name, or one's is where another's arrays are: `a` and `a.weight`."""
     known: set[str] = set()
     for name in names:
         if name in known:
@@ -360,11 +304,7 @@ def _expect(entry: Any, keys: set[str], where: str) -> None:
         raise MbnpError(f"the description of {where} {what} {_short(wrong[0])}")
 
 
-def _checked(options: dict[str, Any], checks: dict[str, Callable], where: str) -> dict[str, Any]:
-    return {name: _checked_one(name, options[name], check, where) for name, check in checks.items()}
-
-
-def _checked_one(name: str, value: Any, check: Callable, where: str) -> Any:
+def _checked(name: str, value: Any, check: Callable, where: str) -> Any:
     try:
         return check(value)
     except (TypeError, ValueError, OverflowError) as error:
@@ -372,6 +312,6 @@ def _checked_one(name: str, value: Any, check: Callable, where: str) -> Any:
 
 
 def _short(value: Any) -> str:
-    """What a message shows of a value that may be a megabyte, or nested without end."""
+    """Shorten a value for a message; it may be a megabyte, or nested without end."""
     text = ascii(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."

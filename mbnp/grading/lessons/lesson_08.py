@@ -6,7 +6,7 @@ import numpy as np
 
 from mbnp import cost, models
 from mbnp.grading.exercise import Case, Exercise, Mistake
-from mbnp.models.mobilenet_v1_small import BLOCKS, STEM
+from mbnp.models.article import BLOCKS, STEM
 
 # --- scaled_macs: of the article's network ---
 

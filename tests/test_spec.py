@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from mbnp import MbnpError, layers, models, weights
 from mbnp.layers import Network, Residual, Sequential
-from mbnp.models.described import KINDS, build, describe
+from mbnp.spec import KINDS, build, describe
 from tests.twins import batch, vary
 
 
@@ -36,7 +36,7 @@ def every_kind(dtype=np.float32):
 
 def test_every_kind_of_layer_is_described():
     described = {type(layer) for _, layer in every_kind().leaves()} | {layers.GlobalAveragePool}
-    assert described == {kind.layer for kind in KINDS.values()}
+    assert described == set(KINDS.values())
     public = {getattr(layers, name) for name in layers.__all__}
     rest = {layers.Network, layers.Sequential, layers.Residual, layers.Layer, layers.Parameter, layers.Buffer}
     assert described == public - rest
@@ -70,7 +70,7 @@ def test_a_changed_network_is_saved_as_it_is(tmp_path):
     net.layers["conv1"].layers["2"] = layers.ReLU(6)
     weights.save(net, tmp_path / "net.safetensors")
     again = weights.load(tmp_path / "net.safetensors")
-    assert (again.num_classes, again.layers["conv1"]["2"].cap) == (5, 6)
+    assert (again.num_classes, again.layers["conv1"]["2"].max_value) == (5, 6)
     x, _ = batch(2, 32, np.float32)
     np.testing.assert_array_equal(again(x), net(x))
 
@@ -83,7 +83,7 @@ def test_what_cannot_be_described(tmp_path):
     with pytest.raises(MbnpError, match=r"layer b\.0 is a Own, and a checkpoint can hold Conv, "):
         weights.save(net, tmp_path / "net.safetensors")
     net = Network({"a": layers.Pointwise(3, 2), "b": layers.BatchNorm(3)}, resolution=8)
-    with pytest.raises(MbnpError, match=r"b cannot follow .*: it normalises 3 channels of 2"):
+    with pytest.raises(MbnpError, match=r"b cannot follow .*: BatchNorm normalises 3 channels, got 2"):
         weights.save(net, tmp_path / "net.safetensors")
     net = models.create("mobilenet-v1-small", num_classes=3, width_mult=0.25)
     net.classes = ["a"]
@@ -151,7 +151,7 @@ BAD = [
     (GOOD | {"layers": [CONV | {"bias": 1}]}, "the bias of c is 1"),
     (GOOD | {"layers": [CONV | {"c_out": 10**30}]}, "the c_out of c"),
     (GOOD | {"layers": [CONV | {"c_out": 999_999, "c_in": 999_999, "kernel": 999_999}]}, "its layers need"),
-    (GOOD | {"layers": [CONV | {"padding": 999_999}]}, "makes a map of"),
+    (GOOD | {"layers": [CONV | {"padding": 999_999}]}, "makes feature maps of"),
     (GOOD | {"layers": [CONV | {"kernel": 20}]}, "does not fit"),
     (GOOD | {"layers": [CONV, CONV]}, "two layers have the name c"),
     (GOOD | {"layers": [CONV, seq("s", RELU), seq("s", BN)]}, "two layers have the name s"),
@@ -166,8 +166,8 @@ BAD = [
         "two",
     ),
     (GOOD | {"layers": [CONV, residual("q", [RELU], RELU | {"name": "other"})]}, "shortcut"),
-    (GOOD | {"layers": [CONV, residual("q", [CONV | {"c_in": 2, "c_out": 1}], None)]}, "adds maps"),
-    (GOOD | {"layers": [CONV, BN | {"channels": 3}]}, "normalises 3 channels of 2"),
+    (GOOD | {"layers": [CONV, residual("q", [CONV | {"c_in": 2, "c_out": 1}], None)]}, "adds feature maps"),
+    (GOOD | {"layers": [CONV, BN | {"channels": 3}]}, "normalises 3 channels, got 2"),
     (GOOD | {"layers": [CONV, CONV | {"name": "d"}]}, "takes 3 channels, got 2"),
     *[
         (GOOD | {"layers": [CONV, RELU | {"name": name}]}, "has the name")

@@ -1,0 +1,29 @@
+"""Which implementation of an operation runs, how kernels are compiled, and the one pool of threads they share.
+
+    with backend.use("loops"): ...     run every operation as plain loops, for as long as the block lasts
+    backend.set_num_threads(2)
+
+`dispatch.py` chooses among an operation's implementations, `jit.py` has Numba's flags and cache, and `threads.py` keeps
+BLAS from threads of its own while kernels run on theirs.
+"""
+
+from mbnp.backend.dispatch import BACKENDS, current, pick, use
+from mbnp.backend.jit import inlined, jit, piece
+from mbnp.backend.threads import get_num_threads, max_threads, one_blas_thread, set_num_threads
+from mbnp.renamed import module_names
+
+__all__ = [
+    "BACKENDS",
+    "current",
+    "get_num_threads",
+    "inlined",
+    "jit",
+    "max_threads",
+    "one_blas_thread",
+    "pick",
+    "piece",
+    "set_num_threads",
+    "use",
+]
+
+__getattr__ = module_names(__name__, {"using": "mbnp.backend:use", "SPELLINGS": "mbnp.backend:BACKENDS"})

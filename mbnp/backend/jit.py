@@ -1,0 +1,80 @@
+"""How kernels are compiled: Numba's flags, in one place, and a cache on disk that notices every change."""
+
+import functools
+import hashlib
+import inspect
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import caching
+
+# Everything that lets a loop become vector instructions and fused multiply-adds, and nothing that lets the
+# compiler assume there are no NaNs: `fastmath=True` would delete the checks that let a NaN show itself.
+FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+
+# For functions that only other compiled code calls.
+PIECE = {"fastmath": FASTMATH, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+_njit: Any = numba.njit  # its type hints do not know all its options
+
+
+def jit(function: Callable | None = None, *, parallel: bool = False, literal: bool = False) -> Callable:
+    """Compile a kernel by `numba.njit` with the project's flags, at its first call, and cache it on disk.
+
+    literal: sums are added in the order they are written in, for where that order avoids a cancellation.
+
+    Where no folder for the cache can be written the kernel is compiled in every process, with one warning.
+    """
+    if function is None:
+        return functools.partial(jit, parallel=parallel, literal=literal)
+    kernel = _njit(function, fastmath=not literal and FASTMATH, parallel=parallel, nogil=True)
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return kernel
+    try:
+        kernel._cache = _Cache(function)  # what cache=True would set
+    except RuntimeError:
+        # "No locator available": neither the package's folder nor the user's cache can be written.
+        _warn_uncached()
+    return kernel
+
+
+class _Cache(caching.FunctionCache):
+    """Numba's cache, which notices a change in a function's own file; this one notices it in the whole folder."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        stamp = _stamp(Path(inspect.getfile(function)).parent)
+        self._cache_file = caching.IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+
+
+@functools.cache
+def _stamp(folder: Path) -> str:
+    """Hash what a folder's kernels are compiled from: its Python files, and this one with the flags."""
+    contents = hashlib.sha256()
+    for path in [Path(__file__), *sorted(folder.glob("*.py"))]:
+        contents.update(path.read_bytes())
+    return contents.hexdigest()
+
+
+def piece(function: Callable) -> Callable:
+    """Compile a serial part of the kernels in the same folder into each of them; Python cannot call it.
+
+    It has no cache of its own, which would cost compile time twice: the kernel that contains it is cached.
+    """
+    return _njit(function, **PIECE)
+
+
+def inlined(function: Callable) -> Callable:
+    """Inline a piece whatever its size, where a call would save and restore registers full of vectors."""
+    return _njit(function, forceinline=True, **PIECE)
+
+
+@functools.cache  # once a process: the same is true of every kernel
+def _warn_uncached() -> None:
+    warnings.warn(
+        "kernels cannot be cached and compile in every process: set NUMBA_CACHE_DIR to a writable folder",
+        stacklevel=4,
+    )

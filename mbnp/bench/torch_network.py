@@ -1,0 +1,56 @@
+"""The comparison network: the same architecture and weights in PyTorch, made of what each layer says of itself."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mbnp.network import Layer, Residual, Sequential
+from mbnp.parameter import Parameter
+from mbnp.weights import layouts
+
+
+def torch_network(layer: Layer) -> nn.Module:
+    """Return a PyTorch module that computes what `layer` does, with a copy of its arrays, under the same names."""
+    if not isinstance(layer, Sequential):
+        return _Leaf(layer)
+    module = _Residual() if isinstance(layer, Residual) else nn.Sequential()
+    for name, child in layer.layers.items():
+        module.add_module(name.replace(".", "_"), torch_network(child))
+    if isinstance(layer, Residual):
+        module.shortcut = nn.Identity() if layer.shortcut is None else torch_network(layer.shortcut)
+    return module
+
+
+class _Leaf(nn.Module):
+    """One layer that is no container; `kind` is our class of it."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.kind, self.compute = type(layer), layer.torch(F)
+        self.names = list(layer.variables())
+        for name, variable in layer.variables().items():
+            array = (
+                layouts.convert(variable.value, self.kind, "mbnp", "torch")
+                if name == "weight"
+                else variable.value
+            )
+            tensor = torch.from_numpy(array.copy())
+            if isinstance(variable, Parameter):
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+
+    def forward(self, x: Any) -> Any:
+        return self.compute(x, self.training, **{name: getattr(self, name) for name in self.names})
+
+
+class _Residual(nn.Sequential):
+    shortcut: nn.Module
+
+    def forward(self, x: Any) -> Any:
+        y = x
+        for name, module in self.named_children():
+            y = y if name == "shortcut" else module(y)
+        return y + self.shortcut(x)

@@ -1,0 +1,204 @@
+"""Optimisers: the rules by which gradients change weights.
+
+Symbols: w a weight, g its gradient, t the number of the step from 1; everything is element by element.
+
+Each rule is a method `update` in NumPy, which the backends loops and numpy run. Under numba the same rule runs as a
+kernel of `update.py`, for all parameters in one call. Both write into `parameter.value` itself, which is then marked
+as changed; frozen parameters are left alone.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mbnp.backend import current, one_blas_thread
+from mbnp.errors import MbnpError, unknown
+from mbnp.optim import update
+from mbnp.parameter import Parameter
+
+DECAYS = ("l2", "decoupled")
+
+
+class Optimiser:
+    """What every optimiser has. Hyperparameters are attributes, free to change between steps."""
+
+    lr: float
+    momentum: Any
+    weight_decay: float
+    kernel: Callable[..., None]  # `update` for all parameters at once
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        if not isinstance(parameters, Mapping) or not parameters:
+            raise MbnpError("an optimiser takes the parameters of a network by name: pass net.parameters()")
+        self.parameters = dict(parameters)
+        self.steps = 0  # updates done
+        self._gradients, self._tables = update.Tables(), update.Tables()
+
+    def zero_grad(self) -> None:
+        """Set every gradient to zero; backward adds to them."""
+        gradients = [[p.grad] for p in self.parameters.values()]
+        _run(lambda g: g.fill(0), update.zero, self._gradients, gradients, ())
+
+    def step(self) -> None:
+        """Update every parameter that is not frozen, once, from its gradient."""
+        moving = {name: p for name, p in self.parameters.items() if not p.frozen}
+        arrays = [[p.value, p.grad, *self._memory(name)] for name, p in moving.items()]
+        _run(self.update, type(self).kernel, self._tables, arrays, self._constants(self.steps + 1))
+        self.steps += 1
+        for p in moving.values():
+            p.touch()
+
+    def set(self, **hyperparameters: float) -> None:
+        """Change hyperparameters by name, as a schedule says."""
+        for name, value in hyperparameters.items():
+            if name not in ("lr", "momentum", "weight_decay"):
+                raise MbnpError(f"{type(self).__name__} has no hyperparameter {name!r}")
+            check_range(name, value)
+            setattr(self, name, value)
+
+    @staticmethod
+    def update(w: np.ndarray, g: np.ndarray, *memory_and_constants: Any) -> None:
+        """Change w, and what the rule keeps for it, from its gradient: the rule itself, in place."""
+        raise NotImplementedError
+
+    def _memory(self, name: str) -> list[np.ndarray]:
+        """Return the arrays that the rule keeps for a parameter from step to step."""
+        raise NotImplementedError
+
+    def _constants(self, t: int) -> tuple:
+        """Return the numbers that the rule of step t takes after the arrays."""
+        raise NotImplementedError
+
+    def _zeros(self) -> dict[str, np.ndarray]:
+        return {name: np.zeros_like(p.value) for name, p in self.parameters.items()}
+
+
+def _run(
+    rule: Callable, kernel: Callable, tables: update.Tables, arrays: list[list[np.ndarray]], constants: tuple
+) -> None:
+    """Apply the rule to each parameter's arrays, or the kernel to all of them, as the backend says."""
+    with one_blas_thread():  # its holder is the only one to run kernels
+        if current() != "numba":
+            for group in arrays:
+                rule(*group, *constants)
+            return
+        for table, like in tables.of(arrays):
+            # In the parameters' dtype: a float64 scalar would promote a float32 kernel's arithmetic.
+            kernel(table, like, *(c if isinstance(c, bool) else like.dtype.type(c) for c in constants))
+
+
+class SGD(Optimiser):
+    """Stochastic gradient descent with momentum, in PyTorch's form.
+
+        d = g + weight_decay * w            decay="l2"; with "decoupled", d = g and w shrinks by itself:
+        v = momentum * v + d                w = (1 - lr * weight_decay) * w - lr * ...
+        w = w - lr * v                      nesterov: w - lr * (d + momentum * v)
+
+    v starts at zero, so the first step is along d itself. Sutskever et al., "On the importance of
+    initialization and momentum in deep learning" (ICML 2013), section 2, with lr outside v instead of inside,
+    which matters when lr changes. The decoupled decay is Loshchilov & Hutter, arXiv:1711.05101, algorithm 1.
+    """
+
+    kernel = update.sgd
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        decay: str = "l2",
+    ) -> None:
+        super().__init__(parameters)
+        check_range("lr", lr)
+        check_range("momentum", momentum, below=1)
+        check_range("weight_decay", weight_decay)
+        if nesterov and momentum == 0:
+            raise MbnpError("Nesterov looks ahead along the momentum, and momentum is 0: pass momentum=0.9")
+        if decay not in DECAYS:
+            raise unknown("weight decay", decay, DECAYS)
+        self.lr, self.momentum, self.nesterov = lr, momentum, nesterov
+        self.weight_decay, self.decay = weight_decay, decay
+        self.velocity = self._zeros()
+
+    @staticmethod
+    def update(w, g, v, lr, momentum, l2, shrink, nesterov):
+        d = g + l2 * w
+        v[...] = momentum * v + d
+        w[...] = shrink * w - lr * (d + momentum * v if nesterov else v)
+
+    def _memory(self, name: str) -> list[np.ndarray]:
+        return [self.velocity[name]]
+
+    def _constants(self, t: int) -> tuple:
+        l2, shrink = self.weight_decay, 1.0
+        if self.decay == "decoupled":
+            l2, shrink = 0.0, 1 - self.lr * self.weight_decay
+        return self.lr, self.momentum, l2, shrink, bool(self.nesterov)
+
+
+class AdamW(Optimiser):
+    """Adam with decoupled weight decay.
+
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g²
+        w = (1 - lr * weight_decay) * w - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+
+    Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; Loshchilov & Hutter, "Decoupled Weight Decay
+    Regularization", arXiv:1711.05101, algorithm 2. The defaults are PyTorch's. `momentum` is another name for
+    beta1, so that a schedule can cycle it.
+    """
+
+    kernel = update.adamw
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(parameters)
+        check_range("lr", lr)
+        check_range("beta1", betas[0], below=1)
+        check_range("beta2", betas[1], below=1)
+        check_range("eps", eps)
+        check_range("weight_decay", weight_decay)
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.mean = self._zeros()
+        self.square = self._zeros()
+
+    @property
+    def momentum(self) -> float:
+        return self.betas[0]
+
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        self.betas = (value, self.betas[1])
+
+    @staticmethod
+    def update(w, g, m, v, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink):
+        m[...] = beta1 * m + rest1 * g
+        v[...] = beta2 * v + rest2 * g * g
+        w[...] = shrink * w - rate * m / (np.sqrt(square_scale * v) + eps)
+
+    def _memory(self, name: str) -> list[np.ndarray]:
+        return [self.mean[name], self.square[name]]
+
+    def _constants(self, t: int) -> tuple:
+        beta1, beta2 = self.betas
+        rate = self.lr / (1 - beta1**t)
+        square_scale = 1 / (1 - beta2**t)
+        shrink = 1 - self.lr * self.weight_decay
+        return beta1, 1 - beta1, beta2, 1 - beta2, rate, square_scale, self.eps, shrink
+
+
+def check_range(name: str, value: float, below: float = math.inf) -> None:
+    """Raise MbnpError unless 0 <= value < below."""
+    if not 0 <= value < below:  # false for NaN too
+        limit = "" if below == math.inf else f" and below {below}"
+        raise MbnpError(f"{name} must be a finite number of at least 0{limit}, got {value}")

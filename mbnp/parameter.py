@@ -1,0 +1,71 @@
+"""The arrays that belong to a network: parameters with their gradients, and running statistics."""
+
+import itertools
+
+import numpy as np
+
+from mbnp.errors import MbnpError
+
+_clock = itertools.count(1)
+
+
+class Variable:
+    """An array that belongs to a network, and the version of its contents.
+
+    Assigning to `value` copies into the array, whose identity never changes, and raises the version; so do optimisers.
+    Code that writes into `value` in place calls `touch()` afterwards, which marks it as changed: weights that were
+    folded from an older version are then folded again.
+    """
+
+    def __init__(self, value: np.ndarray) -> None:
+        self._value = np.ascontiguousarray(value)
+        self.version = 0
+
+    @property
+    def value(self) -> np.ndarray:
+        return self._value
+
+    @value.setter
+    def value(self, new: np.ndarray) -> None:
+        _copy_into(self._value, new, "an array")
+        self.touch()
+
+    def touch(self) -> None:
+        """Mark the contents as changed."""
+        self.version = next(_clock)
+
+
+class Parameter(Variable):
+    """A learnable array and its gradient, to which backward adds. A frozen one gets none.
+
+    Assigning to `grad` copies, as with `value`.
+    """
+
+    def __init__(self, value: np.ndarray) -> None:
+        super().__init__(value)
+        self._grad = np.zeros_like(self._value)
+        self.frozen = False
+
+    @property
+    def grad(self) -> np.ndarray:
+        return self._grad
+
+    @grad.setter
+    def grad(self, new: np.ndarray) -> None:
+        if new is not self._grad:  # what += assigns
+            _copy_into(self._grad, new, "a gradient")
+
+    def add_grad(self, grad: np.ndarray) -> None:
+        """Add to the gradient, unless the parameter is frozen."""
+        if not self.frozen:
+            self._grad += grad
+
+
+class Buffer(Variable):
+    """A running statistic: part of the state, changed by training forwards and not by the optimiser."""
+
+
+def _copy_into(array: np.ndarray, new: np.ndarray, what: str) -> None:
+    if np.shape(new) != array.shape:
+        raise MbnpError(f"expected {what} of shape {array.shape}, got {np.shape(new)}")
+    array[...] = new

@@ -1,0 +1,49 @@
+"""The axes of every layer's weights, here and in other frameworks: one table, which all formats read.
+
+h, w are the kernel's height and width, i, o the channels in and out, c the channels where they do not mix, and 1 is an
+axis of length one. A subclass of a layer has its layout. Biases and BatchNorm's arrays are (C,) everywhere.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from mbnp.errors import MbnpError
+from mbnp.layers import Conv, Depthwise, Linear, Pointwise
+from mbnp.network import Layer, Network
+
+AXES: dict[type[Layer], dict[str, str]] = {
+    Conv: {"mbnp": "hwio", "torch": "oihw", "keras": "hwio"},
+    Depthwise: {"mbnp": "hwc", "torch": "c1hw", "keras": "hwc1"},
+    Pointwise: {"mbnp": "io", "torch": "oi11", "keras": "11io"},
+    Linear: {"mbnp": "io", "torch": "oi", "keras": "io"},
+}  # ONNX has PyTorch's
+
+
+def owners(net: Network) -> dict[str, Layer]:
+    """Return the layer of each array whose axes differ between frameworks, by the array's full name."""
+    return {f"{name}.weight": layer for name, layer in net.leaves() if _axes(type(layer))}
+
+
+def convert(w: Any, kind: type[Layer], source: str, target: str, name: str = "weight") -> np.ndarray:
+    """Return `w`, the weight of a layer of class `kind`, with the axes of `target` instead of those of `source`.
+
+    Both are "mbnp", "torch" or "keras". A view where NumPy can make one; `w` itself for a layer that is not in AXES.
+    MbnpError for a shape that does not fit.
+    """
+    axes = _axes(kind)
+    if not axes:
+        return w
+    before, after = axes[source], axes[target]
+    if w.ndim != len(before) or any(n != 1 for n, axis in zip(w.shape, before, strict=True) if axis == "1"):
+        raise MbnpError(
+            f"{name} of shape {w.shape} is no weight of a {kind.__name__}, which has the axes {before}"
+        )
+    letters = before.replace("1", "")
+    w = w.reshape([n for n, axis in zip(w.shape, before, strict=True) if axis != "1"])
+    w = w.transpose([letters.index(axis) for axis in after if axis != "1"])
+    return np.expand_dims(w, tuple(i for i, axis in enumerate(after) if axis == "1"))
+
+
+def _axes(kind: type[Layer]) -> dict[str, str]:
+    return next((AXES[parent] for parent in kind.__mro__ if parent in AXES), {})
