@@ -292,13 +292,9 @@ def inference_backward(
 
 
 def update_running(
-    running_mean: np.ndarray,
-    running_var: np.ndarray,
-    mean: np.ndarray,
-    var: np.ndarray,
-    count: int,
+    running_mean: np.ndarray, running_var: np.ndarray, mean: np.ndarray, var: np.ndarray, count: int,
     momentum: float = 0.1,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Return the running averages after a batch of `count` = N*H*W values per channel, as PyTorch keeps them.
 
     momentum is the weight of the new batch. The batch is normalised with its biased variance, but what goes into

@@ -227,13 +227,9 @@ def average_forward(
 
 
 def average_backward(
-    dy: np.ndarray,
-    x: np.ndarray,
-    size: Size,
-    stride: Size | None = None,
-    padding: Margin = 0,
+    dy: np.ndarray, x: np.ndarray, size: Size, stride: Size | None = None, padding: Margin = 0,
     count_padding: bool = True,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Return dx (N, H, W, C) from dy (N, OH, OW, C) and x, of which only the shape and the type count."""
     x, size, stride, padding, out = _valid(x, size, stride, padding)
     return _average_backward(_valid_dy(dy, x, out), x, size, stride, padding, bool(count_padding))
