@@ -44,8 +44,9 @@ def compile_ahead(net: Network, on_kernel: Callable[[int, int], Any]) -> int:
 
     on_kernel(done, total) is called before the first kernel and after each.
     """
-    names = ahead.missing(net) if isinstance(net, fused.FusedNetwork) else []
-    if names:
+    if not isinstance(net, fused.FusedNetwork):
+        return 0
+    if names := ahead.missing(net):
         on_kernel(0, len(names))
         ahead.compile_kernels(net.reference, names, lambda done: on_kernel(done, len(names)))
     return len(names)

@@ -24,7 +24,7 @@ def run(options: Namespace) -> int:
 
 def _print(console: Console, outcome: grading.Outcome, width: int) -> None:
     problem = f": {outcome.problem}" if outcome.problem else ""
-    line = Text(tables.hang(f"{outcome.name:{width}}  {outcome.status}{problem}", indent=4))
+    line = Text(tables.hang(f"{outcome.name:{width}}  {outcome.status}{problem}", indent=6))
     line.stylize(COLOURS[outcome.status], width + 2, width + 2 + len(outcome.status))
     console.print(line)
     details = {"likely": outcome.likely, "called with": outcome.case, "printed": _head(outcome.printed)}
