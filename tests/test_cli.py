@@ -585,7 +585,6 @@ def test_summary_of_the_papers_network(capsys):
     assert cli.main(["summary", "mobilenet-v1", "--resolution", "224"]) == 0
     output = capsys.readouterr().out
     assert max(map(len, output.splitlines())) <= 80
-    output = unwrapped(output)
     for text in (
         "568,740,352",
         "1,137,480,704",

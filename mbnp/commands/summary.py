@@ -9,14 +9,14 @@ from mbnp.network import Network
 SHOWN = 10  # names of classes
 
 FORMULAS = """\
-The formulas, with H and W of the output (the article takes the input's, which is too many at stride 2):
+Formulas, with the output's H and W (the article's count too many at stride 2):
   standard convolution   H·W·K·K·Cin·Cout MACs
   depthwise convolution  H·W·K·K·Cin
   pointwise convolution  H·W·Cin·Cout
   depthwise separable    the last two added: 1/Cout + 1/K² of the standard one
-One MAC is a multiplication and an addition, 2 FLOPs; the article calls the MACs FLOPs.
-Its example, H = W = 10, K = 3, 3 -> 10 channels: {standard:,} standard; {depthwise:,} + {pointwise:,} = \
-{separable:,} separable."""
+A MAC is a multiplication and an addition, 2 FLOPs; the article calls it a FLOP.
+Its example, H = W = 10, K = 3, 3 -> 10 channels:
+  {standard:,} standard; {depthwise:,} + {pointwise:,} = {separable:,} separable"""
 
 
 def run(options: Namespace) -> None:
@@ -34,13 +34,14 @@ def run(options: Namespace) -> None:
         "pointwise": cost.pointwise(10, 10, 3, 10),
         "separable": cost.separable(10, 10, 3, 3, 10),
     }
-    print("\n" + tables.hang(FORMULAS.format(**example)))
+    print("\n" + FORMULAS.format(**example))
 
 
 def _totals(net: Network, counted: cost.Cost) -> dict[str, str]:
     shares = ", ".join(f"{kind} {100 * share:.2f} %" for kind, share in counted.shares().items())
     totals = {
-        "MACs": f"{counted.macs:,} ({shares})",
+        "MACs": f"{counted.macs:,}",
+        "of these": shares,
         "FLOPs": f"{counted.flops:,}",
         "parameters": f"{counted.params:,} learnable; {_size(counted.weight_bytes)} of weights and statistics",
         "activations": f"{_size(counted.activation_bytes)} for one image, every layer's output together",
