@@ -1,7 +1,6 @@
 """Turn stored images into what a network takes: normalise, augment, batches."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -80,7 +79,7 @@ def batches(
     dtype: np.typing.DTypeLike = np.float32,
     order: str = "rgb",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield pairs (x (B, H, W, C) normalised, in `dtype`; y (B,) int64), once through a split.
+    """Return an iterator of pairs (x (B, H, W, C) normalised, in `dtype`; y (B,) int64), once through a split.
 
     With an `rng` it is for training: shuffled, each batch through `augment` where given, and the images that do not
     fill a last batch left out (of one image alone BatchNorm could not take a variance over a 1x1 feature map).
@@ -91,23 +90,19 @@ def batches(
         raise MbnpError(f"batch size must be at least 1, got {batch_size}")
     if augment is not None and not train:
         raise MbnpError("augmenting is random: pass an rng too, or no augmentation for evaluation")
-    if count_batches(len(split), batch_size, train) == 0:
+    count = count_batches(len(split), batch_size, train)
+    if count == 0:
         raise MbnpError(f"{len(split)} images do not fill one batch of {batch_size}: lower the batch size")
-    scale = {"mean": mean, "std": std, "dtype": dtype, "order": order}
-    return _iterate(split, batch_size, rng, augment, scale)
+    indices = np.arange(len(split)) if rng is None else rng.permutation(len(split))
 
-
-def _iterate(
-    split: Split, batch_size: int, rng: Any, augment: Augmentation | None, scale: dict[str, Any]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the batches; this is not in `batches`, so that its checks run at the call and not at the first batch."""
-    order = np.arange(len(split)) if rng is None else rng.permutation(len(split))
-    for step in range(count_batches(len(split), batch_size, rng is not None)):
-        chosen = order[step * batch_size : (step + 1) * batch_size]
+    def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = indices[step * batch_size : (step + 1) * batch_size]
         images = split.images[chosen]
-        if augment is not None:
+        if augment is not None and rng is not None:
             images = augment(images, rng)
-        yield normalise(images, **scale), split.labels[chosen]
+        return normalise(images, mean, std, dtype, order), split.labels[chosen]
+
+    return map(batch, range(count))  # an iterator, so that the checks above run at the call
 
 
 def _check_images(images: np.ndarray) -> None:

@@ -35,8 +35,8 @@ FOLDER = "cifar-10-batches-bin"  # in the archive
 SIZE = 32
 RECORD = 1 + 3 * SIZE * SIZE
 
-_TRAIN = re.compile(r"data_batch.*\.bin")
 _TEST = "test_batch.bin"
+_RECORDS = re.compile(r"data_batch.*\.bin|test_batch\.bin")
 _NAMES = "batches.meta.txt"
 _PICKLE = re.compile(r"data_batch_\d|test_batch|batches\.meta")
 
@@ -58,9 +58,7 @@ def locate(place: Path) -> Path | None:
 
 
 def _holds_records(folder: Path) -> bool:
-    return folder.is_dir() and any(
-        _TRAIN.fullmatch(file.name) or file.name == _TEST for file in folder.iterdir()
-    )
+    return folder.is_dir() and any(map(_RECORDS.fullmatch, os.listdir(folder)))
 
 
 def read(place: str | Path) -> Dataset:
@@ -106,7 +104,7 @@ def _read_files(path: Path) -> dict[str, Any]:
             raise MbnpError(f"{path} has more than one {name}")
         if name == _NAMES:
             files[name] = _class_names(content(), where)
-        elif name == _TEST or _TRAIN.fullmatch(name):
+        elif _RECORDS.fullmatch(name):
             files[name] = from_records(content(), where)
         pickles = pickles or bool(_PICKLE.fullmatch(name))
     if pickles and not files.keys() - {_NAMES}:
