@@ -1,4 +1,4 @@
-"""What goes wrong because of what we were given, as one clear line."""
+"""Errors in what the caller gave, each as one clear line."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ class DivergedError(MbnpError):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> MbnpError:
-    """The error for a name that is none of `known`, with the nearest ones first.
+    """Return the error for a name that is none of `known`; it suggests the nearest one.
 
     >>> raise unknown("model", "mobilenet-v1-smal", ["mobilenet-v1-small", "resnet20"])
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Is a backward function the derivative of its forward function? Finite differences know.
+"""Check with finite differences that a backward function is the derivative of its forward function.
 
 A step h along one input entry moves the output y, and with it L = sum(dy * y) for any fixed dy, by the
 gradient:
@@ -38,7 +38,7 @@ def compare(
     entries: int = 100,
     seed: int = 0,
 ) -> list[float | None]:
-    """Compare `backward` with central differences of `forward`, in float64: the error of each gradient.
+    """Compare `backward` with central differences of `forward`, in float64; return the error of each gradient.
 
     forward(*inputs) -> y, an array or a number. backward(dy, *inputs) -> one gradient per input, as a tuple,
     or a bare array for a single input; None for an input that has no gradient (labels). Float inputs are cast
@@ -46,8 +46,8 @@ def compare(
     ones are checked. Keep inputs away from kinks (ReLU at 0): there is no derivative to compare with.
 
     An error is the largest difference between the two gradients of an input, divided by the largest entry of
-    either; None where the gradient is None. If one exceeds `tol`: MbnpError, with the input, the index of the
-    worst entry and both its values. MbnpError too for a gradient that is missing or has the wrong shape.
+    either; it is None where the gradient is None. Raise MbnpError if one exceeds `tol`, with the input, the index
+    of the worst entry and both its values, and if a gradient is missing or has the wrong shape.
     """
     if isinstance(inputs, np.ndarray):
         inputs = [inputs]
@@ -90,7 +90,7 @@ def compare(
 
 
 def _float64(a: np.ndarray) -> np.ndarray:
-    """A copy, in float64 where it holds floats."""
+    """Return a copy, in float64 where it holds floats."""
     a = np.array(a)
     return a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a
 
@@ -98,7 +98,7 @@ def _float64(a: np.ndarray) -> np.ndarray:
 def _slope(
     forward: Callable, inputs: list[np.ndarray], number: int, k: int, dy: np.ndarray, step: float
 ) -> float:
-    """dL/dx[k] for entry k of the input `number`, by central differences."""
+    """Return dL/dx[k] for entry k of the input `number`, by central differences."""
 
     def output(h: float) -> np.ndarray:
         moved = inputs[number].copy()

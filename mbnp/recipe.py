@@ -1,4 +1,4 @@
-"""How to train: everything that decides a run apart from the network and the data."""
+"""A training recipe: everything that decides a run apart from the network and the data."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from mbnp.network import Network
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with a schedule; the defaults suit small networks on 32x32 pictures.
+    """SGD with a schedule; the defaults suit small networks on 32x32 images.
 
     momentum: one-cycle moves between the two, the other schedules stay at their mean
     schedule: "one-cycle" | "cosine" to zero | "step": a tenth after each third of the run | "constant"
     augment: images are moved by up to 4 pixels and mirrored at random
-    seed: of the order of the images and of their augmentation; the network's weights have their own
+    seed: decides the order of the images and their augmentation; the network's weights have their own
     """
 
     epochs: int = 20

@@ -1,7 +1,7 @@
-"""Run folders: what a training run leaves behind.
+"""Run folders: the files that a training run leaves behind.
 
 config.json         everything needed to repeat it, the command first
-metrics.csv         a row an epoch: the fields of `train.Record`
+metrics.csv         a row for each epoch: the fields of `train.Record`
 model.safetensors   the network after the last epoch whose losses were finite
 curves.png          loss and accuracy by epoch
 """
@@ -25,7 +25,7 @@ from mbnp.train import Record
 
 
 def require_new(folder: Path) -> None:
-    """FileExistsError if there is something at `folder`."""
+    """Raise FileExistsError if there is something at `folder`, NotADirectoryError if it cannot be made there."""
     if folder.exists():
         raise FileExistsError(f"the run folder {folder} exists already: name another one with --out")
     parent = next(p for p in folder.absolute().parents if p.exists())
@@ -34,7 +34,7 @@ def require_new(folder: Path) -> None:
 
 
 def make(folder: Path | None, name: str, config: dict[str, Any]) -> Path:
-    """Make the run folder, runs/NAME-N with the next free N if it is not given, with its config.json."""
+    """Make the run folder (by default runs/NAME-N with the next free N) with its config.json; return its path."""
     if folder is None:
         folder = next(p for n in itertools.count(1) if not (p := Path("runs", f"{name}-{n}")).exists())
     require_new(folder)
@@ -51,7 +51,7 @@ def save_epoch(folder: Path, net: Network, record: Record) -> None:
 
 
 def save_curves(folder: Path, history: Sequence[Record], title: str) -> None:
-    """Draw curves.png; the title is followed by the last test accuracy."""
+    """Draw curves.png under `title` and the last test accuracy."""
     last = history[-1]
     title = f"{title}: test accuracy {100 * last.test_accuracy:.2f} % after {last.epoch} epochs"
     plots.curves(history, folder / "curves.png", title)
@@ -64,7 +64,7 @@ def _add_row(folder: Path, row: Sequence) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What else decides the numbers of a run: versions, threads, spelling of the operations, machine."""
+    """Return what else decides the numbers of a run: versions, threads, backend, machine."""
     packages = {name: version(name) for name in ("numpy", "numba", "scipy")}
     return {
         "versions": {"mbnp": mbnp.__version__, "python": platform.python_version(), **packages},
@@ -75,7 +75,7 @@ def environment() -> dict[str, Any]:
 
 
 def describe(data: Dataset) -> dict[str, Any]:
-    """A data set for config.json; the checksum is over training and test pictures and labels."""
+    """Describe a data set for config.json; the checksum is over training and test images and labels."""
     digest = hashlib.sha256()
     for split in (data.train, data.test):
         digest.update(split.images.tobytes())

@@ -6,17 +6,35 @@ from collections.abc import Sequence
 WIDTH = 80
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, left_last: bool = False) -> str:
-    """Align columns under a head and a rule: the first `left` (and the last, if so) flush left, others right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int = 1,
+    left_last: bool = False,
+    total: Sequence[str] = (),
+    drop: Sequence[str] = (),
+) -> str:
+    """Align columns under a head and a rule: the first `left` (and the last, if so) flush left, others right.
+
+    total: a last row, below another rule. drop: heads of the columns to leave out, one after another, as long as the
+    table is wider than WIDTH.
+    """
+    everything = [head, *rows, *([total] if total else [])]
+    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
+    width = sum(widths) + 2 * len(widths) - 2
+    if width > WIDTH and drop:
+        at = list(head).index(drop[0])
+        head, *rows = ([*row[:at], *row[at + 1 :]] for row in everything)
+        total = rows.pop() if total else ()
+        return table(head, rows, left - (at < left), left_last, total, drop[1:])
     flush_left = {*range(left), *([len(head) - 1] if left_last else [])}
 
     def text(row: Sequence[str]) -> str:
         cells = (c.ljust(w) if i in flush_left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))  # noqa: B905
         return "  ".join(cells).rstrip()
 
-    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-    return "\n".join([text(head), rule, *map(text, rows)])
+    rule = "-" * min(width, WIDTH)
+    return "\n".join([text(head), rule, *map(text, rows), *([rule, text(total)] if total else [])])
 
 
 def hang(text: str, indent: int = 2) -> str:

@@ -89,9 +89,9 @@ def _macs(summary):
     return int(line.split()[1].replace(",", ""))
 
 
-def test_summary_tells_of_pictures_and_classes(checkpoint, capsys):
+def test_summary_tells_of_images_and_classes(checkpoint, capsys):
     assert run("summary", checkpoint) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "less (0.5, 0.5, 0.5), divided by (0.25, 0.25, 0.25), RGB" in out
     assert "cat, dog, eel" in out
 
@@ -99,10 +99,11 @@ def test_summary_tells_of_pictures_and_classes(checkpoint, capsys):
 # -- what a file does not say ------------------------------------------------------------------------------
 
 
-def test_pictures_and_classes_are_added(checkpoint, tmp_path, capsys):
+def test_images_and_classes_are_added(checkpoint, tmp_path, capsys):
     bare, out = tmp_path / "bare.pt", tmp_path / "out.safetensors"
     assert run("convert", checkpoint, bare) == 0
-    assert "a PyTorch file has no place for preprocessing and names of classes" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith("a PyTorch file has no place for preprocessing and names of classes")
     Image.new("RGB", (40, 50), "red").save(tmp_path / "red.png")
     assert run("predict", tmp_path / "red.png", "--checkpoint", bare) == 2
     assert f"add it: mbnp convert {bare} NEW.safetensors --mean" in capsys.readouterr().err
@@ -153,7 +154,7 @@ def test_evaluate_wants_as_many_classes_and_a_normalisation(tmp_path, capsys, mo
     monkeypatch.setattr(datasets.shapes10, "make", lambda: made)
     for classes, message in (
         (3, "tells 3 classes apart and shapes10 has 10"),
-        (10, "does not say how its pictures"),
+        (10, "does not say how its images"),
     ):
         out = tmp_path / "out.safetensors"
         weights.save(models.mobilenet_v1_small(num_classes=classes, width_mult=0.25), out)
@@ -183,7 +184,7 @@ def test_one_output_has_no_probabilities(tmp_path, capsys):
     net = models.mobilenet_v1_small(num_classes=1, width_mult=0.25)
     net.preprocessing = {"mean": [0.5] * 3, "std": [0.5] * 3}
     weights.save(net, tmp_path / "one.safetensors")
-    picture = tmp_path / "picture.png"
-    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(picture)
-    assert run("predict", picture, "--checkpoint", tmp_path / "one.safetensors") == 2
+    image = tmp_path / "image.png"
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(image)
+    assert run("predict", image, "--checkpoint", tmp_path / "one.safetensors") == 2
     assert "one output" in capsys.readouterr().err

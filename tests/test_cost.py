@@ -96,13 +96,30 @@ def test_bytes():
     assert single.activation_bytes == outputs == double.activation_bytes / 2
 
 
-def test_the_table():
+def test_the_table_with_totals():
     table = cost.of(models.create("mobilenet-v1-small")).table()
     lines = table.splitlines()
     assert lines[0].split() == ["layer", "kind", "output", "parameters", "MACs", "FLOPs", "share"]
     assert lines[-1].split() == ["total", "280,650", "7,872,512", "15,745,024", "100.00", "%"]
-    assert " ".join(lines[2].split()) == "conv1.0 Conv 32 x 32 x 32 896 884,736 1,769,472 11.24 %"
-    assert all(line == line.rstrip() and len(line) <= 100 for line in lines)
+    assert " ".join(lines[2].split()) == "conv1.0 Conv 32x32x32 896 884,736 1,769,472 11.24 %"
+    assert all(line == line.rstrip() and len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "columns"),
+    [
+        ("mobilenet-v1", 224, "kind output parameters MACs share"),
+        ("resnet20", 32, "kind output parameters MACs share"),
+        ("mobilenet-v1", 1024, "kind output parameters MACs"),
+        ("resnet20", 16384, "output parameters MACs"),
+    ],
+)
+def test_a_wide_table_leaves_columns_out(name, size, columns):
+    counted = cost.of(models.create(name), (size, size, 3))
+    lines = counted.table().splitlines()
+    assert lines[0].split() == ["layer", *columns.split()]
+    assert lines[-1].split()[:3] == ["total", f"{counted.params:,}", f"{counted.macs:,}"]
+    assert max(map(len, lines)) <= 80
 
 
 def test_nothing_is_counted_twice_or_can_be_changed():

@@ -19,7 +19,7 @@ from tests.test_cli import _elsewhere, fails, write_records  # noqa: F401  (a fi
 from tests.test_train import RECIPE, make_data
 from tests.twins import assert_gradients, batch, frozen_twin, gradients, relative, tensor, vary
 
-ENGINES = {"readable": lambda net: net, "fused": fused.convert}
+ENGINES = {"reference": lambda net: net, "fused": fused.convert}
 
 # Where to freeze: whole blocks, in the middle of a block and of a residual, all but the last layer.
 UNTIL = [
@@ -41,16 +41,16 @@ UNTIL = [
 ]
 
 
-def make(name: str, cap: float | None = None) -> Network:
-    """A float64 network of odd widths, with ReLU6 where a cap is given."""
+def make(name: str, max_value: float | None = None) -> Network:
+    """A float64 network of odd widths, with a bound on ReLU where `max_value` is given."""
     net = vary(models.create(name, num_classes=5, width_mult=0.3, dtype=np.float64))
     for _, layer in net.leaves():
         if isinstance(layer, layers.ReLU):
-            layer.max_value = cap
+            layer.max_value = max_value
     return net
 
 
-def assert_law(net: Network, engine: str, n: int = 5) -> None:
+def assert_agrees_with_torch(net: Network, engine: str, n: int = 5) -> None:
     """Output, gradients and statistics of a training step are PyTorch's, and what is frozen did not move."""
     reference, before = frozen_twin(net), net.state()
     x, _ = batch(n, 40, np.float64)
@@ -81,19 +81,21 @@ def assert_law(net: Network, engine: str, n: int = 5) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("name", "until"), UNTIL)
 def test_a_frozen_start_agrees_with_torch(name, until, engine):
-    net = make(name, cap=6.0 if name == "mobilenet-v1" else None)
+    net = make(name, max_value=6.0 if name == "mobilenet-v1" else None)
     net.freeze_until(until)
-    assert_law(net, engine, n=18 if until == "conv2_3" else 5)  # of 18, folded inference takes 16 at a time
+    assert_agrees_with_torch(
+        net, engine, n=18 if until == "conv2_3" else 5
+    )  # of 18, folded inference takes 16 at a time
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["mobilenet-v1-small", "resnet20"])
 @pytest.mark.parametrize("seed", range(4))
 def test_arrays_frozen_here_and_there_agree_with_torch(name, seed, engine):
-    net, rng = make(name, cap=0.9), np.random.default_rng(seed)
+    net, rng = make(name, max_value=0.9), np.random.default_rng(seed)
     for i, parameter in enumerate(net.parameters().values()):
         parameter.frozen = bool(rng.random() < 0.5) or i < 10 * seed
-    assert_law(net, engine)
+    assert_agrees_with_torch(net, engine)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -154,7 +156,9 @@ def test_backward_ends_at_the_first_layer_that_learns_and_frozen_ones_save_nothi
     for leaf, layer in list(net.leaves())[: names.index(last) + 1]:
         assert layer.x is None, leaf
     assert net.backward(y) is None
-    learning = names[names.index(first) :]  # less the shortcut that lies beside it: nobody needs its gradient
+    learning = names[
+        names.index(first) :
+    ]  # less the shortcut that lies beside it: its gradient is not needed
     assert sorted(called) == sorted(leaf for leaf in learning if leaf != "layer2.0.shortcut")
     assert called[-1] == first
 
@@ -169,20 +173,20 @@ def test_a_frozen_block_in_the_middle_is_passed():
     assert called == [leaf for leaf, _ in net.leaves()][::-1]
 
 
-def test_the_gradient_of_the_pictures_on_demand():
+def test_the_gradient_of_the_images_on_demand():
     net = make("resnet20")
     net.freeze_until("layer1")
     x, _ = batch(2, 32, np.float64)
-    reference, pictures = frozen_twin(net), tensor(x).requires_grad_()
+    reference, images = frozen_twin(net), tensor(x).requires_grad_()
     dy = np.random.default_rng(2).standard_normal((2, 5))
-    reference(pictures).backward(torch.from_numpy(dy))
+    reference(images).backward(torch.from_numpy(dy))
     net.needs_dx = True
     net.forward(x, train=True)
-    assert relative(net.backward(dy), pictures.grad.permute(0, 2, 3, 1).numpy()) < 1e-10
+    assert relative(net.backward(dy), images.grad.permute(0, 2, 3, 1).numpy()) < 1e-10
     net.needs_dx = False
     net.forward(x, train=True)
     assert net.backward(dy) is None
-    assert net["layer1"].needs_dx  # a part that is run by itself gives its gradient
+    assert net["layer1"].needs_dx  # a block that is run by itself gives its gradient
 
 
 def test_a_shortcut_with_weights_learns_beside_a_frozen_body():
@@ -374,7 +378,7 @@ def animals(tmp_path_factory):
 
 
 def checkpoint(path="start.safetensors", name="mobilenet-v1-small", classes=None, **options):
-    """A file with a network that knows how to look at pictures, and the network."""
+    """A file with a network that knows how to look at images, and the network."""
     net = vary(models.create(name, width_mult=0.25, **options))
     net.preprocessing = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
     net.classes = classes
@@ -401,7 +405,7 @@ def test_fine_tuning_on_other_classes_keeps_what_is_frozen(animals, capsys):
         == 0
     )
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("data: animals, 88 training and 30 test pictures")
+    assert lines[0].startswith("data: animals, 88 training and 30 test images")
     assert "weights: start.safetensors" in lines
     assert "the last layer begins afresh: 10 classes of animals for the 10 it knew" in lines
     frozen = sum(
@@ -409,7 +413,7 @@ def test_fine_tuning_on_other_classes_keeps_what_is_frozen(animals, capsys):
     )
     total = sum(p.value.size for p in start.parameters().values())
     assert f"frozen up to conv2_5: {frozen:,} of {total:,} parameters" in lines
-    assert re.fullmatch(r"test accuracy \d+\.\d\d %", lines[-2])
+    assert re.fullmatch(r"test accuracy \d+\.\d\d %", lines[-3])
 
     net = weights.load("runs/mobilenet-v1-small-1/model.safetensors")
     assert net.classes == [f"animal {i}" for i in range(10)]
@@ -431,9 +435,9 @@ def test_fine_tuning_on_other_classes_keeps_what_is_frozen(animals, capsys):
 
     capsys.readouterr()
     assert cli.main(["evaluate", "again/model.safetensors", "--data", str(animals)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == lines[-2]
-    Image.fromarray(datasets.load(animals).test.images[0]).save("picture.png")
-    assert cli.main(["predict", "picture.png", "--checkpoint", "again/model.safetensors"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == lines[-3]
+    Image.fromarray(datasets.load(animals).test.images[0]).save("image.png")
+    assert cli.main(["predict", "image.png", "--checkpoint", "again/model.safetensors"]) == 0
     assert "animal" in capsys.readouterr().out
 
 
@@ -446,7 +450,7 @@ def test_the_same_classes_keep_the_head(suffix, animals, capsys):
     output = capsys.readouterr().out
     assert "afresh" not in output
     assert ("does not name its classes: they are taken for the 10 of animals" in output) == (suffix == ".pt")
-    assert ("does not say how its pictures were normalised" in output) == (suffix == ".pt")
+    assert ("does not say how its images were normalised" in output) == (suffix == ".pt")
     net = weights.load("run/model.safetensors")
     for name, parameter in net.parameters().items():
         np.testing.assert_array_equal(parameter.value, start.parameters()[name].value, err_msg=name)
@@ -456,14 +460,14 @@ def test_the_same_classes_keep_the_head(suffix, animals, capsys):
     )
 
 
-def test_a_network_for_larger_pictures_goes_on_with_smaller_ones(animals, capsys):
+def test_a_network_for_larger_images_goes_on_with_smaller_ones(animals, capsys):
     checkpoint("large.safetensors", "mobilenet-v1", num_classes=7, resolution=64)
     assert (
         cli.main(tune(animals, "--init", "large.safetensors", "--freeze-until", "features", "--readable"))
         == 0
     )
     output = capsys.readouterr().out
-    assert "the checkpoint is for pictures of 64x64, these are 32x32" in output
+    assert "the checkpoint is for images of 64x64, these are 32x32" in output
     assert "the last layer begins afresh: 10 classes of animals for the 7 it knew" in output
     assert weights.load("runs/mobilenet-v1-1/model.safetensors").resolution == 32
 
@@ -511,7 +515,7 @@ def test_bad_fine_tuning_is_one_line_and_leaves_nothing_behind(arguments, messag
     assert [path.name for path in Path().iterdir()] == ["start.safetensors"]
 
 
-def test_pictures_that_do_not_fit_leave_the_network_as_it_was(tmp_path):
+def test_images_that_do_not_fit_leave_the_network_as_it_was(tmp_path):
     net = models.mobilenet_v1_small(num_classes=2, width_mult=0.25)
     net.classes = ["cat", "dog"]
     split = datasets.Split(np.zeros((8, 96, 96, 3), np.uint8), np.arange(8) % 2)

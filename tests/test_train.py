@@ -12,7 +12,7 @@ from mbnp.ops import softmax_cross_entropy as cross_entropy
 
 
 def make_data(train_count=70, test_count=23):
-    """Three classes told apart by the colour of a noisy picture."""
+    """Three classes told apart by the colour of a noisy image."""
     rng = np.random.default_rng(0)
     colours = np.array([[180, 60, 60], [60, 180, 60], [60, 60, 180]])
 
@@ -22,8 +22,8 @@ def make_data(train_count=70, test_count=23):
         return datasets.Split((colours[labels][:, None, None] + noise).astype(np.uint8), labels)
 
     names = ["red", "green", "blue"]
-    parts = split(train_count), split(test_count)
-    return datasets.Dataset("colours", "drawn here", *parts, names, (0.4, 0.4, 0.4), (0.3, 0.3, 0.3), 3)
+    splits = split(train_count), split(test_count)
+    return datasets.Dataset("colours", "drawn here", *splits, names, (0.4, 0.4, 0.4), (0.3, 0.3, 0.3), 3)
 
 
 def make_net(seed=0, dtype=np.float32):
@@ -45,7 +45,7 @@ def test_a_step_is_forward_loss_backward_update():
     (x, y), ours, by_hand = make_batch(np.float64), make_net(dtype=np.float64), make_net(dtype=np.float64)
     opts = [optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-3) for net in (ours, by_hand)]
     for p in ours.parameters().values():
-        p.grad += 7  # left over from somebody else
+        p.grad += 7  # from an earlier backward
     for _ in range(3):
         loss = train.step(ours, opts[0], x, y, label_smoothing=0.1)
         opts[1].zero_grad()
@@ -106,7 +106,7 @@ def poison_weight(net, x):
     net.parameters()["conv2_3.3.weight"].value[0, 0] = np.inf
 
 
-def poison_picture(net, x):
+def poison_image(net, x):
     x[1, 2, 3, 0] = np.nan
 
 
@@ -121,7 +121,7 @@ def stretch_logits(net, x):
             poison_weight,
             "at step 3: layer conv2_3.3 is the first that is not finite; try a lower learning rate",
         ),
-        (poison_picture, "at step 3: its images are not finite"),
+        (poison_image, "at step 3: its images are not finite"),
         (stretch_logits, "at step 3: layer fc is the first"),
     ],
 )
@@ -149,7 +149,7 @@ def test_a_run_learns_and_says_how_it_goes():
     history = train.fit(net, data, recipe, on_batch=batches.append, on_epoch=epochs.append)
     assert epochs == history
     assert [r.epoch for r in history] == list(range(1, 13))
-    assert [r.step for r in batches] == list(range(1, 49))  # 70 pictures are four batches of 16
+    assert [r.step for r in batches] == list(range(1, 49))  # 70 images are four batches of 16
     assert [r.step for r in history] == list(range(4, 49, 4))
     assert history[-1].loss < history[0].loss / 2
     assert history[-1].test_accuracy > 0.9
@@ -256,7 +256,7 @@ def test_weights_that_break_in_an_epochs_last_step_are_not_reported_as_good():
 # -- evaluate ----------------------------------------------------------------------------------------------
 
 
-def test_evaluate_takes_every_picture_whatever_the_batch():
+def test_evaluate_takes_every_image_whatever_the_batch():
     net, data = make_net(), make_data()
     x = datasets.normalise(data.test.images, data.mean, data.std)
     logits = net.forward(x)

@@ -46,7 +46,7 @@ BRIEFLY = """
                 time.sleep(0.001)
 
     warmup.rehearse = rehearse
-    warmup.common.compile_ahead = lambda net, announce: 0
+    warmup.common.compile_ahead = lambda net, on_kernel: 0
 """
 
 
@@ -76,7 +76,7 @@ def test_two_processes_warm_up_at_once(tmp_path):
     for out, err in [finish(process) for process in both]:
         assert err == ""
         assert "mobilenet-v1-small: 1 kernel compiled" in out
-        assert f"kept under {cache}" in out
+        assert f"kept under {cache}" in " ".join(out.split())
     out, err = finish(start(code, NUMBA_CACHE_DIR=str(cache)))
     assert err == ""
     assert "mobilenet-v1-small: everything was compiled already" in out
@@ -104,7 +104,7 @@ def test_without_a_writable_cache_there_is_one_warning_and_everything_works():
     """
     )
     out, err = finish(start(code))
-    assert out == "nothing to warm up: compiled kernels cannot be kept; every process compiles its own\n"
+    assert out == "nothing to warm up: compiled kernels cannot be kept; every process compiles its\n  own\n"
     assert err.count("Warning") == 1
     assert "set NUMBA_CACHE_DIR to a writable folder" in err
 
@@ -150,7 +150,7 @@ def test_after_it_training_evaluating_and_predicting_compile_nothing(tmp_path):
     import numpy as np
     from PIL import Image
     from mbnp import cli
-    from mbnp.commands import warmup
+    from mbnp.commands import common
 
     os.chdir({str(tmp_path)!r})
     rng = np.random.default_rng(0)
@@ -159,16 +159,16 @@ def test_after_it_training_evaluating_and_predicting_compile_nothing(tmp_path):
         records = rng.integers(0, 256, (count, 3073), np.uint8)
         records[:, 0] = np.arange(count) % 10
         records.tofile(f"data/{{name}}")
-    Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save("picture.png")
+    Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save("image.png")
     for more in ([], ["--readable"]):
         assert cli.main(["warmup", "--model", "mobilenet-v1-small", *more]) == 0
-        with warmup.Counter() as count:
+        with common.Compilation() as count:
             small = ["--epochs", "1", "--batch-size", "16", "--width-mult", "0.25", "--data", "data", *more]
             run = f"run{{len(more)}}"
             assert cli.main(["train", *small, "--out", run]) == 0
             checkpoint = f"{{run}}/model.safetensors"
             assert cli.main(["evaluate", checkpoint, "--data", "data", *more]) == 0
-            assert cli.main(["predict", "picture.png", "--checkpoint", checkpoint, *more]) == 0
+            assert cli.main(["predict", "image.png", "--checkpoint", checkpoint, *more]) == 0
         assert count.compiled == 0, count.compiled
     """
     out, _ = finish(start(code))
@@ -179,16 +179,16 @@ def test_after_it_training_evaluating_and_predicting_compile_nothing(tmp_path):
 @needs_jit
 def test_what_it_counts():
     from mbnp.backend import piece
-    from mbnp.commands.warmup import Counter
+    from mbnp.commands.common import Compilation
 
     inner = piece(lambda x: x + 1)
     kernel = numba.njit(lambda x: inner(x) * 2)
-    with Counter() as count:
+    with Compilation() as count:
         assert kernel(1) == 4
         assert kernel(2) == 6
         assert kernel(1.5) == 5.0
-    assert count.compiled == 2  # once for whole numbers and once for others; pieces are not counted
-    with Counter() as count:
+    assert count.compiled == 2  # once for whole numbers and once for others, and with each what it calls
+    with Compilation() as count:
         kernel(3)
     assert count.compiled == 0
 
@@ -268,16 +268,16 @@ def test_kernels_use_nothing_of_other_folders():
 
 @needs_jit
 def test_and_the_test_would_notice(tmp_path, monkeypatch):
-    """A kernel that borrows a function, a number or a module of ours is found."""
-    (tmp_path / "borrower.py").write_text(
-        "import numpy as np\nfrom lender import LENT\nfrom mbnp.backend import jit\n"
+    """A kernel that uses a function, a number or a module of ours is found."""
+    (tmp_path / "importer.py").write_text(
+        "import numpy as np\nfrom elsewhere import GIVEN\nfrom mbnp.backend import jit\n"
         "from mbnp.fused.kernels import SMALL, whole\nfrom mbnp.fused import kernels\nHERE = 3\n"
-        "@jit\ndef f(x):\n    return whole(x) + SMALL + HERE + LENT + kernels.SMALL + np.abs(x)\n"
+        "@jit\ndef f(x):\n    return whole(x) + SMALL + HERE + GIVEN + kernels.SMALL + np.abs(x)\n"
     )
-    (tmp_path / "lender.py").write_text("LENT = 4\n")
+    (tmp_path / "elsewhere.py").write_text("GIVEN = 4\n")
     monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("borrower")
-    assert sorted(foreign(module)) == [f"borrower.f uses {name}" for name in ("SMALL", "kernels", "whole")]
+    module = importlib.import_module("importer")
+    assert sorted(foreign(module)) == [f"importer.f uses {name}" for name in ("SMALL", "kernels", "whole")]
 
 
 def test_every_kernel_goes_through_backend():

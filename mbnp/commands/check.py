@@ -1,8 +1,10 @@
-"""`mbnp check`: do all implementations of every operation agree, with each other and with outside references?"""
+"""`mbnp check`: compare all implementations of every operation with each other and with outside references."""
 
+import importlib
 import inspect
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +17,11 @@ from mbnp.network import Layer
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 from mbnp.parameter import Parameter
 from mbnp.weights import layouts
+
+TITLE = (
+    "Every operation's plain loops, which define it, against its NumPy and Numba implementations, finite differences "
+    "and PyTorch: the largest error over output and gradients, relative to the largest entry."
+)
 
 # The largest error of each comparison, relative to the largest entry of the array.
 ALLOWED = {"numpy": 1e-10, "numba": 1e-10, "float32": 1e-5, "differences": 1e-6, "torch": 1e-10}
@@ -46,23 +53,24 @@ class Case(NamedTuple):
 
 
 def run(options: Namespace) -> int:
-    torch = _torch()
+    torch = None
+    with suppress(ImportError):
+        torch = importlib.import_module("torch")
     columns = [name for name in ALLOWED if name != "torch" or torch]
     with common.announced(print):
-        results = [(case.name, _errors(case, torch)) for case in cases()]
-    print("Every operation's plain loops, which define it, against its NumPy and Numba")
-    print("implementations, finite differences and PyTorch: the largest error over output")
-    print("and gradients, relative to the largest entry.\n")
-    rows, failures = [], 0
-    for name, errors in results:
-        failed = [column for column in columns if not errors[column] <= ALLOWED[column]]  # so that NaN fails
-        failures += len(failed)
-        rows.append([name, *(f"{errors[c]:.1e}{'!' if c in failed else ' '}" for c in columns)])
+        results = {case.name: _errors(case, torch) for case in cases()}
+    print(tables.hang(TITLE, indent=0) + "\n")
+    rows = [
+        # Written so that NaN fails.
+        [name, *(f"{errors[c]:.1e}{' ' if errors[c] <= ALLOWED[c] else '!'}" for c in columns)]
+        for name, errors in results.items()
+    ]
     print(tables.table(["", *columns], rows))
     if not torch:
         print("\nPyTorch is not installed, so nothing was compared with it.")
-    print(f"\n{failures} comparisons failed, marked with !" if failures else "\nall agree")
-    return 1 if failures else 0
+    failed = sum(cell.endswith("!") for row in rows for cell in row)
+    print(f"\n{failed} comparisons failed, marked with !" if failed else "\nall agree")
+    return 1 if failed else 0
 
 
 def cases() -> Iterator[Case]:
@@ -108,8 +116,8 @@ def _layer_case(name: str, make: Callable[..., Any]) -> Case:
         return layer.backward(dy), *(p.grad for p in _learning(layer).values())
 
     layer = make(np.float64)
-    values = [p.value for p in _learning(layer).values()]
-    inputs = [np.random.default_rng(0).standard_normal(_shape(layer)), *values]
+    x = np.random.default_rng(0).standard_normal(_shape(layer))
+    inputs = [x, *(p.value for p in _learning(layer).values())]
     return Case(name, inputs, lambda *a: run(*a)[1], backward, partial(_torch_layer, layer))
 
 
@@ -119,11 +127,9 @@ def _learning(layer: Layer) -> dict[str, Parameter]:
 
 def _shape(layer: Layer) -> tuple[int, ...]:
     for shape in SHAPES:
-        try:
+        with suppress(MbnpError):
             layer.forward(np.zeros(shape))
-        except MbnpError:
-            continue
-        return shape
+            return shape
     raise MbnpError(f"{layer.kind} takes none of the shapes {SHAPES}")
 
 
@@ -134,56 +140,43 @@ def _errors(case: Case, torch: Any) -> dict[str, float]:
         y = np.asarray(case.forward(*inputs))
         dy = np.random.default_rng(2).standard_normal(y.shape).astype(np.float32).astype(np.float64)
         truth = [y, *case.backward(dy, *inputs)]
-        errors = {"differences": _differences(case, inputs)}
-    for name, implementation, dtype in (
-        ("numpy", "numpy", np.float64),
-        ("numba", "numba", np.float64),
-        ("float32", "numba", np.float32),
-    ):
-        cast = [a.astype(dtype) for a in (dy, *inputs)]
-        with backend.use(implementation):
+        errors = {"differences": np.inf}
+        with suppress(MbnpError):  # where they differ by more than is allowed
+            found = gradcheck.compare(
+                case.forward, case.backward, inputs, tol=ALLOWED["differences"], entries=20
+            )
+            errors["differences"] = max(error for error in found if error is not None)
+    for name in ("numpy", "numba", "float32"):
+        cast = [a.astype(np.float32 if name == "float32" else np.float64) for a in (dy, *inputs)]
+        with backend.use("numpy" if name == "numpy" else "numba"):
             errors[name] = _largest([case.forward(*cast[1:]), *case.backward(*cast)], truth)
     if torch:
         errors["torch"] = _largest(case.torch(torch, dy, *inputs), truth)
     return errors
 
 
-def _differences(case: Case, inputs: list[np.ndarray]) -> float:
-    try:
-        found = gradcheck.compare(case.forward, case.backward, inputs, tol=ALLOWED["differences"], entries=20)
-    except MbnpError:
-        return np.inf
-    return max(error for error in found if error is not None)
-
-
 def _torch_layer(
     layer: Layer, torch: Any, dy: np.ndarray, x: np.ndarray, *values: np.ndarray
 ) -> list[np.ndarray]:
-    """Run the layer in PyTorch, in its layouts, and bring output and gradients back to ours."""
+    """Run the layer in PyTorch, in its layouts; return output and gradients in ours."""
 
-    def tensor(a: np.ndarray, axes: tuple[int, ...] = (0, 3, 1, 2)) -> Any:
-        return torch.tensor(np.ascontiguousarray(a.transpose(axes) if a.ndim == 4 else a), requires_grad=True)
+    def tensor(a: np.ndarray, learns: bool = True) -> Any:
+        return torch.tensor(np.ascontiguousarray(a), requires_grad=learns)
 
-    def ours(t: Any) -> np.ndarray:
-        return t.detach().numpy().transpose(0, 2, 3, 1) if t.ndim == 4 else t.detach().numpy()
+    def channels(a: np.ndarray, *axes: int) -> np.ndarray:
+        return a.transpose(axes) if a.ndim == 4 else a
 
-    names, kind = list(_learning(layer)), type(layer)
-    arrays = {name: v.value for name, v in layer.variables().items()} | dict(zip(names, values, strict=True))
-    tensors = {
-        name: torch.tensor(
-            layouts.convert(a, kind, "mbnp", "torch") if name == "weight" else a
-        ).requires_grad_(name in names)
-        for name, a in arrays.items()
-    }
-    t = tensor(x)
-    y = layer.torch(torch.nn.functional)(t, not layer.buffers() or "weight" in names, **tensors)
-    y.backward(tensor(dy).detach())
-    grads = [tensors[name].grad.numpy() for name in names]
-    back = [
-        layouts.convert(g, kind, "torch", "mbnp") if n == "weight" else g
-        for n, g in zip(names, grads, strict=True)
-    ]
-    return [ours(y), ours(t.grad), *back]
+    def layout(name: str, a: np.ndarray, source: str, target: str) -> np.ndarray:
+        return layouts.convert(a, type(layer), source, target) if name == "weight" else a
+
+    learned = dict(zip(_learning(layer), values, strict=True))
+    arrays = {name: v.value for name, v in layer.variables().items()} | learned
+    tensors = {name: tensor(layout(name, a, "mbnp", "torch"), name in learned) for name, a in arrays.items()}
+    t = tensor(channels(x, 0, 3, 1, 2))
+    y = layer.torch(torch.nn.functional)(t, not layer.buffers() or "weight" in learned, **tensors)
+    y.backward(tensor(channels(dy, 0, 3, 1, 2), False))
+    grads = [layout(name, tensors[name].grad.numpy(), "torch", "mbnp") for name in learned]
+    return [*(channels(a.detach().numpy(), 0, 2, 3, 1) for a in (y, t.grad)), *grads]
 
 
 def _torch_cross_entropy(torch: Any, dy: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
@@ -195,11 +188,3 @@ def _torch_cross_entropy(torch: Any, dy: np.ndarray, z: np.ndarray) -> list[np.n
 
 def _largest(found: list[np.ndarray], truth: list[np.ndarray]) -> float:
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, truth, strict=True))
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch

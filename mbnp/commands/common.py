@@ -1,8 +1,10 @@
-"""What several commands need."""
+"""Helpers that several commands share."""
 
+import functools
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from numba.core import event
 
@@ -19,9 +21,9 @@ def set_up(options: Namespace) -> None:
 
 
 def engine(net: Network, readable: bool) -> Network:
-    """What runs the network: the fast engine, which shares its parameters, or the network itself.
+    """Return the network that runs: the fast engine, which shares the parameters of `net`, or `net` itself.
 
-    The engine has one spelling of its own, so MBNP_BACKEND=numpy or loops means the network itself too.
+    The engine has one implementation of its own, so MBNP_BACKEND=numpy or loops means the network itself too.
     """
     if readable or backend.current() != "numba":
         return net
@@ -29,46 +31,56 @@ def engine(net: Network, readable: bool) -> Network:
 
 
 def require_preprocessing(net: Network, path: str) -> None:
-    """MbnpError if the weights came without the normalisation that their pictures need."""
+    """Raise MbnpError if the weights came without the normalisation that their images need."""
     if net.preprocessing is None:
         raise MbnpError(
-            f"{path} does not say how its pictures were normalised; add it: mbnp convert {path} "
+            f"{path} does not say how its images were normalised; add it: mbnp convert {path} "
             "NEW.safetensors --mean R,G,B --std R,G,B"
         )
 
 
-def compile_ahead(net: Network, announce: Callable[[], None]) -> int:
-    """Compile what the fast engine `net` needs and no cache holds, on all processors; how many kernels."""
+def compile_ahead(net: Network, on_kernel: Callable[[int, int], Any]) -> int:
+    """Compile what the fast engine `net` needs and no cache holds, on all processors; return how many kernels.
+
+    on_kernel(done, total) is called before the first kernel and after each.
+    """
     if not isinstance(net, fused.FusedNetwork):
         return 0
-    names = ahead.missing(net)
-    if names:
-        announce()
-        ahead.compile_kernels(net.reference, names)
+    if names := ahead.missing(net):
+        on_kernel(0, len(names))
+        ahead.compile_kernels(net.reference, names, lambda done: on_kernel(done, len(names)))
     return len(names)
 
 
-@contextmanager
-def announced(say: Callable[[str], object]) -> Iterator[Callable[[], None]]:
-    """Within the block, say it once if Numba compiles a kernel and does not find it in its cache.
+class Compilation(event.Listener):
+    """Within its `with` block, call `on_kernel` when Numba begins a kernel that is not in its cache, and count them.
 
-    What the block is given says it at once, for kernels that are compiled ahead.
+    The functions that a kernel calls are compiled with it, and not counted.
     """
 
-    class Announce(event.Listener):
-        said = False
+    def __init__(self, on_kernel: Callable[[], Any] = lambda: None) -> None:
+        self.on_kernel = on_kernel
+        self.compiled = self.depth = 0
 
-        def __call__(self) -> None:
-            if not self.said:
-                self.said = True
-                say("compiling kernels (once) ...")
+    def __enter__(self) -> "Compilation":
+        event.register("numba:compile", self)
+        return self
 
-        def on_start(self, event: event.Event) -> None:
-            self()
+    def __exit__(self, *_: object) -> None:
+        event.unregister("numba:compile", self)
 
-        def on_end(self, event: event.Event) -> None:
-            pass
+    def on_start(self, event: event.Event) -> None:
+        if self.depth == 0:
+            self.compiled += 1
+            self.on_kernel()
+        self.depth += 1
 
-    announce = Announce()
-    with event.install_listener("numba:compile", announce):
-        yield announce
+    def on_end(self, event: event.Event) -> None:
+        self.depth -= 1
+
+
+@contextmanager
+def announced(say: Callable[[str], object]) -> Iterator[None]:
+    """Within the block, say it once if Numba compiles a kernel and does not find it in its cache."""
+    with Compilation(functools.cache(lambda: say("compiling kernels (once) ..."))):
+        yield

@@ -1,10 +1,10 @@
-"""`mbnp convert`: weights from one format into another."""
+"""`mbnp convert`: take weights from one format into another."""
 
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from mbnp import weights
+from mbnp import tables, weights
 from mbnp.errors import MbnpError
 from mbnp.network import Network
 from mbnp.weights import files
@@ -22,11 +22,11 @@ def run(options: Namespace) -> None:
     except MbnpError as error:
         raise MbnpError(f"cannot convert {source}: {error}") from None
     weights.save(net, target, **how)
-    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB{_lost(net, target)}")
+    print(tables.hang(f"{target}: {target.stat().st_size / 1e6:.2f} MB{_lost(net, target)}"))
 
 
 def _how(suffix: str, options: Namespace) -> dict[str, Any]:
-    """What `weights.save` takes for this format; MbnpError for options of another one."""
+    """Return the options of `weights.save` for this format; raise MbnpError for those of another one."""
     onnx = {"--layout": options.layout, "--keep-batchnorm": options.keep_batchnorm or None}
     torch = {"--names": options.names}
     fitting = {".onnx": onnx, ".pt": torch, ".pth": torch}.get(suffix, {})
@@ -39,7 +39,7 @@ def _how(suffix: str, options: Namespace) -> dict[str, Any]:
 
 
 def _add(net: Network, options: Namespace) -> None:
-    """Put what the command line says of pictures and classes into the network."""
+    """Put what the command line says of images and classes into the network."""
     if (options.mean is None) != (options.std is None):
         raise MbnpError("--mean and --std go together")
     if options.order is not None and options.mean is None and net.preprocessing is None:
@@ -61,7 +61,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _lost(net: Network, target: Path) -> str:
-    """What the format has no place for."""
+    """Return the end of a line that says what the format has no place for."""
     if target.suffix.lower() not in (".pt", ".pth"):
         return ""
     known = {"preprocessing": net.preprocessing, "names of classes": net.classes}

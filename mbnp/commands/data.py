@@ -1,4 +1,4 @@
-"""`mbnp data`: which data there is, and how to get CIFAR-10."""
+"""`mbnp data`: show which data is used, download CIFAR-10, write a subset of it."""
 
 from argparse import Namespace
 
@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from mbnp import datasets
+from mbnp import datasets, tables
 
 
 def run(options: Namespace) -> None:
@@ -15,10 +15,10 @@ def run(options: Namespace) -> None:
 
 def _show(options: Namespace) -> None:
     data = datasets.load(options.data)
-    print(data)
+    print(tables.hang(str(data)))
     for k, name in enumerate(data.classes):
         train, test = (np.count_nonzero(split.labels == k) for split in (data.train, data.test))
-        print(f"  {name:12} {train:6,} training, {test:6,} test")
+        print(tables.hang(f"  {name:12} {train:6,} training, {test:6,} test", indent=4))
 
 
 def _download(options: Namespace) -> None:
@@ -35,4 +35,4 @@ def _download(options: Namespace) -> None:
 def _subset(options: Namespace) -> None:
     data = datasets.load(options.data or "cifar10")
     folder = datasets.subset(data, options.out, options.train, options.test, options.seed)
-    print(datasets.load(folder))
+    print(tables.hang(str(datasets.load(folder))))

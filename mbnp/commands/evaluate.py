@@ -1,10 +1,10 @@
-"""`mbnp evaluate`: a checkpoint on test pictures."""
+"""`mbnp evaluate`: test a checkpoint on the test images."""
 
 from argparse import Namespace
 
 import numpy as np
 
-from mbnp import datasets, train, weights
+from mbnp import datasets, tables, train, weights
 from mbnp.commands import common
 from mbnp.errors import MbnpError
 
@@ -23,12 +23,12 @@ def run(options: Namespace) -> None:
             f"{options.checkpoint} tells {net.num_classes} classes apart and {data.name} has {len(data.classes)}"
         )
     common.require_preprocessing(net, options.checkpoint)
-    print(f"data: {data}")
+    print(tables.hang(f"data: {data}"))
     with common.announced(print):
         loss, accuracy, predictions = train.evaluate(common.engine(net, options.readable), data.test)
     for k, name in enumerate(data.classes):
         mine = predictions[data.test.labels == k]
         if len(mine):
-            print(f"  {name:12} {100 * np.mean(mine == k):6.2f} %  of {len(mine):,}")
+            print(tables.hang(f"  {name:12} {100 * np.mean(mine == k):6.2f} %  of {len(mine):,}", indent=4))
     print(f"test loss {loss:.4f}")
     print(f"test accuracy {100 * accuracy:.2f} %")

@@ -1,11 +1,11 @@
-"""`mbnp grade`: are the exercises of a lesson solved, and if not, what is wrong?"""
+"""`mbnp grade`: say whether the exercises of a lesson are solved, and if not, what is wrong."""
 
 from argparse import Namespace
 
 from rich.console import Console
 from rich.text import Text
 
-from mbnp import grading
+from mbnp import grading, tables
 
 COLOURS = {"solved": "green", "not yet": "yellow", "wrong": "red"}
 PRINTED_LINES = 10
@@ -13,7 +13,6 @@ PRINTED_LINES = 10
 
 def run(options: Namespace) -> int:
     report = grading.grade_file(options.exercise)
-    # Lines are as long as they are: a terminal wraps them, and a pipe gets them whole.
     console = Console(highlight=False, soft_wrap=True)
     width = max(len(outcome.name) for outcome in report.outcomes)
     for outcome in report.outcomes:
@@ -24,15 +23,15 @@ def run(options: Namespace) -> int:
 
 
 def _print(console: Console, outcome: grading.Outcome, width: int) -> None:
-    line = Text(f"{outcome.name:{width}}  ")
-    line.append(outcome.status, COLOURS[outcome.status])
-    if outcome.problem:
-        line.append(f": {outcome.problem}")
+    problem = f": {outcome.problem}" if outcome.problem else ""
+    line = Text(tables.hang(f"{outcome.name:{width}}  {outcome.status}{problem}", indent=6))
+    line.stylize(COLOURS[outcome.status], width + 2, width + 2 + len(outcome.status))
     console.print(line)
     details = {"likely": outcome.likely, "called with": outcome.case, "printed": _head(outcome.printed)}
     for name, text in details.items():
         if text:
-            console.print(Text(f"  {name}:{text}" if text.startswith("\n") else f"  {name}: {text}"))
+            text = f"  {name}:{text}" if text.startswith("\n") else f"  {name}: {text}"
+            console.print(Text(tables.hang(text, indent=6)))
 
 
 def _head(printed: str) -> str:

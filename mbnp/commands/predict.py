@@ -1,10 +1,10 @@
-"""`mbnp predict`: what is in an image."""
+"""`mbnp predict`: name the most probable classes of image files."""
 
 from argparse import Namespace
 
 import numpy as np
 
-from mbnp import train, weights
+from mbnp import tables, train, weights
 from mbnp.commands import common
 from mbnp.datasets.images import read_image
 from mbnp.errors import MbnpError
@@ -25,4 +25,4 @@ def run(options: Namespace) -> None:
         print(path)
         for k in np.argsort(-p, kind="stable")[: options.top]:
             name = net.classes[k] if net.classes else f"class {k}"
-            print(f"  {100 * p[k]:6.2f} %  {name}")
+            print(tables.hang(f"  {100 * p[k]:6.2f} %  {name}", indent=13))

@@ -1,22 +1,22 @@
-"""`mbnp summary`: what a network costs, layer by layer."""
+"""`mbnp summary`: count what a network costs, layer by layer."""
 
 from argparse import Namespace
 
-from mbnp import cost, models, weights
+from mbnp import cost, models, tables, weights
 from mbnp.errors import MbnpError
 from mbnp.network import Network
 
 SHOWN = 10  # names of classes
 
 FORMULAS = """\
-The formulas, H and W of the output (the article takes the input's, which is too many at stride 2):
+Formulas, with the output's H and W (the article's count too many at stride 2):
   standard convolution   H·W·K·K·Cin·Cout MACs
   depthwise convolution  H·W·K·K·Cin
   pointwise convolution  H·W·Cin·Cout
-  depthwise separable    the last two added: 1/Cout + 1/K² of the standard convolution
-One MAC is a multiplication and an addition, 2 FLOPs; the article calls the MACs FLOPs.
-Its example, H = W = 10, K = 3, 3 -> 10 channels: {standard:,} standard; {depthwise:,} + {pointwise:,} = \
-{separable:,} separable."""
+  depthwise separable    the last two added: 1/Cout + 1/K² of the standard one
+A MAC is a multiplication and an addition, 2 FLOPs; the article calls it a FLOP.
+Its example, H = W = 10, K = 3, 3 -> 10 channels:
+  {standard:,} standard; {depthwise:,} + {pointwise:,} = {separable:,} separable"""
 
 
 def run(options: Namespace) -> None:
@@ -24,24 +24,10 @@ def run(options: Namespace) -> None:
     size = net.resolution if options.resolution is None else options.resolution
     counted = cost.of(net, (size, size, net.channels))
     name = net.arch.get("name")
-    print(f"{name if name in models.names() else options.model}, pictures of {size} x {size}\n")
-    print(counted.table())
-    shares = ", ".join(f"{kind} {100 * share:.2f} %" for kind, share in counted.shares().items())
-    print(f"\nMACs        {counted.macs:,} ({shares})")
-    print(f"FLOPs       {counted.flops:,}")
-    print(
-        f"parameters  {counted.params:,} learnable; {_size(counted.weight_bytes)} of weights and statistics"
-    )
-    print(f"activations {_size(counted.activation_bytes)} for one picture, every layer's output together")
-    if counted.as_standard() > counted.macs:
-        times = counted.as_standard() / counted.macs
-        print(
-            f"with full convolutions instead of separable ones: {counted.as_standard():,} MACs, {times:.1f} x"
-        )
-    if net.preprocessing is not None:
-        print(f"pictures    {_scaling(**net.preprocessing)}")
-    if net.classes is not None:
-        print(f"classes     {', '.join(net.classes[:SHOWN])}{', ...' if len(net.classes) > SHOWN else ''}")
+    print(f"{name if name in models.names() else options.model}, images of {size} x {size}\n")
+    print(tables.hang(counted.table()) + "\n")
+    for label, text in _totals(net, counted).items():
+        print(tables.hang(f"{label:12}{text}", indent=12))
     example = {
         "standard": cost.standard_conv(10, 10, 3, 3, 10),
         "depthwise": cost.depthwise(10, 10, 3, 3),
@@ -49,6 +35,26 @@ def run(options: Namespace) -> None:
         "separable": cost.separable(10, 10, 3, 3, 10),
     }
     print("\n" + FORMULAS.format(**example))
+
+
+def _totals(net: Network, counted: cost.Cost) -> dict[str, str]:
+    shares = ", ".join(f"{kind} {100 * share:.2f} %" for kind, share in counted.shares().items())
+    totals = {
+        "MACs": f"{counted.macs:,}",
+        "of these": shares,
+        "FLOPs": f"{counted.flops:,}",
+        "parameters": f"{counted.params:,} learnable; {_size(counted.weight_bytes)} of weights and statistics",
+        "activations": f"{_size(counted.activation_bytes)} for one image, every layer's output together",
+    }
+    if (full := counted.as_standard()) > counted.macs:
+        totals["standard"] = (
+            f"{full:,} MACs with full convolutions for separable ones, {full / counted.macs:.1f} x"
+        )
+    if net.preprocessing is not None:
+        totals["images"] = _scaling(**net.preprocessing)
+    if net.classes is not None:
+        totals["classes"] = ", ".join(net.classes[:SHOWN]) + (", ..." if len(net.classes) > SHOWN else "")
+    return totals
 
 
 def _network(options: Namespace) -> Network:

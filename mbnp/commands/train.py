@@ -1,6 +1,7 @@
 """`mbnp train`: train a network, and write a run folder."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import shlex
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from mbnp import datasets, models, runs, train, weights
+from mbnp import datasets, models, runs, tables, train, weights
 from mbnp.commands import common
 from mbnp.datasets import Dataset
 from mbnp.errors import DivergedError, MbnpError
@@ -23,20 +25,18 @@ from mbnp.train import Record
 
 def run(options: Namespace) -> int:
     common.set_up(options)
-    out = None if options.out is None else Path(options.out)
-    if out is not None:
-        runs.require_new(out)
+    if options.out is not None:
+        runs.require_new(Path(options.out))
     _check(options)
     loaded = None if options.init is None else weights.load(options.init)
     data = datasets.load(options.data)
     recipe = _recipe(options, data)
-    net, notes = _fresh(options, data) if loaded is None else _fine_tuned(loaded, options, data)
-    session = _Session(common.engine(net, options.readable), data, recipe, out, options, notes)
-    return session.run()
+    net, notes = (_fresh(options, data), []) if loaded is None else _fine_tuned(loaded, options, data)
+    return _Session(common.engine(net, options.readable), data, recipe, options).run(notes)
 
 
 def _check(options: Namespace) -> None:
-    """MbnpError for options that do not go together; fills in what has a default only without --init."""
+    """Raise MbnpError for options that do not go together; fill in what has a default only without --init."""
     if options.init is None:
         if options.freeze_until is not None:
             raise MbnpError("--freeze-until keeps what was learned before: name a checkpoint with --init")
@@ -48,18 +48,16 @@ def _check(options: Namespace) -> None:
         raise MbnpError(f"--init brings the architecture of its checkpoint: leave out {surplus}")
 
 
-def _fresh(options: Namespace, data: Dataset) -> tuple[Network, list[str]]:
-    """The network that is named, with new weights; nothing to note."""
+def _fresh(options: Namespace, data: Dataset) -> Network:
     takes_size = "resolution" in models.options(options.model)
     size = {"resolution": data.train.images.shape[1]} if takes_size else {}
-    net = models.create(
+    return models.create(
         options.model, num_classes=len(data.classes), width_mult=options.width_mult, seed=options.seed, **size
     )
-    return net, []
 
 
 def _fine_tuned(net: Network, options: Namespace, data: Dataset) -> tuple[Network, list[str]]:
-    """The checkpoint's network, made ready for the data, and what there is to say about it."""
+    """Return the checkpoint's network, made ready for the data, and what there is to say about it."""
     notes = [f"weights: {options.init}"]
     before, now = net.num_classes, len(data.classes)
     if before != now or net.classes not in (None, list(data.classes)):
@@ -68,13 +66,11 @@ def _fine_tuned(net: Network, options: Namespace, data: Dataset) -> tuple[Networ
     elif net.classes is None:
         notes.append(f"the checkpoint does not name its classes: they are taken for the {now} of {data.name}")
     if net.preprocessing is None:
-        notes.append(
-            "the checkpoint does not say how its pictures were normalised: they are as the data asks"
-        )
+        notes.append("the checkpoint does not say how its images were normalised: they are as the data asks")
     height, width = data.train.images.shape[1:3]
     if (height, width) != (net.resolution, net.resolution):
         notes.append(
-            f"the checkpoint is for pictures of {net.resolution}x{net.resolution}, these are {height}x{width}"
+            f"the checkpoint is for images of {net.resolution}x{net.resolution}, these are {height}x{width}"
         )
     if options.freeze_until is not None:
         net.freeze_until(options.freeze_until)
@@ -89,62 +85,53 @@ def _fine_tuned(net: Network, options: Namespace, data: Dataset) -> tuple[Networ
 
 
 def _recipe(options: Namespace, data: Dataset) -> Recipe:
-    return Recipe(
-        epochs=data.epochs if options.epochs is None else options.epochs,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        schedule=options.schedule,
-        label_smoothing=options.label_smoothing,
-        augment=not options.no_augment,
-        seed=options.seed,
-    )
+    epochs = data.epochs if options.epochs is None else options.epochs
+    same = ("batch_size", "lr", "weight_decay", "schedule", "label_smoothing", "seed")
+    return Recipe(epochs, augment=not options.no_augment, **{name: getattr(options, name) for name in same})
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Training goes on when the reader of its output has left."""
+        """Go on training when the reader of the output has left."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time left, from the second step on."""
+
+    def render(self, task: Task) -> Text:
+        known = task.fields["state"] and task.time_remaining is not None
+        return super().render(task) + " left" if known else Text()
 
 
 class _Session:
     """One run as it goes: what is shown, and what is written."""
 
-    def __init__(
-        self,
-        net: Network,
-        data: Dataset,
-        recipe: Recipe,
-        out: Path | None,
-        options: Namespace,
-        notes: list[str],
-    ) -> None:
-        self.net, self.data, self.recipe, self.out, self.options = net, data, recipe, out, options
-        self.notes = notes
+    def __init__(self, net: Network, data: Dataset, recipe: Recipe, options: Namespace) -> None:
+        self.net, self.data, self.recipe, self.options = net, data, recipe, options
         self.folder: Path  # made at the first step
         self.history: list[Record] = []
         self.console = _Console()
+        self.animated = self.console.is_terminal and not self.console.is_dumb_terminal
         self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2f} %"),
-            TextColumn("{task.fields[speed]:,.0f} images/s"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[state]}"),
+            _TimeLeft(compact=True),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            expand=True,
+            disable=not self.animated,
         )
-        batches = datasets.count_batches(len(data.train), recipe.batch_size, train=True)
-        self.task = self.bar.add_task(
-            "", total=batches * recipe.epochs, epoch=f"1/{recipe.epochs}", loss=0, accuracy=0, speed=0
-        )
+        self.task = self.bar.add_task(f"epoch 1/{recipe.epochs}", total=None, state="")
+        self.steps = recipe.epochs * datasets.count_batches(len(data.train), recipe.batch_size, train=True)
+        self.announce = functools.cache(lambda: self.say("compiling kernels (once) ..."))
 
-    def run(self) -> int:
-        self.say_what_is_used()
+    def run(self, notes: list[str]) -> int:
+        self.say_what_is_used(notes)
         try:
-            with self.bar, common.announced(self.say) as announce:
-                common.compile_ahead(self.net, announce)
+            with self.bar, common.Compilation(self.compiling):
+                common.compile_ahead(self.net, self.compiling)
                 train.fit(self.net, self.data, self.recipe, self.on_batch, self.on_epoch)
         except DivergedError as error:
             self.draw()
@@ -154,8 +141,11 @@ class _Session:
             print(f"mbnp: stopped; {self.kept()}", file=sys.stderr)
             return 130
         self.draw()
+        checkpoint = shlex.quote(str(self.folder / "model.safetensors"))
+        data = "" if self.options.data is None else f" --data {shlex.quote(self.options.data)}"
         print(f"test accuracy {100 * self.history[-1].test_accuracy:.2f} %")
-        print(f"mbnp predict IMAGE --checkpoint {shlex.quote(str(self.folder / 'model.safetensors'))}")
+        print(f"mbnp evaluate {checkpoint}{data}")
+        print(f"mbnp predict IMAGE --checkpoint {checkpoint}")
         return 0
 
     def draw(self) -> None:
@@ -163,52 +153,69 @@ class _Session:
             name = self.data.name.encode(errors="replace").decode()  # of a folder, which may be no text
             runs.save_curves(self.folder, self.history, f"{self.name()} on {name}")
 
-    def say(self, line: str) -> None:
-        """One plain line, above the bar where there is one."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def say(self, text: str) -> None:
+        """Print plain text, above the bar where there is one."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def say_what_is_used(self) -> None:
+    def say_what_is_used(self, notes: list[str]) -> None:
         hint = "; for CIFAR-10: mbnp data download" if self.data.name == "shapes10" else ""
-        for line in [f"data: {self.data}{hint}", *self.notes]:
-            self.say(line)
+        lines = [f"data: {self.data}{hint}", *notes]
         left_out = len(self.data.train) % self.recipe.batch_size
         if left_out:
-            self.say(
-                f"each epoch leaves out {left_out} training pictures, always others, that do not fill a "
-                f"batch of {self.recipe.batch_size}"
+            lines.append(
+                f"each epoch leaves out {left_out} training images, always others, that do not fill a batch of "
+                f"{self.recipe.batch_size}"
             )
+        for line in lines:
+            self.say(tables.hang(line))
+
+    def compiling(self, done: int = 0, total: int | None = None) -> None:
+        """Say that kernels are compiled: `total` of them ahead, of which so many are done, or one that is needed."""
+        if not self.animated:
+            self.announce()
+        elif total:
+            self.bar.update(
+                self.task, description=f"compiling kernels {done} of {total}", completed=done, total=total
+            )
+        else:
+            self.bar.update(self.task, description="compiling kernels")
+            if not self.bar.tasks[0].fields["state"]:
+                self.bar.tasks[0].total = None  # nothing tells how many there will be
 
     def on_batch(self, record: Record) -> None:
         if record.step == 1:
             # Not before: bad input of whatever kind shows in the first step, and leaves no folder behind.
-            self.folder = runs.make(self.out, self.name(), self.config())
+            out = None if self.options.out is None else Path(self.options.out)
+            self.folder = runs.make(out, self.name(), self.config())
             self.say(f"run folder: {self.folder}")
         self.bar.update(
             self.task,
             completed=record.step,
-            epoch=f"{record.epoch}/{self.recipe.epochs}",
-            loss=record.loss,
-            accuracy=100 * record.accuracy,
-            speed=record.images_per_second,
+            total=self.steps,
+            description=f"epoch {record.epoch}/{self.recipe.epochs}",
+            state=f"loss {record.loss:.4f}  accuracy {100 * record.accuracy:.2f} %  "
+            f"{record.images_per_second:,.0f} images/s",
         )
 
     def on_epoch(self, record: Record) -> None:
         runs.save_epoch(self.folder, self.net, record)
         self.history.append(record)
+        last = str(self.recipe.epochs)
+        name = f"epoch {record.epoch:{len(last)}}/{last}:"
+        if record.epoch == 1:
+            self.say(" " * len(name) + "    loss  accuracy  test loss  accuracy  images/s  seconds")
         self.say(
-            f"epoch {record.epoch}/{self.recipe.epochs}: "
-            f"loss {record.loss:.4f}, accuracy {100 * record.accuracy:.2f} %; "
-            f"test loss {record.test_loss:.4f}, accuracy {100 * record.test_accuracy:.2f} %; "
-            f"{record.images_per_second:,.0f} images/s, {record.seconds:.1f} s"
+            f"{name}{record.loss:8.4f}  {100 * record.accuracy:6.2f} %  {record.test_loss:9.4f}  "
+            f"{100 * record.test_accuracy:6.2f} %  {record.images_per_second:8,.0f}  {record.seconds:7.1f}"
         )
 
     def name(self) -> str:
-        """The architecture's name, or the file's where it is an architecture of its own."""
+        """Return the architecture's name, or the file's where it is an architecture of its own."""
         name = self.net.arch.get("name")
         return name if name in models.names() else Path(self.options.init).stem
 
     def kept(self) -> str:
-        """What is left of a run that ends early."""
+        """Return a sentence on what is left of a run that ends early."""
         if not self.history:
             return "no epoch was finished, so there is no checkpoint"
         return f"{self.folder / 'model.safetensors'} has the weights after epoch {self.history[-1].epoch}"
@@ -235,10 +242,11 @@ class _Session:
             return {"path": path, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
     def command(self) -> str:
-        """The command that repeats this run, with every default spelled out."""
-        known = vars(self.options) | {"epochs": self.recipe.epochs, "data": self.source()}
-        if self.options.init is not None:
-            known["init"] = os.path.abspath(self.options.init)
+        """Return the command that repeats this run, with every default given."""
+        source = self.data.source
+        data = os.path.abspath(source) if os.path.exists(source) else self.data.name
+        init = self.options.init and os.path.abspath(self.options.init)
+        known = vars(self.options) | {"epochs": self.recipe.epochs, "data": data, "init": init}
         words = ["mbnp", "train"]
         for name, value in known.items():
             if name in ("command", "out") or value is None or value is False:
@@ -246,6 +254,3 @@ class _Session:
             words.append("--" + name.replace("_", "-"))
             words += [] if value is True else [str(value)]
         return shlex.join(words)
-
-    def source(self) -> str:
-        return os.path.abspath(self.data.source) if os.path.exists(self.data.source) else self.data.name

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba.core import event
+from rich.console import Console
 
-from mbnp import datasets, models, train
+from mbnp import datasets, models, tables, train
 from mbnp.commands import common
 from mbnp.network import Network
 from mbnp.optim import update
@@ -20,47 +20,39 @@ def run(options: Namespace) -> None:
     some_kernel: Any = update.sgd
     cache = some_kernel.stats.cache_path
     if cache is None:
-        print("nothing to warm up: compiled kernels cannot be kept; every process compiles its own")
+        print(
+            tables.hang("nothing to warm up: compiled kernels cannot be kept; every process compiles its own")
+        )
         return
     compiled, began = 0, time.perf_counter()
     for name in models.names() if options.model is None else [options.model]:
         start = time.perf_counter()
-        net = common.engine(models.create(name, num_classes=2), options.readable)
-        ahead = common.compile_ahead(net, lambda: None)
-        with Counter() as count:
+        count = _warm_up(name, options.readable)
+        compiled += count
+        print(f"{name}: {_count(count)}, {time.perf_counter() - start:.1f} s")
+    seconds = time.perf_counter() - began
+    print(tables.hang(f"{_count(compiled)} in {seconds:.1f} s; kept under {Path(cache).parent}"))
+
+
+def _warm_up(name: str, readable: bool) -> int:
+    """Compile every kernel for the model `name`; return how many were not compiled already."""
+    net = common.engine(models.create(name, num_classes=2), readable)
+    with Console().status(f"{name} ...") as status:  # shown in a terminal only
+        ahead = common.compile_ahead(
+            net, lambda done, total: status.update(f"{name}: compiling kernels {done} of {total}")
+        )
+        with common.Compilation(lambda: status.update(f"{name}: compiling kernels")) as compilation:
             rehearse(net)
-        count.compiled += ahead
-        compiled += count.compiled
-        print(f"{name}: {_count(count.compiled)}, {time.perf_counter() - start:.1f} s")
-    print(f"{_count(compiled)} in {time.perf_counter() - began:.1f} s; kept under {Path(cache).parent}")
+    return ahead + compilation.compiled
 
 
 def rehearse(net: Network) -> None:
-    """Train `net` for a step and test it, on a few random pictures: what calls kernels, in full."""
+    """Train `net` for a step on a few random images and test it, which calls every kernel."""
     size = net.resolution
     rng = np.random.default_rng(0)
     split = datasets.Split(rng.integers(0, 256, (4, size, size, 3), np.uint8), np.array([0, 1, 0, 1]))
     data = datasets.Dataset("random", "", split, split, ["a", "b"], (0.5,) * 3, (0.25,) * 3, epochs=1)
     train.fit(net, data, train.Recipe(epochs=1, batch_size=4, lr=1e-3))
-
-
-class Counter(event.Listener):
-    """Counts the kernels that Numba compiles because they are not in its cache, their pieces not counted."""
-
-    def __enter__(self) -> "Counter":
-        self.compiled = self.depth = 0
-        event.register("numba:compile", self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        event.unregister("numba:compile", self)
-
-    def on_start(self, event: event.Event) -> None:
-        self.compiled += self.depth == 0
-        self.depth += 1
-
-    def on_end(self, event: event.Event) -> None:
-        self.depth -= 1
 
 
 def _count(compiled: int) -> str:

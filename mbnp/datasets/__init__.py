@@ -1,11 +1,11 @@
-"""Pictures to train on: CIFAR-10 where it is at hand, else shapes10, which mbnp draws itself.
+"""Images to train on: CIFAR-10 where it is at hand, else shapes10, which mbnp draws itself.
 
 >>> data = datasets.load()                        # or load("cifar10"), load("shapes10"), load(path)
 >>> data.train.images.shape, data.classes[3]
 >>> for x, y in datasets.batches(data.test, 256, mean=data.mean, std=data.std): ...
 
-cifar10.py reads and writes CIFAR-10's binary layout, downloading.py fetches it, shapes10.py draws, and
-batching.py turns stored pictures into what a network takes.
+cifar10.py reads and writes CIFAR-10's binary layout, downloading.py fetches it, shapes10.py draws, images.py
+reads image files, and batching.py turns stored images into what a network takes.
 """
 
 import os
@@ -38,11 +38,11 @@ NAMES = ("cifar10", "shapes10")
 
 
 def load(spec: str | Path | None = None) -> Dataset:
-    """The data set that `spec` names: "cifar10", "shapes10", or the path of what `cifar10.read` reads.
+    """Return the data set that `spec` names: "cifar10", "shapes10", or the path of what `cifar10.read` reads.
 
-    Without `spec`: what the variable MBNP_DATA names, else CIFAR-10 in ./data or in the user's cache, else
-    shapes10; "cifar10" looks in the same places. Nothing is downloaded here. FileNotFoundError or MbnpError
-    for what was named and is not there.
+    Without `spec`, it is what the variable MBNP_DATA names, else CIFAR-10 in ./data or in the user's cache, else
+    shapes10; "cifar10" looks in the same places. Nothing is downloaded here. Raise FileNotFoundError or MbnpError
+    if what was named is not there.
     """
     if spec is not None:
         return _named(spec)
@@ -71,7 +71,7 @@ def _named(spec: str | Path, origin: str = "") -> Dataset:
 
 
 def _find_cifar10() -> Dataset | None:
-    """CIFAR-10 from the places where it may lie: the path in MBNP_DATA, ./data, the user's cache."""
+    """Return CIFAR-10 from the first place that has it: the path in MBNP_DATA, ./data, the user's cache."""
     variable = os.environ.get("MBNP_DATA")
     if variable and variable not in NAMES:
         return _named(variable, origin=" (from MBNP_DATA)")

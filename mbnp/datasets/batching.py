@@ -1,4 +1,4 @@
-"""From stored pictures to what a network takes: normalise, augment, batches."""
+"""Turn stored images into what a network takes: normalise, augment, batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,38 +20,38 @@ def normalise(
     dtype: np.typing.DTypeLike = np.float32,
     order: str = "rgb",
 ) -> np.ndarray:
-    """(images / 255 - mean) / std, channel by channel.
+    """Return (images / 255 - mean) / std, channel by channel, in the same shape and in `dtype`.
 
-    images (N, H, W, C) uint8, red first; mean and std: C numbers, of pictures scaled to 0..1. Returns the same
-    shape in `dtype`. order="bgr" turns the channels round, and mean and std are of blue first. Written as one
-    multiplication and one addition, with constants worked out in float64.
+    images (N, H, W, C) uint8, red first; mean and std: C numbers, of images scaled to 0..1. order="bgr" turns the
+    channels round, and mean and std are of blue first. It is computed as one multiplication and one addition, with
+    constants worked out in float64.
     """
-    _check_pictures(images)
+    _check_images(images)
     if order not in ORDERS:
         raise unknown("order of channels", order, ORDERS)
     images = images if order == "rgb" else images[..., ::-1]
     n, h, w, c = images.shape
-    spread = np.asarray(std, np.float64)
-    if np.shape(mean) != (c,) or spread.shape != (c,):
+    deviation = np.asarray(std, np.float64)
+    if np.shape(mean) != (c,) or deviation.shape != (c,):
         raise MbnpError(f"mean {mean} and std {std} must have one number for each of {c} channels")
     # Repeated along a row of pixels: NumPy's inner loop is then W * C long instead of C.
-    scale = np.tile(1 / (255 * spread), w).astype(dtype)
-    shift = np.tile(-np.asarray(mean, np.float64) / spread, w).astype(dtype)
+    scale = np.tile(1 / (255 * deviation), w).astype(dtype)
+    shift = np.tile(-np.asarray(mean, np.float64) / deviation, w).astype(dtype)
     x = images.reshape(n, h, w * c) * scale
     x += shift
     return x.reshape(n, h, w, c)
 
 
 def augment(images: np.ndarray, rng: np.random.Generator, pad: int = 4) -> np.ndarray:
-    """Each picture moved by up to `pad` pixels either way, and every second one (at random) mirrored.
+    """Return images moved by up to `pad` pixels either way, each mirrored with probability 1/2, in a new array.
 
-    images (N, H, W, C) uint8 -> the same shape, a new array. What moves in from outside is the picture's own
-    reflection. Source: He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2.
+    images: (N, H, W, C) uint8. What moves in from outside is the image's own reflection.
+    Source: He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2.
     """
-    _check_pictures(images)
+    _check_images(images)
     n, h, w, c = images.shape
     if pad >= min(h, w):
-        raise MbnpError(f"cannot reflect {pad} pixels at the border of pictures of {h}x{w}")
+        raise MbnpError(f"cannot reflect {pad} pixels at the border of images of {h}x{w}")
     top, left = rng.integers(0, 2 * pad + 1, (2, n))
     mirrored = rng.random(n) < 0.5
     # One element a pixel, whatever the number of channels: half the time of moving single bytes.
@@ -64,7 +64,7 @@ def augment(images: np.ndarray, rng: np.random.Generator, pad: int = 4) -> np.nd
 
 
 def count_batches(count: int, batch_size: int, train: bool) -> int:
-    """How many batches `batches` makes of `count` pictures: full ones, and in evaluation also the rest."""
+    """Count the batches that `batches` makes of `count` images: full ones, and in evaluation also the rest."""
     return count // batch_size if train else -(-count // batch_size)
 
 
@@ -79,34 +79,32 @@ def batches(
     dtype: np.typing.DTypeLike = np.float32,
     order: str = "rgb",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Once through a split: pairs (x (B, H, W, C) normalised, in `dtype`; y (B,) int64).
+    """Return an iterator of pairs (x (B, H, W, C) normalised, in `dtype`; y (B,) int64), once through a split.
 
-    With an `rng` it is for training: shuffled, each batch through `augment` where given, and the pictures
-    that do not fill a last batch left out (of one picture alone BatchNorm could not take a variance over a
-    1x1 map). Without an `rng` it is for evaluation: every picture, in order.
+    With an `rng` it is for training: shuffled, each batch through `augment` where given, and the images that do not
+    fill a last batch left out (of one image alone BatchNorm could not take a variance over a 1x1 feature map).
+    Without an `rng` it is for evaluation: every image, in order.
     """
     train = rng is not None
     if batch_size < 1:
         raise MbnpError(f"batch size must be at least 1, got {batch_size}")
     if augment is not None and not train:
         raise MbnpError("augmenting is random: pass an rng too, or no augmentation for evaluation")
-    if count_batches(len(split), batch_size, train) == 0:
-        raise MbnpError(f"{len(split)} pictures do not fill one batch of {batch_size}: lower the batch size")
-    scale = {"mean": mean, "std": std, "dtype": dtype, "order": order}
-    return _iterate(split, batch_size, rng, augment, scale)
+    count = count_batches(len(split), batch_size, train)
+    if count == 0:
+        raise MbnpError(f"{len(split)} images do not fill one batch of {batch_size}: lower the batch size")
+    indices = np.arange(len(split)) if rng is None else rng.permutation(len(split))
 
-
-def _iterate(split, batch_size, rng, augment, scale):
-    """The generator behind `batches`, apart so that its checks run at the call and not at the first batch."""
-    order = np.arange(len(split)) if rng is None else rng.permutation(len(split))
-    for step in range(count_batches(len(split), batch_size, rng is not None)):
-        chosen = order[step * batch_size : (step + 1) * batch_size]
+    def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = indices[step * batch_size : (step + 1) * batch_size]
         images = split.images[chosen]
-        if augment is not None:
+        if augment is not None and rng is not None:
             images = augment(images, rng)
-        yield normalise(images, **scale), split.labels[chosen]
+        return normalise(images, mean, std, dtype, order), split.labels[chosen]
+
+    return map(batch, range(count))  # an iterator, so that the checks above run at the call
 
 
-def _check_pictures(images: np.ndarray) -> None:
+def _check_images(images: np.ndarray) -> None:
     if images.ndim != 4 or images.dtype != np.uint8:
-        raise MbnpError(f"expected pictures (N, H, W, C) of uint8, got {images.shape} of {images.dtype}")
+        raise MbnpError(f"expected images (N, H, W, C) of uint8, got {images.shape} of {images.dtype}")

@@ -17,6 +17,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -29,23 +30,23 @@ STD = (0.2470, 0.2435, 0.2616)
 EPOCHS = 20
 
 ARCHIVE = "cifar-10-binary.tar.gz"
-FOLDER = "cifar-10-batches-bin"  # what the archive unpacks to
+FOLDER = "cifar-10-batches-bin"  # in the archive
 
 SIZE = 32
 RECORD = 1 + 3 * SIZE * SIZE
 
-_TRAIN = re.compile(r"data_batch.*\.bin")
 _TEST = "test_batch.bin"
+_RECORDS = re.compile(r"data_batch.*\.bin|test_batch\.bin")
 _NAMES = "batches.meta.txt"
 _PICKLE = re.compile(r"data_batch_\d|test_batch|batches\.meta")
 
-# What the real archive unpacks to is 184 MB; one that goes on beyond this is not read to its end.
+# The real archive unpacks to 184 MB; one that goes on beyond this is not read to its end.
 _MOST_BYTES = 200_000_000
 _MOST_MEMBERS = 1000
 
 
 def locate(place: Path) -> Path | None:
-    """The folder of records that a folder is or has in it, or the archive that it has; None where neither."""
+    """Return the folder of records that `place` is or has in it, or the archive in it; None if there is neither."""
     if _holds_records(place):
         return place
     if (place / FOLDER).is_dir():
@@ -57,29 +58,27 @@ def locate(place: Path) -> Path | None:
 
 
 def _holds_records(folder: Path) -> bool:
-    return folder.is_dir() and any(
-        _TRAIN.fullmatch(file.name) or file.name == _TEST for file in folder.iterdir()
-    )
+    return folder.is_dir() and any(map(_RECORDS.fullmatch, os.listdir(folder)))
 
 
 def read(place: str | Path) -> Dataset:
-    """The data set at a place: an archive, a folder of record files, or a folder that has one of these in it.
+    """Read the data set at a place: an archive, a folder of record files, or a folder with one of these in it.
 
-    An archive is read as a stream, nothing is unpacked to disk. MbnpError, naming file and record, where one
-    is empty, cut short or has a label above 9, where training or test files are missing, and for a pickle.
+    An archive is read as a stream, nothing is unpacked to disk. Raise MbnpError, with file and record, if one is
+    empty, cut short or has a label above 9, if training or test files are missing, and for a pickle.
     """
     path = locate(Path(place)) or Path(place)
     if path.suffix == ".bin":
         raise MbnpError(f"{path} is one file of a data set: name the folder it is in")
     try:
-        parts = _read_files(path)
+        files = _read_files(path)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise MbnpError(
             f"{path} is no archive, or a damaged one ({error}): `mbnp data download` fetches it"
         ) from None
-    classes = parts.pop(_NAMES, CLASSES)
-    test = parts.pop(_TEST, None)
-    train = [parts[name] for name in sorted(parts, key=lambda name: (len(name), name))]  # _2 before _10
+    classes = files.pop(_NAMES, CLASSES)
+    test = files.pop(_TEST, None)
+    train = [files[name] for name in sorted(files, key=lambda name: (len(name), name))]  # _2 before _10
     if test is None or not train:
         raise MbnpError(f"{path} has no {'data_batch*.bin' if not train else _TEST}")
     images, labels = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
@@ -95,25 +94,25 @@ def read(place: str | Path) -> Dataset:
     )
 
 
-def _read_files(path: Path) -> dict:
-    """File name -> (images, labels), and for the file of names -> list of classes."""
-    parts: dict = {}
+def _read_files(path: Path) -> dict[str, Any]:
+    """Return (images, labels) by the name of their file, and the list of classes by that of theirs."""
+    files: dict[str, Any] = {}
     pickles = False
     for name, content in _folder(path) if path.is_dir() else _archive(path):
         where = str(path / name)
-        if name in parts:
+        if name in files:
             raise MbnpError(f"{path} has more than one {name}")
         if name == _NAMES:
-            parts[name] = _class_names(content(), where)
-        elif name == _TEST or _TRAIN.fullmatch(name):
-            parts[name] = from_records(content(), where)
+            files[name] = _class_names(content(), where)
+        elif _RECORDS.fullmatch(name):
+            files[name] = from_records(content(), where)
         pickles = pickles or bool(_PICKLE.fullmatch(name))
-    if pickles and not parts.keys() - {_NAMES}:
+    if pickles and not files.keys() - {_NAMES}:
         raise MbnpError(
             f"{path} is CIFAR-10 for Python, a pickle, which could run any program and is not opened: "
             "`mbnp data download` fetches the binary version"
         )
-    return parts
+    return files
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -123,7 +122,7 @@ def _folder(folder: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
 
 def _archive(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The regular files of an archive by their last name, so that no path in it means anything to us."""
+    """Yield the regular files of an archive by their last name, so that no path in it means anything to us."""
     with _Bounded(path) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as archive:
         for count, member in enumerate(archive):
             # What is skipped is read too, so that a header's claim could keep us reading for ever.
@@ -140,7 +139,7 @@ def _archive(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
 
 class _Bounded(gzip.GzipFile):
-    """Refuses to unpack more than a CIFAR-10 archive can hold, whatever the headers in it claim."""
+    """A gzip file that refuses to unpack more than a CIFAR-10 archive can hold, whatever its headers claim."""
 
     def read(self, size: int | None = -1) -> bytes:
         if self.tell() > _MOST_BYTES:
@@ -158,9 +157,9 @@ def _class_names(content: bytes, where: str) -> list[str]:
 
 
 def from_records(content: bytes, where: str = "the data") -> tuple[np.ndarray, np.ndarray]:
-    """Records -> images (N, 32, 32, 3) uint8 and labels (N,) int64.
+    """Return the images (N, 32, 32, 3) uint8 and labels (N,) int64 of records.
 
-    An error says `where` they come from, and which record is at fault, counted from 0.
+    Raise MbnpError, with `where` they come from and which record is at fault, counted from 0.
     """
     count, rest = divmod(len(content), RECORD)
     if rest:
@@ -177,20 +176,20 @@ def from_records(content: bytes, where: str = "the data") -> tuple[np.ndarray, n
 
 
 def to_records(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """The inverse of `from_records`."""
+    """Return images and labels as records: the inverse of `from_records`."""
     if len(labels) != len(images) or np.min(labels) < 0 or np.max(labels) > 9:
-        raise MbnpError(f"records hold a label of 0 to 9 for each of {len(images)} pictures, got {labels!r}")
+        raise MbnpError(f"records hold a label of 0 to 9 for each of {len(images)} images, got {labels!r}")
     if images.shape[1:] != (SIZE, SIZE, 3) or images.dtype != np.uint8:
-        raise MbnpError(f"records hold pictures of (32, 32, 3) uint8, got {images.shape[1:]} {images.dtype}")
+        raise MbnpError(f"records hold images of (32, 32, 3) uint8, got {images.shape[1:]} {images.dtype}")
     planes = images.transpose(0, 3, 1, 2).reshape(len(images), RECORD - 1)
     return np.column_stack([labels.astype(np.uint8), planes]).tobytes()
 
 
 def subset(data: Dataset, folder: str | Path, train: int = 10_000, test: int = 2_000, seed: int = 0) -> Path:
-    """Write a random choice with equally many pictures of every class, as a folder that `read` reads.
+    """Write a random choice with equally many images of every class, as a folder that `read` reads; return it.
 
-    train, test: how many pictures, multiples of the number of classes. The folder must not exist
-    (FileExistsError) and appears only when it is whole. The same data and seed make the same files.
+    train, test: numbers of images, multiples of the number of classes. The folder must not exist
+    (FileExistsError) and appears only when it is complete. The same data and seed make the same files.
     """
     folder = Path(folder)
     if os.path.lexists(folder):
@@ -217,7 +216,7 @@ def subset(data: Dataset, folder: str | Path, train: int = 10_000, test: int = 2
 def _balanced(split: Split, count: int, classes: list[str], rng: np.random.Generator) -> bytes:
     each, rest = divmod(count, len(classes))
     if each < 1 or rest:
-        raise MbnpError(f"a subset of {count} pictures is not so many for each of {len(classes)} classes")
+        raise MbnpError(f"a subset of {count} images is not equally many for each of {len(classes)} classes")
     chosen = []
     for label, name in enumerate(classes):
         candidates = np.flatnonzero(split.labels == label)

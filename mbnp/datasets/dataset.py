@@ -1,4 +1,4 @@
-"""What every data set looks like to the rest of the package."""
+"""The form that every data set has for the rest of the package."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ import numpy as np
 from mbnp.errors import MbnpError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Split:
-    """One half of a data set: pictures and what is on them.
+    """The training or test images of a data set, and what is on them.
 
     images: (N, H, W, 3) uint8, channels last, red first
-    labels: (N,) int64, an index into the data set's classes
-    masks:  (N, H, W) bool, the visible pixels of the object; None where nobody knows (CIFAR-10)
+    labels: (N,) int64, indices into the data set's classes
+    masks:  (N, H, W) bool, the visible pixels of the object; None where they are not known (CIFAR-10)
     """
 
     images: np.ndarray
@@ -22,20 +22,23 @@ class Split:
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.images):
-            raise MbnpError(f"{len(self.images)} pictures have {len(self.labels)} labels")
+            raise MbnpError(f"{len(self.images)} images have {len(self.labels)} labels")
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        return f"<Split of {len(self):,} images of {'x'.join(map(str, self.images.shape[1:]))}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Dataset:
-    """Training and test pictures, the names of their classes, and how to normalise them.
+    """Training and test images, the names of their classes, and how to normalise them.
 
     name:   "cifar10" or "shapes10"; of record files with ten other classes, the name of their folder
-    source: where the pictures came from: a path, or "drawn by mbnp, seed 0"
-    mean, std: per channel, of training pictures scaled to 0..1
-    epochs: how many a small MobileNet needs; what `mbnp train` takes when it is not told
+    source: where the images came from: a path, or "drawn by mbnp, seed 0"
+    mean, std: per channel, of training images scaled to 0..1
+    epochs: as many as a small MobileNet needs; the default of `mbnp train`
     """
 
     name: str
@@ -48,7 +51,8 @@ class Dataset:
     epochs: int
 
     def __str__(self) -> str:
-        """One plain line: `cifar10, 50,000 training and 10,000 test pictures (data/cifar-10-batches-bin)`."""
-        return (
-            f"{self.name}, {len(self.train):,} training and {len(self.test):,} test pictures ({self.source})"
-        )
+        """Return one line: `cifar10, 50,000 training and 10,000 test images (data/cifar-10-batches-bin)`."""
+        return f"{self.name}, {len(self.train):,} training and {len(self.test):,} test images ({self.source})"
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self}>"

@@ -1,4 +1,4 @@
-"""Fetch CIFAR-10's official binary archive: resumable, verified, and in its place only when it is whole."""
+"""Download CIFAR-10's official binary archive: resumable, verified, and in its place only when it is complete."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Progress = Callable[[int, int | None], Any]
 
 
 def cache_folder() -> Path:
-    """The user's cache of mbnp, such as ~/.cache/mbnp."""
+    """Return the folder of mbnp in the user's cache, such as ~/.cache/mbnp."""
     import pooch
 
     return Path(pooch.os_cache("mbnp"))
@@ -32,12 +32,13 @@ def download(
     progress: Progress = lambda done, total: None,
     md5: str = MD5,
 ) -> Path:
-    """Fetch CIFAR-10's archive from `url` (the official address) into `folder` (the user's cache); its path.
+    """Fetch CIFAR-10's archive from `url` (the official address) into `folder` (the user's cache); return its path.
 
     Bytes arrive in a .part file, and a download that was interrupted goes on from there. The archive gets its
-    name only when its md5 is right; a wrong one is an MbnpError, and the .part is removed. Trouble on the way
-    is a ConnectionError that says what is kept. `progress(done, total)` hears of every piece, in bytes; total
-    is None where the server does not say. An archive that is there already is not fetched again.
+    name only when its md5 is right; for a wrong one the .part is removed and MbnpError raised. Raise
+    ConnectionError, which says what is kept, if the download breaks off. `progress(done, total)` is called after
+    each chunk, in bytes; total is None where the server does not say. An archive that is there already is not
+    fetched again.
     """
     url = url or URL
     archive = Path(folder or cache_folder()) / ARCHIVE
@@ -65,7 +66,7 @@ def _size(path: Path) -> int:
 
 
 def _fetch(url: str, part: Path, progress: Progress) -> None:
-    """Add to `part` what it lacks of the file at `url`."""
+    """Append the missing bytes of the file at `url` to `part`."""
     import requests
     import urllib3
 
@@ -87,7 +88,7 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
 
 
 def _request(url: str, start: int) -> Any:
-    """The response to asking for the file from byte `start` on; its body is not read yet."""
+    """Ask for the file from byte `start` on; return the response, whose body is not read yet."""
     import requests
 
     # No compression on the way: ranges are to count the bytes of the archive itself.
@@ -102,7 +103,7 @@ def _save(response: Any, part: Path, progress: Progress) -> None:
     if response.status_code == 206:
         start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         if start is None or int(start[1]) > _size(part):
-            raise requests.ConnectionError("the server sent another part than it was asked for")
+            raise requests.ConnectionError("the server sent other bytes than it was asked for")
         done = int(start[1])
     remaining = response.raw.length_remaining
     total = None if remaining is None else done + remaining
@@ -110,9 +111,9 @@ def _save(response: Any, part: Path, progress: Progress) -> None:
         file.truncate(done)
         progress(done, total)
         # Below requests' own decoding, which would unpack the archive where a server calls gzip an encoding.
-        while piece := response.raw.read(_CHUNK):
-            file.write(piece)
-            done += len(piece)
+        while chunk := response.raw.read(_CHUNK):
+            file.write(chunk)
+            done += len(chunk)
             progress(done, total)
     if total is not None and done < total:
         raise requests.ConnectionError("the connection broke off")

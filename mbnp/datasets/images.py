@@ -1,4 +1,4 @@
-"""Image files, of any kind that Pillow reads, as arrays."""
+"""Image files as arrays, of any kind that Pillow reads."""
 
 import os
 import warnings
@@ -11,9 +11,9 @@ from mbnp.errors import MbnpError
 
 
 def read_image(path: str | Path, size: int) -> np.ndarray:
-    """Read an image file into (size, size, 3) uint8: upright, RGB, its shorter side resized, its middle cropped.
+    """Return an image file as (size, size, 3) uint8: upright, RGB, the shorter side resized, the middle cropped.
 
-    Transparent parts become white. MbnpError for a file that is no image or is damaged.
+    Transparent pixels become white. Raise MbnpError for a file that is no image or is damaged.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise MbnpError(f"{path} is no file")

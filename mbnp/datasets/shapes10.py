@@ -1,16 +1,16 @@
-"""shapes10: ten classes of 32x32 pictures that mbnp draws itself, for where no CIFAR-10 is at hand.
+"""shapes10: ten classes of 32x32 images that mbnp draws itself, for where no CIFAR-10 is at hand.
 
-A picture is painted from back to front: a background, the object with a shadow around it, often a thin bar
+An image is painted from back to front: a background, the object with a shadow around it, often a thin bar
 across it, then light and noise. Colours, textures, place, size, turn, bar, light and noise are random, and
-follow from one seed. Where the object is, is known: `Split.masks` marks the pixels on which it is seen.
+follow from one seed. `Split.masks` marks the pixels on which the object is seen.
 
 The object's outline is a signed distance function: the distance from (u, v) to the edge, negative inside. In
 pixels, `0.5 - distance` clipped to 0..1 is how much of a pixel the object covers, which gives smooth edges.
 The larger of two distances is the shapes' intersection, the smaller their union.
 
-A linear classifier on these pixels is right for about 23 % of the test pictures (a test measures it).
+A linear classifier on these pixels is right for about 23 % of the test images (a test measures it).
 
-Symbols: n pictures of S x S pixels, S = 32. A plane is (n, S, S) float32, one number per picture (n, 1, 1),
+Symbols: n images of S x S pixels, S = 32. A plane is (n, S, S) float32, one number per image (n, 1, 1),
 colours have an axis of three more at the end; brightness is 0..1.
 """
 
@@ -24,11 +24,11 @@ from mbnp.errors import MbnpError
 
 SIZE = 32
 EPOCHS = 5
-MEAN = (0.4005, 0.4019, 0.4043)  # of the training pictures of seed 0; a test measures them again
+MEAN = (0.4005, 0.4019, 0.4043)  # of the training images of seed 0; a test measures them again
 STD = (0.2100, 0.2104, 0.2107)
 
-# Pictures are drawn this many at a time, each block from a seed of its own: the planes stay in the
-# processor's cache, and picture i is the same however many are asked for.
+# Images are drawn this many at a time, each block from a seed of its own: the planes stay in the
+# processor's cache, and image i is the same however many are asked for.
 BLOCK = 200
 
 Array = np.ndarray
@@ -37,7 +37,7 @@ Array = np.ndarray
 
 
 def _lines(u: Array, v: Array, count: int, inner: float) -> list[Array]:
-    """Distances to the sides of a regular polygon, `inner` from its middle; the first side lies below it."""
+    """Return distances to the sides of a regular polygon, `inner` from its middle; the first side lies below it."""
     angles = [2 * math.pi * k / count for k in range(count)]
     return [u * math.sin(a) + v * math.cos(a) - inner for a in angles]
 
@@ -53,7 +53,7 @@ def circle(u: Array, v: Array) -> Array:
 
 
 def crescent(u: Array, v: Array) -> Array:
-    """A disc without the part that a second disc covers."""
+    """A disc without what a second disc covers."""
     moon = np.maximum(np.hypot(u, v) - 0.95, 0.9 - np.hypot(u - 0.55, v))
     return np.maximum(moon, u - 0.36)  # all of it lies left of its tips; beyond them `moon` alone is too near
 
@@ -83,7 +83,7 @@ def square(u: Array, v: Array) -> Array:
 
 
 def star(u: Array, v: Array) -> Array:
-    """Five lines, and a point may lie outside one of them: that is a tip. So the second largest distance."""
+    """The second largest distance to five lines: a point may lie outside one of them, in a tip."""
     largest = second = np.full_like(u, -np.inf)
     for d in _lines(u, v, 5, 0.4):
         second = np.maximum(second, np.minimum(largest, d))
@@ -101,9 +101,9 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     for shape in (arrow, circle, crescent, cross, heart, hourglass, ring, square, star, triangle)
 }
 
-# -- textures: a plane in 0..1 for each of n pictures, turned at random --------------------------------------
+# -- textures: a plane in 0..1 for each of n images, turned at random ----------------------------------------
 
-# Every pixel's place, from the middle of the picture.
+# Every pixel's place, from the middle of the image.
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2
 
 
@@ -112,7 +112,7 @@ def _uniform(rng: np.random.Generator, n: int, low: float, high: float) -> Array
 
 
 def _turn(x: Array, y: Array, angle: Array) -> tuple[Array, Array]:
-    """The same places, measured along axes that are turned by `angle` (radians)."""
+    """Return the same places, measured along axes that are turned by `angle` (radians)."""
     cos, sin = np.cos(angle), np.sin(angle)
     return x * cos + y * sin, y * cos - x * sin
 
@@ -122,7 +122,7 @@ def _random_axes(rng: np.random.Generator, n: int) -> tuple[Array, Array]:
 
 
 def _wave(t: Array) -> Array:
-    """A triangle wave between 0 and 1, of period 1."""
+    """Return a triangle wave between 0 and 1, of period 1."""
     return abs(2 * (t - np.floor(t)) - 1)
 
 
@@ -154,25 +154,25 @@ def _dots(rng: np.random.Generator, n: int) -> Array:
     return _steeper(_wave(along / period + _uniform(rng, n, 0, 1)) * _wave(across / period) + 0.25)
 
 
-_NODES = 6
-_closeness = 1 - abs(np.linspace(0, _NODES - 1, SIZE, dtype=np.float32)[:, None] - np.arange(_NODES))
+_GRID = 6
+_closeness = 1 - abs(np.linspace(0, _GRID - 1, SIZE, dtype=np.float32)[:, None] - np.arange(_GRID))
 _closeness = np.clip(_closeness, 0, 1)
 _SMOOTH = (_closeness**2 * (3 - 2 * _closeness)).astype(np.float32)  # (S, 6): from a coarse grid to pixels
 
 
 def _clouds(rng: np.random.Generator, n: int) -> Array:
-    """Random heights on a coarse grid, with smooth transitions between."""
-    heights = rng.random((n, _NODES, _NODES), np.float32)
+    """Return random heights on a coarse grid, with smooth transitions between."""
+    heights = rng.random((n, _GRID, _GRID), np.float32)
     return np.clip(1.4 * (_SMOOTH @ heights @ _SMOOTH.T) - 0.2, 0, 1)
 
 
 TEXTURES = (_gradient, _stripes, _checks, _dots, _clouds)
 
-# -- pictures ------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------
 
 
 def _colour(hue: Array, saturation: Array, value: Array) -> Array:
-    """Red, green, blue of hue (a full turn is 1, red is 0), saturation and value: (n, 1, 1) -> (n, 1, 1, 3).
+    """Return the colour (n, 1, 1, 3) of a hue (a full turn is 1, red is 0), saturation and value (n, 1, 1).
 
     A channel is full over the third of a turn around its own hue, and a sixth further on either side empty.
     """
@@ -182,7 +182,7 @@ def _colour(hue: Array, saturation: Array, value: Array) -> Array:
 
 
 def _paint(rng: np.random.Generator, hue: Array, darkest: float, brightest: float) -> Array:
-    """(n, S, S, 3): two related colours a picture, mixed by a texture."""
+    """Return (n, S, S, 3): two related colours for each image, mixed by a texture."""
     n = len(hue)
     saturation, value = _uniform(rng, n, 0.35, 0.9), _uniform(rng, n, darkest, brightest)
     first = _colour(hue, saturation, value)
@@ -202,38 +202,38 @@ def _distance(labels: Array, u: Array, v: Array) -> Array:
     return d
 
 
-def _cover(picture: Array, paint: Array, coverage: Array) -> None:
-    picture += (paint - picture) * coverage[..., None]
+def _cover(canvas: Array, paint: Array, coverage: Array) -> None:
+    canvas += (paint - canvas) * coverage[..., None]
 
 
 def draw(labels: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """A picture for each label: images (n, S, S, 3) uint8; masks (n, S, S), true where the object is seen."""
+    """Draw an image for each label; return images (n, S, S, 3) uint8 and masks (n, S, S), true on the object."""
     n = len(labels)
     hue = _uniform(rng, n, 0, 1)
-    picture = _paint(rng, hue, 0.35, 0.9)
+    canvas = _paint(rng, hue, 0.35, 0.9)
 
     radius = _uniform(rng, n, 9, 13.5)
-    room = SIZE / 2 - 0.9 * radius  # so that most of the object lies inside the picture
+    room = SIZE / 2 - 0.9 * radius  # so that most of the object lies inside the image
     x, y = _X - room * _uniform(rng, n, -1, 1), _Y - room * _uniform(rng, n, -1, 1)
     u, v = _turn(x, y, _uniform(rng, n, -0.4, 0.4))
     distance = radius * _distance(labels, u / radius, v / radius)  # in pixels
     shadow = np.clip(1 - distance / 4, 0, 1) * _uniform(rng, n, -0.1, 0.45)
-    picture *= 1 - shadow[..., None]
+    canvas *= 1 - shadow[..., None]
     coverage = np.clip(0.5 - distance, 0, 1)
-    _cover(picture, _paint(rng, hue + _uniform(rng, n, 0.25, 0.75), 0.6, 1), coverage)
+    _cover(canvas, _paint(rng, hue + _uniform(rng, n, 0.25, 0.75), 0.6, 1), coverage)
 
     # A bar through a random point of the object. Where its half width is negative enough, none is seen.
     _, across = _turn(x, y, _uniform(rng, n, 0, 2 * math.pi))
     off = abs(across - radius * _uniform(rng, n, -0.8, 0.8))
     bar = np.clip(0.5 + _uniform(rng, n, -1.5, 2) - off, 0, 1)
     paint = _colour(_uniform(rng, n, 0, 1), _uniform(rng, n, 0, 0.9), _uniform(rng, n, 0.1, 1))
-    _cover(picture, paint, bar)
+    _cover(canvas, paint, bar)
 
     along, _ = _random_axes(rng, n)
     light = (1 + along * _uniform(rng, n, 0, 0.025)) * _uniform(rng, n, 0.8, 1.15)
-    picture *= light[..., None]
-    picture += rng.standard_normal(picture.shape, np.float32) * _uniform(rng, n, 0, 0.06)[..., None]
-    images = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+    canvas *= light[..., None]
+    canvas += rng.standard_normal(canvas.shape, np.float32) * _uniform(rng, n, 0, 0.06)[..., None]
+    images = np.clip(canvas * 255 + 0.5, 0, 255).astype(np.uint8)
     return images, (coverage > 0.5) & (bar < 0.5)
 
 
@@ -242,20 +242,20 @@ def _split(count: int, *seed: int) -> Split:
     blocks = []
     for block in range(-(-count // BLOCK)):
         rng = np.random.default_rng([*seed, block])
-        labels = rng.permuted(tens, axis=1).ravel()  # every ten pictures in a row show every class once
+        labels = rng.permuted(tens, axis=1).ravel()  # every ten images in a row show every class once
         images, masks = draw(labels, rng)
         blocks.append((images, labels, masks))
-    return Split(*(np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True)))
+    return Split(*(np.concatenate(arrays)[:count] for arrays in zip(*blocks, strict=True)))
 
 
 def make(train: int = 10_000, test: int = 2_000, seed: int = 0) -> Dataset:
-    """shapes10 with so many training and test pictures, balanced over the ten classes; about two seconds.
+    """Draw shapes10, that many training and test images, balanced over the ten classes, in about two seconds.
 
-    The same seed draws the same pictures: with the same NumPy and processor to the last bit, elsewhere up to
-    the rounding of single levels. Picture i of a split does not depend on how many there are.
+    The same seed draws the same images: with the same NumPy and processor to the last bit, elsewhere up to
+    the rounding of single levels. Image i of a split does not depend on how many there are.
     """
     if min(train, test) < 1 or seed < 0:
-        raise MbnpError(f"shapes10 needs pictures and a seed from 0: got {train}, {test} and seed {seed}")
+        raise MbnpError(f"shapes10 needs images and a seed from 0: got {train}, {test} and seed {seed}")
     source = f"drawn by mbnp, seed {seed}"
     splits = _split(train, seed, 0), _split(test, seed, 1)
     return Dataset("shapes10", source, *splits, list(SHAPES), MEAN, STD, EPOCHS)

@@ -5,7 +5,7 @@ from mbnp.datasets import Dataset, cifar10, shapes10
 
 @pytest.fixture(scope="session")
 def drawn() -> Dataset:
-    """A few pictures of shapes10."""
+    """A few images of shapes10."""
     return shapes10.make(train=400, test=100)
 
 

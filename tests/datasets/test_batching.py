@@ -14,7 +14,7 @@ def noise(n, h=32, w=32, seed=0):
 
 
 def numbered(n):
-    """Pictures that can be told apart by every pixel, labelled with their number."""
+    """Images that can be told apart by every pixel, labelled with their number."""
     images = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 8, 8, 3))
     return Split(np.ascontiguousarray(images), np.arange(n))
 
@@ -29,7 +29,7 @@ def test_normalise_is_the_formula(dtype, tolerance):
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8)])
-def test_only_stored_pictures_are_normalised_or_augmented(wrong):
+def test_only_stored_images_are_normalised_or_augmented(wrong):
     with pytest.raises(MbnpError, match="uint8"):
         normalise(wrong, **CONSTANTS)
     with pytest.raises(MbnpError, match="uint8"):
@@ -68,7 +68,7 @@ def test_augment_is_the_slow_way(h, w, pad):
 
 
 def test_augment_uses_every_shift_and_mirrors_half():
-    # One bright pixel tells where the middle of a picture went.
+    # One bright pixel tells where the middle of an image went.
     images = np.zeros((3000, 33, 33, 3), np.uint8)
     images[:, 16, 16] = 255
     moved = augment(images, np.random.default_rng(0))[..., 0]
@@ -102,14 +102,14 @@ def test_training_shuffles_and_leaves_out_the_partial_batch():
     assert first != numbers(batches(numbered(23), 5, np.random.default_rng(1), **CONSTANTS))
 
 
-def test_a_lone_last_picture_is_left_out_in_training():
+def test_a_lone_last_image_is_left_out_in_training():
     assert [len(y) for y in numbers(batches(numbered(11), 5, np.random.default_rng(0), **CONSTANTS))] == [
         5,
         5,
     ]
 
 
-def test_evaluation_keeps_every_picture_in_order():
+def test_evaluation_keeps_every_image_in_order():
     assert numbers(batches(numbered(7), 3, **CONSTANTS)) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
@@ -121,7 +121,7 @@ def test_counted_as_made(count):
         assert count_batches(count, 8, train=True) == len(made)
 
 
-def test_pictures_stay_with_their_labels_and_are_normalised():
+def test_images_stay_with_their_labels_and_are_normalised():
     for x, y in batches(
         numbered(20), 4, np.random.default_rng(0), mean=(0, 0, 0), std=(1, 1, 1), augment=augment
     ):
@@ -145,7 +145,7 @@ def test_errors_come_at_the_call():
     rng = np.random.default_rng(0)
     with pytest.raises(MbnpError, match="batch size must be at least 1, got 0"):
         batches(numbered(5), 0, **CONSTANTS)
-    with pytest.raises(MbnpError, match="5 pictures do not fill one batch of 6"):
+    with pytest.raises(MbnpError, match="5 images do not fill one batch of 6"):
         batches(numbered(5), 6, rng, **CONSTANTS)
     with pytest.raises(MbnpError, match="pass an rng"):
         batches(numbered(5), 2, augment=augment, **CONSTANTS)

@@ -75,7 +75,7 @@ def test_a_folder_is_read(records, drawn):
     assert_same(data.train, drawn.train)
     assert_same(data.test, drawn.test)
     assert data.classes == cifar10.CLASSES
-    assert str(data) == f"cifar10, 400 training and 100 test pictures ({records})"
+    assert str(data) == f"cifar10, 400 training and 100 test images ({records})"
     assert data.epochs == 20
 
 
@@ -185,9 +185,9 @@ def test_a_damaged_archive(archive, tmp_path):
 
 
 def test_something_else_than_an_archive(tmp_path):
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG" * 100)
-    with pytest.raises(MbnpError, match=r"picture\.png is no archive"):
-        cifar10.read(tmp_path / "picture.png")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG" * 100)
+    with pytest.raises(MbnpError, match=r"image\.png is no archive"):
+        cifar10.read(tmp_path / "image.png")
 
 
 def test_paths_in_an_archive_mean_nothing(records, tmp_path):
@@ -276,8 +276,8 @@ def test_the_seed_decides_the_subset(records, tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"train": 55}, "55 pictures"),
-        ({"train": 0}, "0 pictures"),
+        ({"train": 55}, "55 images"),
+        ({"train": 0}, "0 images"),
         ({"test": 200}, "needs 20 of 'airplane', and there are 10"),
         ({"seed": -1}, "seed"),
     ],
@@ -305,11 +305,11 @@ def test_trouble_while_writing_leaves_nothing(records, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_real_pictures(cifar10):
+def test_real_images(cifar10):
     """Whatever MBNP_DATA names: as bright and as varied as CIFAR-10 is known to be."""
-    pictures = cifar10.train.images[:2_000] / np.float32(255)
-    np.testing.assert_allclose(pictures.mean((0, 1, 2)), cifar10.mean, atol=0.015)
-    np.testing.assert_allclose(pictures.std((0, 1, 2)), cifar10.std, atol=0.015)
+    images = cifar10.train.images[:2_000] / np.float32(255)
+    np.testing.assert_allclose(images.mean((0, 1, 2)), cifar10.mean, atol=0.015)
+    np.testing.assert_allclose(images.std((0, 1, 2)), cifar10.std, atol=0.015)
     assert set(np.unique(cifar10.test.labels)) == set(range(10))
     assert "frog" in cifar10.classes
 

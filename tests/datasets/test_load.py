@@ -88,3 +88,9 @@ def test_home_is_expanded(records, nowhere, monkeypatch):
     monkeypatch.setenv("HOME", str(nowhere))
     shutil.copytree(records, nowhere / "mine")
     assert len(datasets.load("~/mine").train) == 400
+
+
+def test_each_is_one_line(drawn):
+    assert str(drawn) == "shapes10, 400 training and 100 test images (drawn by mbnp, seed 0)"
+    assert repr(drawn) == f"<Dataset {drawn}>"
+    assert repr(drawn.train) == "<Split of 400 images of 32x32x3>"

@@ -1,4 +1,4 @@
-"""shapes10: what it promises about its pictures, and how hard it is."""
+"""shapes10: what it promises about its images, and how hard it is."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_a_data_set_in_the_usual_form(whole):
     assert whole.train.masks.shape == (10_000, 32, 32)
     assert whole.train.masks.dtype == bool
     assert len(whole.classes) == 10
-    assert str(whole) == "shapes10, 10,000 training and 2,000 test pictures (drawn by mbnp, seed 0)"
+    assert str(whole) == "shapes10, 10,000 training and 2,000 test images (drawn by mbnp, seed 0)"
 
 
 def test_balanced_as_a_whole_and_in_every_ten(whole):
@@ -40,7 +40,7 @@ def test_the_seed_decides_everything(drawn):
     assert (drawn.test.images != drawn.train.images[:100]).mean() > 0.9
 
 
-def test_a_picture_does_not_depend_on_how_many_there_are(drawn):
+def test_an_image_does_not_depend_on_how_many_there_are(drawn):
     for count in (1, 10, shapes10.BLOCK + 1):
         few = shapes10.make(count, 1).train
         assert len(few) == count
@@ -48,7 +48,7 @@ def test_a_picture_does_not_depend_on_how_many_there_are(drawn):
         np.testing.assert_array_equal(few.masks, drawn.train.masks[:count])
 
 
-def test_the_same_pictures_on_every_machine(drawn):
+def test_the_same_images_on_every_machine(drawn):
     """Random numbers are NumPy's and the same everywhere; only rounding may differ, by single levels."""
     assert drawn.train.labels[:10].tolist() == [4, 6, 2, 7, 3, 5, 9, 0, 8, 1]
     np.testing.assert_allclose(drawn.train.images[0].mean((0, 1)), [112.8, 120.0, 121.9], atol=0.5)
@@ -64,7 +64,7 @@ def test_constants_are_measured(whole):
         assert np.sqrt(counts @ (values - mean) ** 2) == pytest.approx(whole.std[c], abs=2e-4)
 
 
-def test_no_two_pictures_are_alike(whole):
+def test_no_two_images_are_alike(whole):
     images = np.concatenate([whole.train.images, whole.test.images])
     assert len({image.tobytes() for image in images}) == len(images)
 

@@ -43,7 +43,7 @@ def test_recording_leaves_the_kernels_as_they_were():
     assert vars(kernels) == before
 
 
-def test_a_network_needs_what_its_chain_calls(monkeypatch):
+def test_a_network_needs_what_its_blocks_call(monkeypatch):
     monkeypatch.setattr(ahead, "_is_cached", lambda name: False)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert ahead.missing(Network({"pool": GlobalAveragePool(), "fc": Linear(3, 2)}, resolution=4)) == []
@@ -60,7 +60,9 @@ def test_compiled_in_other_processes_they_are_loaded_here(tmp_path):
         "    net = models.mobilenet_v1_small(width_mult=0.25)\n"
         "    names = ['finish_adjoint', 'head_forward']\n"
         "    assert set(names) <= set(ahead.missing(net))\n"
-        "    ahead.compile_kernels(net, names)\n"
+        "    told = []\n"
+        "    ahead.compile_kernels(net, names, told.append)\n"
+        "    assert told == [1, 2]\n"
         "    assert not set(names) & set(ahead.missing(net))\n"
         "    for name in names:\n"
         "        kernel = getattr(kernels, name)\n"
