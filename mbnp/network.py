@@ -343,7 +343,7 @@ class Network(Sequential):
         for name, layer, _, shape in self.walk((self.resolution, self.resolution, self.channels)):
             count = sum(p.value.size for p in layer.parameters().values())
             rows.append(
-                (name, type(layer).__name__, " x ".join(map(str, shape)), f"{count:,}" if count else "")
+                (name, type(layer).__name__, "x".join(map(str, shape)), f"{count:,}" if count else "")
             )
         total = sum(p.value.size for p in self.parameters().values())
         name = self.arch.get("name", type(self).__name__)
