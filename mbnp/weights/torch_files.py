@@ -227,6 +227,6 @@ def _check_pickle(path: Path, file: Any, largest: int | None = None) -> None:
             asked = ascii(str(argument).replace(" ", "."))[:80]
             raise MbnpError(f"{path} asks for {asked}, which no state dict needs: not loaded")
         # The old format reserves memory for as many numbers as it says.
-        counts = name in ("BININT", "BININT1", "BININT2", "LONG1") and type(argument) is int
-        if largest is not None and counts and largest < argument < 1 << 64:
-            raise MbnpError(f"{path} is damaged: it speaks of {argument:,} numbers")
+        number = argument if name.startswith(("BININT", "LONG1")) and type(argument) is int else 0
+        if largest is not None and largest < number < 1 << 64:
+            raise MbnpError(f"{path} is damaged: it speaks of {number:,} numbers")

@@ -455,7 +455,7 @@ def test_hostile_hdf5(tiny, forge, match):
 
 
 def test_arrays_of_more_bytes_than_the_file(tiny):
-    """Twenty contiguous arrays that all say to lie in the same place."""
+    """Truncate a file of twenty contiguous arrays, so that they claim more than there is."""
     path = tiny(**{f"conv__x{i}": np.zeros(4096, "f") for i in range(20)})
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
