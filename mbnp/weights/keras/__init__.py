@@ -8,7 +8,7 @@ layer that mbnp has no counterpart of is refused by name. The steps, one file ea
     graph.py     the configuration, as Keras 2 or Keras 3 writes it, as one sequence of layers
     arrays.py    which array belongs to which layer: by name, or by class and order; never by luck
     defaults.py  the layers of a file without configuration: keras.applications.MobileNet, if the arrays fit it
-    build.py     the sequence as a Network of mbnp's layers, with settings.py for the values of a configuration
+    build.py     the sequence as a Network of mbnp's layers, with layer.py for the values of a configuration
                  and pixels.py for layers that scale pixels
 
 Keras's conventions come with the weights: BatchNorm's eps is 1e-3 and its momentum 0.99, which is 0.01 as PyTorch

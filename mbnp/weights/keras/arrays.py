@@ -9,11 +9,9 @@ array may be missing or left over.
 import re
 from collections import Counter
 
-import numpy as np
-
 from mbnp.errors import MbnpError
 from mbnp.weights.files import short
-from mbnp.weights.keras.graph import KerasLayer
+from mbnp.weights.keras.layer import KerasLayer
 from mbnp.weights.keras.reader import CONTAINERS, Content
 
 
@@ -104,22 +102,3 @@ def natural(name: str) -> tuple[str, int]:
     """Return (stem, number), which sorts conv2d before conv2d_2 before conv2d_10."""
     stem, number = re.fullmatch(r"(.*?)(?:_(\d{1,9}))?", name, re.DOTALL).groups()  # type: ignore[union-attr]
     return stem, int(number or 0)
-
-
-def floats(layer: KerasLayer, variable: str, axes: str, channels: int) -> np.ndarray:
-    """Return an array of a layer, which must be of floats, finite and not empty, with these axes.
-
-    axes: letters as in `layouts`; i and c have the length `channels`, h, w and o any.
-    """
-    array, lengths = layer.arrays[variable], {"i": channels, "c": channels, "1": 1}
-    shape = [lengths.get(axis) for axis in axes]
-    if array.dtype.kind != "f":
-        raise MbnpError(f"the {variable} of {layer} is {array.dtype}, not floating point")
-    if array.ndim != len(shape) or not all(
-        n and want in (None, n) for n, want in zip(array.shape, shape, strict=True)
-    ):
-        expected = ", ".join("any" if n is None else str(n) for n in shape)
-        raise MbnpError(f"the {variable} of {layer} has shape {array.shape}, not ({expected})")
-    if not np.isfinite(array).all():
-        raise MbnpError(f"the {variable} of {layer} holds NaN or infinity")
-    return array

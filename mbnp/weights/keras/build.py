@@ -27,9 +27,8 @@ from mbnp.layers import (
 from mbnp.network import Layer, Network, Sequential
 from mbnp.weights import layouts
 from mbnp.weights.files import check_square, short
-from mbnp.weights.keras import pixels, settings
-from mbnp.weights.keras.arrays import floats
-from mbnp.weights.keras.graph import KerasLayer
+from mbnp.weights.keras import pixels
+from mbnp.weights.keras.layer import KerasLayer
 
 RESOLUTION = 224  # keras.applications' default, where the file names no size
 LARGEST_RESOLUTION = 10_000
@@ -117,7 +116,7 @@ class _Build:
             raise MbnpError(f"{layer} comes after the closing {self.closed}; mbnp leaves that out")
         if len(self.shape) == 1 and layer.kind in ON_FEATURE_MAPS:
             raise MbnpError(f"{layer} comes after the pooling")
-        if self.margin and ("Conv2D" not in layer.kind or settings.padding(layer) == "same"):
+        if self.margin and ("Conv2D" not in layer.kind or layer.padding() == "same"):
             self.pad()
         handler(layer)
 
@@ -160,7 +159,7 @@ class _Build:
         """Add the ZeroPadding2D that no convolution takes in as a layer."""
         layer, self.margin = self.margin, None
         if layer is not None:
-            self.put(layer.name, Pad(settings.margin(layer)))
+            self.put(layer.name, Pad(layer.margin()))
 
     def close(self, layer: KerasLayer) -> None:
         if len(self.shape) == 3 and self.shape[:2] != (1, 1):
@@ -181,7 +180,7 @@ class _Build:
 
     def kernel(self, layer: KerasLayer, stored: type[Layer], variable: str, ending: str) -> None:
         """Add a layer of the class `stored` with the weights in `variable`; a matrix becomes Linear or Pointwise."""
-        w = floats(layer, variable, layouts.axes(stored)["keras"], self.shape[-1])
+        w = layer.floats(variable, layouts.axes(stored)["keras"], self.shape[-1])
         flat, size, options = len(self.shape) == 1, w.shape[:2], {}
         if stored in (Conv, Depthwise):
             options = self.window(layer, size)
@@ -193,7 +192,7 @@ class _Build:
         w = layouts.convert(w, stored, "keras", "mbnp")
         b, c_out = None, w.shape[-1]
         if variable != "depthwise_kernel":  # which has no bias before the pointwise one
-            b = floats(layer, "bias", "c", c_out) if "bias" in layer.arrays else None
+            b = layer.floats("bias", "c", c_out) if "bias" in layer.arrays else None
             for key in {"filters", "units"} & layer.config.keys():
                 if layer.config[key] != c_out:
                     raise MbnpError(f"{layer} says {short(layer.config[key])} {key} and has {c_out}")
@@ -201,12 +200,12 @@ class _Build:
 
     def window(self, layer: KerasLayer, size: tuple[int, ...]) -> dict[str, Any]:
         """Return stride and padding of a convolution, with the ZeroPadding2D before it."""
-        if layer.config.get("kernel_size") is not None and settings.pair(layer, "kernel_size", 1) != size:
+        if layer.config.get("kernel_size") is not None and layer.pair("kernel_size", 1) != size:
             raise MbnpError(f"{layer} says its kernel is {layer.config['kernel_size']} and has {size}")
-        padding = settings.padding(layer)
+        padding = layer.padding()
         if self.margin:
-            padding, self.margin = settings.margin(self.margin), None
-        return {"stride": settings.pair(layer, "strides", 1), "padding": padding}
+            padding, self.margin = self.margin.margin(), None
+        return {"stride": layer.pair("strides", 1), "padding": padding}
 
     # --- BatchNorm, activations ---
 
@@ -215,23 +214,23 @@ class _Build:
         axis = layer.config.get("axis", -1)
         if axis not in (-1, last, [-1], [last]) or layer.config.get("renorm"):
             raise MbnpError(f"{layer} normalises axis {short(axis)} or renormalises; mbnp reads axis -1")
-        eps, momentum = settings.scalar(layer, "epsilon", 1e-3), settings.scalar(layer, "momentum", 0.99)
+        eps, momentum = layer.scalar("epsilon", 1e-3), layer.scalar("momentum", 0.99)
         if not (eps >= 0 and 0 <= momentum <= 1):
             raise MbnpError(f"{layer} has epsilon {eps} and momentum {momentum}")
         bn = BatchNorm(channels, eps, round(1 - momentum, 12), self.dtype)
         for ours, name in BATCHNORM.items():
             if name in layer.arrays:
-                bn.variables()[ours].value = floats(layer, name, "c", channels)
+                bn.variables()[ours].value = layer.floats(name, "c", channels)
         if bn.running_var.value.min() < 0:
             raise MbnpError(f"{layer} has a negative variance")
         self.put(layer.name, bn)
 
     def _ReLU(self, layer: KerasLayer) -> None:
         for slope in ("negative_slope", "threshold"):
-            if settings.scalar(layer, slope, 0.0):
+            if layer.scalar(slope, 0.0):
                 raise MbnpError(f"{layer} has a {slope}, which mbnp's ReLU has not")
         most = layer.config.get("max_value")
-        if most is not None and not (most := settings.scalar(layer, "max_value", 6.0)) > 0:
+        if most is not None and not (most := layer.scalar("max_value", 6.0)) > 0:
             raise MbnpError(f"{layer} has max_value {most}")
         self.put(layer.name, ReLU(most))
 
@@ -266,18 +265,16 @@ class _Build:
         self.put(layer.name, GlobalAveragePool())
 
     def _AveragePooling2D(self, layer: KerasLayer) -> None:
-        self.pool(layer, AveragePool, count_padding=False)
+        average = layer.kind == "AveragePooling2D"
+        size = layer.pair("pool_size", 2)
+        stride = size if layer.config.get("strides") is None else layer.pair("strides", 2)
+        options = {"size": size, "stride": stride, "padding": layer.padding()}
+        self.put(layer.name, AveragePool(**options, count_padding=False) if average else MaxPool(**options))
 
-    def _MaxPooling2D(self, layer: KerasLayer) -> None:
-        self.pool(layer, MaxPool)
-
-    def pool(self, layer: KerasLayer, kind: Any, **options: Any) -> None:
-        size = settings.pair(layer, "pool_size", 2)
-        stride = size if layer.config.get("strides") is None else settings.pair(layer, "strides", 2)
-        self.put(layer.name, kind(size, stride, settings.padding(layer), **options))
+    _MaxPooling2D = _AveragePooling2D
 
     def _ZeroPadding2D(self, layer: KerasLayer) -> None:
-        settings.margin(layer)
+        layer.margin()
         self.margin = layer
 
     def _Flatten(self, layer: KerasLayer) -> None:

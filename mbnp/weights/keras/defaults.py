@@ -11,7 +11,7 @@ from mbnp.errors import MbnpError
 from mbnp.models.mobilenet_v1 import BLOCKS, STEM
 from mbnp.weights.files import short
 from mbnp.weights.keras.arrays import natural
-from mbnp.weights.keras.graph import KerasLayer
+from mbnp.weights.keras.layer import KerasLayer
 from mbnp.weights.keras.reader import CONTAINERS, Content
 
 _KINDS = {

@@ -47,8 +47,6 @@ def _parse(text: str | bytes) -> dict[str, Any]:
         raise MbnpError(f"its configuration has {len(text):,} bytes, more than {reader.LONGEST_CONFIG:,}")
     try:
         config = json.loads(text)
-    except RecursionError:
-        raise MbnpError("its configuration is nested too deeply") from None
     except ValueError as error:
         raise MbnpError(f"its configuration is no JSON: {error}") from None
     if not isinstance(config, dict):

@@ -8,23 +8,12 @@ two uses of a layer with weights, ends in an error that names it.
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from mbnp.errors import MbnpError
 from mbnp.weights.files import short
+from mbnp.weights.keras.layer import KerasLayer
 
-# The arrays of a layer in the order in which Keras numbers them.
-WEIGHTS = {
-    "Conv2D": ("kernel", "bias"),
-    "DepthwiseConv2D": ("kernel", "bias"),
-    "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel", "bias"),
-    "Dense": ("kernel", "bias"),
-    "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
-    "Normalization": ("mean", "variance", "count"),
-}
 MODELS = ("Functional", "Model", "Sequential")
 DEEPEST_MODEL = 8
 
@@ -37,30 +26,6 @@ _FUNCTIONS = {
     "math.add": "Add",
     "__operators__.add": "Add",
 }
-
-
-@dataclass
-class KerasLayer:
-    """One layer of the sequence, as Keras describes it."""
-
-    kind: str  # Keras's class
-    name: str
-    config: dict[str, Any]
-    owners: tuple[str, ...] = ()  # the models it is nested in, from the outside, then its own name
-    steps: tuple[tuple[str, int], ...] = ()  # the same, as (class in snake case, which of its class)
-    operands: list[Any] = field(default_factory=list)  # what it was called with: INPUT or a number
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def expected_arrays(self) -> tuple[str, ...]:
-        """Return the names of the arrays that it has by its configuration, in Keras's order."""
-        if self.kind == "Normalization" and self.config.get("mean") is not None:
-            return ()
-        switches = {"bias": "use_bias", "gamma": "scale", "beta": "center"}
-        names = WEIGHTS.get(self.kind, ())
-        return tuple(n for n in names if n not in switches or self.config.get(switches[n], True) is not False)
-
-    def __str__(self) -> str:
-        return f"layer {short(self.name)} ({self.kind[:40]})"
 
 
 INPUT = object()  # the operand that is the layer's input

@@ -5,9 +5,8 @@ import math
 import numpy as np
 
 from mbnp.errors import MbnpError
-from mbnp.weights.keras import settings
-from mbnp.weights.keras.arrays import floats
-from mbnp.weights.keras.graph import INPUT, KerasLayer
+from mbnp.weights.keras.graph import INPUT
+from mbnp.weights.keras.layer import KerasLayer
 
 KINDS = ("Rescaling", "Normalization", "TrueDivide", "Divide", "Multiply", "Subtract", "Add")
 SMALLEST_STD = 1e-7  # Keras's epsilon
@@ -16,7 +15,7 @@ SMALLEST_STD = 1e-7  # Keras's epsilon
 def scaling(layer: KerasLayer, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (scale, shift), each (C,), of one layer."""
     if layer.kind == "Rescaling":
-        scale, shift = settings.number(layer, "scale", 1.0), settings.number(layer, "offset", 0.0)
+        scale, shift = layer.number("scale", 1.0), layer.number("offset", 0.0)
     elif layer.kind == "Normalization":
         mean, std = _normalization(layer, channels)
         scale, shift = 1 / std, -mean / std
@@ -35,9 +34,9 @@ def _normalization(layer: KerasLayer, channels: int) -> tuple[np.ndarray, np.nda
     if layer.config.get("axis", -1) not in (-1, 3, [-1], [3]) or layer.config.get("invert"):
         raise MbnpError(f"{layer} is inverted or not over the channels")
     if layer.arrays:
-        mean, variance = (floats(layer, name, "c", channels) for name in ("mean", "variance"))
+        mean, variance = (layer.floats(name, "c", channels) for name in ("mean", "variance"))
     else:
-        mean, variance = settings.number(layer, "mean", 0.0), settings.number(layer, "variance", 1.0)
+        mean, variance = layer.number("mean", 0.0), layer.number("variance", 1.0)
     if np.any(np.asarray(variance) < 0):
         raise MbnpError(f"{layer} has a negative variance")
     std = np.maximum(np.sqrt(np.asarray(variance, np.float64)), SMALLEST_STD)

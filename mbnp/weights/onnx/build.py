@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +71,10 @@ def _input_axes(graph: Graph) -> str:
         if at in node.inputs:
             if node.op == "Transpose":
                 return "NHWC" if node.attributes.get("perm") == [0, 3, 1, 2] else "NCHW"
-            if node.op not in ("Add", "Cast", "Clip", "Identity", "Pad", "Relu"):
+            if node.op not in (*nodes.ELEMENTWISE, "Add", "Cast", "Clip", "Identity", "Pad"):
                 break
             at = node.outputs[0]
     return "NCHW"
-
-
-@dataclass
-class _Fork:
-    """A tensor that several nodes use: the value that led to it, and how many branches are still open."""
-
-    value: Value
-    open: int
-    depth: int
 
 
 class _Builder:
@@ -95,7 +85,7 @@ class _Builder:
         self.constants = dict(graph.constants)
         self.values: dict[str, Value] = {}
         self.dims: dict[str, list[int]] = {}  # of each value when it was new; its consumer goes on with it
-        self.forks: dict[str, _Fork] = {}
+        self.forks: dict[str, Value] = {}  # the tensors that several nodes use
         self.live = _live(graph)
         self.uses = Counter([graph.output])
         self.uses.update(name for node in self.live if node.op != "Shape" for name in node.inputs)
@@ -169,10 +159,12 @@ class _Builder:
             return self.values.pop(name)
         value = self.values[name]
         if name not in self.forks:
-            depth = self.forks[value.root].depth + 1 if value.root in self.forks else 1
-            if depth > DEEPEST:
+            value.open, value.depth = self.uses[name], 1
+            if value.root in self.forks:
+                value.depth += self.forks[value.root].depth
+            if value.depth > DEEPEST:
                 raise MbnpError(f"its branches have branches, more than {DEEPEST} deep")
-            self.forks[name] = _Fork(value, self.uses[name], depth)
+            self.forks[name] = value
         return value.branch(name)
 
     def add(self, node: Node, a: Value, b: Value) -> Value:
@@ -187,7 +179,7 @@ class _Builder:
             raise MbnpError(f"it adds feature maps of {a.shape} and {b.shape}")
         fork = self.forks[a.root]
         fork.open -= 1
-        start = fork.value if fork.open == 1 else fork.value.branch(a.root)
+        start = fork if fork.open == 1 else fork.branch(a.root)
         start.add_sum(node, a, b)
         return start
 
@@ -195,7 +187,7 @@ class _Builder:
         self.budget -= numbers
         if self.budget < 0:
             raise MbnpError(
-                f"it makes more of the {self.graph.numbers:,} numbers in the file than a network does"
+                f"it makes more of the {self.graph.numbers:,} numbers in the file than networks do"
             )
 
 

@@ -37,22 +37,6 @@ def _reshape(node: Node, a: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return a.reshape([a.shape[i] if d == 0 and keeps else int(d) for i, d in enumerate(_small(shape))])
 
 
-def _squeeze(node: Node, a: np.ndarray, axes: Array = None) -> np.ndarray:
-    return np.squeeze(a, named_axes(node, axes))
-
-
-def _unsqueeze(node: Node, a: np.ndarray, axes: Array = None) -> np.ndarray:
-    return np.expand_dims(a, named_axes(node, axes) or ())
-
-
-def _concat(node: Node, *arrays: np.ndarray) -> np.ndarray:
-    return _small(np.concatenate([_small(a) for a in arrays[:MOST]], node.attributes["axis"]))
-
-
-def _gather(node: Node, a: np.ndarray, at: np.ndarray) -> np.ndarray:
-    return np.take(_small(a), _small(at), node.attributes.get("axis", 0))
-
-
 def _slice(node: Node, a: np.ndarray, *bounds: Array) -> np.ndarray:
     at: list[Any] = [slice(None)] * a.ndim
     for axis, start, stop, step in slices(node, *bounds):
@@ -71,16 +55,18 @@ def _constant_of_shape(node: Node, shape: np.ndarray) -> np.ndarray:
 
 _EVALUATE: dict[str, Callable[..., np.ndarray]] = {
     "Cast": _cast,
-    "Concat": _concat,
+    "Concat": lambda node, *arrays: np.concatenate(
+        [_small(a) for a in arrays[:MOST]], node.attributes["axis"]
+    ),
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
-    "Gather": _gather,
+    "Gather": lambda node, a, at: np.take(_small(a), _small(at), node.attributes.get("axis", 0)),
     "Identity": lambda node, a: a,
     "Reshape": _reshape,
     "Slice": _slice,
-    "Squeeze": _squeeze,
+    "Squeeze": lambda node, a, axes=None: np.squeeze(a, named_axes(node, axes)),
     "Transpose": lambda node, a: np.transpose(a, node.attributes.get("perm")),
-    "Unsqueeze": _unsqueeze,
+    "Unsqueeze": lambda node, a, axes=None: np.expand_dims(a, named_axes(node, axes) or ()),
 }
 OPERATIONS = frozenset(_EVALUATE)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mbnp import layers
 from mbnp.errors import MbnpError
-from mbnp.layers import BatchNorm, GlobalAveragePool, Linear, Pointwise, ReLU
 from mbnp.network import Layer
 from mbnp.parameter import Parameter
 from mbnp.weights import layouts
@@ -34,13 +34,13 @@ def gemm(node: Node, x: Value, w: np.ndarray, b: Array = None) -> None:
     w = a.get("alpha", 1.0) * numbers("weights", w.T if a.get("transB", 0) else w, x.dtype)
     if b is not None:
         b = a.get("beta", 1.0) * _per_channel(numbers("bias", b, x.dtype), w.shape[1])
-    x.add_weighted(node, Linear, w, b)
+    x.add_weighted(node, layers.Linear, w, b)
 
 
 def matmul(node: Node, x: Value, w: np.ndarray) -> None:
     if w.ndim != 2 or x.axes[-1] != "C":
         raise MbnpError(f"it multiplies the axes {x.axes} by an array of shape {w.shape}; mbnp has x W")
-    x.add_weighted(node, Linear if x.flat else Pointwise, w, None)
+    x.add_weighted(node, layers.Linear if x.flat else layers.Pointwise, w, None)
 
 
 def add_constant(node: Node, x: Value, constant: np.ndarray) -> None:
@@ -50,7 +50,7 @@ def add_constant(node: Node, x: Value, constant: np.ndarray) -> None:
     if constant.size != 1 and list(shape) != expected:
         raise MbnpError(f"it adds a constant of shape {constant.shape}, no bias of {x.channels} channels")
     layer: Any = x.last
-    if not isinstance(layer, BatchNorm) and not layouts.axes(type(layer)):
+    if not isinstance(layer, layers.BatchNorm) and not layouts.axes(type(layer)):
         raise MbnpError("it adds a constant after a layer without a bias")
     bias = _per_channel(numbers("bias", constant, x.dtype).reshape(-1), x.channels)
     if layer.bias is None:
@@ -78,7 +78,7 @@ def batchnorm(
     momentum = round(1 - _decimal(a.get("momentum", 0.9)), 7)  # ONNX's is the weight of the old average
     if not (0 <= momentum <= 1 and 0 <= eps < np.inf and var.min() + eps > 0):
         raise MbnpError(f"its epsilon {eps} or its momentum {1 - momentum} is out of bounds")
-    layer = BatchNorm(x.channels, eps, momentum, x.dtype)
+    layer = layers.BatchNorm(x.channels, eps, momentum, x.dtype)
     for name, array in arrays.items():
         layer.variables()[name].value = numbers(name, array, x.dtype)
     x.add(node, layer, node.inputs[1])
@@ -103,7 +103,7 @@ def clip(node: Node, x: Value, low: Array = None, high: Array = None) -> None:
         raise MbnpError(f"it clips to {least} and {most}; mbnp has ReLU, from 0 up to a max_value")
     if most is not None and x.dtype == np.float32:
         most = _decimal(most)
-    x.add(node, ReLU(None if most is None or most >= np.finfo(np.float32).max else most))
+    x.add(node, layers.ReLU(None if most is None or most >= np.finfo(np.float32).max else most))
 
 
 def softmax(node: Node, x: Value) -> None:
@@ -121,7 +121,7 @@ def softmax(node: Node, x: Value) -> None:
 def global_average_pool(node: Node, x: Value) -> None:
     x.expect("NCHW")
     if not x.flat:
-        x.add(node, GlobalAveragePool())
+        x.add(node, layers.GlobalAveragePool())
 
 
 def reduce_mean(node: Node, x: Value, axes: Array = None) -> None:
@@ -130,7 +130,7 @@ def reduce_mean(node: Node, x: Value, axes: Array = None) -> None:
     if reduced != {"H", "W"}:
         raise MbnpError(f"it takes the mean over the axes {named} of {x.axes}; mbnp over H and W")
     if not x.flat:
-        x.add(node, GlobalAveragePool())
+        x.add(node, layers.GlobalAveragePool())
     if not node.attributes.get("keepdims", 1):
         x.axes = "NC"
 
@@ -186,10 +186,6 @@ def transpose(node: Node, x: Value) -> None:
 # Nodes that do nothing in inference
 
 
-def nothing(node: Node, x: Value, *rest: Array) -> None:
-    pass
-
-
 def dropout(node: Node, x: Value, ratio: Array = None, training: Array = None) -> None:
     if training is not None and training.any():
         raise MbnpError("it is exported for training; export the network in inference")
@@ -201,11 +197,11 @@ def cast(node: Node, x: Value) -> None:
 
 
 # Activations, layers without weights that are one operation of ONNX: read and written with their default options.
-ELEMENTWISE: dict[str, type[Layer]] = {"Relu": ReLU}
+ELEMENTWISE: dict[str, type[Layer]] = {"Relu": layers.ReLU}
 
 OPERATIONS: dict[str, Callable[..., None]] = {
     **{op: partial(_elementwise, kind) for op, kind in ELEMENTWISE.items()},
-    "AveragePool": windows.average_pool,
+    "AveragePool": partial(windows.pool, layers.AveragePool),
     "BatchNormalization": batchnorm,
     "Cast": cast,
     "Clip": clip,
@@ -214,10 +210,10 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "Flatten": flatten,
     "Gemm": gemm,
     "GlobalAveragePool": global_average_pool,
-    "Identity": nothing,
+    "Identity": lambda node, x: None,
     "LogSoftmax": softmax,
     "MatMul": matmul,
-    "MaxPool": windows.max_pool,
+    "MaxPool": partial(windows.pool, layers.MaxPool),
     "Pad": windows.pad,
     "ReduceMean": reduce_mean,
     "Reshape": reshape,

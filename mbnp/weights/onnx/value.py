@@ -44,6 +44,8 @@ class Value:
     dtype: type
     entries: list[Entry] = field(default_factory=list)
     probabilities: bool = False  # whether a softmax was left out
+    open: int = 0  # where it branches: the branches that are not joined yet
+    depth: int = 0  # and the branches that it is within, with its own
 
     @property
     def flat(self) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from mbnp.errors import MbnpError
-from mbnp.layers import AveragePool, Conv, Depthwise, Linear, MaxPool, Pad, Pointwise, Subsample
+from mbnp.layers import AveragePool, Conv, Depthwise, Linear, Pad, Pointwise, Subsample
 from mbnp.network import Layer
 from mbnp.ops import window
 from mbnp.weights import layouts
@@ -39,27 +39,19 @@ def conv(node: Node, x: Value, w: np.ndarray, b: Array = None) -> None:
     x.add_weighted(node, Linear if x.flat else kind, w, b, **options)
 
 
-def max_pool(node: Node, x: Value) -> None:
-    _pool(node, x, MaxPool)
-
-
-def average_pool(node: Node, x: Value) -> None:
-    _pool(node, x, AveragePool, count_padding=bool(node.attributes.get("count_include_pad", 0)))
-
-
-def _pool(node: Node, x: Value, kind: Any, **more: Any) -> None:
+def pool(kind: Any, node: Node, x: Value) -> None:
     x.expect_feature_map()
     a = node.attributes
     if a.get("ceil_mode", 0) or len(node.outputs) > 1:
         raise MbnpError("it has ceil_mode or a second output, which mbnp does not have")
     kernel = tuple(a["kernel_shape"])
     options = _window(node, kernel)
-    if options["padding"] == 0 and more:
-        more = {"count_padding": True}  # nothing to count
     sides = ((0, 0), (0, 0)) if options["padding"] == "same" else _sides(options)
     if max(sides[0]) >= kernel[0] or max(sides[1]) >= kernel[1]:
         raise MbnpError(f"its padding {options['padding']} is not smaller than its window {kernel}")
-    x.add(node, kind(one(kernel), **options, **more))
+    if kind is AveragePool:
+        options["count_padding"] = options["padding"] == 0 or bool(a.get("count_include_pad", 0))
+    x.add(node, kind(one(kernel), **options))
 
 
 def _window(node: Node, kernel: tuple[int, ...]) -> dict[str, Any]:

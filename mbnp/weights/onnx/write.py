@@ -9,21 +9,9 @@ from typing import Any
 import numpy as np
 
 import mbnp
-from mbnp import models
+from mbnp import layers, models
 from mbnp.errors import MbnpError
-from mbnp.layers import (
-    AveragePool,
-    BatchNorm,
-    Flatten,
-    GlobalAveragePool,
-    MaxPool,
-    Pad,
-    ReLU,
-    Residual,
-    Sequential,
-    Subsample,
-)
-from mbnp.network import Layer, Network
+from mbnp.network import Layer, Network, Residual, Sequential
 from mbnp.ops import window
 from mbnp.weights import files, layouts
 from mbnp.weights.onnx.nodes import ELEMENTWISE
@@ -108,14 +96,14 @@ class _Graph:
         self.arrays.append(self.onnx.numpy_helper.from_array(value, name))
         return name
 
-    def sequence(self, layers: list[tuple[str, Layer]], x: str) -> str:
-        """Add layers one after another and return the name of the last one's output."""
+    def sequence(self, pairs: list[tuple[str, Layer]], x: str) -> str:
+        """Add (name, layer) pairs one after another and return the name of the last one's output."""
         folded = False
-        for (name, layer), (_, after) in itertools.pairwise([*layers, ("", Layer())]):
+        for (name, layer), (_, after) in itertools.pairwise([*pairs, ("", Layer())]):
             if folded:  # this BatchNorm is in the weights of the layer before
                 folded = False
                 continue
-            folded = self.fold and bool(layouts.axes(type(layer))) and isinstance(after, BatchNorm)
+            folded = self.fold and bool(layouts.axes(type(layer))) and isinstance(after, layers.BatchNorm)
             x = self.layer(name, layer, x, after if folded else None)
         return x
 
@@ -128,27 +116,27 @@ class _Graph:
                 shortcut = Sequential({"shortcut": layer.shortcut} if layer.shortcut else {})
                 body = self.sequence(layer.flat(name), x)
                 return self.node("Add", name, [body, self.sequence(shortcut.flat(name), x)])
-            case BatchNorm():
+            case layers.BatchNorm():
                 arrays = [self.array(f"{name}.{key}", v.value) for key, v in layer.variables().items()]
                 attributes = {"epsilon": layer.eps, "momentum": 1 - layer.momentum}
                 return self.node("BatchNormalization", name, [x, *arrays], **attributes)
-            case ReLU() if layer.max_value is not None:
+            case layers.ReLU() if layer.max_value is not None:
                 bounds = [self.array(f"{name}.min", 0), self.array(f"{name}.max", layer.max_value)]
                 return self.node("Clip", name, [x, *bounds])
-            case MaxPool():
+            case layers.MaxPool():
                 return self.node("MaxPool", name, [x], **_window(layer.size, layer.options))
-            case AveragePool():
+            case layers.AveragePool():
                 counted = {"count_include_pad": int(layer.options["count_padding"])}
                 return self.node("AveragePool", name, [x], **_window(layer.size, layer.options), **counted)
-            case GlobalAveragePool():
+            case layers.GlobalAveragePool():
                 return self.node("Flatten", f"{name}.flatten", [self.node("GlobalAveragePool", name, [x])])
-            case Flatten():
+            case layers.Flatten():
                 if layer.order == "HWC":
                     x = self.node("Transpose", f"{name}.hwc", [x], perm=TO_CHANNELS_LAST)
                 return self.node("Flatten", name, [x])
-            case Pad():
+            case layers.Pad():
                 return self.pad(name, layer.padding, layer.channels, x)
-            case Subsample():
+            case layers.Subsample():
                 return self.subsample(name, layer, x)
         for op, kind in ELEMENTWISE.items():
             if type(layer) is kind:
@@ -173,7 +161,7 @@ class _Graph:
         pads = self.array(f"{name}.pads", [0, *before, 0, *after], np.int64)
         return self.node("Pad", name, [x, pads])
 
-    def subsample(self, name: str, layer: Subsample, x: str) -> str:
+    def subsample(self, name: str, layer: layers.Subsample, x: str) -> str:
         steps = window.pair("stride", layer.stride)
         numbers = {"starts": [0, 0], "ends": [np.iinfo(np.int64).max] * 2, "axes": [2, 3], "steps": steps}
         arrays = [self.array(f"{name}.{key}", value, np.int64) for key, value in numbers.items()]
@@ -182,7 +170,7 @@ class _Graph:
         return self.pad(f"{name}.pad", ((0, 0), (0, 0)), channels, x) if any(channels) else x
 
 
-def _arrays(layer: Any, bn: BatchNorm | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _arrays(layer: Any, bn: layers.BatchNorm | None) -> tuple[np.ndarray, np.ndarray | None]:
     """Return weight and bias of a layer; with `bn`, of the one layer that computes bn(layer(x)), in float64."""
     w, b = layer.weight.value, None if layer.bias is None else layer.bias.value
     if bn is None:
