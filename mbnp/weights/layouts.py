@@ -43,9 +43,8 @@ def convert(w: Any, kind: type[Layer], source: str, target: str, name: str = "we
         return w
     before, after = axes(kind)[source], axes(kind)[target]
     if w.ndim != len(before) or any(n != 1 for n, axis in zip(w.shape, before, strict=True) if axis == "1"):
-        raise MbnpError(
-            f"{name} of shape {w.shape} is no weight of a {kind.__name__}, which has the axes {before}"
-        )
+        expected = f"{kind.__name__}, which has the axes {before}"
+        raise MbnpError(f"{name} of shape {w.shape} is no weight of a {expected}")
     letters = before.replace("1", "")
     w = w.reshape([n for n, axis in zip(w.shape, before, strict=True) if axis != "1"])
     w = w.transpose([letters.index(axis) for axis in after if axis != "1"])

@@ -53,9 +53,7 @@ FAMILIES = (
     Family("the article's class", "mobilenet-v1-small", "conv2_8.3.weight", 512, "fc.weight"),
     Family("its full convolutions", "standard-small", "conv2_8.0.weight", 512, "fc.weight"),
     Family("kuangliu's MobileNet", "mobilenet-v1-cifar", "layers.12.conv2.weight", 1024, "linear.weight"),
-    Family(
-        "timm's mobilenetv1_*", "mobilenet-v1", "blocks.4.1.conv_pw.weight", 1024, "classifier.weight", 6.0
-    ),
+    Family("timm's MobileNet", "mobilenet-v1", "blocks.4.1.conv_pw.weight", 1024, "classifier.weight", 6.0),
     Family("mobilenet-v1", "mobilenet-v1", "features.13.3.weight", 1024, "classifier.weight"),
     Family("ResNet-20", "resnet20", "layer3.2.conv2.weight", 64, "linear.weight"),
 )
@@ -164,9 +162,8 @@ def _torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        raise MbnpError(
-            f'{path}: such files need PyTorch: pip install "torch", or take .safetensors'
-        ) from None
+        message = f'{path}: such files need PyTorch: pip install "torch", or take .safetensors'
+        raise MbnpError(message) from None
     return torch
 
 

@@ -137,7 +137,7 @@ def through(*nodes, **arrays):
 
 HUGE = np.array([1 << 40, 1 << 40])
 HOSTILE = {
-    "outside": (lambda: elsewhere("../weights.bin"), "array 'w' is in '../weights.bin', and mbnp reads files in"),
+    "outside": (lambda: elsewhere("../weights.bin"), "array 'w' is in '../weights.bin'; mbnp reads files in"),
     "outside in a node": (lambda: elsewhere("/etc/passwd", True), "reads files in the same folder only"),
     "outside through a link": (lambda: elsewhere("link.bin"), "reads files in the same folder only"),
     "the folder itself": (lambda: elsewhere(".."), "reads files in the same folder only|not in the folder"),

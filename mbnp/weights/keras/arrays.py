@@ -63,7 +63,7 @@ class _Numbered:
         self.names = saved.names
         self.groups: dict[str, dict[str, list[str]]] = {}  # container -> class -> its groups in order
         self.sizes: Counter[str] = Counter()  # the number of arrays of each layer's group
-        children: dict[str, set[str]] = {}
+        nested: set[tuple[str, str]] = set()  # (container, group)
         for path in saved.arrays:
             group, _, index = path.rpartition("/vars/")
             self.sizes[group] += 1
@@ -71,12 +71,10 @@ class _Numbered:
             # Containers and their content alternate: layers/functional/layers/conv2d_3.
             if not index.isdecimal() or any(word not in CONTAINERS for word in parts[::2]) or len(parts) % 2:
                 raise MbnpError(f"it has an array where Keras puts none, {short(path)}")
-            for end in range(2, len(parts) + 1, 2):
-                children.setdefault("/".join(parts[: end - 2]), set()).add("/".join(parts[:end]))
-        for container, groups in children.items():
-            for group in sorted(groups, key=natural):
-                kind = natural(group)[0].rpartition("/")[2]
-                self.groups.setdefault(container, {}).setdefault(kind, []).append(group)
+            nested |= {("/".join(parts[: n - 2]), "/".join(parts[:n])) for n in range(2, len(parts) + 1, 2)}
+        for container, group in sorted(nested, key=lambda pair: natural(pair[1])):
+            kind = natural(group)[0].rpartition("/")[2]
+            self.groups.setdefault(container, {}).setdefault(kind, []).append(group)
 
     def paths(self, layer: KerasLayer, expected: tuple[str, ...]) -> dict[str, str]:
         group = ""
@@ -87,14 +85,9 @@ class _Numbered:
             group = groups[index]
         stored, name = self.sizes[group], self.names.get(group, layer.name)
         if name != layer.name:
-            raise MbnpError(
-                f"its order does not fit: the weights of {layer} are in {group!r} of {short(name)}"
-            )
+            raise MbnpError(f"its order does not fit: {layer} has its weights in {group!r} of {short(name)}")
         if stored != len(expected):
-            listed = ", ".join(expected)
-            raise MbnpError(
-                f"{layer} has {len(expected)} arrays ({listed}); {stored} are stored in {group!r}"
-            )
+            raise MbnpError(f"{layer} has {', '.join(expected)}; {stored} arrays are stored in {group!r}")
         return {variable: f"{group}/vars/{index}" for index, variable in enumerate(expected)}
 
 

@@ -94,9 +94,7 @@ def _follow(
         inputs = _inputs(uses[call])
         if len(inputs) != 1:
             kind = inner[-1].kind[:40]
-            raise MbnpError(
-                f"layer {short(name)} ({kind}) has {len(inputs)} inputs; mbnp reads those with one"
-            )
+            raise MbnpError(f"layer {short(name)} ({kind}) has {len(inputs)} inputs; mbnp reads one")
         name, call = inputs[0]
     times = Counter(at for at, _ in used)
     for at, inner in found.items():

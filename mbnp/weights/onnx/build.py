@@ -186,9 +186,8 @@ class _Builder:
     def spend(self, numbers: int) -> None:
         self.budget -= numbers
         if self.budget < 0:
-            raise MbnpError(
-                f"it makes more of the {self.graph.numbers:,} numbers in the file than networks do"
-            )
+            held = self.graph.numbers
+            raise MbnpError(f"it makes more of the {held:,} numbers in the file than a network does")
 
 
 def _live(graph: Graph) -> list[Node]:

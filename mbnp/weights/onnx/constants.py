@@ -37,6 +37,10 @@ def _reshape(node: Node, a: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return a.reshape([a.shape[i] if d == 0 and keeps else int(d) for i, d in enumerate(_small(shape))])
 
 
+def _concat(node: Node, *arrays: np.ndarray) -> np.ndarray:
+    return _small(np.concatenate([_small(a) for a in arrays[:MOST]], node.attributes["axis"]))
+
+
 def _slice(node: Node, a: np.ndarray, *bounds: Array) -> np.ndarray:
     at: list[Any] = [slice(None)] * a.ndim
     for axis, start, stop, step in slices(node, *bounds):
@@ -55,9 +59,7 @@ def _constant_of_shape(node: Node, shape: np.ndarray) -> np.ndarray:
 
 _EVALUATE: dict[str, Callable[..., np.ndarray]] = {
     "Cast": _cast,
-    "Concat": lambda node, *arrays: np.concatenate(
-        [_small(a) for a in arrays[:MOST]], node.attributes["axis"]
-    ),
+    "Concat": _concat,
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     "Gather": lambda node, a, at: np.take(_small(a), _small(at), node.attributes.get("axis", 0)),

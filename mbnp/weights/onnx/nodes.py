@@ -28,9 +28,7 @@ def gemm(node: Node, x: Value, w: np.ndarray, b: Array = None) -> None:
         raise MbnpError(f"its input has the axes {x.axes}, and nothing flattens it before")
     a = node.attributes
     if a.get("transA", 0) or w.ndim != 2:
-        raise MbnpError(
-            f"it has transA {a.get('transA', 0)} and weights of shape {w.shape}; mbnp has x W + b"
-        )
+        raise MbnpError(f"it has transA {a.get('transA', 0)} and weights {w.shape}; mbnp has x W + b")
     w = a.get("alpha", 1.0) * numbers("weights", w.T if a.get("transB", 0) else w, x.dtype)
     if b is not None:
         b = a.get("beta", 1.0) * _per_channel(numbers("bias", b, x.dtype), w.shape[1])
@@ -109,9 +107,7 @@ def clip(node: Node, x: Value, low: Array = None, high: Array = None) -> None:
 def softmax(node: Node, x: Value) -> None:
     axis = node.attributes.get("axis", 1 if node.opset < 13 else -1)
     if x.axes[axis] != "C" or (not x.flat and x.shape[:2] != (1, 1)):
-        raise MbnpError(
-            f"it is over axis {axis} of {x.axes}; mbnp leaves out one over the classes at the end"
-        )
+        raise MbnpError(f"it is over axis {axis} of {x.axes}; mbnp leaves out one over the classes")
     x.probabilities = True
 
 

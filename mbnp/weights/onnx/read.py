@@ -73,7 +73,10 @@ def read(path: Path, known: Collection[str]) -> Graph:
             raise MbnpError(f"two arrays have the name {short(tensor.name)}")
         constants[tensor.name] = tensors.array(tensor)
     nodes = [_node(onnx, tensors, proto, opset) for proto in graph.node]
-    _check(onnx, model)
+    try:  # types of attributes, numbers of inputs, order of nodes, names that are used twice
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise MbnpError(f"onnx's checker refuses it: {' '.join(str(error).split())[:200]}") from None
     # Arrays may be listed as inputs, too.
     inputs = [value for value in graph.input if value.name not in constants]
     for what, values in (("input", inputs), ("output", graph.output)):
@@ -134,14 +137,6 @@ def _node(onnx: Any, tensors: Tensors, proto: Any, opset: int) -> Node:
         attributes[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     name = proto.name or (proto.output[0] if proto.output else "")
     return Node(proto.op_type, name, tuple(proto.input), tuple(proto.output), attributes, opset)
-
-
-def _check(onnx: Any, model: Any) -> None:
-    """Run onnx's own checker: types of attributes, numbers of inputs, order of nodes, names that are used twice."""
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise MbnpError(f"onnx's checker refuses it: {' '.join(str(error).split())[:200]}") from None
 
 
 def _input(onnx: Any, value: Any) -> tuple[tuple[int | None, ...], type]:

@@ -50,9 +50,7 @@ class Tensors:
         location, name = said.get("location", ""), short(tensor.name)
         path = self.folder / location
         if Path(location).name != location or "\\" in location or "\0" in location or path.is_symlink():
-            raise MbnpError(
-                f"array {name} is in {short(location)}, and mbnp reads files in the same folder only"
-            )
+            raise MbnpError(f"array {name} is in {short(location)}; mbnp reads files in the same folder only")
         if not path.is_file():
             raise MbnpError(f"array {name} is in {short(location)}, which is not in the folder of this file")
         try:

@@ -29,9 +29,8 @@ def conv(node: Node, x: Value, w: np.ndarray, b: Array = None) -> None:
     elif group == x.channels == c_out and group > 1:
         kind = Depthwise
     elif group != 1:
-        raise MbnpError(
-            f"it has {group} groups for {x.channels} channels and {c_out} outputs; mbnp has 1, or one each"
-        )
+        sizes = f"{x.channels} channels and {c_out} outputs"
+        raise MbnpError(f"it has {group} groups for {sizes}; mbnp has 1, or one each")
     if options:
         x.expect_feature_map()
         _take_margin(x, options)
@@ -58,9 +57,7 @@ def _window(node: Node, kernel: tuple[int, ...]) -> dict[str, Any]:
     """Return stride and padding, as layers take them."""
     a = node.attributes
     if len(kernel) != 2 or tuple(a.get("kernel_shape", kernel)) != kernel:
-        raise MbnpError(
-            f"its window is {a.get('kernel_shape')}, of two axes in mbnp, and its weights {kernel}"
-        )
+        raise MbnpError(f"its window is {a.get('kernel_shape')} and its weights {kernel}; mbnp has two axes")
     if any(d != 1 for d in a.get("dilations", ())):
         raise MbnpError(f"it has dilations {a['dilations']}, which mbnp does not have")
     stride, pads = one(a.get("strides", [1, 1])), a.get("pads", [0, 0, 0, 0])
@@ -130,9 +127,7 @@ def slice_(node: Node, x: Value, *bounds: Array) -> None:
         axis, size = x.axes[at], x.dims()[at]
         whole = start == 0 and stop >= size and step >= 1
         if x.flat or (axis not in steps and step != 1) or axis == "N" or not whole:
-            raise MbnpError(
-                f"it takes {start}:{stop}:{step} of axis {axis}; mbnp takes every s-th row and column"
-            )
+            raise MbnpError(f"it takes {start}:{stop}:{step} of axis {axis}; mbnp every s-th row and column")
         if axis in steps:
             steps[axis] = step
     if isinstance(x.last, Subsample) and x.last.before == x.last.after == 0:

@@ -141,9 +141,7 @@ class _Graph:
         for op, kind in ELEMENTWISE.items():
             if type(layer) is kind:
                 return self.node(op, name, [x])
-        raise MbnpError(
-            f"{name} is a {type(layer).__name__}, which has no counterpart in ONNX that mbnp knows"
-        )
+        raise MbnpError(f"{name} is a {type(layer).__name__}, of which mbnp knows no counterpart in ONNX")
 
     def weighted(self, name: str, layer: Any, x: str, w: np.ndarray, b: np.ndarray | None) -> str:
         w = layouts.convert(w, type(layer), "mbnp", "torch")
@@ -184,9 +182,7 @@ def _window(kernel: tuple[int, ...], options: dict[str, Any]) -> dict[str, Any]:
     attributes = {"kernel_shape": list(kernel), "strides": list(window.pair("stride", options["stride"]))}
     if options["padding"] == "same":
         if not same_is_tensorflows(kernel, options["stride"]):
-            raise MbnpError(
-                f"ONNX pads 'same' differently at stride {options['stride']} of a window {kernel}"
-            )
+            raise MbnpError(f"ONNX pads 'same' differently at stride {options['stride']}, window {kernel}")
         return attributes | {"auto_pad": "SAME_UPPER"}
     (top, bottom), (left, right) = window.explicit_padding(options["padding"], (1, 1), (1, 1), (1, 1))
     return attributes | {"pads": [top, left, bottom, right]}
