@@ -33,15 +33,12 @@ from mbnp.weights.keras.layer import KerasLayer
 RESOLUTION = 224  # keras.applications' default, where the file names no size
 LARGEST_RESOLUTION = 10_000
 
-# Keras's layers with a kernel: for each of ours in their place, its class, the array, and an ending for its name.
-WEIGHTED: dict[str, list[tuple[type[Layer], str, str]]] = {
-    "Conv2D": [(Conv, "kernel", "")],
-    "DepthwiseConv2D": [(Depthwise, "kernel", "")],
-    "SeparableConv2D": [
-        (Depthwise, "depthwise_kernel", "_depthwise"),
-        (Pointwise, "pointwise_kernel", "_pointwise"),
-    ],
-    "Dense": [(Linear, "kernel", "")],
+# Keras's layers with kernels, and mbnp's class for each of them.
+WEIGHTED: dict[str, dict[str, type[Layer]]] = {
+    "Conv2D": {"kernel": Conv},
+    "DepthwiseConv2D": {"kernel": Depthwise},
+    "SeparableConv2D": {"depthwise_kernel": Depthwise, "pointwise_kernel": Pointwise},
+    "Dense": {"kernel": Linear},
 }
 ON_FEATURE_MAPS = ("ZeroPadding2D", "MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D")
 TRAINING_ONLY = {
@@ -174,11 +171,11 @@ class _Build:
         for key in ("groups", "depth_multiplier", "dilation_rate"):
             if layer.config.get(key, 1) not in (1, [1, 1]):
                 raise MbnpError(f"{layer} has {key} {short(layer.config[key])}; mbnp reads 1")
-        for stored, variable, ending in WEIGHTED[layer.kind]:
-            self.kernel(layer, stored, variable, ending)
+        for variable, stored in WEIGHTED[layer.kind].items():
+            self.kernel(layer, variable, stored)
         self.activation(layer)
 
-    def kernel(self, layer: KerasLayer, stored: type[Layer], variable: str, ending: str) -> None:
+    def kernel(self, layer: KerasLayer, variable: str, stored: type[Layer]) -> None:
         """Add a layer of the class `stored` with the weights in `variable`; a matrix becomes Linear or Pointwise."""
         w = layer.floats(variable, layouts.axes(stored)["keras"], self.shape[-1])
         flat, size, options = len(self.shape) == 1, w.shape[:2], {}
@@ -196,7 +193,8 @@ class _Build:
             for key in {"filters", "units"} & layer.config.keys():
                 if layer.config[key] != c_out:
                     raise MbnpError(f"{layer} says {short(layer.config[key])} {key} and has {c_out}")
-        self.put(layer.name + ending, layouts.layer(kind, w, b, self.dtype, **options))
+        name = f"{layer.name}_{variable}".removesuffix("_kernel")
+        self.put(name, layouts.layer(kind, w, b, self.dtype, **options))
 
     def window(self, layer: KerasLayer, size: tuple[int, ...]) -> dict[str, Any]:
         """Return stride and padding of a convolution, with the ZeroPadding2D before it."""
