@@ -715,7 +715,7 @@ BAD = {
     "adds feature maps of": ending(
         node("Conv", "h a", "p"), node("Add", "p h", "q"), node("Flatten", "q", "y"), a=rand(1, 4, 1, 1)
     ),
-    "takes every s-th row": ending(
+    "mbnp every s-th row": ending(
         node("Slice", "h o l", "s"), node("Flatten", "s", "y"), o=i64(0, 0, 1), l=i64(9, 9, 9)
     ),
     "constants after it": ending(node("Concat", "h h", "y", axis=1)),
