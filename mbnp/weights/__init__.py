@@ -19,20 +19,12 @@ from mbnp.weights.torch_names import from_torch, to_torch
 __all__ = ["check_target", "from_torch", "load", "save", "to_torch"]
 
 # The module that knows a format. Each is imported when it is needed: h5py, onnx and torch are optional.
-_READERS = {
-    ".safetensors": "native",
-    ".pt": "torch_files",
-    ".pth": "torch_files",
-    ".h5": "keras",
-    ".hdf5": "keras",
-    ".keras": "keras",
-    ".onnx": "onnx",
-}
 _WRITERS = {".safetensors": "native", ".pt": "torch_files", ".pth": "torch_files", ".onnx": "onnx"}
+_READERS = {**_WRITERS, ".h5": "keras", ".hdf5": "keras", ".keras": "keras"}
 
 
 def load(path: str | os.PathLike) -> Network:
-    """The network that a file describes, with its weights, in the dtype they are stored in.
+    """Return the network that a file describes, with its weights, in the dtype they are stored in.
 
     Its forward gives logits, before any softmax. Raises FileNotFoundError, or MbnpError for a file that is
     damaged, of no known kind, or describes a network that mbnp cannot run.
@@ -44,9 +36,8 @@ def load(path: str | os.PathLike) -> Network:
         raise FileNotFoundError(f"no checkpoint at {path}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise MbnpError(
-            f"{path}: unknown kind of checkpoint {path.suffix!r}; known are {', '.join(_READERS)}"
-        )
+        known = ", ".join(_READERS)
+        raise MbnpError(f"{path}: unknown kind of checkpoint {path.suffix!r}; known are {known}")
     return _module(reader).load(path)
 
 
@@ -62,12 +53,10 @@ def save(net: Network, path: str | os.PathLike, **options: Any) -> None:
 
 
 def check_target(path: Path) -> None:
-    """MbnpError or FileNotFoundError if `save` could not write a file of this name."""
+    """Raise MbnpError or FileNotFoundError if `save` could not write a file of this name."""
     suffix = path.suffix.lower()
     if suffix in _READERS and suffix not in _WRITERS:
-        raise MbnpError(
-            f"{path}: mbnp reads Keras's files but does not write them; take .safetensors or .onnx"
-        )
+        raise MbnpError(f"{path}: mbnp reads Keras files but does not write them; take .safetensors or .onnx")
     if suffix not in _WRITERS:
         name = path.with_suffix(".safetensors").name if path.name else "model.safetensors"
         raise MbnpError(f"{path}: mbnp writes {', '.join(_WRITERS)}; name the checkpoint {name}")

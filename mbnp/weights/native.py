@@ -1,7 +1,7 @@
 """mbnp's own checkpoints: a safetensors file, with the architecture in its metadata.
 
 Arrays have the names of `net.state()` and mbnp's layouts. The metadata says what builds the network again (a
-builder of `models` and its options, or every layer), and what its pictures and classes are. Nothing in such a
+builder of `models` and its options, or every layer), and what its images and classes are. Nothing in such a
 file is ever executed.
 """
 
@@ -27,13 +27,9 @@ def save(net: Network, path: Path) -> None:
         preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
     except MbnpError as error:
         raise MbnpError(f"a checkpoint of this network could not be read again: {error}") from None
-    metadata = {
-        "format": FORMAT,
-        "arch": json.dumps(models.description(net)),
-        "resolution": json.dumps(net.resolution),
-        "classes": json.dumps(net.classes),
-        "preprocessing": json.dumps(preprocessing),
-    }
+    said = {"arch": models.description(net), "resolution": net.resolution, "classes": net.classes}
+    said["preprocessing"] = preprocessing
+    metadata = {"format": FORMAT, **{key: json.dumps(value) for key, value in said.items()}}
     with files.replacing(path) as partial:
         try:
             safetensors.numpy.save_file(net.state(), partial, metadata)
@@ -42,7 +38,7 @@ def save(net: Network, path: Path) -> None:
 
 
 def load(path: Path) -> Network:
-    """The network that a file describes; one of PyTorch's is recognised by its names and shapes.
+    """Return the network that a file describes; one of PyTorch's is recognised by its names and shapes.
 
     Raises MbnpError for a file that is damaged or does not fit the architecture it names.
     """
@@ -50,19 +46,16 @@ def load(path: Path) -> Network:
     if metadata.get("format") != FORMAT:
         return torch_files.recognise(arrays, path)
     try:
-        arch = json.loads(metadata["arch"])
-        resolution, classes, preprocessing = (
-            json.loads(metadata[key]) for key in ("resolution", "classes", "preprocessing")
-        )
+        keys = ("arch", "resolution", "classes", "preprocessing")
+        arch, *said = (json.loads(metadata[key]) for key in keys)
         net = models.from_description(arch, _dtype(arrays), sum(array.size for array in arrays.values()))
         net.load_state(arrays)
-        preprocessing = files.check_description(net, resolution, classes, preprocessing)
+        files.set_description(net, *said)
         files.check_values(arrays)
     except KeyError as error:
         raise MbnpError(f"{path} is not a usable checkpoint: its metadata has no {error}") from None
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise MbnpError(f"{path} is not a usable checkpoint: {error}") from None
-    net.resolution, net.classes, net.preprocessing = resolution, classes, preprocessing
     return net
 
 
@@ -80,12 +73,11 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 
 
 def _bfloat16(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of a kind that NumPy has not, as float32: the same bits with 16 zeros after them."""
+    """Return the arrays of a type that NumPy does not have, as float32: the same bits with 16 zeros after them."""
     return {
-        name: (np.frombuffer(entry["data"], "<u2").astype("<u4") << 16)
-        .view("<f4")
+        name: (np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16)
+        .view(np.float32)
         .reshape(entry["shape"])
-        .astype(np.float32)
         for name, entry in safetensors.deserialize(path.read_bytes())
         if entry["dtype"] == "BF16"
     }

@@ -11,7 +11,7 @@ import io
 import json
 import pickletools
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,51 +27,40 @@ from mbnp.weights.torch_names import array_of, from_torch, is_timm, to_torch
 NESTS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
-# What the pickle of a state dict may ask for. torch.Size and dtypes come with optimisers' states.
-_HARMLESS = {
-    "collections OrderedDict",
-    "collections defaultdict",
-    "builtins dict",
-    "__builtin__ dict",
-    "torch Size",
-}
-_HARMLESS |= {f"torch._utils {f}" for f in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")}
+# Names that the pickle of a state dict may ask for. torch.Size and dtypes come with optimisers' states.
 _TYPES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-_HARMLESS |= {f"torch {kind}Storage" for kind in _TYPES}
-_HARMLESS |= {f"torch {dtype}" for dtype in ("float64", "float32", "float16", "bfloat16", "int64", "int32")}
+_DTYPES = ("Size", "float64", "float32", "float16", "bfloat16", "int64", "int32")
+_HARMLESS = {
+    *("collections OrderedDict", "collections defaultdict", "builtins dict", "__builtin__ dict"),
+    *(f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
+    *(f"torch {name}" for name in (*_DTYPES, *(f"{kind}Storage" for kind in _TYPES))),
+}
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file from before PyTorch 1.6 begins
 
 
 class Family(NamedTuple):
-    """A kind of state dict: its builder, its widest convolution's name and channels at width 1, its head's name."""
+    """A kind of state dict: its builder, the names of its widest convolution and of its classifier."""
 
     whose: str
     builder: str
     widest: str
-    channels: int
-    head: str
-    options: dict[str, Any]
+    channels: int  # of the widest convolution, at width 1
+    classifier: str
+    max_value: float | None = None  # of its ReLUs
 
 
 FAMILIES = (
-    Family("the article's class", "mobilenet-v1-small", "conv2_8.3.weight", 512, "fc.weight", {}),
-    Family("its full convolutions", "standard-small", "conv2_8.0.weight", 512, "fc.weight", {}),
-    Family("kuangliu's MobileNet", "mobilenet-v1-cifar", "layers.12.conv2.weight", 1024, "linear.weight", {}),
-    Family(
-        "timm's mobilenetv1_*",
-        "mobilenet-v1",
-        "blocks.4.1.conv_pw.weight",
-        1024,
-        "classifier.weight",
-        {"relu_cap": 6.0},
-    ),
-    Family("mobilenet-v1", "mobilenet-v1", "features.13.3.weight", 1024, "classifier.weight", {}),
-    Family("ResNet-20", "resnet20", "layer3.2.conv2.weight", 64, "linear.weight", {}),
+    Family("the article's class", "mobilenet-v1-small", "conv2_8.3.weight", 512, "fc.weight"),
+    Family("its full convolutions", "standard-small", "conv2_8.0.weight", 512, "fc.weight"),
+    Family("kuangliu's MobileNet", "mobilenet-v1-cifar", "layers.12.conv2.weight", 1024, "linear.weight"),
+    Family("timm's MobileNet", "mobilenet-v1", "blocks.4.1.conv_pw.weight", 1024, "classifier.weight", 6.0),
+    Family("mobilenet-v1", "mobilenet-v1", "features.13.3.weight", 1024, "classifier.weight"),
+    Family("ResNet-20", "resnet20", "layer3.2.conv2.weight", 64, "linear.weight"),
 )
 
 
 def load(path: Path) -> Network:
-    """The network that the state dict in a `.pt` or `.pth` file is of. Needs PyTorch."""
+    """Return the network that the state dict in a `.pt` or `.pth` file is of. Needs PyTorch."""
     return recognise(_tensors(path), path)
 
 
@@ -96,7 +85,7 @@ def save(net: Network, path: Path, names: str | None = None) -> None:
 
 
 def recognise(arrays: Mapping[str, Any], path: Path) -> Network:
-    """The network that arrays in PyTorch's layout are of, with its weights; MbnpError if it is none of FAMILIES."""
+    """Return the network of a state dict of arrays, with its weights; MbnpError if it is none of FAMILIES."""
     arrays = {name: array_of(x) for name, x in _without_prefix(arrays).items()}
     arrays = {name: x for name, x in arrays.items() if not name.endswith("num_batches_tracked")}
     arch = _architecture({name: x.shape for name, x in arrays.items()})
@@ -108,10 +97,8 @@ def recognise(arrays: Mapping[str, Any], path: Path) -> Network:
             "weights.from_torch(net, state_dict)"
         )
     try:
-        wide = {x.dtype for x in arrays.values()} == {np.dtype(np.float64)}
-        net = models.from_description(
-            arch, np.float64 if wide else np.float32, sum(x.size for x in arrays.values())
-        )
+        dtype = np.float64 if {x.dtype for x in arrays.values()} == {np.dtype(np.float64)} else np.float32
+        net = models.from_description(arch, dtype, sum(x.size for x in arrays.values()))
         from_torch(net, arrays)
         files.check_values(net.state())
         if "relu_cap" in arch:
@@ -122,17 +109,18 @@ def recognise(arrays: Mapping[str, Any], path: Path) -> Network:
 
 
 def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """The builder and options for a state dict of these names and shapes, or None."""
-    for family in FAMILIES:
-        widest, head = shapes.get(family.widest), shapes.get(family.head)
-        if widest and head:
-            width = _width(widest[0], family.channels)
-            return {"name": family.builder, "num_classes": head[0], "width_mult": width, **family.options}
+    """Return the builder and options for a state dict of these names and shapes, or None."""
+    for f in FAMILIES:
+        widest, classifier = shapes.get(f.widest), shapes.get(f.classifier)
+        if widest and classifier:
+            width = _width(widest[0], f.channels)
+            options = {"relu_cap": f.max_value} if f.max_value else {}
+            return {"name": f.builder, "num_classes": classifier[0], "width_mult": width, **options}
     return None
 
 
 def _width(channels: int, at_width_1: int) -> float:
-    """The shortest width_mult with int(width_mult * at_width_1) == channels.
+    """Return the shortest width_mult with int(width_mult * at_width_1) == channels.
 
     Narrower layers have powers of two fewer channels at width 1, so the widest decides for all of them.
     """
@@ -144,7 +132,7 @@ def _width(channels: int, at_width_1: int) -> float:
 
 
 def _without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The names without what wrappers put before all of them."""
+    """Remove from the names what wrappers put before all of them."""
     names = list(arrays)
     prefix = next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None)
     if prefix is None:
@@ -153,7 +141,7 @@ def _without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_timm_config(net: Network, config: Path) -> None:
-    """Preprocessing and resolution from the config.json that timm's downloads have beside the weights."""
+    """Add preprocessing and resolution from the config.json that timm's downloads have beside the weights."""
     if not config.is_file() or config.stat().st_size > 10_000_000:
         return
     try:
@@ -167,22 +155,20 @@ def _add_timm_config(net: Network, config: Path) -> None:
         return  # somebody else's file
     if not isinstance(classes, list) or len(classes) != net.num_classes:
         classes = None
-    preprocessing = files.check_description(net, resolution, classes, preprocessing)
-    net.resolution, net.classes, net.preprocessing = resolution, classes, preprocessing
+    files.set_description(net, resolution, classes, preprocessing)
 
 
 def _torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        raise MbnpError(
-            f'{path}: PyTorch\'s own files need PyTorch: pip install "torch", or take .safetensors'
-        ) from None
+        message = f'{path}: such files need PyTorch: pip install "torch", or take .safetensors'
+        raise MbnpError(message) from None
     return torch
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    """The state dict in a file, by the weights-only loader."""
+    """Return the state dict in a file, read by the weights-only loader."""
     torch = _torch(path)
     try:
         _check_pickles(path)
@@ -207,7 +193,7 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _check_pickles(path: Path) -> None:
-    """MbnpError unless the pickles in a file ask for nothing but tensors, and no archive expands when it is read."""
+    """Raise MbnpError unless the pickles in a file ask for nothing but tensors, and no archive expands when read."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(len(_LEGACY))
@@ -222,27 +208,22 @@ def _check_pickles(path: Path) -> None:
                         _check_pickle(path, io.BytesIO(archive.read(entry)))
         elif start == _LEGACY:
             file.seek(0)
-            for _ in range(
-                5
-            ):  # magic number, protocol, system, contents, keys; then the bytes of the storages
+            # Magic number, protocol, system, contents, keys; then come the bytes of the storages.
+            for _ in range(5):
                 _check_pickle(path, file, largest=max(size, 100_000))
         else:
             raise MbnpError(f"{path} is damaged or no file of PyTorch's weights")
 
 
 def _check_pickle(path: Path, file: Any, largest: int | None = None) -> None:
-    for name, argument in _opcodes(file):
+    for opcode, argument, _ in pickletools.genops(file):
+        name = opcode.name
         if name in ("INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "OBJ", "NEWOBJ", "NEWOBJ_EX"):
             raise MbnpError(f"{path} asks to run {name} of a pickle, which no state dict needs: not loaded")
         if name == "GLOBAL" and argument not in _HARMLESS:
             asked = ascii(str(argument).replace(" ", "."))[:80]
             raise MbnpError(f"{path} asks for {asked}, which no state dict needs: not loaded")
         # The old format reserves memory for as many numbers as it says.
-        counts = name in ("BININT", "BININT1", "BININT2", "LONG1") and type(argument) is int
-        if largest is not None and counts and largest < argument < 1 << 64:
-            raise MbnpError(f"{path} is damaged: it speaks of {argument:,} numbers")
-
-
-def _opcodes(file: Any) -> Iterable[tuple[str, Any]]:
-    for opcode, argument, _ in pickletools.genops(file):
-        yield opcode.name, argument
+        number = argument if name.startswith(("BININT", "LONG1")) and type(argument) is int else 0
+        if largest is not None and largest < number < 1 << 64:
+            raise MbnpError(f"{path} is damaged: it speaks of {number:,} numbers")

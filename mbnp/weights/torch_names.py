@@ -40,14 +40,12 @@ def from_torch(net: Network, state_dict: Mapping[str, Any], strict: bool = True)
 
     Names are the network's own, or timm's. Every name and shape must fit, or MbnpError says what does not and `net`
     is left as it was; `num_batches_tracked` is ignored. strict=False copies what fits and returns what was skipped,
-    such as the head of a network with another number of classes.
+    such as the classifier of a network with another number of classes.
     """
     owner = layouts.owners(net)
     from_timm = "conv_stem.weight" in state_dict and "features.0.0.weight" in owner
     if from_timm and any(isinstance(layer, ReLU) and layer.max_value != 6 for _, layer in net.leaves()):
-        raise MbnpError(
-            "timm's weights are for ReLU6: build the network with models.mobilenet_v1(max_value=6)"
-        )
+        raise MbnpError("timm's weights are for ReLU6: build models.mobilenet_v1(max_value=6)")
     arrays, mismatches = {}, {}
     for name, tensor in state_dict.items():
         layer_name, _, last = name.rpartition(".")
@@ -66,7 +64,8 @@ def from_torch(net: Network, state_dict: Mapping[str, Any], strict: bool = True)
             mismatches[name] = f"{name} has shape {array.shape}, not {expected}"
     skipped = net.load_state(arrays, strict)
     missing = tuple(name for name in skipped.missing_keys if name not in mismatches)
-    return Skipped(missing, skipped.unexpected_keys, (*skipped.shape_mismatches, *mismatches.values()))
+    both = (*skipped.shape_mismatches, *mismatches.values())
+    return skipped._replace(missing_keys=missing, shape_mismatches=both)
 
 
 def to_torch(net: Network, names: str = "mbnp") -> dict[str, Any]:
@@ -79,15 +78,16 @@ def to_torch(net: Network, names: str = "mbnp") -> dict[str, Any]:
     if names not in ("mbnp", "timm"):
         raise unknown("kind of names", names, ("mbnp", "timm"))
     if names == "timm" and not is_timm(net):
-        raise MbnpError(
-            "this network is not timm's: that is models.mobilenet_v1(max_value=6), with its padding and eps"
-        )
+        raise MbnpError("not timm's network: models.mobilenet_v1(max_value=6), with its padding and eps")
     owner = layouts.owners(net)
     state = {}
     for name, array in net.state().items():
         if name in owner:
             array = np.ascontiguousarray(layouts.convert(array, type(owner[name]), "mbnp", "torch"))
-        state[_timm_name(name) if names == "timm" else name] = torch.from_numpy(array)
+        if names == "timm":
+            layer_name, _, last = name.rpartition(".")
+            name = f"{_TO_TIMM[layer_name]}.{last}"
+        state[name] = torch.from_numpy(array)
     return state
 
 
@@ -101,11 +101,6 @@ def is_timm(net: Network) -> bool:
     except MbnpError:  # wider than any
         return False
     return timm.built_as == spec.describe_layers(net)
-
-
-def _timm_name(name: str) -> str:
-    layer_name, _, last = name.rpartition(".")
-    return f"{_TO_TIMM[layer_name]}.{last}"
 
 
 def array_of(tensor: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Small ONNX graphs for tests, and what onnxruntime makes of a file."""
+"""Small ONNX graphs for tests, and onnxruntime's output for a file."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def rand(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
 
 
 def node(op: str, inputs: str, output: str, **attributes) -> onnx.NodeProto:
-    """A node from names separated by blanks; a dash is an input that is left out."""
+    """Make a node from names separated by blanks; a dash is an input that is left out."""
     names = ["" if name == "-" else name for name in inputs.split()]
     return helper.make_node(op, names, output.split(), name=f"the {op.lower()}", **attributes)
 
@@ -23,7 +23,7 @@ def node(op: str, inputs: str, output: str, **attributes) -> onnx.NodeProto:
 def model(
     nodes, arrays=(), dims=("N", 3, 6, 6), opset=17, kind=TensorProto.FLOAT, out=("N", None)
 ) -> onnx.ModelProto:
-    """A graph from x to y."""
+    """Make a graph from x to y."""
     seen: set[str] = set()
     for i, n in enumerate(nodes):  # onnxruntime wants names of their own
         if n.name in seen:
@@ -42,7 +42,7 @@ def written(path: Path, proto: onnx.ModelProto) -> Path:
 
 
 def run(path: Path, x: np.ndarray, layout: str = "NCHW") -> np.ndarray:
-    """What onnxruntime makes of pictures x (N, H, W, C)."""
+    """Return the output of onnxruntime for images x (N, H, W, C)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -52,7 +52,7 @@ def run(path: Path, x: np.ndarray, layout: str = "NCHW") -> np.ndarray:
 
 
 def assert_same(net, path: Path, n: int, layout: str = "NCHW", size: tuple[int, int] | None = None) -> None:
-    """The network's logits for n random pictures are onnxruntime's, to 1e-5 of the largest."""
+    """Assert that logits for n random images are onnxruntime's, to 1e-5 of the largest."""
     h, w = size or (net.resolution, net.resolution)
     x = rand(n, h, w, net.channels)
     expected = run(path, x, layout)

@@ -1,4 +1,4 @@
-"""Writes what the Keras tests read: models with random weights and statistics, in three formats, and their outputs.
+"""Write the files that the Keras tests read: models with random weights, in three formats, and their outputs.
 
 A script of its own, so that Keras, its threads and its warnings stay out of the tests' process:
 
@@ -23,7 +23,7 @@ def mobilenet(alpha: float, size: int, classes: int, **options: Any) -> keras.Mo
 
 
 def transfer(frozen: int) -> keras.Model:
-    """The tutorial's model: augmentation, preprocess_input, a base of which a part is frozen, a new head; trained."""
+    """Train the tutorial's model: augmentation, preprocess_input, a base partly frozen, a new classifier."""
     base = mobilenet(0.25, 96, 1000, include_top=False)
     for layer in base.layers[:frozen]:
         layer.trainable = False
@@ -40,15 +40,19 @@ def transfer(frozen: int) -> keras.Model:
 def sequential() -> keras.Model:
     scale = L.Normalization(mean=[120.0, 110.0, 100.0], variance=[3600.0, 3900.0, 4100.0])
     base = mobilenet(0.25, 96, 1000, include_top=False)
-    head = [L.GlobalAveragePooling2D(), L.Dense(16, activation="relu"), L.Dense(4, activation="softmax")]
-    return keras.Sequential([L.Input((96, 96, 3)), scale, base, *head])
+    classifier = [
+        L.GlobalAveragePooling2D(),
+        L.Dense(16, activation="relu"),
+        L.Dense(4, activation="softmax"),
+    ]
+    return keras.Sequential([L.Input((96, 96, 3)), scale, base, *classifier])
 
 
 def rescaled() -> keras.Model:
-    """Two layers of scaling, the second with statistics of data."""
-    spread = L.Normalization()
-    spread.adapt(np.random.default_rng(1).uniform(0.2, 0.7, (4, 40, 40, 3)).astype("f"))
-    body = [L.Rescaling(1 / 255), spread, *stem(8), L.Flatten(), L.Dense(3)]
+    """Build a model with two layers of scaling, the second with statistics of data."""
+    adapted = L.Normalization()
+    adapted.adapt(np.random.default_rng(1).uniform(0.2, 0.7, (4, 40, 40, 3)).astype("f"))
+    body = [L.Rescaling(1 / 255), adapted, *stem(8), L.Flatten(), L.Dense(3)]
     return keras.Sequential([L.Input((40, 40, 3)), *body])
 
 
@@ -57,7 +61,7 @@ def stem(channels: int) -> list[L.Layer]:
 
 
 def handmade() -> keras.Model:
-    """Numbered layers, and everything that keras.applications does differently."""
+    """Build a model of numbered layers with everything that keras.applications does differently."""
     x = inputs = L.Input((33, 33, 3))
     x = L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(8, 3, strides=2, padding="same")(x)))
     x = block(x, 16, 1, {"padding": "same"}, {}, L.ReLU())
@@ -80,20 +84,20 @@ def separable() -> keras.Model:
 
 
 def one_pixel() -> keras.Model:
-    """The last map averaged by a window instead of globally."""
+    """Build a model whose last feature map is averaged by a window instead of globally."""
     body = [L.Conv2D(8, 3, padding="same"), L.ReLU(), L.AveragePooling2D((9, 9))]
     return keras.Sequential([L.Input((9, 9, 3)), *body, L.Conv2D(4, 1), L.Reshape((4,))])
 
 
 def odds_and_ends() -> keras.Model:
-    """Margins that no convolution takes in, batch normalisation of a flattened map, two pairs of Dense."""
+    """Build a model with padding that no convolution takes in, and BatchNorm after Flatten."""
     body = [L.ZeroPadding2D((1, 2)), L.Conv2D(6, 3, padding="same", strides=2), L.ReLU(), L.ZeroPadding2D(1)]
     body += [L.MaxPooling2D(3, strides=2), L.Conv2D(5, 1, strides=2), L.Flatten(), L.BatchNormalization()]
     return keras.Sequential([L.Input((17, 17, 3)), *body, L.Dense(8, activation="relu6"), L.Dense(4)])
 
 
 def numbered_mobilenet() -> keras.Model:
-    """MobileNet's body as somebody writes it from the paper: biases, numbers for names, a dense head."""
+    """Build MobileNet as one may from the paper: biases, numbers for names, a Dense classifier."""
     x = inputs = L.Input((64, 64, 3))
     x = L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(8, 3, strides=2, padding="same")(x)))
     for c, stride in zip(np.array(WIDTHS) // 4, STRIDES, strict=True):
@@ -133,7 +137,7 @@ TAKE_PIXELS = (
 
 
 def randomise(model: keras.Model, rng: np.random.Generator) -> None:
-    """Weights that keep the data's size from layer to layer, and statistics that are not 0 and 1."""
+    """Set weights that keep the data's size from layer to layer, and statistics that are not 0 and 1."""
     for variable in model.weights:
         shape, name = variable.shape, variable.path.rpartition("/")[2]
         if name in ("gamma", "moving_variance"):

@@ -31,7 +31,7 @@ OTHERS = ["sequential", "rescaled", "handmade", "separable", "one-pixel", "odds-
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """What keras_models.py writes."""
+    """Return a folder with the files that keras_models.py writes."""
     folder = tmp_path_factory.mktemp("keras")
     environment = os.environ | {"KERAS_BACKEND": "torch"}
     subprocess.run([sys.executable, SCRIPT, folder], env=environment, check=True, capture_output=True)
@@ -39,12 +39,12 @@ def folder(tmp_path_factory):
 
 
 def outputs(folder, name, path):
-    """The network, its logits from the readable layers and from the fast engine, and Keras's; logs after a softmax."""
+    """Return the network, logits of the reference and the fast network, and Keras's; logarithms after a softmax."""
     net, saved = keras.load(path), np.load(folder / f"{name}.npz")
     mean, std = (np.array(net.preprocessing[key]) for key in ("mean", "std"))
     x = ((saved["pixels"] / 255 - mean) / std).astype(np.float32)
     ours, y = [net(x), fused.convert(net)(x)], saved["y"]
-    if y.ndim == 4:  # a body without a head: its last map, averaged
+    if y.ndim == 4:  # a body without a classifier: its last feature map, averaged
         y = y.mean((1, 2))
     if saved["softmax"]:
         ours, y = [z - np.log(np.exp(z).sum(1, keepdims=True)) for z in ours], np.log(y)
@@ -98,7 +98,7 @@ def test_becomes_a_checkpoint_and_trains(folder, tmp_path):
 
 
 def keras2_config(model):
-    """A configuration in Keras 2's words: nested lists for inputs, TFOpLambda for arithmetic."""
+    """Return a configuration as Keras 2 writes it: nested lists for inputs, TFOpLambda for arithmetic."""
     config = dict(model["config"])
     nested = {
         e["config"]["name"] for e in config["layers"] if e["class_name"] in ("Functional", "Sequential")
@@ -212,7 +212,7 @@ TINY = [
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A small whole-model file, written without Keras: (path, write), write(changes of layers and arrays)."""
+    """Return write(layers, config, **arrays) -> path: a small whole-model file, written without Keras."""
     path = tmp_path / "tiny.h5"
 
     def write(layers=TINY, config=None, **arrays):
@@ -234,7 +234,7 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def here(monkeypatch):
-    """The reader without its process, which is slow to start; what it refuses is tested with it as well."""
+    """Run the reader without its process, which is slow to start; refusals are tested with it as well."""
 
     def run(path):
         try:
@@ -278,12 +278,12 @@ def test_settings_of_a_batchnorm(here, tiny, config, match):
         assert keras.load(path)(np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 2)
 
 
-def test_oblong_pictures_are_refused_where_only_they_fit(tiny):
+def test_oblong_images_are_refused_where_only_they_fit(tiny):
     layers = changed("input", batch_shape=[None, 8, 4, 3])
     assert keras.load(tiny(layers))(np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 2)  # pooling takes any
     layers[2] = ("Flatten", "flat", {})
     kernel = np.ones((8 * 4 * 4, 2), "f")
-    refused(tiny(layers, dense__dense__kernel=kernel), "takes pictures of 8 x 4 only")
+    refused(tiny(layers, dense__dense__kernel=kernel), "takes images of 8 x 4 only")
 
 
 def test_tiny_file_is_good(tiny):
@@ -302,6 +302,12 @@ def test_tiny_file_is_good(tiny):
         (with_layer(2, "ReLU", "r", {"max_value": float("nan")}), "max_value nan, where a number"),
         (with_layer(2, "ZeroPadding2D", "z", {"padding": 10**9}), "padding 1000000000"),
         (with_layer(2, "Rescaling", "r", {"scale": 2.0}), "after other layers"),
+        (with_layer(3, "ZeroPadding2D", "z", {}), "'z' .ZeroPadding2D. comes after the pooling"),
+        (with_layer(3, "MaxPooling2D", "m", {}), "'m' .MaxPooling2D. comes after the pooling"),
+        (
+            with_layer(3, "GlobalAveragePooling2D", "g", {}),
+            "'g' .GlobalAveragePooling2D. comes after the pooling",
+        ),
         (with_layer(1, "Rescaling", "r", {"scale": 0.0}), "scale pixels"),
         (with_layer(4, "Dense", "dense2", {}), "it has no kernel for layer 'dense2'"),
         (with_layer(4, "ReLU", "r", {}), "'r' .ReLU. comes after the closing"),
@@ -311,13 +317,13 @@ def test_tiny_file_is_good(tiny):
         ([TINY[0], TINY[3], TINY[2], TINY[1]], "kernel of layer 'dense' .* shape .4, 2., not .3, any."),
         (changed("conv", strides=[0, 1]), "strides .0, 1."),
         (changed("conv", strides=[2**70, 1]), "strides"),
-        (changed("conv", dilation_rate=2), "dilated"),
-        (changed("conv", groups=3), "3 groups"),
+        (changed("conv", dilation_rate=2), "dilation_rate 2; mbnp reads 1"),
+        (changed("conv", groups=3), "groups 3; mbnp reads 1"),
         (changed("conv", data_format="channels_first"), "channels first"),
         (changed("conv", filters=8), "8 filters and has 4"),
         (changed("conv", kernel_size=[5, 5]), "kernel is"),
         (changed("conv", activation="swish"), "activation 'swish'"),
-        (changed("conv", activation="softmax"), "of a map"),
+        (changed("conv", activation="softmax"), "of a feature map"),
         (changed("dense", activation="sigmoid"), "answers for every class by itself"),
         (with_layer(2, "ReLU", "r", {"max_value": [6, 6]}), "max_value .6, 6., where one number"),
         (changed("conv", padding="reflect"), "padding 'reflect'"),
@@ -397,7 +403,7 @@ def functional(layers, output="c"):
         ([("a", "InputLayer", []), ("c", "ReLU", [])], "has no input"),
     ],
 )
-def test_graphs_that_are_no_chains(here, tiny, layers, match):
+def test_graphs_that_are_no_sequences(here, tiny, layers, match):
     refused(tiny(config=json.dumps(functional(layers))), match)
 
 
@@ -449,7 +455,7 @@ def test_hostile_hdf5(tiny, forge, match):
 
 
 def test_arrays_of_more_bytes_than_the_file(tiny):
-    """Twenty contiguous arrays that all say to lie in the same place."""
+    """Truncate a file of twenty contiguous arrays, so that they claim more than there is."""
     path = tiny(**{f"conv__x{i}": np.zeros(4096, "f") for i in range(20)})
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -507,7 +513,7 @@ def test_damaged_files(folder, tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
 def test_order_that_does_not_fit(folder, tmp_path, suffix):
-    """Two layers of the same shape change places: only the names that Keras notes can tell."""
+    """Let two layers of the same shape change places: only the names that Keras notes can tell."""
     path = tmp_path / f"model{suffix}"
     path.write_bytes((folder / f"handmade{suffix}").read_bytes())
     inner = path
@@ -538,21 +544,31 @@ def edit(folder, tmp_path, change):
 
 
 def narrow(layers):
-    """The body with a block's width changed where the next block agrees: a network, but not MobileNet's strides."""
+    """Change a block's width where the next block agrees: a network, but not MobileNet's strides."""
     for name, shape in (("conv2d_3/vars/0", (1, 1, 32, 64)), ("conv2d_4/vars/0", (1, 1, 64, 64))):
         del layers[name]
         layers[name] = np.ones(shape, "f")
+
+
+def scalar(layers):
+    """Replace the first kernel by one number without axes."""
+    del layers["conv2d/vars/0"]
+    layers["conv2d/vars/0"] = np.float32(1)
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         (lambda g: g.__delitem__("depthwise_conv2d_5"), "14 convolutions, 12 depthwise ones"),
-        (lambda g: g.__delitem__("batch_normalization_5/vars/3"), "has 3 arrays, and no configuration"),
+        (
+            lambda g: g.__delitem__("batch_normalization_5/vars/3"),
+            "no configuration, .* which the 3 arrays of",
+        ),
         (lambda g: g.__delitem__("conv2d_5/vars/0"), "layer 'conv2d_5' .* has no kernel"),
         (lambda g: g.move("dense", "lstm"), "'lstm' is no layer of a MobileNet"),
         (lambda g: g.copy("dense", g, "dense_1"), "more than one layer after the pooling"),
-        (lambda g: g.__setitem__("conv2d/vars/2", np.zeros(3, "f")), "has 3 arrays"),
+        (lambda g: g.__setitem__("conv2d/vars/2", np.zeros(3, "f")), "which the 3 arrays of layer 'conv2d'"),
+        (scalar, "its channels .0, 16, .* are not MobileNet's"),
         (lambda g: g.__setitem__("stray", np.zeros(3, "f")), "where Keras puts none, 'layers/stray'"),
         (narrow, "its channels .* are not MobileNet's"),
     ],

@@ -74,7 +74,7 @@ def test_models_go_out_and_come_back(tmp_path, name, layout, fold):
 
 
 def varied(dtype):
-    """Every kind of layer, with the paddings, strides and biases that the models do not have."""
+    """Return every kind of layer, with the padding, strides and biases that the models do not have."""
     body = [Conv(6, 5, (1, 3), padding=((0, 0), (1, 1)), dtype=dtype), BatchNorm(5, 1e-3, 0.01, dtype=dtype)]
     shortcut = Sequential([Pointwise(6, 5, bias=False, dtype=dtype), BatchNorm(5, dtype=dtype)])
     return {
@@ -96,18 +96,18 @@ def varied(dtype):
     }
 
 
-@pytest.mark.parametrize("head", ["mean", "CHW", "HWC", "map"])
+@pytest.mark.parametrize("last", ["mean", "CHW", "HWC", "feature map"])
 @LAYOUTS
 @FOLD
-def test_any_public_layer_goes_out_and_comes_back(tmp_path, head, layout, fold):
+def test_any_public_layer_goes_out_and_comes_back(tmp_path, last, layout, fold):
     path = tmp_path / "net.onnx"
     for dtype in (np.float32, np.float64):
         layers = varied(dtype)
         h, w, c = Sequential(layers).output_shape((13, 13, 2))
         assert h != w
-        if head != "map":
-            layers["flat"] = GlobalAveragePool() if head == "mean" else Flatten(order=head)
-            layers["fc"] = Linear(c if head == "mean" else h * w * c, 3, bias=head == "mean", dtype=dtype)
+        if last != "feature map":
+            layers["flat"] = GlobalAveragePool() if last == "mean" else Flatten(order=last)
+            layers["fc"] = Linear(c if last == "mean" else h * w * c, 3, bias=last == "mean", dtype=dtype)
         net = vary(Network(layers, resolution=13, channels=2))
         weights.save(net, path, layout=layout, fold=fold)
         again = weights.load(path)
@@ -116,7 +116,7 @@ def test_any_public_layer_goes_out_and_comes_back(tmp_path, head, layout, fold):
         assert fold or again.state().keys() == net.state().keys()
 
 
-def test_names_and_numbers_are_readable(tmp_path):
+def test_names_and_numbers_can_be_read(tmp_path):
     path = tmp_path / "net.onnx"
     weights.save(small("mobilenet-v1-small"), path, layout="NHWC")
     proto = onnx.load(path)
@@ -186,7 +186,7 @@ def test_without_the_package(tmp_path, monkeypatch):
 
 
 class Branches(torch.nn.Module):
-    """What exporters write in several ways: padding, ReLU6, a shortcut in slices, flattening by the batch's size."""
+    """A network that exporters write in several ways: padding, ReLU6, a shortcut in slices, flattening."""
 
     def __init__(self):
         super().__init__()
@@ -273,25 +273,25 @@ def test_exports_of_pytorch(tmp_path, name, exporter, batch):
 
 # Operation by operation, against onnxruntime
 
-CONV, HEAD = rand(4, 3, 3, 3) / 5, rand(4, 5)
-GLOBAL = [node("GlobalAveragePool", "h", "g"), node("Flatten", "g", "f"), node("MatMul", "f head", "y")]
+CONV, LAST = rand(4, 3, 3, 3) / 5, rand(4, 5)
+GLOBAL = [node("GlobalAveragePool", "h", "g"), node("Flatten", "g", "f"), node("MatMul", "f last", "y")]
 BN = {"s": 1 + rand(4) ** 2, "b": rand(4, seed=1), "m": rand(4, seed=2), "v": rand(4, seed=3) ** 2 + 0.1}
 C = node("Conv", "x w", "h")
 
 
 def through(op, inputs, opset=17, arrays=(), **attributes):
-    """One operation between a convolution and a head."""
+    """Return a graph of one operation between a convolution and a classifier."""
     nodes = [node("Conv", "x w", "c"), node(op, inputs, "h", **attributes), *GLOBAL]
-    return {"nodes": nodes, "arrays": {"w": CONV, "head": HEAD, **dict(arrays)}, "opset": opset}
+    return {"nodes": nodes, "arrays": {"w": CONV, "last": LAST, **dict(arrays)}, "opset": opset}
 
 
-def convolved(w=CONV, opset=17, head=HEAD, **attributes):
+def convolved(w=CONV, opset=17, last=LAST, **attributes):
     nodes = [node("Conv", "x w", "h", **attributes), *GLOBAL]
-    return {"nodes": nodes, "arrays": {"w": w, "head": head}, "opset": opset}
+    return {"nodes": nodes, "arrays": {"w": w, "last": last}, "opset": opset}
 
 
 def ending(*nodes, opset=17, dims=("N", 3, 6, 6), **arrays):
-    """A convolution to (4, 4, 4), and `nodes` from h to y."""
+    """Return a graph of a convolution to (4, 4, 4), and `nodes` from h to y."""
     return {"nodes": [C, *nodes], "arrays": {"w": CONV, **arrays}, "opset": opset, "dims": dims}
 
 
@@ -301,7 +301,7 @@ def i64(*values):
 
 POOLED = node("AveragePool", "h", "p", kernel_shape=[4, 4])
 GOOD = {
-    "groups": convolved(rand(3, 1, 3, 3), group=3, head=rand(3, 5)),
+    "groups": convolved(rand(3, 1, 3, 3), group=3, last=rand(3, 5)),
     "pointwise": convolved(rand(4, 3, 1, 1)),
     "strided-1x1": convolved(rand(4, 3, 1, 1), strides=[2, 2]),
     "same-upper": convolved(auto_pad="SAME_UPPER", strides=[2, 2]),
@@ -325,6 +325,15 @@ GOOD = {
     "pad-2": through("Pad", "c", 10, pads=[0, 0, 1, 2, 0, 0, 0, 3]),
     "pad-11": through("Pad", "c p", 11, {"p": i64(0, 0, 1, 2, 0, 0, 0, 3)}),
     "pad-18": through("Pad", "c p - a", 18, {"p": i64(1, 2, 0, 3), "a": i64(-2, 3)}),
+    "pad-then-1x1": ending(
+        node("Pad", "h p", "q"),
+        node("Conv", "q k", "r"),
+        node("Flatten", "r", "f"),
+        node("MatMul", "f m", "y"),
+        p=i64(0, 0, 1, 1, 0, 0, 1, 1),
+        k=rand(4, 4, 1, 1),
+        m=rand(144, 5),
+    ),
     "dropout-7": through("Dropout", "c", 7, ratio=0.5),
     "dropout-12": through("Dropout", "c r t", 12, {"r": np.float32(0.5), "t": np.False_}),
     "identity": through("Identity", "c"),
@@ -332,7 +341,7 @@ GOOD = {
     "bias-first": through("Add", "b c", arrays={"b": rand(1, 4, 1, 1)}),
     "scalar-bias": through("Add", "c b", arrays={"b": np.float32(0.3)}),
     "mean-13": ending(
-        node("ReduceMean", "h", "g", axes=[2, 3], keepdims=0), node("MatMul", "g k", "y"), opset=13, k=HEAD
+        node("ReduceMean", "h", "g", axes=[2, 3], keepdims=0), node("MatMul", "g k", "y"), opset=13, k=LAST
     ),
     "mean-18": ending(
         node("ReduceMean", "h a", "g"),
@@ -340,14 +349,14 @@ GOOD = {
         node("Gemm", "f k", "y"),
         opset=18,
         a=i64(-1, -2),
-        k=HEAD,
+        k=LAST,
     ),
     "squeeze-11": ending(
         node("GlobalAveragePool", "h", "g"),
         node("Squeeze", "g", "f", axes=[2, 3]),
         node("MatMul", "f k", "y"),
         opset=11,
-        k=HEAD,
+        k=LAST,
     ),
     "squeeze-13": ending(
         POOLED,
@@ -355,9 +364,11 @@ GOOD = {
         node("Squeeze", "q a", "f"),
         node("MatMul", "f k", "y"),
         a=i64(2),
-        k=HEAD,
+        k=LAST,
     ),
-    "map-as-logits": ending(POOLED, node("Conv", "p k", "q"), node("Flatten", "q", "y"), k=rand(5, 4, 1, 1)),
+    "feature-map-as-logits": ending(
+        POOLED, node("Conv", "p k", "q"), node("Flatten", "q", "y"), k=rand(5, 4, 1, 1)
+    ),
     "pooled-1x1": ending(
         node("GlobalAveragePool", "h", "g"),
         node("Conv", "g k b", "q"),
@@ -479,7 +490,7 @@ GOOD = {
     ),
     "branches-from-the-input": {
         "nodes": [node("Conv", "x a", "p"), node("Add", "p x", "h"), *GLOBAL],
-        "arrays": {"a": rand(3, 3, 1, 1), "head": rand(3, 5)},
+        "arrays": {"a": rand(3, 3, 1, 1), "last": rand(3, 5)},
     },
     "unused-nodes": ending(
         node("Relu", "h", "dead"), node("Flatten", "h", "f"), node("MatMul", "f k", "y"), k=rand(64, 5)
@@ -524,19 +535,19 @@ def test_operations_are_those_of_onnxruntime(tmp_path, case):
 def test_padding_becomes_the_convolutions_own(tmp_path):
     pad, margin = node("Pad", "x p", "x1"), {"p": i64(0, 0, 0, 0, 0, 0, 1, 1)}
     nodes = [pad, node("Conv", "x1 w", "h", pads=[1, 0, 1, 0], strides=[2, 2]), *GLOBAL]
-    path = written(tmp_path / "net.onnx", model(nodes, {"w": CONV, "head": HEAD, **margin}))
+    path = written(tmp_path / "net.onnx", model(nodes, {"w": CONV, "last": LAST, **margin}))
     net = weights.load(path)
     assert next(iter(net.layers.values())).options["padding"] == ((1, 2), (0, 1))
     assert_same(net, path, 2)
 
 
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
-@pytest.mark.parametrize("of_a_map", [False, True], ids=["logits", "map"])
+@pytest.mark.parametrize("of_feature_map", [False, True], ids=["logits", "feature-map"])
 @pytest.mark.parametrize("opset", [11, 17])
-def test_a_softmax_at_the_end_is_left_out(tmp_path, op, of_a_map, opset):
+def test_a_softmax_at_the_end_is_left_out(tmp_path, op, of_feature_map, opset):
     nodes, arrays = convolved()["nodes"], convolved()["arrays"] | {"k": rand(5, 4, 1, 1)}
     axis = {} if opset == 11 else {"axis": 1}  # axis 1 is what used to go without saying
-    if of_a_map:
+    if of_feature_map:
         nodes = [
             *nodes[:2],
             node("Conv", "g k", "logits"),
@@ -548,7 +559,7 @@ def test_a_softmax_at_the_end_is_left_out(tmp_path, op, of_a_map, opset):
         plain = nodes
         nodes = [
             *nodes[:-1],
-            node("MatMul", "f head", "logits"),
+            node("MatMul", "f last", "logits"),
             node(op, "logits", "p"),
             node("Identity", "p", "y"),
         ]
@@ -559,8 +570,8 @@ def test_a_softmax_at_the_end_is_left_out(tmp_path, op, of_a_map, opset):
 
 
 def test_half_precision_becomes_float32(tmp_path):
-    nodes = [node("Conv", "x w b", "h"), *GLOBAL[:2], node("Gemm", "f head", "y", alpha=0.3)]
-    arrays = {"w": CONV.astype(np.float16), "b": rand(4).astype(np.float16), "head": HEAD.astype(np.float16)}
+    nodes = [node("Conv", "x w b", "h"), *GLOBAL[:2], node("Gemm", "f last", "y", alpha=0.3)]
+    arrays = {"w": CONV.astype(np.float16), "b": rand(4).astype(np.float16), "last": LAST.astype(np.float16)}
     net = weights.load(written(tmp_path / "half.onnx", model(nodes, arrays, kind=TensorProto.FLOAT16)))
     assert net.dtype == np.float32
     arrays = {name: a.astype(np.float32) for name, a in arrays.items()}
@@ -568,10 +579,10 @@ def test_half_precision_becomes_float32(tmp_path):
 
 
 def test_double_precision_stays(tmp_path):
-    arrays = {"w": rand(4, 3, 3, 3, dtype=np.float64), "head": rand(4, 5, dtype=np.float64)}
+    arrays = {"w": rand(4, 3, 3, 3, dtype=np.float64), "last": rand(4, 5, dtype=np.float64)}
     nodes = [node("Conv", "x w", "h"), *GLOBAL]
     net = weights.load(written(tmp_path / "net.onnx", model(nodes, arrays, kind=TensorProto.DOUBLE)))
-    np.testing.assert_array_equal([*net.parameters().values()][-1].value, arrays["head"])
+    np.testing.assert_array_equal([*net.parameters().values()][-1].value, arrays["last"])
 
 
 def test_momentum_and_eps_are_the_numbers_that_were_meant(tmp_path):
@@ -581,7 +592,7 @@ def test_momentum_and_eps_are_the_numbers_that_were_meant(tmp_path):
     assert (bn.eps, bn.momentum) == (1e-3, 0.01)
 
 
-def test_pictures_of_any_size_get_a_resolution_that_fits(tmp_path):
+def test_images_of_any_size_get_a_resolution_that_fits(tmp_path):
     case = convolved()
     path = tmp_path / "net.onnx"
     assert weights.load(written(path, model(**case, dims=("N", 3, "h", "w")))).resolution == 224
@@ -589,20 +600,20 @@ def test_pictures_of_any_size_get_a_resolution_that_fits(tmp_path):
         node("AveragePool", "h", "p", kernel_shape=[30, 30]),
         node("Flatten", "p", "f"),
         node("MatMul", "f k", "y"),
-        k=HEAD,
+        k=LAST,
     )
     net = weights.load(written(path, model(**case | {"dims": ("N", 3, "h", "w")})))
     assert net.resolution == 32
     assert_same(net, path, 1)
 
 
-def test_oblong_pictures(tmp_path):
+def test_oblong_images(tmp_path):
     path = written(tmp_path / "net.onnx", model(**convolved(), dims=("N", 3, 9, 7)))
     net = weights.load(path)
     assert net.resolution == 7
     assert_same(net, path, 2, size=(9, 7))
     case = ending(node("Flatten", "h", "f"), node("MatMul", "f k", "y"), dims=("N", 3, 9, 7), k=rand(140, 5))
-    with pytest.raises(MbnpError, match="takes pictures of 9 x 7 only"):
+    with pytest.raises(MbnpError, match="takes images of 9 x 7 only"):
         weights.load(written(path, model(**case)))
 
 
@@ -628,12 +639,12 @@ def test_what_is_unknown_is_named_all_at_once(tmp_path):
         node("Mul", "m m", "n"),
         node("Flatten", "n", "y"),
     ]
-    nodes.append(helper.make_node("Magic", ["h"], ["z"], "spell", domain="com.example"))
+    nodes.append(helper.make_node("Magic", ["h"], ["z"], "magic", domain="com.example"))
     path = written(tmp_path / "net.onnx", model(nodes, {"w": CONV}))
     with pytest.raises(MbnpError) as caught:
         weights.load(path)
     line = str(caught.value)
-    assert "Sigmoid ('the sigmoid'), Mul ('the mul', 'the mul 3'), com.example.Magic ('spell')" in line
+    assert "Sigmoid ('the sigmoid'), Mul ('the mul', 'the mul 3'), com.example.Magic ('magic')" in line
     assert "\n" not in line
 
 
@@ -662,7 +673,7 @@ BAD = {
     r"mean over the axes \(1,\)": ending(
         node("ReduceMean", "h", "g", axes=[1]), node("Flatten", "g", "y"), opset=13
     ),
-    "normalises axis 1 of NCHW": through("Softmax", "c", axis=1),
+    "is over axis 1 of NCHW": through("Softmax", "c", axis=1),
     "comes after a softmax": ending(
         node("GlobalAveragePool", "h", "g"),
         node("Softmax", "g", "s", axis=1),
@@ -686,7 +697,7 @@ BAD = {
         b=rand(5),
     ),
     "transA 1": ending(node("Flatten", "h", "f"), node("Gemm", "f k", "y", transA=1), k=rand(64, 5)),
-    "mbnp flattens each picture": ending(node("Reshape", "h s", "y"), s=i64(1, -1)),
+    "mbnp flattens each image": ending(node("Reshape", "h s", "y"), s=i64(1, -1)),
     "flattens from axis 2": ending(node("Flatten", "h", "y", axis=2)),
     "adds a constant after a layer without a bias": through("Add", "c b", arrays={"b": rand(4, 1, 1)})
     | {"nodes": [node("Conv", "x w", "c0"), node("Relu", "c0", "c"), node("Add", "c b", "h"), *GLOBAL]},
@@ -701,10 +712,10 @@ BAD = {
         a=rand(4, 4, 1, 1),
     ),
     "adds a tensor to itself": ending(node("Add", "h h", "s"), node("Flatten", "s", "y")),
-    "adds maps of": ending(
+    "adds feature maps of": ending(
         node("Conv", "h a", "p"), node("Add", "p h", "q"), node("Flatten", "q", "y"), a=rand(1, 4, 1, 1)
     ),
-    "takes every s-th row": ending(
+    "mbnp every s-th row": ending(
         node("Slice", "h o l", "s"), node("Flatten", "s", "y"), o=i64(0, 0, 1), l=i64(9, 9, 9)
     ),
     "constants after it": ending(node("Concat", "h h", "y", axis=1)),

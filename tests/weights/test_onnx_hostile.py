@@ -1,4 +1,4 @@
-"""ONNX files that are damaged or mean harm: one clear line, nothing opened outside their folder, no needless memory."""
+"""ONNX files that are damaged or hostile: one clear line, nothing opened outside their folder, no needless memory."""
 
 import contextlib
 import json
@@ -12,15 +12,15 @@ from onnx import TensorProto, helper
 from mbnp import MbnpError, models, weights
 from tests.weights.graphs import model, node, rand, written
 
-HEAD = [node("GlobalAveragePool", "h", "g"), node("Flatten", "g", "y")]
+END = [node("GlobalAveragePool", "h", "g"), node("Flatten", "g", "y")]
 
 
 def good():
-    return model([node("Conv", "x w", "h"), *HEAD], {"w": rand(4, 3, 3, 3)})
+    return model([node("Conv", "x w", "h"), *END], {"w": rand(4, 3, 3, 3)})
 
 
 def change(**fields):
-    """A good graph whose weights have other fields."""
+    """Return a good graph whose weights have other fields."""
     proto = good()
     tensor = proto.graph.initializer[0]
     for name, value in fields.items():
@@ -69,7 +69,7 @@ def with_branch():
     inner = helper.make_graph(
         [node("Relu", "x", "z")], "inner", [], [helper.make_empty_tensor_value_info("z")]
     )
-    nodes = [node("If", "c", "h", then_branch=inner, else_branch=inner), *HEAD]
+    nodes = [node("If", "c", "h", then_branch=inner, else_branch=inner), *END]
     return model(nodes, {"c": np.True_})
 
 
@@ -91,7 +91,7 @@ def with_sparse_weights():
 
 
 def repeated(times):
-    """The same square weights over and over: a small file that would be a large network."""
+    """Use the same square weights over and over: a small file that would be a large network."""
     nodes = [node("Conv", "x first", "h0")]
     nodes += [node("Conv", f"h{i} w", f"h{i + 1}") for i in range(times)]
     nodes += [node("GlobalAveragePool", f"h{times}", "g"), node("Flatten", "g", "y")]
@@ -99,7 +99,7 @@ def repeated(times):
 
 
 def nested(depth):
-    """A branch that has a branch, and so on."""
+    """Return a branch that has a branch, and so on."""
     nodes = [node("Conv", "x w", "h0")]
     nodes += [node("Relu", f"h{i}", f"h{i + 1}") for i in range(depth)]
     nodes += [node("Add", f"h{depth} h{depth - 1}", f"s{depth - 1}")]
@@ -110,16 +110,16 @@ def nested(depth):
 
 
 def copies(times):
-    """Weights that are turned and written down again, over and over."""
+    """Transpose and copy weights, over and over."""
     turn = [
         (node("Transpose", f"v{i}", f"t{i}"), node("Reshape", f"t{i} s", f"v{i + 1}")) for i in range(times)
     ]
-    nodes = [*(n for pair in turn for n in pair), node("Conv", f"x v{times}", "h"), *HEAD]
+    nodes = [*(n for pair in turn for n in pair), node("Conv", f"x v{times}", "h"), *END]
     return model(nodes, {"v0": rand(100, 3, 30, 30), "s": np.array([30, 30, 3, 100])})
 
 
 def made(shape):
-    return model([node("ConstantOfShape", "s", "w"), node("Conv", "x w", "h"), *HEAD], {"s": np.array(shape)})
+    return model([node("ConstantOfShape", "s", "w"), node("Conv", "x w", "h"), *END], {"s": np.array(shape)})
 
 
 def wide(margin):
@@ -132,20 +132,20 @@ def relu(**options):
 
 
 def through(*nodes, **arrays):
-    return model([node("Conv", "x w", "h0"), *nodes, *HEAD], {"w": rand(4, 3, 3, 3), **arrays})
+    return model([node("Conv", "x w", "h0"), *nodes, *END], {"w": rand(4, 3, 3, 3), **arrays})
 
 
 HUGE = np.array([1 << 40, 1 << 40])
 HOSTILE = {
-    "outside": (lambda: elsewhere("../weights.bin"), "array 'w' is in '../weights.bin', and mbnp reads files in"),
+    "outside": (lambda: elsewhere("../weights.bin"), "array 'w' is in '../weights.bin'; mbnp reads files in"),
     "outside in a node": (lambda: elsewhere("/etc/passwd", True), "reads files in the same folder only"),
     "outside through a link": (lambda: elsewhere("link.bin"), "reads files in the same folder only"),
     "the folder itself": (lambda: elsewhere(".."), "reads files in the same folder only|not in the folder"),
     "not there": (lambda: elsewhere("none.bin"), "'none.bin', which is not in the folder of this file"),
-    "too long": (lambda: elsewhere("weights.bin", offset=4), "which does not hold them"),
-    "too far": (lambda: elsewhere("weights.bin", offset=1 << 60), "which does not hold them"),
-    "before the start": (lambda: elsewhere("weights.bin", offset=-4), "which does not hold them"),
-    "of another length": (lambda: elsewhere("weights.bin", length=8), "which does not hold them"),
+    "too long": (lambda: elsewhere("weights.bin", offset=4), "bytes that 'weights.bin' does not hold"),
+    "too far": (lambda: elsewhere("weights.bin", offset=1 << 60), "bytes that 'weights.bin' does not hold"),
+    "before the start": (lambda: elsewhere("weights.bin", offset=-4), "bytes that 'weights.bin' does not hold"),
+    "of another length": (lambda: elsewhere("weights.bin", length=8), "bytes that 'weights.bin' does not hold"),
     "of no length": (lambda: elsewhere("weights.bin", length="all"), "has no numbers for its place"),
     "read twice": (lambda: elsewhere("weights.bin", times=2), "array 'w1' needs 432 bytes"),
     "names that are no text": (no_text, "it has names that are no text"),
@@ -164,7 +164,7 @@ HOSTILE = {
     "two inputs": (lambda: with_two("input"), "it has 2 inputs where mbnp takes one: 'x', 'x2'"),
     "two outputs": (lambda: with_two("output"), "it has 2 outputs where mbnp takes one: 'y', 'g'"),
     "same name twice": (
-        lambda: model([node("Conv", "x w", "h"), node("Relu", "h", "h"), *HEAD], {"w": rand(4, 3, 3, 3)}),
+        lambda: model([node("Conv", "x w", "h"), node("Relu", "h", "h"), *END], {"w": rand(4, 3, 3, 3)}),
         "checker refuses it: .*single static assignment",
     ),
     "cycle": (lambda: through(node("Add", "h0 h", "k"), node("Relu", "k", "h")), "checker refuses it: .*sorted"),
@@ -181,10 +181,10 @@ HOSTILE = {
         lambda: through(*(node("Relu", f"h{i}", f"h{i + 1}" if i < 10_100 else "h") for i in range(10_101))),
         "it has 10,104 nodes; mbnp takes up to 10,000",
     ),
-    "margins without end": (lambda: wide(4096), "it makes a map of"),
-    "pictures without end": (lambda: relu(dims=("N", 3, 1 << 40, 1 << 40)), "takes up to 10000"),
-    "text for pictures": (lambda: relu(kind=TensorProto.STRING), "must be pictures: four axes of floats"),
-    "no pictures": (lambda: relu(dims=("N", 3)), "must be pictures"),
+    "margins without end": (lambda: wide(4096), "it makes a feature map of"),
+    "images without end": (lambda: relu(dims=("N", 3, 1 << 40, 1 << 40)), "takes up to 10000"),
+    "text for images": (lambda: relu(kind=TensorProto.STRING), "must be images: four axes of floats"),
+    "no images": (lambda: relu(dims=("N", 3)), "must be images"),
 }  # fmt: skip
 
 
@@ -205,7 +205,7 @@ def test_it_is_refused_in_one_line_and_without_memory(tmp_path, case):
 
 
 def test_the_good_graph_is_good(tmp_path):
-    """What the others are made from."""
+    """The graphs above are made from this one, and refused for what was changed."""
     assert weights.load(written(tmp_path / "net.onnx", good())).num_classes == 4
     (tmp_path / "weights.bin").write_bytes(rand(4, 3, 3, 3).tobytes())
     assert weights.load(written(tmp_path / "net.onnx", elsewhere("weights.bin"))).num_classes == 4

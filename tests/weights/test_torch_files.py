@@ -84,7 +84,7 @@ class Timm(nn.Module):
 
 
 def random(make, *arguments, **options):
-    """A module with random weights and statistics, spread so that ReLU6 clips."""
+    """Return a module with random weights and statistics, so large that ReLU6 clips."""
     torch.manual_seed(0)
     module = make(*arguments, **options)
     for m in module.modules():
@@ -118,7 +118,7 @@ def test_a_state_dict_is_recognised(tmp_path, make, builder, options, size, dtyp
     write(path, module.state_dict())
     net = weights.load(path)
     assert net.arch == {"name": builder, "num_classes": 7, **options}
-    assert net.preprocessing is None  # nobody said what the pictures were
+    assert net.preprocessing is None  # nobody said what the images were
     x, _ = batch(3, size, net.dtype)
     expected = module(tensor(x)).detach().numpy()
     assert relative(net(x), expected) < tolerance
@@ -276,16 +276,16 @@ def test_a_network_that_would_be_taken_for_another_is_not_written(tmp_path):
     with pytest.raises(MbnpError, match="not timm's"):
         weights.save(net, tmp_path / "net.pt", names="timm")
     assert not list(tmp_path.iterdir())
-    own = Network({"head": layers.Pointwise(3, 2), "pool": layers.GlobalAveragePool()}, resolution=8)
+    own = Network({"last": layers.Pointwise(3, 2), "pool": layers.GlobalAveragePool()}, resolution=8)
     weights.save(own, tmp_path / "own.pt")
-    assert list(torch.load(tmp_path / "own.pt", weights_only=True)) == ["head.weight", "head.bias"]
+    assert list(torch.load(tmp_path / "own.pt", weights_only=True)) == ["last.weight", "last.bias"]
 
 
 # -- hostile files -----------------------------------------------------------------------------------------
 
 
 class Payload:
-    """What writes a file if it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

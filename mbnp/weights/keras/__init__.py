@@ -1,14 +1,14 @@
 """Keras's weights: whole-model `.h5`, `.weights.h5` and `.keras` files, read with h5py and nothing of Keras.
 
-`load` returns the network that the file describes. A network is a chain here: a branch, a Lambda, or any layer
-that mbnp has no counterpart of is refused by name. The steps, one file each:
+`load` returns the network that the file describes. Its layers must form one sequence: a branch, a Lambda, or any
+layer that mbnp has no counterpart of is refused by name. The steps, one file each:
 
     reader.py    the bytes: the configuration (JSON) and the arrays by path, nothing else, nothing executed
     files.py     runs the reader in a process of its own, because a damaged file can break the HDF5 library
-    graph.py     the configuration, in Keras 2's words or Keras 3's, as one chain of layers
+    graph.py     the configuration, as Keras 2 or Keras 3 writes it, as one sequence of layers
     arrays.py    which array belongs to which layer: by name, or by class and order; never by luck
-    defaults.py  the chain for a file without configuration: keras.applications.MobileNet, if the arrays fit it
-    build.py     the chain as a Network of mbnp's layers, with settings.py for the values of a configuration
+    defaults.py  the layers of a file without configuration: keras.applications.MobileNet, if the arrays fit it
+    build.py     the sequence as a Network of mbnp's layers, with layer.py for the values of a configuration
                  and pixels.py for layers that scale pixels
 
 Keras's conventions come with the weights: BatchNorm's eps is 1e-3 and its momentum 0.99, which is 0.01 as PyTorch
@@ -31,12 +31,12 @@ __all__ = ["load"]
 
 
 def load(path: str | os.PathLike) -> Network:
-    """The network that a Keras file describes, with its weights; x is (N, H, W, C), out come logits (N, classes).
+    """Return the network that a Keras file describes, with its weights; x is (N, H, W, C), logits (N, classes).
 
     A closing softmax or sigmoid is left out. A network without a classifier (include_top=False) ends with its
-    last map averaged over the pixels, (N, C). Layers at the beginning that scale pixels (Rescaling, Normalization,
-    preprocess_input) become `net.preprocessing`; without any it is Keras's x / 127.5 - 1. A MobileNet has the names
-    of `models.mobilenet_v1` (`features.N`, `pool`, `classifier`); other networks keep Keras's.
+    last feature map averaged over the pixels, (N, C). Layers at the beginning that scale pixels (Rescaling,
+    Normalization, preprocess_input) become `net.preprocessing`; without any it is Keras's x / 127.5 - 1. A MobileNet
+    has the names of `models.mobilenet_v1` (`features.N`, `pool`, `classifier`); other networks keep Keras's.
 
     Raises FileNotFoundError, and MbnpError for what is damaged, does not fit or has no counterpart in mbnp.
     """
@@ -46,10 +46,8 @@ def load(path: str | os.PathLike) -> Network:
     try:
         saved = files.read(path)
         if saved.config is None:
-            chain = defaults.chain(saved)
-        else:
-            chain = arrays.match(graph.chain(saved.config), saved)
-        return network(chain)
+            return network(defaults.layers(saved))
+        return network(arrays.match(graph.layers(saved.config), saved))
     except MbnpError as error:
         problem = str(error)
     except RecursionError:

@@ -5,9 +5,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from safetensors.numpy import load
 
 from mbnp.errors import MbnpError
@@ -16,20 +15,10 @@ from mbnp.weights.keras import reader
 SECONDS, SECONDS_A_MEGABYTE = 20, 0.2  # ten times what a slow machine needs
 
 
-class Saved(NamedTuple):
-    """What a file holds; the fields are `reader.Content`'s, the configuration parsed."""
-
-    config: dict[str, Any] | None
-    arrays: dict[str, np.ndarray]
-    names: dict[str, str]
-    numbered: bool
-
-
-def read(path: Path) -> Saved:
-    """Configuration and arrays of any of Keras's formats, told apart by content, not by name."""
+def read(path: Path) -> reader.Content:
+    """Return the content of a file in any of Keras's formats, told apart by content, not by name."""
     content = _run(path)
-    config = None if content.config is None else _parse(content.config)
-    return Saved(config, content.arrays, content.names, content.numbered)
+    return content if content.config is None else content._replace(config=_parse(content.config))
 
 
 def _run(path: Path) -> reader.Content:
@@ -39,17 +28,13 @@ def _run(path: Path) -> reader.Content:
     command = [sys.executable, "-P", reader.__file__, str(path.absolute())]
     seconds = SECONDS + SECONDS_A_MEGABYTE * path.stat().st_size / 1e6
     try:
-        done = subprocess.run(
-            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=seconds, check=False
-        )
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=seconds)
     except subprocess.TimeoutExpired:
         raise MbnpError(f"it is damaged: reading it has not ended after {seconds:.0f} seconds") from None
     if done.returncode == 1 and not done.stderr.startswith(b"Traceback"):
         raise MbnpError(done.stderr.decode("utf-8", "replace"))
     if done.returncode:
-        raise MbnpError(
-            "it is damaged: the HDF5 library failed on it or asked for more memory than it justifies"
-        )
+        raise MbnpError("it is damaged: the HDF5 library failed on it or asked for too much memory")
     tensors = load(done.stdout)
     whole, names, numbered = json.loads(tensors.pop("notes").tobytes())
     config = tensors.pop("config").tobytes()
@@ -62,8 +47,6 @@ def _parse(text: str | bytes) -> dict[str, Any]:
         raise MbnpError(f"its configuration has {len(text):,} bytes, more than {reader.LONGEST_CONFIG:,}")
     try:
         config = json.loads(text)
-    except RecursionError:
-        raise MbnpError("its configuration is nested too deeply") from None
     except ValueError as error:
         raise MbnpError(f"its configuration is no JSON: {error}") from None
     if not isinstance(config, dict):

@@ -1,29 +1,19 @@
-"""A Keras configuration, Functional or Sequential, nested or not, as one chain of layers.
+"""A Keras configuration, Functional or Sequential, nested or not, as one sequence of layers.
 
 Keras 2 writes the inputs of a layer as [[["conv1", 0, 0, {}]]], Keras 3 as {"args": [{"class_name":
 "__keras_tensor__", "config": {"keras_history": ["conv1", 0, 0]}}], "kwargs": {}}. Both say: the output of call 0 of
-`conv1`. The chain is followed from the network's one output back to its one input, so a layer with two inputs, or
+`conv1`. The sequence is followed from the network's one output back to its one input, so a layer with two inputs, or
 two uses of a layer with weights, ends in an error that names it.
 """
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from mbnp.errors import MbnpError
+from mbnp.weights.files import short
+from mbnp.weights.keras.layer import KerasLayer
 
-# The arrays of a layer in the order in which Keras numbers them.
-WEIGHTS = {
-    "Conv2D": ("kernel", "bias"),
-    "DepthwiseConv2D": ("kernel", "bias"),
-    "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel", "bias"),
-    "Dense": ("kernel", "bias"),
-    "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
-    "Normalization": ("mean", "variance", "count"),
-}
 MODELS = ("Functional", "Model", "Sequential")
 DEEPEST_MODEL = 8
 
@@ -38,104 +28,81 @@ _FUNCTIONS = {
 }
 
 
-@dataclass
-class Node:
-    """One layer of the chain."""
-
-    kind: str  # Keras's class
-    name: str
-    config: dict[str, Any]
-    owners: tuple[str, ...] = ()  # the models it is nested in, from the outside, then its own name
-    steps: tuple[tuple[str, int], ...] = ()  # the same, as (class in snake case, which of its class)
-    operands: list[Any] = field(default_factory=list)  # what it was called with: _INPUT or a number
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def wants(self) -> tuple[str, ...]:
-        """The names of its arrays, as its configuration has them, in Keras's order."""
-        left_out = {"bias": "use_bias", "gamma": "scale", "beta": "center"}
-        if self.kind == "Normalization" and self.config.get("mean") is not None:
-            return ()
-        names = WEIGHTS.get(self.kind, ())
-        return tuple(n for n in names if n not in left_out or self.config.get(left_out[n], True) is not False)
-
-    def __str__(self) -> str:
-        return f"layer {self.name[:60]!r} ({self.kind[:40]})"
-
-
 INPUT = object()  # the operand that is the layer's input
 
 
-def chain(model: Any, depth: int = 0) -> list[Node]:
-    """The layers of a model from input to output, those of models inside it in their place."""
+def layers(model: Any, depth: int = 0) -> list[KerasLayer]:
+    """Return the layers of a model from input to output, those of models inside it in their place."""
     kind, config, name = _described(model)
     if depth > DEEPEST_MODEL:
         raise MbnpError(f"its models are nested deeper than {DEEPEST_MODEL}")
     if kind not in MODELS:
-        raise MbnpError(f"it holds a {kind[:60]!r}; mbnp reads Sequential and Functional models")
+        raise MbnpError(f"it holds a {short(kind)}; mbnp reads Sequential and Functional models")
     entries = config if isinstance(config, list) else config.get("layers")  # a list in Keras before 2.2.3
     if not isinstance(entries, list) or not entries:
-        raise MbnpError(f"its model {name[:60]!r} lists no layers")
-    parts: dict[str, list[Node]] = {}
+        raise MbnpError(f"its model {short(name)} lists no layers")
+    found: dict[str, list[KerasLayer]] = {}
     counts: Counter[str] = Counter()
     for entry in entries:
-        part_kind, part_config, part_name = _described(entry)
-        if part_name in parts:
-            raise MbnpError(f"its configuration has two layers {part_name[:60]!r}")
-        nested = part_kind in MODELS
-        nodes = chain(entry, depth + 1) if nested else [_node(part_kind, part_name, part_config)]
+        kind_of, config_of, name_of = _described(entry)
+        if name_of in found:
+            raise MbnpError(f"its configuration has two layers {short(name_of)}")
+        if kind_of == "TFOpLambda":  # TensorFlow's name for an operation that is no layer
+            kind_of = _FUNCTIONS.get(str(config_of.get("function")), kind_of)
+        nested = kind_of in MODELS
+        inner = layers(entry, depth + 1) if nested else [KerasLayer(kind_of, name_of, config_of)]
         step: tuple[tuple[str, int], ...] = ()
-        if any(node.wants() for node in nodes):
-            snake = _snake_case(part_kind)
+        if any(layer.expected_arrays() for layer in inner):
+            snake = _snake_case(kind_of)
             step = ((snake, counts[snake]),)
             counts[snake] += 1
-        for node in nodes:
-            node.owners, node.steps = (part_name, *node.owners), (*step, *node.steps)
-        parts[part_name] = nodes
+        for layer in inner:
+            layer.owners, layer.steps = (name_of, *layer.owners), (*step, *layer.steps)
+        found[name_of] = inner
     if kind == "Sequential":
-        return [node for nodes in parts.values() for node in nodes]
+        return [layer for inner in found.values() for layer in inner]
     calls = {_described(entry)[2]: entry.get("inbound_nodes") for entry in entries}
-    return _follow(config, parts, calls)
+    return _follow(config, found, calls)
 
 
-def _follow(config: dict[str, Any], parts: dict[str, list[Node]], calls: dict[str, Any]) -> list[Node]:
-    """The layers of a Functional model in the order in which data passes through them."""
+def _follow(
+    config: dict[str, Any], found: dict[str, list[KerasLayer]], calls: dict[str, Any]
+) -> list[KerasLayer]:
+    """Return the layers of a Functional model in the order in which data passes through them."""
     (name, call), *more = _inputs(config.get("output_layers")) or [("", 0)]
     if more:
-        raise MbnpError("its model has several outputs; mbnp reads chains")
-    backwards: list[list[Node]] = []
+        raise MbnpError("its model has several outputs; mbnp reads layers in sequence")
+    backwards: list[list[KerasLayer]] = []
     used: set[tuple[str, int]] = set()
     while True:
-        if name not in parts or (name, call) in used:
-            raise MbnpError(f"its layers do not lead from one input to the output, at {name[:60]!r}")
+        if name not in found or (name, call) in used:
+            raise MbnpError(f"its layers do not lead from one input to the output, at {short(name)}")
         used.add((name, call))
-        nodes = parts[name]
-        if nodes[0].kind == "InputLayer" and len(nodes) == 1:
+        inner = found[name]
+        begins = inner[0].kind == "InputLayer"
+        if begins and len(inner) == 1:
             break
-        backwards.append(nodes)
+        backwards.append(inner)
         uses = calls[name]
-        if isinstance(uses, list) and len(uses) == 1 and nodes[0].kind == "InputLayer" and call == 1:
+        if isinstance(uses, list) and len(uses) == 1 and begins and call == 1:
             call = 0  # Keras 2 counts the making of a nested model as its call 0
         if not isinstance(uses, list) or not 0 <= call < len(uses):
-            raise MbnpError(f"{nodes[-1]} has no input")
+            raise MbnpError(f"{inner[-1]} has no input")
         operands = _operands(uses[call])
-        inputs = [operand for operand in operands if isinstance(operand, tuple)]
+        if len(inner) == 1:
+            inner[0].operands = [INPUT if isinstance(o, tuple) else o for o in operands]
+        inputs = _inputs(uses[call])
         if len(inputs) != 1:
-            raise MbnpError(
-                f"layer {name[:60]!r} ({nodes[-1].kind[:40]}) has {len(inputs)} inputs; mbnp reads chains"
-            )
-        if len(nodes) == 1:
-            nodes[0].operands = [INPUT if isinstance(o, tuple) else o for o in operands]
+            kind = inner[-1].kind[:40]
+            raise MbnpError(f"layer {short(name)} ({kind}) has {len(inputs)} inputs; mbnp reads one")
         name, call = inputs[0]
-    reached = {at for at, _ in used}
-    for other in parts:
-        if other not in reached:
-            raise MbnpError(
-                f"layer {other[:60]!r} is not between the input and the output; mbnp reads chains"
-            )
-    for at, times in Counter(at for at, _ in used).items():
-        if times > 1 and any(node.wants() for node in parts[at]):
-            raise MbnpError(f"layer {at[:60]!r} is used twice with the same weights, which mbnp cannot")
-    return parts[name] + [node for nodes in reversed(backwards) for node in nodes]
+    times = Counter(at for at, _ in used)
+    for at, inner in found.items():
+        if not times[at]:
+            raise MbnpError(f"layer {short(at)} is not between the input and the output")
+        if times[at] > 1 and any(layer.expected_arrays() for layer in inner):
+            raise MbnpError(f"layer {short(at)} is used twice with the same weights, which mbnp cannot")
+    return found[name] + [layer for inner in reversed(backwards) for layer in inner]
 
 
 def _inputs(value: Any) -> list[tuple[str, int]]:
@@ -143,7 +110,7 @@ def _inputs(value: Any) -> list[tuple[str, int]]:
 
 
 def _operands(value: Any) -> list[Any]:
-    """What a call was given, in order: (layer, call) for another layer's output, and plain numbers."""
+    """Return what a call was given, in order: (layer, call) for another layer's output, and plain numbers."""
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
             config = value.get("config")
@@ -157,25 +124,19 @@ def _operands(value: Any) -> list[Any]:
 
 
 def _described(entry: Any) -> tuple[str, Any, str]:
-    """(class, configuration, name) of a layer or model."""
+    """Return (class, configuration, name) of a layer or model."""
     if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
-        raise MbnpError(f"its configuration has something that is no layer: {repr(entry)[:60]}")
+        raise MbnpError(f"its configuration has something that is no layer: {short(entry)}")
     kind, config = entry["class_name"], entry.get("config")
     if not isinstance(config, dict) and not (kind == "Sequential" and isinstance(config, list)):
-        raise MbnpError(f"its configuration says nothing about a {kind[:60]!r}")
+        raise MbnpError(f"its configuration says nothing about a {short(kind)}")
     name = entry.get("name") or (config.get("name") if isinstance(config, dict) else kind)
     if not isinstance(name, str):
-        raise MbnpError(f"its configuration has a {kind[:60]!r} without a name")
+        raise MbnpError(f"its configuration has a {short(kind)} without a name")
     return kind, config, name
 
 
-def _node(kind: str, name: str, config: dict[str, Any]) -> Node:
-    if kind == "TFOpLambda":  # TensorFlow's name for an operation that is no layer
-        kind = _FUNCTIONS.get(str(config.get("function")), kind)
-    return Node(kind, name, config)
-
-
 def _snake_case(kind: str) -> str:
-    """Keras's file names of classes: DepthwiseConv2D is depthwise_conv2d."""
+    """Return the name of a class in Keras's files: DepthwiseConv2D is depthwise_conv2d."""
     kind = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind)
     return re.sub("([a-z])([A-Z])", r"\1_\2", kind).lower()

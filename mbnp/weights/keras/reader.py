@@ -19,49 +19,43 @@ import numpy as np
 
 LONGEST_CONFIG = 4 << 20  # bytes of JSON; keras.applications.MobileNet's has 90,000
 DEEPEST_GROUP = 24
-COMPRESSION = 16  # random weights do not shrink; whoever claims more than this is not to be believed
-CONTAINERS = (
-    "layers",
-    "_layer_checkpoint_dependencies",
-)  # where Keras 3 and TensorFlow 2.12 to 2.15 put layers
+COMPRESSION = 16  # random weights do not shrink; a file that claims more than this is not believed
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # of Keras 3, and of TensorFlow 2.12 to 2.15
 NO_WEIGHTS = {"optimizer", "optimizer_weights", "top_level_model_weights"}
 
 
 class Refused(Exception):
-    """What is wrong with the file."""
+    """The error for a file that is not read; its text says what is wrong."""
 
 
 class Content(NamedTuple):
-    """What a file holds. Paths are `conv1/conv1/kernel:0`, or `layers/conv2d/vars/0` where `numbered`."""
+    """The content of a file. Paths are `conv1/conv1/kernel:0`, or `layers/conv2d/vars/0` where `numbered`."""
 
-    config: str | bytes | None
+    config: Any  # the JSON as str or bytes, or None; parsed by `files.read`
     arrays: dict[str, np.ndarray]
     names: dict[str, str]  # the layer's own name by the path of its group, where a numbered file notes it
     numbered: bool
 
 
 def read(path: Path) -> Content:
-    """Configuration and arrays of any of Keras's formats, told apart by content, not by name."""
+    """Return the content of a file in any of Keras's formats, told apart by content, not by name."""
     with open(path, "rb") as file:
         magic = file.read(4)
     try:
         if magic == b"PK\x03\x04":
             config, weights = _unzip(path)
-            content = _read_hdf5(io.BytesIO(weights), len(weights))
-            return content._replace(config=config)
+            return _read_hdf5(io.BytesIO(weights), len(weights))._replace(config=config)
         if magic == b"\x89HDF":
             return _read_hdf5(path, path.stat().st_size)
     except Refused:
         raise
-    except (
-        Exception
-    ) as error:  # of HDF5, zlib, zipfile, ...: there is no list of what they raise for damaged files
+    except Exception as error:  # HDF5, zlib, zipfile, ...: there is no list of what they raise
         raise Refused(f"it is damaged: {error or type(error).__name__}") from None
     raise Refused("it is no Keras file: neither HDF5 nor a .keras archive")
 
 
 def _unzip(path: Path) -> tuple[bytes, bytes]:
-    """config.json and model.weights.h5 of a .keras archive."""
+    """Return config.json and model.weights.h5 of a .keras archive."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         entries: dict[str, zipfile.ZipInfo] = {}
@@ -75,10 +69,9 @@ def _unzip(path: Path) -> tuple[bytes, bytes]:
         for name, most in (("config.json", LONGEST_CONFIG), ("model.weights.h5", COMPRESSION * size)):
             if name not in entries:
                 raise Refused(f"its archive has no {name}; Keras writes one with model.save")
-            if entries[name].file_size > most:
-                raise Refused(
-                    f"its {name} claims {entries[name].file_size:,} bytes, in {size:,} bytes of archive"
-                )
+            claimed = entries[name].file_size
+            if claimed > most:
+                raise Refused(f"its {name} claims {claimed:,} bytes, in {size:,} bytes of archive")
         return archive.read(entries["config.json"]), archive.read(entries["model.weights.h5"])
 
 
@@ -89,24 +82,21 @@ def _read_hdf5(source: Any, size: int) -> Content:
         config = _text(h5py, file.attrs, "model_config", size)
         walk = _Walk(h5py)
         numbered = [name for name in file if name.replace("\\", "/").split("/")[0] in CONTAINERS]
-        if numbered:
-            for name in numbered:
-                walk.enter(file, name, "", 0)
-        else:
-            root = walk.group(file, "model_weights") if "model_weights" in file else file
-            for name in root:
-                if name not in NO_WEIGHTS:
-                    walk.enter(root, name, "", 0)
+        whole = "model_weights" in file and not numbered
+        root = walk.group(file, "model_weights") if whole else file
+        for name in numbered or root:
+            if name not in NO_WEIGHTS:
+                walk.enter(root, name, "", 0)
         _check_total(walk.datasets, size)
         names = {at: name for at, attrs in walk.named.items() if (name := _text(h5py, attrs, "name", size))}
-        arrays = {at: _numbers(dataset) for at, dataset in walk.datasets.items()}
+        arrays = {at: np.asarray(d[()], d.dtype.newbyteorder("=")) for at, d in walk.datasets.items()}
     if not arrays:
         raise Refused("it holds no weights")
     return Content(config, arrays, names, bool(numbered))
 
 
 class _Walk:
-    """Collects the datasets below a group. Every object may be met once, so a loop of links ends in an error."""
+    """A walk that collects the datasets below a group. No object is met twice, so a loop of links is an error."""
 
     def __init__(self, h5py: Any) -> None:
         self.h5py = h5py
@@ -151,40 +141,32 @@ class _Walk:
 
 
 def _check(at: str, dataset: Any) -> None:
-    """Refused unless the dataset is plain numbers, stored in this file, as many as it claims."""
+    """Raise Refused unless the dataset is plain numbers, stored in this file, as many as it claims."""
     if dataset.dtype.kind not in "fiu" or dataset.dtype.itemsize > 8 or dataset.shape is None:
         raise Refused(f"its {at[:80]!r} holds {dataset.dtype}, no plain numbers")
     if dataset.is_virtual or dataset.external:
         raise Refused(f"its {at[:80]!r} is kept in another file")
-    stored, claimed, most = dataset.id.get_storage_size(), _claimed(dataset), dataset.id.get_storage_size()
-    if dataset.chunks is not None:
-        most = COMPRESSION * stored + (1 << 16)  # a bias of zeros may shrink to nothing
+    stored, claimed = dataset.id.get_storage_size(), _claimed(dataset)
+    # Only chunks can be compressed; a bias of zeros may then shrink to nothing.
+    most = stored if dataset.chunks is None else COMPRESSION * stored + (1 << 16)
     if claimed > most or (claimed and not stored):
-        raise Refused(
-            f"its {at[:80]!r} claims {claimed:,} bytes, shape {dataset.shape}, and {stored:,} are stored"
-        )
+        raise Refused(f"its {at[:80]!r} claims {claimed:,} bytes, and {stored:,} are stored")
 
 
 def _check_total(datasets: dict[str, Any], size: int) -> None:
     claimed = sum(map(_claimed, datasets.values()))
     compressed = any(dataset.chunks is not None for dataset in datasets.values())
     if claimed > size * (COMPRESSION if compressed else 1):
-        raise Refused(
-            f"its arrays claim {claimed:,} bytes, and the file has {size:,}: it is truncated or forged"
-        )
-
-
-def _numbers(dataset: Any) -> np.ndarray:
-    return np.asarray(dataset[()], dataset.dtype.newbyteorder("="))
+        raise Refused(f"its arrays claim {claimed:,} bytes of {size:,}: the file is truncated or forged")
 
 
 def _claimed(dataset: Any) -> int:
-    """Bytes that reading the dataset allocates: its own, or those of one chunk if that is larger."""
+    """Return the bytes that reading the dataset allocates: its own, or those of one chunk if that is larger."""
     return max(math.prod(dataset.shape), math.prod(dataset.chunks or (0,))) * dataset.dtype.itemsize
 
 
 def _text(h5py: Any, attrs: Any, name: str, size: int) -> str | None:
-    """The attribute `name`, if it is there; Refused unless it is one string."""
+    """Return the attribute `name`, None if it is not there; raise Refused unless it is one string."""
     if name not in attrs:
         return None
     attribute = attrs.get_id(name)

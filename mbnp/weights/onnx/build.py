@@ -1,9 +1,8 @@
-"""From the graph of an ONNX file to a network: a chain of layers, with a sum where two branches meet."""
+"""Build a network from the graph of an ONNX file: layers in sequence, with a sum where two branches meet."""
 
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,24 @@ import numpy as np
 
 from mbnp import models, spec
 from mbnp.errors import MbnpError
-from mbnp.network import Layer, Network
+from mbnp.network import Layer, Network, Residual, Sequential
 from mbnp.weights import files
+from mbnp.weights.files import short
 from mbnp.weights.onnx import constants, nodes
 from mbnp.weights.onnx.names import assemble
 from mbnp.weights.onnx.read import METADATA, Graph, Node, read
-from mbnp.weights.onnx.tensors import short
 from mbnp.weights.onnx.value import Value
 
-RESOLUTIONS = (224, 32)  # of a graph that takes pictures of any size: the first that fits
-LARGEST_PICTURE = 10_000
+RESOLUTIONS = (224, 32)  # of a graph that takes images of any size: the first that fits
+LARGEST_IMAGE = 10_000
 MOST_LAYERS, DEEPEST = 10_000, 12
 KNOWN = frozenset(nodes.OPERATIONS) | constants.OPERATIONS | {"Add", "Shape"}
 
 
 def load(path: str | os.PathLike) -> Network:
-    """The network in an ONNX file, with its weights. Its forward gives logits: a softmax at the end is left out.
+    """Return the network in an ONNX file, with its weights. Its forward gives logits, before a closing softmax.
 
-    Pictures are (N, H, W, C) for mbnp whatever the graph's layout. Layers are called what PyTorch's exporters wrote of
+    Images are (N, H, W, C) for mbnp whatever the graph's layout. Layers are called what PyTorch's exporters wrote of
     their names. Dropout is left out. MbnpError names the first node that mbnp cannot compute, or all operations that it
     does not have.
     """
@@ -51,13 +50,13 @@ def _network(graph: Graph) -> Network:
     axes = _input_axes(graph)
     sizes = dict(zip(axes, graph.dims, strict=True))
     channels = sizes["C"]
-    if channels is None or channels > LARGEST_PICTURE:
+    if channels is None or channels > LARGEST_IMAGE:
         raise MbnpError(f"its input {short(graph.input)} has {channels or 'any number of'} channels")
     h, w = sizes["H"] or sizes["W"], sizes["W"] or sizes["H"]
     refusals = []
     for size in [(h, w)] if h and w else [(r, r) for r in RESOLUTIONS]:
-        if max(size) > LARGEST_PICTURE:
-            raise MbnpError(f"its pictures are {size[0]} x {size[1]}, and mbnp takes up to {LARGEST_PICTURE}")
+        if max(size) > LARGEST_IMAGE:
+            raise MbnpError(f"its images are {size[0]} x {size[1]}, and mbnp takes up to {LARGEST_IMAGE}")
         try:
             return _Builder(graph).network(Value("", (*size, channels), axes, sizes["N"], graph.dtype))
         except MbnpError as error:
@@ -66,36 +65,27 @@ def _network(graph: Graph) -> Network:
 
 
 def _input_axes(graph: Graph) -> str:
-    """NHWC if the first thing that happens to the axes is that they are brought to NCHW."""
+    """Return NHWC if the first thing that happens to the axes is that they are brought to NCHW."""
     at = graph.input
     for node in graph.nodes:
         if at in node.inputs:
             if node.op == "Transpose":
                 return "NHWC" if node.attributes.get("perm") == [0, 3, 1, 2] else "NCHW"
-            if node.op not in ("Add", "Cast", "Clip", "Identity", "Pad", "Relu"):
+            if node.op not in (*nodes.ELEMENTWISE, "Add", "Cast", "Clip", "Identity", "Pad"):
                 break
             at = node.outputs[0]
     return "NCHW"
 
 
-@dataclass
-class _Fork:
-    """A tensor that several nodes use: the value that led to it, and how many branches are still open."""
-
-    value: Value
-    open: int
-    depth: int
-
-
 class _Builder:
-    """Runs through the nodes, in order, with values in place of numbers."""
+    """A run through the nodes, in order, with values in place of numbers."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.constants = dict(graph.constants)
         self.values: dict[str, Value] = {}
         self.dims: dict[str, list[int]] = {}  # of each value when it was new; its consumer goes on with it
-        self.forks: dict[str, _Fork] = {}
+        self.forks: dict[str, Value] = {}  # the tensors that several nodes use
         self.live = _live(graph)
         self.uses = Counter([graph.output])
         self.uses.update(name for node in self.live if node.op != "Shape" for name in node.inputs)
@@ -103,7 +93,7 @@ class _Builder:
         self.budget = 2 * graph.numbers + 100_000
 
     def network(self, x: Value) -> Network:
-        """The network whose input is x."""
+        """Return the network whose input is x."""
         size = x.shape
         self.put(self.graph.input, x)
         for node in self.live:
@@ -112,9 +102,8 @@ class _Builder:
             except MbnpError as error:
                 raise MbnpError(f"{node}: {error}") from None
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-                raise MbnpError(
-                    f"{node} is not as ONNX has it: {type(error).__name__}: {short(str(error))}"
-                ) from None
+                what = f"{type(error).__name__}: {short(str(error))}"
+                raise MbnpError(f"{node} is not as ONNX has it: {what}") from None
         y = self.values.get(self.graph.output)
         if y is None or y.root:
             raise MbnpError(f"its output {short(self.graph.output)} does not come from all of its branches")
@@ -133,11 +122,10 @@ class _Builder:
         absent = [name for name, a in zip(node.inputs, arrays, strict=True) if name and a is None]
         if node.op == "Shape":
             dims = self.dims[absent[0]] if absent else self.constants[node.inputs[0]].shape
-            self.constants[node.outputs[0]] = np.array(dims)[
-                node.attributes.get("start", 0) : node.attributes.get("end")
-            ]
+            ends = slice(node.attributes.get("start"), node.attributes.get("end"))
+            self.constants[node.outputs[0]] = np.array(dims)[ends]
         elif not absent and node.op in constants.OPERATIONS:
-            made = constants.fold(node, arrays)
+            made = constants.evaluate(node, arrays)
             if not any(a is not None and np.may_share_memory(a, made) for a in arrays):
                 self.spend(made.size)
             self.constants[node.outputs[0]] = made
@@ -150,7 +138,7 @@ class _Builder:
         operation: Any = nodes.add_constant if node.op == "Add" else nodes.OPERATIONS.get(node.op)
         at = node.inputs.index(absent[0]) if absent else 0
         if operation is None or len(absent) != 1 or (at and node.op != "Add"):
-            raise MbnpError("mbnp has it with one input that depends on the pictures and constants after it")
+            raise MbnpError("mbnp has it with one input that depends on the images and constants after it")
         x = self.take(absent[0])
         if x.probabilities and node.op not in nodes.KEEP_VALUES:
             raise MbnpError("it comes after a softmax, which mbnp leaves out at the end and has nowhere else")
@@ -164,21 +152,23 @@ class _Builder:
         self.values[name], self.dims[name] = value, value.dims()
 
     def take(self, name: str) -> Value:
-        """The value of a tensor; a new branch that begins at it, if it has other uses too."""
+        """Return the value of a tensor; a new branch that begins at it, if it has other uses too."""
         if name not in self.values:
             raise MbnpError(f"its input {short(name)} is an output that mbnp does not compute")
         if self.uses[name] == 1:
             return self.values.pop(name)
         value = self.values[name]
         if name not in self.forks:
-            depth = self.forks[value.root].depth + 1 if value.root in self.forks else 1
-            if depth > DEEPEST:
+            value.open, value.depth = self.uses[name], 1
+            if value.root in self.forks:
+                value.depth += self.forks[value.root].depth
+            if value.depth > DEEPEST:
                 raise MbnpError(f"its branches have branches, more than {DEEPEST} deep")
-            self.forks[name] = _Fork(value, self.uses[name], depth)
+            self.forks[name] = value
         return value.branch(name)
 
     def add(self, node: Node, a: Value, b: Value) -> Value:
-        """a + b, of two branches from the same tensor; that tensor's own chain goes on once all of them are joined."""
+        """Return a + b, of two branches from one tensor, whose own layers go on once all branches are joined."""
         if a.root != b.root or a.root not in self.forks:
             raise MbnpError("it adds what does not come from one tensor by two branches")
         if not a.entries and not b.entries:
@@ -186,23 +176,22 @@ class _Builder:
         if a.probabilities or b.probabilities:
             raise MbnpError("it adds what comes from a softmax, which mbnp leaves out at the end")
         if a.dims() != b.dims() or a.axes != b.axes or a.shape != b.shape:
-            raise MbnpError(f"it adds maps of {a.shape} and {b.shape}")
+            raise MbnpError(f"it adds feature maps of {a.shape} and {b.shape}")
         fork = self.forks[a.root]
         fork.open -= 1
-        start = fork.value if fork.open == 1 else fork.value.branch(a.root)
+        start = fork if fork.open == 1 else fork.branch(a.root)
         start.add_sum(node, a, b)
         return start
 
     def spend(self, numbers: int) -> None:
         self.budget -= numbers
         if self.budget < 0:
-            raise MbnpError(
-                f"it makes more of the {self.graph.numbers:,} numbers in the file than a network does"
-            )
+            held = self.graph.numbers
+            raise MbnpError(f"it makes more of the {held:,} numbers in the file than a network does")
 
 
 def _live(graph: Graph) -> list[Node]:
-    """The nodes that the output depends on."""
+    """Return the nodes that the output depends on."""
     needed, found = {graph.output}, []
     for node in reversed(graph.nodes):
         if needed.intersection(node.outputs):
@@ -213,53 +202,49 @@ def _live(graph: Graph) -> list[Node]:
     return found[::-1]
 
 
-# What mbnp writes beside the graph
+# The description that mbnp writes beside the graph
 
 
 def _described(graph: Graph, net: Network) -> Network:
-    """`net` with what the file says of its pictures and classes, built as it was before where that is the same."""
+    """Return `net` with its images and classes as the file says, built as it was before where that is the same."""
     try:
         said = {key.removeprefix(METADATA): json.loads(value) for key, value in graph.metadata.items()}
-        net.classes, net.preprocessing = said.get("classes"), said.get("preprocessing")
-        net.preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
+        files.set_description(net, net.resolution, said.get("classes"), said.get("preprocessing"))
     except (ValueError, RecursionError) as error:
-        raise MbnpError(f"what it says of its classes and pictures is damaged: {error}") from None
+        raise MbnpError(f"what it says of its classes and images is damaged: {error}") from None
     same = _rebuilt(net, said.get("arch"))
     same.resolution, same.classes, same.preprocessing = net.resolution, net.classes, net.preprocessing
     return same
 
 
 def _rebuilt(net: Network, arch: Any) -> Network:
-    """What `arch` builds with the arrays of `net`, if both have the same layers; `net` otherwise."""
+    """Return what `arch` builds with the arrays of `net`, if both have the same layers; `net` otherwise."""
     net.arch = spec.describe(net)
     try:
         built = models.from_description(arch, net.dtype, sum(array.size for array in net.state().values()))
-        if _plain(spec.describe(built)) != _plain(net.arch):
-            return net
     except (KeyError, TypeError, ValueError, RecursionError, OverflowError):
+        return net
+    if _plain(built) != _plain(net):
         return net
     built.load_state(net.state())
     return built
 
 
-def _plain(description: dict[str, Any], prefix: str = "") -> list[Any]:
-    """A description's layers by their full names, without the containers that only group them."""
-    plain: list[Any] = []
-    for entry in description["layers"]:
-        name = prefix + entry["name"]
-        if entry["kind"] == "residual":
-            plain += [("residual", name), *_plain(entry, f"{name}."), "plus"]
-            plain += _plain({"layers": [entry["shortcut"] or {"kind": "nothing", "name": ""}]}, f"{name}.")
-        elif entry["kind"] == "sequential":
-            plain += _plain(entry, f"{name}.")
+def _plain(net: Sequential, name: str = "") -> list[Any]:
+    """Return full name, kind and options of the layers of `net`, without the containers that only group them."""
+    rows: list[Any] = []
+    for at, layer in net.flat(name):
+        if isinstance(layer, Residual):
+            shortcut = Sequential({"shortcut": layer.shortcut} if layer.shortcut else {})
+            rows.append((at, _plain(layer, at), _plain(shortcut, at)))
         else:
-            options = {key: _collapsed(value) for key, value in entry.items() if key != "hint"}
-            plain.append({**options, "name": name})
-    return plain
+            options = {key: _collapsed(value) for key, value in layer.config().items() if key != "hint"}
+            rows.append((at, layer.kind, options))
+    return rows
 
 
 def _collapsed(value: Any) -> Any:
-    """One number for a pair of equal ones, and a pair of such pairs."""
-    while isinstance(value, list) and value[0] == value[1]:
+    """Return one number for a pair of equal ones, and for a pair of such pairs."""
+    while isinstance(value, (tuple, list)) and value[0] == value[1]:
         value = value[0]
     return value

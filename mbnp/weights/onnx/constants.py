@@ -1,4 +1,4 @@
-"""Arithmetic on constants: what exporters compute a shape or a padding from, in nodes without a picture among them."""
+"""Arithmetic on constants, from which exporters compute a shape or a padding: nodes that no image passes through."""
 
 import math
 from collections.abc import Callable
@@ -9,13 +9,14 @@ import numpy as np
 from mbnp.errors import MbnpError
 from mbnp.weights.onnx.read import Node
 
+Array = np.ndarray | None
 FLOATS = (1, 10, 11, 16)  # ONNX's numbers for float32, float16, float64 and bfloat16
 MOST = 64  # numbers that such a node makes: shapes and paddings have few
 
 
-def fold(node: Node, arrays: list[np.ndarray | None]) -> np.ndarray:
-    """What `node` makes of constants. Weights pass through a Transpose, Reshape or Identity as views."""
-    return _FOLDS[node.op](node, *arrays)
+def evaluate(node: Node, arrays: list[Array]) -> np.ndarray:
+    """Return the output of a node whose inputs are constants; a Transpose, Reshape or Identity makes a view."""
+    return _EVALUATE[node.op](node, *arrays)
 
 
 def _constant(node: Node) -> np.ndarray:
@@ -36,23 +37,11 @@ def _reshape(node: Node, a: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return a.reshape([a.shape[i] if d == 0 and keeps else int(d) for i, d in enumerate(_small(shape))])
 
 
-def _squeeze(node: Node, a: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
-    return np.squeeze(a, named_axes(node, axes))
-
-
-def _unsqueeze(node: Node, a: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
-    return np.expand_dims(a, named_axes(node, axes) or ())
-
-
 def _concat(node: Node, *arrays: np.ndarray) -> np.ndarray:
     return _small(np.concatenate([_small(a) for a in arrays[:MOST]], node.attributes["axis"]))
 
 
-def _gather(node: Node, a: np.ndarray, at: np.ndarray) -> np.ndarray:
-    return np.take(_small(a), _small(at), node.attributes.get("axis", 0))
-
-
-def _slice(node: Node, a: np.ndarray, *bounds: np.ndarray | None) -> np.ndarray:
+def _slice(node: Node, a: np.ndarray, *bounds: Array) -> np.ndarray:
     at: list[Any] = [slice(None)] * a.ndim
     for axis, start, stop, step in slices(node, *bounds):
         # Backwards, the first number is number 0, and there is none before it to stop at.
@@ -68,30 +57,26 @@ def _constant_of_shape(node: Node, shape: np.ndarray) -> np.ndarray:
     return np.full(dims, value.reshape(-1)[0])
 
 
-_FOLDS: dict[str, Callable[..., np.ndarray]] = {
+_EVALUATE: dict[str, Callable[..., np.ndarray]] = {
     "Cast": _cast,
     "Concat": _concat,
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
-    "Gather": _gather,
+    "Gather": lambda node, a, at: np.take(_small(a), _small(at), node.attributes.get("axis", 0)),
     "Identity": lambda node, a: a,
     "Reshape": _reshape,
     "Slice": _slice,
-    "Squeeze": _squeeze,
+    "Squeeze": lambda node, a, axes=None: np.squeeze(a, named_axes(node, axes)),
     "Transpose": lambda node, a: np.transpose(a, node.attributes.get("perm")),
-    "Unsqueeze": _unsqueeze,
+    "Unsqueeze": lambda node, a, axes=None: np.expand_dims(a, named_axes(node, axes) or ()),
 }
-OPERATIONS = frozenset(_FOLDS)
+OPERATIONS = frozenset(_EVALUATE)
 
 
 def slices(
-    node: Node,
-    starts: np.ndarray | None = None,
-    ends: np.ndarray | None = None,
-    axes: np.ndarray | None = None,
-    steps: np.ndarray | None = None,
+    node: Node, starts: Array = None, ends: Array = None, axes: Array = None, steps: Array = None
 ) -> list[tuple[int, int, int, int]]:
-    """(axis, start, stop, step) of a Slice, whose numbers were attributes before opset 10."""
+    """Return (axis, start, stop, step) for each axis of a Slice, whose numbers were attributes before opset 10."""
     first = node.attributes["starts"] if starts is None else _small(starts).tolist()
     last = node.attributes["ends"] if ends is None else _small(ends).tolist()
     along = node.attributes.get("axes", [*range(len(first))]) if axes is None else _small(axes).tolist()
@@ -99,8 +84,8 @@ def slices(
     return list(zip(along, first, last, by, strict=True))
 
 
-def named_axes(node: Node, axes: np.ndarray | None) -> tuple[int, ...] | None:
-    """The axes that a node names: as an input, or as an attribute in opsets before 13; None for all of them."""
+def named_axes(node: Node, axes: Array) -> tuple[int, ...] | None:
+    """Return the axes that a node names: as an input, or as an attribute in opsets before 13; None for all of them."""
     named = node.attributes.get("axes") if axes is None else _small(axes).reshape(-1).tolist()
     return None if named is None else tuple(named)
 

@@ -12,7 +12,7 @@ LONGEST = 80
 
 
 def assemble(entries: list[Entry]) -> dict[str, Layer]:
-    """The layers by name, and each sum as a Residual."""
+    """Return the layers by name, each sum as a Residual."""
     return _Names().layers(entries)
 
 
@@ -24,7 +24,7 @@ class _Names:
         self.numbers: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(2))
 
     def layers(self, entries: list[Entry], prefix: str = "") -> dict[str, Layer]:
-        """The layers by name, without `prefix`."""
+        """Return the layers by name, without `prefix`."""
         named: dict[str, Layer] = {}
         for wanted, entry in entries:
             if isinstance(entry, Sum):
@@ -46,7 +46,7 @@ class _Names:
         return name
 
     def sum(self, entry: Sum, prefix: str) -> str:
-        """The name of a sum: what the names of its body's weighted layers begin with, as in `layer1.0.conv1`."""
+        """Return the name of a sum: what its weighted layers' names begin with, as in `layer1.0.conv1`."""
         weighted = [_clean(name) for name, x in entry.body if isinstance(x, Layer) and x.variables()]
         common = set.intersection(*({*_above(name)} for name in weighted)) if weighted else set()
         longest = max(common, key=len, default="")
@@ -57,7 +57,7 @@ class _Names:
         return name
 
     def candidates(self, wanted: str, prefix: str) -> Iterator[str]:
-        """Names below `prefix` that are like the wanted one, the best first."""
+        """Yield names below `prefix` that are like the wanted one, the best first."""
         own = wanted.removeprefix(prefix)
         yield prefix + own
         plain = prefix + own.replace(".", "_")

@@ -1,29 +1,24 @@
-"""What each operation of ONNX is in mbnp: a function that appends to the value it works on.
+"""Each operation of ONNX in mbnp: a function that appends to the value it works on.
 
 It gets the node, the value, and the node's constant inputs after that one, None where one is left out.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from mbnp import layers
 from mbnp.errors import MbnpError
-from mbnp.layers import (
-    BatchNorm,
-    Conv,
-    Depthwise,
-    GlobalAveragePool,
-    Linear,
-    Pointwise,
-    ReLU,
-)
 from mbnp.network import Layer
 from mbnp.parameter import Parameter
+from mbnp.weights import layouts
 from mbnp.weights.onnx import windows
-from mbnp.weights.onnx.constants import FLOATS, named_axes
+from mbnp.weights.onnx.constants import FLOATS, Array, named_axes
 from mbnp.weights.onnx.read import Node
-from mbnp.weights.onnx.value import BATCH, Array, Value, numbers, set_weights
+from mbnp.weights.onnx.value import BATCH, Value, numbers
 
 # Linear layers
 
@@ -33,42 +28,33 @@ def gemm(node: Node, x: Value, w: np.ndarray, b: Array = None) -> None:
         raise MbnpError(f"its input has the axes {x.axes}, and nothing flattens it before")
     a = node.attributes
     if a.get("transA", 0) or w.ndim != 2:
-        raise MbnpError(
-            f"it has transA {a.get('transA', 0)} and weights of shape {w.shape}; mbnp has x W + b"
-        )
+        raise MbnpError(f"it has transA {a.get('transA', 0)} and weights {w.shape}; mbnp has x W + b")
     w = a.get("alpha", 1.0) * numbers("weights", w.T if a.get("transB", 0) else w, x.dtype)
     if b is not None:
         b = a.get("beta", 1.0) * _per_channel(numbers("bias", b, x.dtype), w.shape[1])
-    _dense(node, x, w, b)
+    x.add_weighted(node, layers.Linear, w, b)
 
 
 def matmul(node: Node, x: Value, w: np.ndarray) -> None:
     if w.ndim != 2 or x.axes[-1] != "C":
         raise MbnpError(f"it multiplies the axes {x.axes} by an array of shape {w.shape}; mbnp has x W")
-    _dense(node, x, w, None)
+    x.add_weighted(node, layers.Linear if x.flat else layers.Pointwise, w, None)
 
 
 def add_constant(node: Node, x: Value, constant: np.ndarray) -> None:
-    """A bias in a node of its own."""
+    """Add the bias of the layer before, which has a node of its own."""
     shape = (1,) * (len(x.axes) - constant.ndim) + constant.shape
     expected = [x.channels if axis == "C" else 1 for axis in x.axes]
     if constant.size != 1 and list(shape) != expected:
-        raise MbnpError(
-            f"it adds a constant of shape {constant.shape}, which is no bias of {x.channels} channels"
-        )
-    layer = x.last
-    if not isinstance(layer, Conv | Depthwise | Pointwise | Linear | BatchNorm):
+        raise MbnpError(f"it adds a constant of shape {constant.shape}, no bias of {x.channels} channels")
+    layer: Any = x.last
+    if not isinstance(layer, layers.BatchNorm) and not layouts.axes(type(layer)):
         raise MbnpError("it adds a constant after a layer without a bias")
     bias = _per_channel(numbers("bias", constant, x.dtype).reshape(-1), x.channels)
     if layer.bias is None:
         layer.bias = Parameter(bias)
     else:
         layer.bias.value = layer.bias.value + bias
-
-
-def _dense(node: Node, x: Value, w: np.ndarray, b: Array) -> None:
-    layer = (Linear if x.flat else Pointwise)(w.shape[0], w.shape[1], bias=b is not None, dtype=x.dtype)
-    set_weights(node, x, layer, w, b)
 
 
 def _per_channel(b: np.ndarray, channels: int) -> np.ndarray:
@@ -82,72 +68,65 @@ def batchnorm(
     if x.axes[1] != "C":
         raise MbnpError(f"its input has the axes {x.axes}, where it needs NCHW")
     if a.get("training_mode", 0) or not a.get("spatial", 1) or len(node.outputs) > 1:
-        raise MbnpError(
-            "it is exported for training, or normalises pixels apart; export the network in inference"
-        )
+        raise MbnpError("it is exported for training, or normalises pixels apart: export it in inference")
     arrays = {"weight": scale, "bias": bias, "running_mean": mean, "running_var": var}
     if any(array.shape != (x.channels,) for array in arrays.values()) or var.min() < 0:
         raise MbnpError(f"its arrays are not those of {x.channels} channels, or a variance is negative")
     eps = _decimal(a.get("epsilon", 1e-5))
-    momentum = round(1 - _decimal(a.get("momentum", 0.9)), 7)  # ONNX's is the share of the old average
+    momentum = round(1 - _decimal(a.get("momentum", 0.9)), 7)  # ONNX's is the weight of the old average
     if not (0 <= momentum <= 1 and 0 <= eps < np.inf and var.min() + eps > 0):
         raise MbnpError(f"its epsilon {eps} or its momentum {1 - momentum} is out of bounds")
-    layer = BatchNorm(x.channels, eps, momentum, x.dtype)
+    layer = layers.BatchNorm(x.channels, eps, momentum, x.dtype)
     for name, array in arrays.items():
         layer.variables()[name].value = numbers(name, array, x.dtype)
     x.add(node, layer, node.inputs[1])
 
 
 def _decimal(value: float) -> float:
-    """The shortest number that rounds to this float32, as attributes are stored: 1e-05, not 9.99999974e-06."""
+    """Return the shortest number that rounds to this float32, as attributes are stored: 1e-05, not 9.99999974e-06."""
     return float(str(np.float32(value)))
 
 
 # Activations
 
 
-def relu(node: Node, x: Value) -> None:
-    x.add(node, ReLU())
+def _elementwise(kind: type[Layer], node: Node, x: Value) -> None:
+    x.add(node, kind())
 
 
 def clip(node: Node, x: Value, low: Array = None, high: Array = None) -> None:
     least = node.attributes.get("min") if low is None else low.item()
     most = node.attributes.get("max") if high is None else high.item()
     if least != 0 or (most is not None and not most > 0):
-        raise MbnpError(f"it clips to {least} and {most}; mbnp has ReLU, from 0 up to a limit")
-    if most is None or most >= np.finfo(np.float32).max:
-        x.add(node, ReLU())
-    else:
-        x.add(node, ReLU(most if x.dtype == np.float64 else _decimal(most)))
+        raise MbnpError(f"it clips to {least} and {most}; mbnp has ReLU, from 0 up to a max_value")
+    if most is not None and x.dtype == np.float32:
+        most = _decimal(most)
+    x.add(node, layers.ReLU(None if most is None or most >= np.finfo(np.float32).max else most))
 
 
 def softmax(node: Node, x: Value) -> None:
     axis = node.attributes.get("axis", 1 if node.opset < 13 else -1)
     if x.axes[axis] != "C" or (not x.flat and x.shape[:2] != (1, 1)):
-        raise MbnpError(
-            f"it normalises axis {axis} of {x.axes}; mbnp leaves out one over the classes at the end"
-        )
+        raise MbnpError(f"it is over axis {axis} of {x.axes}; mbnp leaves out one over the classes")
     x.probabilities = True
 
 
-# The end of the map
+# Pooling over all pixels, and the shape
 
 
 def global_average_pool(node: Node, x: Value) -> None:
     x.expect("NCHW")
     if not x.flat:
-        x.add(node, GlobalAveragePool())
+        x.add(node, layers.GlobalAveragePool())
 
 
 def reduce_mean(node: Node, x: Value, axes: Array = None) -> None:
     named = named_axes(node, axes)
     reduced = {x.axes[at] for at in named or ()}
     if reduced != {"H", "W"}:
-        raise MbnpError(
-            f"it takes the mean over the axes {named} of {x.axes}; mbnp has the mean over the map, H and W"
-        )
+        raise MbnpError(f"it takes the mean over the axes {named} of {x.axes}; mbnp over H and W")
     if not x.flat:
-        x.add(node, GlobalAveragePool())
+        x.add(node, layers.GlobalAveragePool())
     if not node.attributes.get("keepdims", 1):
         x.axes = "NC"
 
@@ -170,15 +149,13 @@ def reshape(node: Node, x: Value, shape: Array = None) -> None:
     if rest.count(-1) == 1 and wanted[0] != -1:
         rest[rest.index(-1)] = numbers_each // max(math.prod(d for d in rest if d != -1), 1)
     if wanted[0] not in (-1, BATCH, x.batch) or min(rest) < 1 or math.prod(rest) != numbers_each:
-        shown = ["N" if d == BATCH else d for d in dims]
-        raise MbnpError(
-            f"it makes {['N' if d == BATCH else d for d in asked]} of {shown}; mbnp flattens each picture"
-        )
+        made, given = (["N" if d == BATCH else d for d in sizes] for sizes in (asked, dims))
+        raise MbnpError(f"it makes {made} of {given}; mbnp flattens each image")
     if len(rest) == 1:
         x.flatten(node)
     elif rest != dims[1:]:
         if numbers_each != x.channels or rest not in ([x.channels, 1, 1], [1, 1, x.channels]):
-            raise MbnpError(f"it makes {rest} of a picture of {dims[1:]}; mbnp flattens it")
+            raise MbnpError(f"it makes {rest} of an image of {dims[1:]}; mbnp flattens it")
         x.axes = "NCHW" if rest[0] == x.channels else "NHWC"
 
 
@@ -187,7 +164,7 @@ def squeeze(node: Node, x: Value, axes: Array = None) -> None:
     if named is None:
         named = tuple(i for i, size in enumerate(x.dims()) if size == 1)
     if not {x.axes[at] for at in named} <= {"H", "W"} or any(x.dims()[at] != 1 for at in named):
-        raise MbnpError(f"it removes the axes {named} of {x.axes}; mbnp those of a map of one pixel")
+        raise MbnpError(f"it removes the axes {named} of {x.axes}; mbnp those of one pixel")
     rest = "".join(axis for i, axis in enumerate(x.axes) if i not in {at % len(x.axes) for at in named})
     if rest == "NC":
         x.flatten(node)
@@ -198,15 +175,11 @@ def transpose(node: Node, x: Value) -> None:
     order = node.attributes.get("perm", [*range(len(x.axes))][::-1])
     axes = "".join(x.axes[at] for at in order)
     if axes[0] != "N" or sorted(axes) != sorted(x.axes):
-        raise MbnpError(f"it moves the axes {x.axes} to {axes}; pictures come first in mbnp")
+        raise MbnpError(f"it moves the axes {x.axes} to {axes}; images come first in mbnp")
     x.axes = axes
 
 
-# What does nothing in inference
-
-
-def nothing(node: Node, x: Value, *rest: Array) -> None:
-    pass
+# Nodes that do nothing in inference
 
 
 def dropout(node: Node, x: Value, ratio: Array = None, training: Array = None) -> None:
@@ -216,19 +189,15 @@ def dropout(node: Node, x: Value, ratio: Array = None, training: Array = None) -
 
 def cast(node: Node, x: Value) -> None:
     if node.attributes["to"] not in FLOATS:
-        raise MbnpError("it makes whole numbers of a map")
+        raise MbnpError("it makes whole numbers of a feature map")
 
 
-def _elementwise(layer: type[Layer]) -> Callable[..., None]:
-    return lambda node, x: x.add(node, layer())
-
-
-# Layers without options that are one operation of ONNX, both ways.
-ELEMENTWISE: dict[type[Layer], str] = {}
+# Activations, layers without weights that are one operation of ONNX: read and written with their default options.
+ELEMENTWISE: dict[str, type[Layer]] = {"Relu": layers.ReLU}
 
 OPERATIONS: dict[str, Callable[..., None]] = {
-    **{op: _elementwise(layer) for layer, op in ELEMENTWISE.items()},
-    "AveragePool": windows.average_pool,
+    **{op: partial(_elementwise, kind) for op, kind in ELEMENTWISE.items()},
+    "AveragePool": partial(windows.pool, layers.AveragePool),
     "BatchNormalization": batchnorm,
     "Cast": cast,
     "Clip": clip,
@@ -237,18 +206,17 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "Flatten": flatten,
     "Gemm": gemm,
     "GlobalAveragePool": global_average_pool,
-    "Identity": nothing,
+    "Identity": lambda node, x: None,
     "LogSoftmax": softmax,
     "MatMul": matmul,
-    "MaxPool": windows.max_pool,
+    "MaxPool": partial(windows.pool, layers.MaxPool),
     "Pad": windows.pad,
     "ReduceMean": reduce_mean,
-    "Relu": relu,
     "Reshape": reshape,
     "Slice": windows.slice_,
     "Softmax": softmax,
     "Squeeze": squeeze,
     "Transpose": transpose,
 }
-# What may come after the softmax at the end.
+# Operations that may come after the softmax at the end.
 KEEP_VALUES = ("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose")

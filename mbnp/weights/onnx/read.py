@@ -1,8 +1,9 @@
-"""A look at an ONNX file before it is believed: its nodes and constants, or one line that says what is wrong.
+"""Check an ONNX file before it is believed: its nodes and constants, or one line that says what is wrong.
 
 Nothing in it is executed, and no array is made that it has no bytes for.
 """
 
+from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mbnp.errors import MbnpError
-from mbnp.weights.onnx.tensors import Tensors, short
+from mbnp.weights.files import short
+from mbnp.weights.onnx.tensors import Tensors
 
 METADATA = "mbnp."  # begins the names of what mbnp writes into a graph's metadata
 OLDEST_OPSET = 7
@@ -45,7 +47,7 @@ class Graph(NamedTuple):
 
 
 def library() -> Any:
-    """The package onnx, or an MbnpError that says how to get it."""
+    """Return the package onnx; MbnpError, if it is not installed, that says how to get it."""
     try:
         import onnx
     except ImportError:
@@ -54,7 +56,7 @@ def library() -> Any:
 
 
 def read(path: Path, known: Collection[str]) -> Graph:
-    """The graph in a file, if it is made of the `known` operations. MbnpError for whatever is wrong with it."""
+    """Return the graph in a file, if it is made of the `known` operations. MbnpError for whatever is wrong with it."""
     onnx = library()
     model = _parse(onnx, path)
     graph = model.graph
@@ -71,20 +73,19 @@ def read(path: Path, known: Collection[str]) -> Graph:
             raise MbnpError(f"two arrays have the name {short(tensor.name)}")
         constants[tensor.name] = tensors.array(tensor)
     nodes = [_node(onnx, tensors, proto, opset) for proto in graph.node]
-    _check(onnx, model)
-    inputs = [
-        value for value in graph.input if value.name not in constants
-    ]  # arrays may be listed as inputs too
+    try:  # types of attributes, numbers of inputs, order of nodes, names that are used twice
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise MbnpError(f"onnx's checker refuses it: {' '.join(str(error).split())[:200]}") from None
+    # Arrays may be listed as inputs, too.
+    inputs = [value for value in graph.input if value.name not in constants]
     for what, values in (("input", inputs), ("output", graph.output)):
         if len(values) != 1:
             raise MbnpError(f"it has {len(values)} {what}s where mbnp takes one: {_listed(values)}")
     dims, dtype = _input(onnx, inputs[0])
     metadata = {entry.key: entry.value for entry in model.metadata_props if entry.key.startswith(METADATA)}
-    arrays = [
-        *constants.values(),
-        *(a for n in nodes for a in n.attributes.values() if isinstance(a, np.ndarray)),
-    ]
-    numbers = sum(a.size for a in arrays)
+    arrays = [*constants.values(), *(value for node in nodes for value in node.attributes.values())]
+    numbers = sum(a.size for a in arrays if isinstance(a, np.ndarray))
     return Graph(nodes, constants, inputs[0].name, dims, dtype, graph.output[0].name, metadata, numbers)
 
 
@@ -104,25 +105,23 @@ def _opset(onnx: Any, model: Any) -> int:
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     newest = onnx.defs.onnx_opset_version()
     if len(versions) != 1 or not OLDEST_OPSET <= versions[0] <= newest:
-        raise MbnpError(
-            f"its operations are of opset {versions or 'none'}; known are {OLDEST_OPSET} to {newest}"
-        )
+        raise MbnpError(f"its operations are of opset {versions}; known are {OLDEST_OPSET} to {newest}")
     return versions[0]
 
 
 def _check_operations(nodes: Any, known: Collection[str]) -> None:
-    """MbnpError with every operation that is not known, and where it stands."""
-    unknown: dict[str, list[str]] = {}
+    """Raise MbnpError with every operation that is not known, and where it stands."""
+    unknown: dict[str, list[str]] = defaultdict(list)
     for node in nodes:
         if node.domain not in ("", "ai.onnx"):
-            unknown.setdefault(f"{node.domain}.{node.op_type}", []).append(node.name)
+            unknown[f"{node.domain}.{node.op_type}"].append(node.name)
         elif node.op_type not in known:
-            unknown.setdefault(node.op_type, []).append(node.name)
-    if unknown:
-        where = []
-        for op, names in unknown.items():
-            more = f" and {len(names) - PASSED_NAMES} more" if len(names) > PASSED_NAMES else ""
-            where.append(f"{short(op)[1:-1]} ({', '.join(map(short, names[:PASSED_NAMES]))}{more})")
+            unknown[node.op_type].append(node.name)
+    where = []
+    for op, names in unknown.items():
+        more = f" and {len(names) - PASSED_NAMES} more" if len(names) > PASSED_NAMES else ""
+        where.append(f"{short(op)[1:-1]} ({', '.join(map(short, names[:PASSED_NAMES]))}{more})")
+    if where:
         raise MbnpError(f"mbnp does not have its operations {', '.join(where)}")
 
 
@@ -140,23 +139,13 @@ def _node(onnx: Any, tensors: Tensors, proto: Any, opset: int) -> Node:
     return Node(proto.op_type, name, tuple(proto.input), tuple(proto.output), attributes, opset)
 
 
-def _check(onnx: Any, model: Any) -> None:
-    """onnx's own checker: types of attributes, numbers of inputs, order of nodes, names that are used twice."""
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise MbnpError(f"onnx's checker refuses it: {' '.join(str(error).split())[:200]}") from None
-
-
 def _input(onnx: Any, value: Any) -> tuple[tuple[int | None, ...], type]:
     kind = value.type.tensor_type
-    types = {onnx.TensorProto.DOUBLE: np.float64}
-    types |= dict.fromkeys(
-        (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16), np.float32
-    )
+    t = onnx.TensorProto
+    types = {t.DOUBLE: np.float64, t.FLOAT: np.float32, t.FLOAT16: np.float32, t.BFLOAT16: np.float32}
     dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
     if kind.elem_type not in types or len(dims) != 4:
-        raise MbnpError(f"its input {short(value.name)} must be pictures: four axes of floats")
+        raise MbnpError(f"its input {short(value.name)} must be images: four axes of floats")
     return tuple(d if d is None or d > 0 else None for d in dims), types[kind.elem_type]
 
 

@@ -1,7 +1,7 @@
-"""What a tensor of the graph is in mbnp, while the graph is read."""
+"""A tensor of the graph as layers of mbnp, while the graph is read."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,10 +9,12 @@ import numpy as np
 from mbnp.errors import MbnpError
 from mbnp.layers import Flatten
 from mbnp.network import Layer
+from mbnp.weights import layouts
+from mbnp.weights.onnx.constants import Array
 from mbnp.weights.onnx.read import Node
 
-BATCH = -(1 << 40)  # stands for "however many pictures" in shapes that the graph computes
-MOST_NUMBERS = 1 << 28  # of one picture's map; no real network has a map of a gigabyte
+BATCH = -(1 << 40)  # stands for any number of images in shapes that the graph computes
+MOST_NUMBERS = 1 << 28  # of one image's feature map; no real network has one of a gigabyte
 
 
 class Sum(NamedTuple):
@@ -22,7 +24,6 @@ class Sum(NamedTuple):
     shortcut: list["Entry"]
 
 
-Array = np.ndarray | None
 Entry = tuple[str, Layer | Sum]  # and the name that it would like to have
 
 
@@ -31,9 +32,9 @@ class Value:
     """A tensor: the layers that lead from `root` to it, and how the graph sees what they return.
 
     root: "" for the graph's input, or the name of a tensor that branches
-    shape: of one picture in mbnp, (H, W, C) or (C,)
+    shape: of one image in mbnp, (H, W, C) or (C,)
     axes: the graph's, "NCHW", "NHWC" or "NC"; what mbnp has as (C,) may still have an H and a W of 1 there
-    batch: how many pictures the graph is made for, or None for any number
+    batch: how many images the graph is made for, or None for any number
     """
 
     root: str
@@ -43,10 +44,12 @@ class Value:
     dtype: type
     entries: list[Entry] = field(default_factory=list)
     probabilities: bool = False  # whether a softmax was left out
+    open: int = 0  # where it branches: the branches that are not joined yet
+    depth: int = 0  # and the branches that it is within, with its own
 
     @property
     def flat(self) -> bool:
-        """Whether mbnp has it as (N, C)."""
+        """Return whether mbnp has it as (N, C)."""
         return len(self.shape) == 1
 
     @property
@@ -58,22 +61,27 @@ class Value:
         return self.entries[-1][1] if self.entries else None
 
     def dims(self) -> list[int]:
-        """The shape in the graph."""
+        """Return the shape in the graph."""
         h, w, c = (1, 1, *self.shape) if self.flat else self.shape
         sizes = {"N": BATCH if self.batch is None else self.batch, "H": h, "W": w, "C": c}
         return [sizes[axis] for axis in self.axes]
 
     def branch(self, root: str) -> "Value":
-        """The same tensor as a place to begin at."""
-        return Value(root, self.shape, self.axes, self.batch, self.dtype, [], self.probabilities)
+        """Return the same tensor as a place to begin at."""
+        return replace(self, root=root, entries=[])
 
     def add(self, node: Node, layer: Layer, weight: str = "") -> None:
         """Append a layer; `weight` is the name that the graph gives its weights."""
         shape = layer.output_shape(self.shape)
         if not 0 < math.prod(shape) <= MOST_NUMBERS:
-            raise MbnpError(f"it makes a map of {shape}")
+            raise MbnpError(f"it makes a feature map of {shape}")
         self.entries.append((wanted_name(node, weight), layer))
         self.shape = shape
+
+    def add_weighted(self, node: Node, kind: type[Layer], w: np.ndarray, b: Array, **options: Any) -> None:
+        """Append a layer of class `kind` whose weights, `w` in mbnp's layout, are the node's second input."""
+        w, b = numbers("weights", w, self.dtype), None if b is None else numbers("bias", b, self.dtype)
+        self.add(node, layouts.layer(kind, w, b, self.dtype, **options), node.inputs[1])
 
     def add_sum(self, node: Node, a: "Value", b: "Value") -> None:
         """Append a + b, two values that begin here."""
@@ -85,10 +93,10 @@ class Value:
         if self.axes != axes:
             raise MbnpError(f"its input has the axes {self.axes}, where it needs {axes}")
 
-    def expect_map(self) -> None:
+    def expect_feature_map(self) -> None:
         self.expect("NCHW")
         if self.flat:
-            raise MbnpError("it works on a map, and its input is one number a channel")
+            raise MbnpError("it works on a feature map, and its input is one number a channel")
 
     def flatten(self, node: Node) -> None:
         """Make it (N, C), its entries in the graph's order."""
@@ -104,7 +112,7 @@ class Value:
 
 
 def wanted_name(node: Node, weight: str = "") -> str:
-    """What to call a node's layer: what its weights are called, or the path in its own name.
+    """Return a name for a node's layer: that of its weights, or the path in its own name.
 
     PyTorch's exporters write `conv1.0.weight`, and `/conv1/conv1.0/Conv` or `node_relu_3` for nodes.
     """
@@ -125,29 +133,21 @@ def wanted_name(node: Node, weight: str = "") -> str:
 
 
 def one(pair: Any) -> Any:
-    """One number for a pair of equal ones, as layers take either."""
+    """Return one number for a pair of equal ones, as layers take either."""
     first, second = pair
     return first if first == second else (first, second)
 
 
 def layer_padding(pads: list[int]) -> Any:
-    """The padding that a layer takes from ONNX's top, left, bottom and right."""
+    """Return the padding that a layer takes from ONNX's top, left, bottom and right."""
     top, left, bottom, right = pads
     return top if len({*pads}) == 1 else ((top, bottom), (left, right))
 
 
 def numbers(what: str, value: np.ndarray, dtype: type) -> np.ndarray:
-    """`value` in the network's type. MbnpError unless all of it is finite."""
+    """Return `value` in the network's type; MbnpError unless all of it is finite."""
     with np.errstate(over="ignore"):
         value = value.astype(dtype)
     if not np.isfinite(value).all():
         raise MbnpError(f"its {what} holds NaN, infinity or what is too large for {np.dtype(dtype)}")
     return value
-
-
-def set_weights(node: Node, x: Value, layer: Any, w: np.ndarray, b: Array) -> None:
-    """Append a layer whose weights are the node's second input."""
-    x.add(node, layer, node.inputs[1])
-    layer.weight.value = numbers("weights", w, x.dtype)
-    if b is not None:
-        layer.bias.value = numbers("bias", b, x.dtype)

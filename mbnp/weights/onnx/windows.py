@@ -1,89 +1,72 @@
-"""Convolutions, pooling and padding: what slides over a map, or changes its size."""
+"""Convolutions, pooling and padding: operations that slide over a feature map, or change its size."""
 
 from typing import Any
 
 import numpy as np
 
 from mbnp.errors import MbnpError
-from mbnp.layers import AveragePool, Conv, Depthwise, Linear, MaxPool, Pad, Pointwise, Subsample
+from mbnp.layers import AveragePool, Conv, Depthwise, Linear, Pad, Pointwise, Subsample
+from mbnp.network import Layer
 from mbnp.ops import window
 from mbnp.weights import layouts
-from mbnp.weights.onnx.constants import slices
+from mbnp.weights.onnx.constants import Array, slices
 from mbnp.weights.onnx.read import Node
-from mbnp.weights.onnx.value import Array, Value, layer_padding, one, set_weights
+from mbnp.weights.onnx.value import Value, layer_padding, one
 
 LARGEST = 4096  # pixels of a window or a margin
 
 
 def conv(node: Node, x: Value, w: np.ndarray, b: Array = None) -> None:
     x.expect("NCHW")
-    if w.ndim != 4 or w.shape[1] * node.attributes.get("group", 1) != x.channels:
+    group = node.attributes.get("group", 1)
+    if w.ndim != 4 or w.shape[1] * group != x.channels:
         raise MbnpError(f"its weights have shape {w.shape}, for {x.channels} channels")
-    c_out, kernel, group = w.shape[0], w.shape[2:], node.attributes.get("group", 1)
+    c_out, kernel = w.shape[0], w.shape[2:]
+    kind: type[Layer] = Conv
     options = _window(node, kernel)
-    plain = kernel == (1, 1) and options == {"stride": 1, "padding": 0}
-    depthwise = group == x.channels == c_out and group > 1
-    if not depthwise and group != 1:
-        raise MbnpError(
-            f"it has {group} groups for {x.channels} channels and {c_out} outputs; mbnp has 1, or one each"
-        )
-    if x.flat and not (plain and group == 1):
-        raise MbnpError("it works on a map, and its input is one number a channel")
-    _take_margin(x, options)
-    bias: dict[str, Any] = {"bias": b is not None, "dtype": x.dtype}
-    layer: Any
-    if depthwise:
-        layer = Depthwise(group, kernel, **options, **bias)
-    elif plain:
-        layer = (Linear if x.flat else Pointwise)(x.channels, c_out, **bias)
-        w = w[:, :, 0, 0] if x.flat else w
-    else:
-        layer = Conv(x.channels, c_out, kernel, **options, **bias)
-    set_weights(node, x, layer, layouts.convert(w, type(layer), "torch", "mbnp"), b)
+    if group == 1 and kernel == (1, 1) and options == {"stride": 1, "padding": 0}:
+        kind, options = Pointwise, {}
+    elif group == x.channels == c_out and group > 1:
+        kind = Depthwise
+    elif group != 1:
+        sizes = f"{x.channels} channels and {c_out} outputs"
+        raise MbnpError(f"it has {group} groups for {sizes}; mbnp has 1, or one each")
+    if options:
+        x.expect_feature_map()
+        _take_margin(x, options)
+    w = layouts.convert(w, kind, "torch", "mbnp")
+    x.add_weighted(node, Linear if x.flat else kind, w, b, **options)
 
 
-def max_pool(node: Node, x: Value) -> None:
-    _pool(node, x, MaxPool)
-
-
-def average_pool(node: Node, x: Value) -> None:
-    _pool(node, x, AveragePool, count_padding=bool(node.attributes.get("count_include_pad", 0)))
-
-
-def _pool(node: Node, x: Value, kind: Any, **more: Any) -> None:
-    x.expect_map()
+def pool(kind: Any, node: Node, x: Value) -> None:
+    x.expect_feature_map()
     a = node.attributes
     if a.get("ceil_mode", 0) or len(node.outputs) > 1:
         raise MbnpError("it has ceil_mode or a second output, which mbnp does not have")
     kernel = tuple(a["kernel_shape"])
     options = _window(node, kernel)
-    if options["padding"] == 0 and "count_padding" in more:
-        more = {"count_padding": True}  # nothing to count
     sides = ((0, 0), (0, 0)) if options["padding"] == "same" else _sides(options)
     if max(sides[0]) >= kernel[0] or max(sides[1]) >= kernel[1]:
         raise MbnpError(f"its padding {options['padding']} is not smaller than its window {kernel}")
-    x.add(node, kind(one(kernel), **options, **more))
+    if kind is AveragePool:
+        options["count_padding"] = options["padding"] == 0 or bool(a.get("count_include_pad", 0))
+    x.add(node, kind(one(kernel), **options))
 
 
 def _window(node: Node, kernel: tuple[int, ...]) -> dict[str, Any]:
-    """stride and padding, as layers take them."""
+    """Return stride and padding, as layers take them."""
     a = node.attributes
     if len(kernel) != 2 or tuple(a.get("kernel_shape", kernel)) != kernel:
-        raise MbnpError(
-            f"its window is {a.get('kernel_shape')} where mbnp has two axes, and its weights {kernel}"
-        )
-    dilations = a.get("dilations", [1, 1])
-    if any(d != 1 for d in dilations):
-        raise MbnpError(f"it has dilations {dilations}, which mbnp does not have")
+        raise MbnpError(f"its window is {a.get('kernel_shape')} and its weights {kernel}; mbnp has two axes")
+    if any(d != 1 for d in a.get("dilations", ())):
+        raise MbnpError(f"it has dilations {a['dilations']}, which mbnp does not have")
     stride, pads = one(a.get("strides", [1, 1])), a.get("pads", [0, 0, 0, 0])
     if len(pads) != 4 or min(pads) < 0 or max(*kernel, *pads) > LARGEST:
         raise MbnpError(f"its window {kernel} or its padding {pads} is out of bounds")
     auto = a.get("auto_pad", "NOTSET")
     if auto == "SAME_UPPER":
         if not same_is_tensorflows(kernel, stride):
-            raise MbnpError(
-                f"with auto_pad {auto}, its stride {stride} jumps too far beyond its window {kernel}"
-            )
+            raise MbnpError(f"with auto_pad {auto}, its stride {stride} is too large for its window {kernel}")
         return {"stride": stride, "padding": "same"}
     if auto not in ("NOTSET", "VALID"):
         raise MbnpError(f"it has auto_pad {auto}, and mbnp has SAME_UPPER, which is TensorFlow's")
@@ -91,12 +74,12 @@ def _window(node: Node, kernel: tuple[int, ...]) -> dict[str, Any]:
 
 
 def same_is_tensorflows(kernel: tuple[int, ...], stride: Any) -> bool:
-    """Whether SAME_UPPER and TensorFlow's SAME agree: ONNX crops the input where TensorFlow pads by less than 0."""
+    """Return whether SAME_UPPER is TensorFlow's SAME: ONNX crops the input where TensorFlow pads by less than 0."""
     return all(s <= k + 1 for k, s in zip(kernel, window.pair("stride", stride), strict=True))
 
 
 def _take_margin(x: Value, options: dict[str, Any]) -> None:
-    """Let a convolution pad by itself what a Pad does before it."""
+    """Let a convolution pad by itself where a Pad does it before."""
     margin = x.last
     if isinstance(margin, Pad) and margin.channels == (0, 0) and options["padding"] != "same":
         (top, bottom), (left, right) = margin.padding
@@ -125,7 +108,7 @@ def pad(node: Node, x: Value, pads: Array = None, value: Array = None, axes: Arr
     if not any(map(any, margin.values())):
         return
     if x.flat or any(margin["N"]):
-        raise MbnpError(f"it pads the axes {x.axes} by {amounts}; mbnp pads maps and their channels")
+        raise MbnpError(f"it pads the axes {x.axes} by {amounts}; mbnp pads feature maps and their channels")
     before = x.last
     spatial, channels = (margin["H"], margin["W"]), margin["C"]
     if isinstance(before, Subsample) and before.before == before.after == 0 and not any(map(any, spatial)):
@@ -144,9 +127,7 @@ def slice_(node: Node, x: Value, *bounds: Array) -> None:
         axis, size = x.axes[at], x.dims()[at]
         whole = start == 0 and stop >= size and step >= 1
         if x.flat or (axis not in steps and step != 1) or axis == "N" or not whole:
-            raise MbnpError(
-                f"it takes {start}:{stop}:{step} of axis {axis}; mbnp takes every s-th row and column"
-            )
+            raise MbnpError(f"it takes {start}:{stop}:{step} of axis {axis}; mbnp every s-th row and column")
         if axis in steps:
             steps[axis] = step
     if isinstance(x.last, Subsample) and x.last.before == x.last.after == 0:

@@ -1,5 +1,6 @@
-"""From a network to an ONNX graph. Weights get PyTorch's layout, which is ONNX's; nodes get the layers' names."""
+"""Write a network as an ONNX graph. Weights get PyTorch's layout, which is ONNX's; nodes get the layers' names."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -8,21 +9,9 @@ from typing import Any
 import numpy as np
 
 import mbnp
-from mbnp import models
+from mbnp import layers, models
 from mbnp.errors import MbnpError
-from mbnp.layers import (
-    AveragePool,
-    BatchNorm,
-    Flatten,
-    GlobalAveragePool,
-    MaxPool,
-    Pad,
-    ReLU,
-    Residual,
-    Sequential,
-    Subsample,
-)
-from mbnp.network import Layer, Network
+from mbnp.network import Layer, Network, Residual, Sequential
 from mbnp.ops import window
 from mbnp.weights import files, layouts
 from mbnp.weights.onnx.nodes import ELEMENTWISE
@@ -35,10 +24,10 @@ TO_CHANNELS_FIRST, TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 
 
 def save(net: Network, path: str | os.PathLike, layout: str = "NCHW", fold: bool = True) -> None:
-    """Write `net` as an ONNX graph for any number of pictures of its resolution, normalised as for `net`.
+    """Write `net` as an ONNX graph for any number of images of its resolution, normalised as for `net`.
 
-    layout: the input's axes, "NCHW" or "NHWC"; fold: whether each BatchNorm goes into the weights before it, which
-    is faster and can no longer be trained. Weights are written as float32: runtimes have no convolution in float64.
+    layout: the input's axes, "NCHW" or "NHWC"; fold: fold each BatchNorm into the weights before it, which is
+    faster and can no longer be trained. Weights are written as float32: runtimes have no convolution in float64.
     An older file is replaced only by a whole one that onnx's checker accepts. MbnpError for a layer that is none of
     mbnp's.
     """
@@ -54,36 +43,30 @@ def save(net: Network, path: str | os.PathLike, layout: str = "NCHW", fold: bool
 def _model(onnx: Any, net: Network, layout: str, fold: bool) -> Any:
     size = (net.resolution, net.resolution, net.channels)
     out = net.output_shape(size)
-    graph = _Graph(onnx, fold, layouts.owners(net))
-    tensor = (
-        graph.node("Transpose", "to_nchw", [INPUT], perm=TO_CHANNELS_FIRST) if layout == "NHWC" else INPUT
-    )
-    tensor = graph.chain(net.flat(), tensor)
+    graph = _Graph(onnx, fold)
+    tensor = INPUT
+    if layout == "NHWC":
+        tensor = graph.node("Transpose", "to_nchw", [INPUT], perm=TO_CHANNELS_FIRST)
+    tensor = graph.sequence(net.flat(), tensor)
     if len(out) == 3 and layout == "NHWC":
         tensor = graph.node("Transpose", "to_nhwc", [tensor], perm=TO_CHANNELS_LAST)
     if tensor == INPUT:
-        tensor = graph.node("Identity", "nothing", [tensor])
+        graph.node("Identity", "nothing", [tensor])
     graph.nodes[-1].output[0] = OUTPUT
-    kind = onnx.TensorProto.FLOAT
-    inputs = [onnx.helper.make_tensor_value_info(INPUT, kind, _dims(size, layout))]
-    outputs = [onnx.helper.make_tensor_value_info(OUTPUT, kind, _dims(out, layout))]
-    proto = onnx.helper.make_graph(graph.nodes, "mbnp", inputs, outputs, graph.arrays)
+    ends = [
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, _dims(shape, layout))]
+        for name, shape in ((INPUT, size), (OUTPUT, out))
+    ]
     model = onnx.helper.make_model(
-        proto,
+        onnx.helper.make_graph(graph.nodes, "mbnp", *ends, graph.arrays),
         producer_name="mbnp",
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
         producer_version=mbnp.__version__,
         ir_version=IR_VERSION,
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
     )
-    preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
-    description = {
-        "arch": models.description(net),
-        "classes": net.classes,
-        "preprocessing": preprocessing,
-    }
-    onnx.helper.set_model_props(
-        model, {METADATA + key: json.dumps(value) for key, value in description.items()}
-    )
+    said = {"arch": models.description(net), "classes": net.classes}
+    said["preprocessing"] = files.check_description(net, net.resolution, net.classes, net.preprocessing)
+    onnx.helper.set_model_props(model, {METADATA + key: json.dumps(value) for key, value in said.items()})
     return model
 
 
@@ -95,15 +78,15 @@ def _dims(shape: tuple[int, ...], layout: str) -> list[int | str]:
 
 
 class _Graph:
-    """Nodes and arrays, as they are added. Maps are NCHW inside."""
+    """Nodes and arrays, as they are added. Feature maps are NCHW inside."""
 
-    def __init__(self, onnx: Any, fold: bool, owners: dict[str, Layer]) -> None:
-        self.onnx, self.fold, self.owners = onnx, fold, owners  # of arrays whose axes differ
+    def __init__(self, onnx: Any, fold: bool) -> None:
+        self.onnx, self.fold = onnx, fold
         self.nodes: list[Any] = []
         self.arrays: list[Any] = []
 
     def node(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
-        """Add a node; the name of its output."""
+        """Add a node and return the name of its output."""
         output = f"{name}.out"
         self.nodes.append(self.onnx.helper.make_node(op, inputs, [output], name, **attributes))
         return output
@@ -113,59 +96,54 @@ class _Graph:
         self.arrays.append(self.onnx.numpy_helper.from_array(value, name))
         return name
 
-    def chain(self, layers: list[tuple[str, Layer]], x: str) -> str:
-        """Add layers one after another; the name of the last one's output."""
-        at = 0
-        while at < len(layers):
-            (name, layer), after = layers[at], layers[at + 1][1] if at + 1 < len(layers) else None
-            if self.fold and f"{name}.weight" in self.owners and isinstance(after, BatchNorm):
-                x = self.weighted(name, layer, *_folded(layer, after), x)
-                at += 1
-            else:
-                x = self.layer(name, layer, x)
-            at += 1
+    def sequence(self, pairs: list[tuple[str, Layer]], x: str) -> str:
+        """Add (name, layer) pairs one after another and return the name of the last one's output."""
+        folded = False
+        for (name, layer), (_, after) in itertools.pairwise([*pairs, ("", Layer())]):
+            if folded:  # this BatchNorm is in the weights of the layer before
+                folded = False
+                continue
+            folded = self.fold and bool(layouts.axes(type(layer))) and isinstance(after, layers.BatchNorm)
+            x = self.layer(name, layer, x, after if folded else None)
         return x
 
-    def layer(self, name: str, layer: Layer, x: str) -> str:
-        if f"{name}.weight" in self.owners:
-            bias = None if layer.bias is None else layer.bias.value  # type: ignore[attr-defined]
-            return self.weighted(name, layer, layer.weight.value, bias, x)  # type: ignore[attr-defined]
-        if type(layer) in ELEMENTWISE:
-            return self.node(ELEMENTWISE[type(layer)], name, [x])
+    def layer(self, name: str, layer: Any, x: str, bn: Any = None) -> str:
+        """Add a layer, with `bn` folded into its weights, and return the name of its output."""
+        if layouts.axes(type(layer)):
+            return self.weighted(name, layer, x, *_arrays(layer, bn))
         match layer:
             case Residual():
                 shortcut = Sequential({"shortcut": layer.shortcut} if layer.shortcut else {})
-                body = self.chain(layer.flat(name), x)
-                return self.node("Add", name, [body, self.chain(shortcut.flat(name), x)])
-            case BatchNorm():
+                body = self.sequence(layer.flat(name), x)
+                return self.node("Add", name, [body, self.sequence(shortcut.flat(name), x)])
+            case layers.BatchNorm():
                 arrays = [self.array(f"{name}.{key}", v.value) for key, v in layer.variables().items()]
                 attributes = {"epsilon": layer.eps, "momentum": 1 - layer.momentum}
                 return self.node("BatchNormalization", name, [x, *arrays], **attributes)
-            case ReLU(max_value=None):
-                return self.node("Relu", name, [x])
-            case ReLU():
-                limits = [self.array(f"{name}.min", 0), self.array(f"{name}.max", layer.max_value)]
-                return self.node("Clip", name, [x, *limits])
-            case MaxPool():
+            case layers.ReLU() if layer.max_value is not None:
+                bounds = [self.array(f"{name}.min", 0), self.array(f"{name}.max", layer.max_value)]
+                return self.node("Clip", name, [x, *bounds])
+            case layers.MaxPool():
                 return self.node("MaxPool", name, [x], **_window(layer.size, layer.options))
-            case AveragePool():
+            case layers.AveragePool():
                 counted = {"count_include_pad": int(layer.options["count_padding"])}
                 return self.node("AveragePool", name, [x], **_window(layer.size, layer.options), **counted)
-            case GlobalAveragePool():
+            case layers.GlobalAveragePool():
                 return self.node("Flatten", f"{name}.flatten", [self.node("GlobalAveragePool", name, [x])])
-            case Flatten():
+            case layers.Flatten():
                 if layer.order == "HWC":
                     x = self.node("Transpose", f"{name}.hwc", [x], perm=TO_CHANNELS_LAST)
                 return self.node("Flatten", name, [x])
-            case Pad():
+            case layers.Pad():
                 return self.pad(name, layer.padding, layer.channels, x)
-            case Subsample():
+            case layers.Subsample():
                 return self.subsample(name, layer, x)
-        raise MbnpError(
-            f"{name} is a {type(layer).__name__}, which has no counterpart in ONNX that mbnp knows"
-        )
+        for op, kind in ELEMENTWISE.items():
+            if type(layer) is kind:
+                return self.node(op, name, [x])
+        raise MbnpError(f"{name} is a {type(layer).__name__}, of which mbnp knows no counterpart in ONNX")
 
-    def weighted(self, name: str, layer: Any, w: np.ndarray, b: np.ndarray | None, x: str) -> str:
+    def weighted(self, name: str, layer: Any, x: str, w: np.ndarray, b: np.ndarray | None) -> str:
         w = layouts.convert(w, type(layer), "mbnp", "torch")
         if w.ndim == 2:
             op, attributes = "Gemm", {"transB": 1}
@@ -181,35 +159,30 @@ class _Graph:
         pads = self.array(f"{name}.pads", [0, *before, 0, *after], np.int64)
         return self.node("Pad", name, [x, pads])
 
-    def subsample(self, name: str, layer: Subsample, x: str) -> str:
-        numbers = {
-            "starts": [0, 0],
-            "ends": [np.iinfo(np.int64).max] * 2,
-            "axes": [2, 3],
-            "steps": window.pair("stride", layer.stride),
-        }
-        x = self.node(
-            "Slice", name, [x, *(self.array(f"{name}.{k}", v, np.int64) for k, v in numbers.items())]
-        )
+    def subsample(self, name: str, layer: layers.Subsample, x: str) -> str:
+        steps = window.pair("stride", layer.stride)
+        numbers = {"starts": [0, 0], "ends": [np.iinfo(np.int64).max] * 2, "axes": [2, 3], "steps": steps}
+        arrays = [self.array(f"{name}.{key}", value, np.int64) for key, value in numbers.items()]
+        x = self.node("Slice", name, [x, *arrays])
         channels = layer.before, layer.after
         return self.pad(f"{name}.pad", ((0, 0), (0, 0)), channels, x) if any(channels) else x
 
 
-def _folded(layer: Any, bn: BatchNorm) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias of the one layer that computes bn(layer(x)), in float64."""
+def _arrays(layer: Any, bn: layers.BatchNorm | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return weight and bias of a layer; with `bn`, of the one layer that computes bn(layer(x)), in float64."""
+    w, b = layer.weight.value, None if layer.bias is None else layer.bias.value
+    if bn is None:
+        return w, b
     scale = bn.weight.value / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
-    bias = 0.0 if layer.bias is None else layer.bias.value
-    return layer.weight.value * scale, bn.bias.value + (bias - bn.running_mean.value) * scale
+    return w * scale, bn.bias.value + ((0.0 if b is None else b) - bn.running_mean.value) * scale
 
 
 def _window(kernel: tuple[int, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of a convolution or pooling. ONNX's pads are top, left, bottom, right."""
+    """Return the attributes of a convolution or pooling. ONNX's pads are top, left, bottom, right."""
     attributes = {"kernel_shape": list(kernel), "strides": list(window.pair("stride", options["stride"]))}
     if options["padding"] == "same":
         if not same_is_tensorflows(kernel, options["stride"]):
-            raise MbnpError(
-                f"ONNX pads 'same' differently at stride {options['stride']} of a window {kernel}"
-            )
+            raise MbnpError(f"ONNX pads 'same' differently at stride {options['stride']}, window {kernel}")
         return attributes | {"auto_pad": "SAME_UPPER"}
     (top, bottom), (left, right) = window.explicit_padding(options["padding"], (1, 1), (1, 1), (1, 1))
     return attributes | {"pads": [top, left, bottom, right]}
