@@ -124,18 +124,15 @@ class _Weighted(Layer):
             name = type(self).__name__
             raise MbnpError(f"{name} takes {self.channels_in} channels, got {shape[-1]} in {shape}")
         if "kernel" in self.axes:
-            shape = _window_shape(shape, self.sizes["kernel"], **self.options)
+            shape = _window_shape(shape, self.sizes["kernel"], self.options["stride"], self.options["padding"])
         return (*shape[:-1], self.weight.value.shape[-1])
 
     def macs(self, output_shape: Shape) -> int:
         return math.prod(output_shape[:-1]) * self.weight.value.size  # each weight once for each output pixel
 
     def torch(self, F: Any) -> Callable[..., Any]:
-        pad, stride, groups = (
-            _torch_pad(F, self.sizes["kernel"], **self.options),
-            self.options["stride"],
-            self.groups,
-        )
+        stride, groups = self.options["stride"], self.groups
+        pad = _torch_pad(F, self.sizes["kernel"], stride, self.options["padding"])
 
         def conv(x: Any, train: bool, weight: Any, bias: Any = None) -> Any:
             x, padding = pad(x)

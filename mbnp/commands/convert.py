@@ -50,7 +50,7 @@ def _add(net: Network, options: Namespace) -> None:
         net.preprocessing = {**(net.preprocessing or {}), "order": options.order}
     if options.classes is not None:
         net.classes = _names(Path(options.classes))
-    net.preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
+    files.set_description(net, net.resolution, net.classes, net.preprocessing)
 
 
 def _names(path: Path) -> list[str]:
