@@ -1,4 +1,4 @@
-"""`mbnp bench`: what is counted, who is let in, and what is told; not how fast anything is."""
+"""`mbnp bench`: counts, comparisons and what is printed; not how fast anything is."""
 
 import dataclasses
 import importlib.util
@@ -15,11 +15,13 @@ from PIL import Image
 
 import mbnp
 from mbnp import backend, cli, cost, fused, plots
-from mbnp.bench import jobs, lineup, machine, ours, parts, peers, products, race, report, scaling, worker
-from mbnp.bench.jobs import Job
-from mbnp.bench.race import INSTALLED, TUNED, Contender, Result
+from mbnp.bench import candidates, comparison, floor, machine, profile, report, scaling, worker, workload
+from mbnp.bench.candidates import INSTALLED, TUNED, Candidate
+from mbnp.bench.comparison import Result
+from mbnp.bench.workload import Workload
+from tests.candidates import Idle, WrongWeights
 
-SMALL = Job("training", "mobilenet-v1-small", 2, 32, threads=1, width_mult=0.25)
+SMALL = Workload("training", "mobilenet-v1-small", 2, 32, threads=1, width_mult=0.25)
 PEAKS = machine.Peaks(100.0, 90.0, 100.0, 20.0, 60.0, 32 << 20)
 
 
@@ -30,19 +32,19 @@ def _threads():
     backend.set_num_threads(before)
 
 
-def inference(job):
-    return dataclasses.replace(job, work="inference")
+def inference(work):
+    return dataclasses.replace(work, work="inference")
 
 
-# ---- jobs ------------------------------------------------------------------------------------------------------
+# ---- workloads -------------------------------------------------------------------------------------------------
 
 
-def test_a_job_is_the_same_in_every_process_and_dtype():
+def test_a_workload_is_the_same_in_every_process_and_dtype():
     code = (
-        "from mbnp.bench.jobs import Job; import numpy as np\n"
-        f"job = {SMALL!r}\n"
-        "print(repr([float(sum(np.abs(a).sum() for a in job.network().state().values())), "
-        "float(job.batch()[0].sum()), job.batch()[1].tolist()]))"
+        "from mbnp.bench.workload import Workload; import numpy as np\n"
+        f"workload = {SMALL!r}\n"
+        "print(repr([float(sum(np.abs(a).sum() for a in workload.network().state().values())), "
+        "float(workload.batch()[0].sum()), workload.batch()[1].tolist()]))"
     )
     other = eval(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -54,17 +56,17 @@ def test_a_job_is_the_same_in_every_process_and_dtype():
         np.testing.assert_array_equal(array, SMALL.network().state()[name])
 
 
-def test_batchnorms_of_a_job_are_not_all_alike():
+def test_batchnorms_of_a_workload_are_not_all_alike():
     state = SMALL.network().state()
     for name in ("conv1.1.weight", "conv1.1.bias", "conv1.1.running_mean", "conv1.1.running_var"):
         assert len(set(state[name])) > 1
 
 
-def test_outputs_are_compared_on_as_many_pictures_as_there_is_memory_for(monkeypatch):
+def test_outputs_are_compared_on_as_many_images_as_there_is_memory_for(monkeypatch):
     assert dataclasses.replace(SMALL, batch_size=64).compared() == 64
-    monkeypatch.setattr(jobs, "COMPARED_BYTES", 30 << 20)
+    monkeypatch.setattr(workload, "COMPARED_FLOATS", 30 << 17)
     assert 2 < dataclasses.replace(SMALL, batch_size=64).compared() < 64
-    monkeypatch.setattr(jobs, "COMPARED_BYTES", 0)
+    monkeypatch.setattr(workload, "COMPARED_FLOATS", 0)
     assert dataclasses.replace(SMALL, batch_size=64).compared() == 2
     assert dataclasses.replace(SMALL, batch_size=1).compared() == 1
 
@@ -112,7 +114,7 @@ def test_kinds_and_bytes_of_parts():
 
 def test_every_model_is_measured_by_its_parts():
     job = dataclasses.replace(SMALL, model="resnet20")
-    rows = parts.training(fused.convert(job.network()), job, steps=1).rows
+    rows = parts.training(fused.convert(workload.network()), job, steps=1).rows
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
     assert {"conv1", "layer1.0.conv1", "layer1.0.bn2", "layer3.2.conv2", "linear"} <= set(names)
