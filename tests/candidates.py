@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from mbnp.bench.candidates import Mbnp, Reference, Runner
+from mbnp.bench.candidates import Mbnp, OnnxRuntime, Reference, Runner
 
 
 class WrongWeights(Mbnp):
@@ -16,7 +16,21 @@ class WrongWeights(Mbnp):
         super().__init__(dataclasses.replace(workload, weights_seed=1), "readable")
 
     def outputs(self):
-        return Reference(self.workload).outputs()
+        reference = Reference(self.workload)
+        reference.build()
+        return reference.outputs()
+
+
+class OnnxWithoutTorch(OnnxRuntime):
+    """ONNX Runtime, which fails if PyTorch is in the process that it is timed in."""
+
+    def run(self):
+        assert "torch" not in sys.modules
+        super().run()
+
+    def outputs(self):
+        self.run()
+        return super().outputs()
 
 
 class Idle(Runner):
@@ -30,6 +44,9 @@ class Idle(Runner):
             raise RuntimeError("out of luck")
         np.ones(option.get("imports", 0) * 125_000)  # freed at once, and no memory of the network
         self.steps, self.kept = 0, []
+
+    def outputs(self):
+        return {}
 
     def run(self):
         time.sleep(0.001)

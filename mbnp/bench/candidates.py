@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,21 +82,36 @@ class Runner:
 
     def __init__(self, workload: Workload, option: Any = None) -> None:
         self.workload, self.option = workload, option
-        self.training = workload.work == "training"
+        self.x, self.y = workload.batch()
 
     def build(self) -> None:
         """Make the network; the memory that is measured is what it takes from here on."""
 
-    def outputs(self) -> Arrays:
-        """Return what it computes from the workload's weights and batch, to be compared; {} if there is nothing.
+    def infer(self) -> np.ndarray:
+        """Return the logits of the batch."""
+        raise NotImplementedError
 
-        In inference logits; in training loss and grad.NAME of each parameter, in our names and layouts, and the same
-        as float64.loss, ... of the same code in float64 where it has it.
-        """
-        return {}
+    def train(self) -> None:
+        """Run one training step."""
+        raise NotImplementedError
+
+    def gradients(self, dtype: Any) -> Arrays:
+        """Return loss and grad.NAME of each parameter, in our names and layouts; {} if it has no such dtype."""
+        raise NotImplementedError
 
     def run(self) -> None:
         """Run one training step or one inference, which is what is timed."""
+        if self.workload.work == "training":
+            self.train()
+        else:
+            self.infer()
+
+    def outputs(self) -> Arrays:
+        """Return what is compared: logits or gradients, those in float64 as float64.NAME; {} if there is nothing."""
+        if self.workload.work == "inference":
+            return {"logits": np.asarray(self.infer())[: self.workload.compared()]}
+        found, exact = self.gradients(np.float32), self.gradients(np.float64)
+        return found | {f"float64.{name}": array for name, array in exact.items()}
 
 
 class Mbnp(Runner):
@@ -106,7 +120,6 @@ class Mbnp(Runner):
     def __init__(self, workload: Workload, option: str = "fused") -> None:
         super().__init__(workload, option)
         backend.set_num_threads(workload.threads)
-        self.x, self.y = workload.batch()
         with backend.one_blas_thread():  # imports SciPy's BLAS
             pass
 
@@ -118,53 +131,50 @@ class Mbnp(Runner):
         net = self.workload.network(dtype)
         return fused.convert(net) if self.option == "fused" else net
 
-    def outputs(self) -> Arrays:
-        found = _compute(self.workload, self.net)
-        return found | (_float64(_compute(self.workload, self._network(np.float64))) if self.training else {})
+    def infer(self) -> np.ndarray:
+        return self.net.forward(self.x)
 
-    def run(self) -> None:
-        if self.training:
-            train.step(self.net, self.optimiser, self.x, self.y)
-        else:
-            self.net.forward(self.x)
+    def train(self) -> None:
+        train.step(self.net, self.optimiser, self.x, self.y)
+
+    def gradients(self, dtype: Any) -> Arrays:
+        net = self.net if self.net.dtype == dtype else self._network(dtype)
+        x, y = (array[: self.workload.compared()] for array in self.workload.batch(dtype))
+        logits = net.forward(x, train=True)
+        net.backward(cross_entropy.backward(logits, y))
+        grads = {f"grad.{name}": p.grad.copy() for name, p in net.parameters().items()}
+        return {"loss": np.asarray(cross_entropy.forward(logits, y)), **grads}
 
 
-class Reference(Runner):
+class Reference(Mbnp):
     """What every candidate is compared with: the reference network in NumPy and float64, which compiles nothing."""
+
+    def _network(self, dtype: Any) -> Network:
+        return self.workload.network(np.float64)
 
     def outputs(self) -> Arrays:
         with backend.use("numpy"):
-            return _compute(self.workload, self.workload.network(np.float64))
-
-
-def _compute(workload: Workload, net: Network) -> Arrays:
-    """Return the outputs of one of our networks, in its dtype."""
-    x, y = (array[: workload.compared()] for array in workload.batch(net.dtype))
-    if workload.work == "inference":
-        return {"logits": net.forward(x)}
-    logits = net.forward(x, train=True)
-    net.backward(cross_entropy.backward(logits, y))
-    grads = {f"grad.{name}": p.grad.copy() for name, p in net.parameters().items()}
-    return {"loss": np.asarray(cross_entropy.forward(logits, y)), **grads}
-
-
-def _float64(outputs: Arrays) -> Arrays:
-    return {f"float64.{name}": array for name, array in outputs.items()}
+            if self.workload.work == "training":
+                return self.gradients(np.float64)
+            return {"logits": self.net.forward(self.x[: self.workload.compared()].astype(np.float64))}
 
 
 class Matmuls(Runner):
     """The network's matrix products. option: "kernel", as the fast engine runs them, or "numpy"."""
 
     def build(self) -> None:
-        found = floor.matmuls(self.workload.network(), self.workload.shape, self.workload.batch_size)
-        alone = floor.Floor(found, self.training, self.workload.threads)
-        self.multiply = alone.run
+        work = self.workload
+        found = floor.matmuls(work.network(), work.shape, work.batch_size)
+        alone = floor.Floor(found.values(), work.work == "training", work.threads)
+        self.multiply = alone.run if self.option == "kernel" else alone.run_numpy
         if self.option == "numpy":
-            threadpool_limits(self.workload.threads, user_api="blas")  # for as long as this process lives
-            self.multiply = alone.run_numpy
+            threadpool_limits(work.threads, user_api="blas")  # for as long as this process lives
 
     def run(self) -> None:
         self.multiply()
+
+    def outputs(self) -> Arrays:
+        return {}
 
 
 class Torch(Runner):
@@ -174,62 +184,60 @@ class Torch(Runner):
     """
 
     def __init__(self, workload: Workload, option: str = "channels_last") -> None:
-        super().__init__(workload, option)
         import torch
 
+        super().__init__(workload, option)
         torch.set_num_threads(workload.threads)
-        self.torch, self.net, (x, y) = torch, workload.network(), workload.batch()
-        self.layout: Any = torch.contiguous_format if option == "NCHW" else torch.channels_last
-        self.x, self.y = torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y)
+        self.torch: Any = torch
+        self.net = workload.network()
+        self.loss = torch.nn.functional.cross_entropy
 
     def build(self) -> None:
         from mbnp.bench.torch_network import torch_network
 
-        self.x = self.x.contiguous(memory_format=self.layout)
+        torch = self.torch
+        layout = torch.contiguous_format if self.option == "NCHW" else torch.channels_last
+        self.images = torch.from_numpy(self.x).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        self.labels = torch.from_numpy(self.y)
         module: Any = torch_network(self.net)
         del self.net
-        self.module = module.to(memory_format=self.layout).train(self.training)
-        self.optimiser = self.torch.optim.SGD(
+        self.module = module.to(memory_format=layout).train(self.workload.work == "training")
+        self.optimiser = torch.optim.SGD(
             self.module.parameters(), LR, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
         )
         self.compute = self.module
         if self.option == "torch.compile":
             # Static shapes: it is compared and timed on batches of different size where memory is short.
-            self.compute = self.torch.compile(self.module, dynamic=False)
+            self.compute = torch.compile(self.module, dynamic=False)
 
-    def outputs(self) -> Arrays:
-        if not self.training:
-            with self.torch.inference_mode():
-                return {"logits": self.compute(self.x)[: self.workload.compared()].numpy()}
-        found = self._losses_and_gradients(self.module, self.compute, self.x)
-        self.module.zero_grad()
-        if self.compute is self.module:  # torch.compile would compile once more
-            exact = copy.deepcopy(self.module).double()
-            found |= _float64(self._losses_and_gradients(exact, exact, self.x.double()))
-        return found
+    def infer(self) -> np.ndarray:
+        with self.torch.inference_mode():
+            return self.compute(self.images)
 
-    def _losses_and_gradients(self, module: Any, compute: Callable, x: Any) -> Arrays:
-        n = self.workload.compared()
-        loss = self.torch.nn.functional.cross_entropy(compute(x[:n]), self.y[:n])
+    def train(self) -> None:
+        self.optimiser.zero_grad()
+        loss = self.loss(self.compute(self.images), self.labels)
         loss.backward()
-        # In our layouts: by from_torch, into a network that is used for nothing else.
+        self.optimiser.step()
+        loss.item()
+
+    def gradients(self, dtype: Any) -> Arrays:
+        n, module, compute, x = self.workload.compared(), self.module, self.compute, self.images
+        if dtype == np.float64:
+            if self.option == "torch.compile":  # it would compile once more
+                return {}
+            module = compute = copy.deepcopy(self.module).double()
+            x = x.double()
+        loss = self.loss(compute(x[:n]), self.labels[:n])
+        loss.backward()
+        # Into our layouts by from_torch, in a network that is used for nothing else.
         net = self.workload.network(np.float64)
         weights.from_torch(
             net, weights.to_torch(net) | {name: p.grad for name, p in module.named_parameters()}
         )
+        module.zero_grad()
         grads = {f"grad.{name}": p.value for name, p in net.parameters().items()}
         return {"loss": loss.detach().numpy(), **grads}
-
-    def run(self) -> None:
-        if not self.training:
-            with self.torch.inference_mode():
-                self.compute(self.x)
-            return
-        self.optimiser.zero_grad()
-        loss = self.torch.nn.functional.cross_entropy(self.compute(self.x), self.y)
-        loss.backward()
-        self.optimiser.step()
-        loss.item()
 
 
 class OnnxRuntime(Runner):
@@ -241,19 +249,15 @@ class OnnxRuntime(Runner):
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self.workload.threads
         with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "network.onnx")
+            path = f"{folder}/network.onnx"
             # By another process: PyTorch in this one would bring its own threads and a warmer allocator.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as another:
                 another.submit(_export, self.workload, path).result()
             self.session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-        x, _ = self.workload.batch()
-        self.feed = {self.session.get_inputs()[0].name: np.ascontiguousarray(x.transpose(0, 3, 1, 2))}
+        self.feed = {self.session.get_inputs()[0].name: np.ascontiguousarray(self.x.transpose(0, 3, 1, 2))}
 
-    def outputs(self) -> Arrays:
-        return {"logits": self.session.run(None, self.feed)[0][: self.workload.compared()]}
-
-    def run(self) -> None:
-        self.session.run(None, self.feed)
+    def infer(self) -> np.ndarray:
+        return self.session.run(None, self.feed)[0]
 
 
 def _export(workload: Workload, path: str) -> None:

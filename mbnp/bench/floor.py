@@ -7,7 +7,7 @@ them (the engine's inference multiplies large weights by panels, a little faster
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import numba
 import numpy as np
@@ -22,24 +22,16 @@ from mbnp.network import Network
 TILE, PIXELS, CHUNKS, SMALL = 1 << 15, 128, 8, 10**6
 
 
-class Matmul(NamedTuple):
-    """y (P, D) = x (P, C) @ w (C, D) of one layer; the first layer's dx is not needed."""
-
-    name: str
-    pixels: int
-    c: int
-    d: int
-    first: bool
+Matmul = tuple[int, int, int]  # P, C and D of y (P, D) = x (P, C) @ w (C, D)
 
 
-def matmuls(net: Network, shape: tuple[int, int, int], batch_size: int) -> list[Matmul]:
-    """Return the matrix products of `net` for a batch of images of `shape` (H, W, C), in the order of forward."""
-    found: list[Matmul] = []
+def matmuls(net: Network, shape: tuple[int, int, int], batch_size: int) -> dict[str, Matmul]:
+    """Return the matrix product of each layer of `net` that is one, for a batch of images of `shape` (H, W, C)."""
+    found = {}
     for row in cost.of(net, shape).rows:
         if row.macs and row.kind != "Depthwise":
             *size, d = row.output_shape
-            c = row.macs // math.prod(row.output_shape)
-            found.append(Matmul(row.name, batch_size * math.prod(size), c, d, not found))
+            found[row.name] = batch_size * math.prod(size), row.macs // math.prod(row.output_shape), d
     return found
 
 
@@ -60,10 +52,9 @@ def _backward(x, dy, w_t, tile, chunk, dx, dw):
 
 
 class Arrays:
-    """The arrays of one matrix product, and its tiles."""
+    """The arrays of one matrix product, and its tiles; the first layer's dx is not needed."""
 
-    def __init__(self, matmul: Matmul) -> None:
-        _, pixels, c, d, first = matmul
+    def __init__(self, pixels: int, c: int, d: int, first: bool) -> None:
         small = SMALL // (c * d) // 4 * 4  # OpenBLAS takes four rows together
         self.tile = min(small if small >= 12 else max(TILE // max(c, d), PIXELS), -(-pixels // 2))
         self.chunk = -(-math.ceil(pixels / self.tile) // CHUNKS) * self.tile
@@ -79,8 +70,8 @@ class Arrays:
 class Floor:
     """All matrix products of a network, ready to run. `backward`: those of a training step."""
 
-    def __init__(self, matmuls: list[Matmul], backward: bool, threads: int) -> None:
-        self.layers = [Arrays(matmul) for matmul in matmuls]
+    def __init__(self, matmuls: Iterable[Matmul], backward: bool, threads: int) -> None:
+        self.layers = [Arrays(*matmul, first=i == 0) for i, matmul in enumerate(matmuls)]
         self.back = self.layers[::-1] if backward else []
         self.threads = threads
 

@@ -3,9 +3,11 @@
 import os
 import platform
 import re
+import timeit
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +19,10 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 import mbnp
 from mbnp import backend
 from mbnp.backend import jit
-from mbnp.bench.workload import timed
 
 SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # they choose another kernel than the processor's own
-PACKAGES = {
-    "numpy": "NumPy",
-    "numba": "Numba",
-    "scipy": "SciPy",
-    "torch": "PyTorch",
-    "onnxruntime": "ONNX Runtime",
-}
+PACKAGES = {"numpy": "NumPy", "numba": "Numba", "scipy": "SciPy", "torch": "PyTorch"}
+PACKAGES["onnxruntime"] = "ONNX Runtime"
 CACHE = 32 << 20  # bytes of the last cache, where the system does not tell
 MEMORY = 256 << 20  # bytes of the arrays that no cache holds, at least
 
@@ -45,28 +41,30 @@ class Peaks(NamedTuple):
 def describe() -> dict[str, Any]:
     """Return processor, threads, BLAS kernels, versions, and variables that slow things down, ready for JSON."""
     with backend.one_blas_thread():  # loads SciPy's BLAS, which kernels use, so that it is seen
-        pass
-    try:
-        threading_layer = numba.threading_layer()
-    except ValueError:
-        threading_layer = "not chosen yet"  # it is when the first parallel kernel runs
+        blas = ThreadpoolController().select(user_api="blas").info()
+    layer = "not chosen yet"
+    with suppress(ValueError):  # before the first parallel kernel runs
+        layer = numba.threading_layer()
     return {
         "processor": processor(),
         "processors": os.cpu_count(),
         "threads": backend.get_num_threads(),
         "system": " ".join([platform.system(), platform.machine(), *filter(None, platform.libc_ver())]),
         "python": platform.python_version(),
-        "versions": {"mbnp": mbnp.__version__, **_versions()},
+        "versions": {
+            "mbnp": mbnp.__version__,
+            **{name: version(name) for name in PACKAGES if find_spec(name)},
+        },
         "blas": [
             {
-                "of": next((name for name in ("NumPy", "SciPy") if name.lower() in library["filepath"]), ""),
-                "library": library["internal_api"],
-                "version": library["version"],
-                "kernel": library.get("architecture"),
+                "of": next((name for name in ("NumPy", "SciPy") if name.lower() in found["filepath"]), ""),
+                "library": found["internal_api"],
+                "version": found["version"],
+                "kernel": found.get("architecture"),
             }
-            for library in ThreadpoolController().select(user_api="blas").info()
+            for found in blas
         ],
-        "threading_layer": threading_layer,
+        "threading_layer": layer,
         "slowing": {name: os.environ[name] for name in SLOWING if name in os.environ},
     }
 
@@ -78,15 +76,6 @@ def processor() -> str:
         if found:
             return found[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of the packages that decide the speed, as far as they are installed; import none."""
-    found = {}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def last_cache_bytes() -> int:
@@ -144,4 +133,4 @@ def _bandwidth(total: int, threads: int, rounds: int) -> float:
 
 def _best(run: Callable[[], object], rounds: int) -> float:
     run()  # compiles, and touches every page
-    return min(timed(run, rounds))
+    return min(timeit.repeat(run, repeat=rounds, number=1))

@@ -8,9 +8,10 @@ least that a row must move: each array that it reads or writes, once.
 import math
 import statistics
 import time
+import timeit
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from mbnp import cost, train
@@ -31,9 +32,17 @@ class Rate(NamedTuple):
     flops: int
     bytes: int
 
-    gflops = property(lambda self: self.flops / self.seconds / 1e9)  # GFLOP/s
-    bandwidth = property(lambda self: self.bytes / self.seconds / 1e9)  # GB/s
-    intensity = property(lambda self: self.flops / self.bytes)  # FLOPs a byte
+    @property
+    def gflops(self) -> float:
+        return self.flops / self.seconds / 1e9
+
+    @property
+    def bandwidth(self) -> float:  # GB/s
+        return self.bytes / self.seconds / 1e9
+
+    @property
+    def intensity(self) -> float:  # FLOPs a byte
+        return self.flops / self.bytes
 
 
 class Row(NamedTuple):
@@ -86,24 +95,28 @@ def measure(net: Network, workload: Workload, steps: int) -> Profile:
         return train.step(net, opt, x, y) if training else net.forward(x)
 
     run()  # compiles
+    parts: Sequence[tuple[tuple[str, ...], Calls, Calls]]
     if isinstance(net, FusedNetwork):
         parts = net.steps(x.shape, training)
     else:
-        parts = [((name,), ((layer, "forward"),), ((layer, "backward"),)) for name, layer in net.leaves()]
+        parts = [((name,), [(layer, "forward")], [(layer, "backward")]) for name, layer in net.leaves()]
     calls: dict[Any, Calls] = {"optimiser": [(opt, "step"), (opt, "zero_grad")]}
     for layers, forward, backward in parts:
         calls[layers, "forward"], calls[layers, "backward"] = forward, backward
+    spent: dict[Any, float] = defaultdict(float)  # seconds within the methods of each key
     laps: list[dict[Any, float]] = []
-    with _timed(calls) as spent:
+    with ExitStack() as undo:
+        for key, owner, name in [(key, *call) for key, methods in calls.items() for call in methods]:
+            # An attribute of the object hides its class's method, and the class stays as it is.
+            setattr(owner, name, _timed(getattr(owner, name), key, spent))
+            undo.callback(delattr, owner, name)
         for _ in range(steps + 2):  # two to warm up
             spent.clear()
-            began = time.perf_counter()
-            run()
-            rest = time.perf_counter() - began - sum(spent.values())
-            laps.append({**spent, "rest": rest})
+            total = timeit.timeit(run, number=1)
+            laps.append({**spent, "rest": total - sum(spent.values())})
     median = {key: statistics.median(lap.get(key, 0.0) for lap in laps[2:]) for key in (*calls, "rest")}
     costs = {row.name: row for row in cost.of(net, workload.shape).rows}
-    rows = []
+    rows: list[Row] = []
     for layers, *_ in parts:
         times = median[layers, "forward"], median[layers, "backward"]
         first = not rows and len(layers) > 1  # the engine's, which computes no gradient of the images
@@ -130,25 +143,13 @@ def _row(layers: list[cost.Row], times: tuple[float, float], n: int, itemsize: i
     return Row(name, kind, named[-1].output_shape, forward, backward if times[1] else None)
 
 
-@contextmanager
-def _timed(calls: Mapping[Any, Calls]) -> Iterator[dict[Any, float]]:
-    """Within the block, add up the seconds that the methods of each key take, in the mapping that it is given."""
-    spent: dict[Any, float] = defaultdict(float)
+def _timed(method: Callable, key: Any, spent: dict[Any, float]) -> Callable:
+    """Return `method` as it is, but that each call adds its seconds to spent[key]."""
 
-    def timed(key: Any, method: Callable) -> Callable:
-        def run(*args: Any, **options: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return method(*args, **options)
-            finally:
-                spent[key] += time.perf_counter() - began
+    def run(*args: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        result = method(*args, **options)
+        spent[key] += time.perf_counter() - began
+        return result
 
-        return run
-
-    with ExitStack() as undo:
-        for key, methods in calls.items():
-            for owner, name in methods:
-                # An attribute of the object hides its class's method, and the class stays as it is.
-                setattr(owner, name, timed(key, getattr(owner, name)))
-                undo.callback(delattr, owner, name)
-        yield spent
+    return run

@@ -14,18 +14,18 @@ from mbnp.tables import WIDTH, hang, table
 
 BUSY = 0.5  # between the quartiles of one candidate's times: more than it would differ by itself
 
-# What is compared with mbnp: a group of candidates, with which allocator (None: any), and what the report calls it.
+# What mbnp's standing is told against: what the report calls it, its group of candidates, and with which allocators.
 RIVALS = (
-    (TORCH, TUNED, "PyTorch, allocator tuned"),
-    (TORCH, INSTALLED, "PyTorch as installed"),
-    (ONNX, None, ONNX),
-    (READABLE, None, READABLE),
-    (MATMULS, None, "matrix products alone"),
+    ("PyTorch, allocator tuned", TORCH, (TUNED,)),
+    ("PyTorch as installed", TORCH, (INSTALLED,)),
+    (ONNX, ONNX, (INSTALLED, TUNED)),
+    (READABLE, READABLE, (INSTALLED,)),
+    ("matrix products alone", MATMULS, (INSTALLED,)),
 )
 
 
 class Standing(NamedTuple):
-    """mbnp and the fastest configuration of a peer in one comparison. Seconds, or bytes of memory."""
+    """mbnp and the best configuration of a rival in one comparison. Seconds, or bytes of memory."""
 
     what: str
     peer: str
@@ -55,16 +55,13 @@ def header(machine: dict[str, Any], peaks: Peaks) -> str:
     ]
     if machine["slowing"]:
         values = " and ".join(f"{name}={value}" for name, value in machine["slowing"].items())
-        lines.append(
-            f"WARNING: {values} in the environment can halve the speed of matrix products, by another BLAS kernel "
-            "than this processor's own. Without:"
-        )
-        lines.append(f"env {' '.join(f'-u {name}' for name in SLOWING)} mbnp bench ...")
+        effect = "can halve the speed of matrix products: another BLAS kernel than this processor's own"
+        lines += [f"WARNING: {values} {effect}. Without:", f"env -u {' -u '.join(SLOWING)} mbnp bench ..."]
     return hang("\n".join(lines))
 
 
 def layers(profile: Profile) -> str:
-    """Return a line for each row of a profile, times in ms; what is in none of them; and the shares of each kind."""
+    """Return a line for each row of a profile, times in ms; what is in none of them; and each kind's shares."""
     both = any(row.backward for row in profile.rows)
     head = ["layer", "kind", "output", "fwd ms", "GFLOP/s", "GB/s"]
     head += ["bwd ms", "GFLOP/s", "GB/s"] if both else ["share"]
@@ -73,23 +70,17 @@ def layers(profile: Profile) -> str:
         last = _rate(row.backward) if both else [_percent(row.seconds / profile.total)]
         lines.append([row.name, row.kind, "x".join(map(str, row.output)), *_rate(row.forward), *last])
     others = sum(max(map(len, column)) + 2 for column in list(zip(head, *lines, strict=True))[1:])
-    for line in lines:
-        line[0] = _shorten(line[0], WIDTH - others)
-    around = [("the optimiser", profile.optimiser)] if profile.optimiser else []
-    around += [("everything else", profile.rest)]
-    text = ", ".join(f"{name} {_ms(s)} ms ({_percent(s / profile.total)})" for name, s in around)
-    text = hang(f"{text}; all together {_ms(profile.total)} ms")
-    return f"{table(head, lines, left=3)}\n{text}\n\n{kinds(profile)}"
-
-
-def kinds(profile: Profile) -> str:
-    """Return each kind's share of the FLOPs and of the time: fewer FLOPs, so why not faster?"""
-    lines = []
+    lines = [[_shorten(name, WIDTH - others), *cells] for name, *cells in lines]
+    around = {"the optimiser": profile.optimiser, "everything else": profile.rest}
+    told = [f"{name} {_ms(s)} ms ({_percent(s / profile.total)})" for name, s in around.items() if s]
+    text = hang(f"{', '.join(told)}; all together {_ms(profile.total)} ms")
+    kinds = []
     for kind, (flops, seconds, _) in profile.shares().items():
         rates = [rate for row in profile.rows if row.kind == kind for rate in row.rates]
-        rate = Rate(*(sum(column) for column in zip(*rates, strict=True)))
-        lines.append([kind, _percent(flops), _percent(seconds), *_rate(rate)[1:], f"{rate.intensity:.1f}"])
-    return table(["kind", "share of FLOPs", "of the time", "GFLOP/s", "GB/s", "FLOPs a byte"], lines)
+        rate = Rate(*map(sum, zip(*rates, strict=True)))
+        kinds.append([kind, _percent(flops), _percent(seconds), *_rate(rate)[1:], f"{rate.intensity:.1f}"])
+    kinds_head = ["kind", "share of FLOPs", "of the time", "GFLOP/s", "GB/s", "FLOPs a byte"]
+    return f"{table(head, lines, left=3)}\n{text}\n\n{table(kinds_head, kinds)}"
 
 
 def agreement() -> str:
@@ -104,19 +95,18 @@ def agreement() -> str:
 
 
 def comparison(workload: Workload, results: Sequence[Result], rounds: int) -> str:
-    """Return the times of all candidates of one comparison, and why one is not in it."""
+    """Return the median times of all candidates of one comparison, and why one is not in it."""
     timed = [r for r in results if r.refused is None]
     ours = next((r.median for r in timed if r.candidate.group == MBNP), math.nan)
     lines = []
     for r in timed:
-        times = [_ms(r.median), " to ".join(map(_ms, r.quartiles)), _times(ours, r.median)]
+        times = [_ms(r.median), " to ".join(map(_ms, r.quartiles)), _known(r.median / ours, ".2f")]
         allocator = r.candidate.allocator.removeprefix("as ")
         lines.append([r.candidate.name, allocator, *times, f"{workload.batch_size / r.median:,.0f}"])
-    head = ["", "allocator", "ms", "quartiles", "x mbnp", "images/s"]
-    text = [hang(f"{workload}; median of {rounds} rounds"), table(head, lines, left=2)]
+    text = [f"{workload}; {rounds} rounds, medians"]
+    text += [table(["", "allocator", "ms", "quartiles", "x mbnp", "images/s"], lines, left=2)]
     if any(r.quartiles[1] > (1 + BUSY) * r.quartiles[0] for r in timed):
-        busy = "something else used the processors, so take care with the ratios."
-        text.append(hang(f"Quartiles are far apart: {busy}"))
+        text.append("Quartiles are far apart: other work used the processors, take care with ratios.")
     return "\n".join([*text, *_refused(results)])
 
 
@@ -124,8 +114,8 @@ def memory(workload: Workload, results: Sequence[Result]) -> str:
     """Return the peak memory of each candidate."""
     measured = [r for r in results if r.refused is None]
     lines = [[r.candidate.name, _mb(r.bytes) if r.bytes else "not told by this system"] for r in measured]
-    intro = f"Peak memory of a {workload}:\nresident set above what imports took, allocator as installed"
-    return "\n".join([hang(intro), table(["", "peak"], lines), *_refused(results)])
+    intro = [f"Peak memory of a {workload}:", "resident set above what imports took, allocator as installed"]
+    return "\n".join([*intro, table(["", "peak"], lines), *_refused(results)])
 
 
 def _refused(results: Sequence[Result]) -> list[str]:
@@ -134,20 +124,18 @@ def _refused(results: Sequence[Result]) -> list[str]:
 
 
 def standings(workload: Workload, results: Sequence[Result], memory: bool = False) -> list[Standing]:
-    """Return mbnp against the fastest configuration of each peer; with `memory`, against the one with the least."""
+    """Return mbnp's time against the least of each rival's; with `memory`, its peak against theirs."""
+    values = [(r.bytes if memory else r.median, r.candidate) for r in results if r.refused is None]
+    known = [(value, candidate) for value, candidate in values if value]
+    ours = next((value for value, candidate in known if candidate.group == MBNP), None)
+    what = f"peak memory, {workload}" if memory else str(workload)
     found = []
-    known = [
-        (r, r.bytes if memory else r.median) for r in results if (r.bytes if memory else r.refused is None)
-    ]
-    ours = next((value for r, value in known if r.candidate.group == MBNP), None)
-    for group, allocator, peer in RIVALS:
-        theirs = [(v, r.candidate) for r, v in known if r.candidate.group == group]
-        theirs = [(v, c) for v, c in theirs if allocator in (None, c.allocator)]
+    for peer, group, allocators in RIVALS:
+        theirs = [(v, c.name) for v, c in known if c.group == group and c.allocator in allocators]
         if ours and theirs:
-            least, candidate = min(theirs, key=lambda item: item[0])
-            configuration = candidate.name.partition(", ")[2]  # as in "PyTorch, channels_last"
-            what, peer = (f"peak memory, {workload}", group) if memory else (str(workload), peer)
-            found.append(Standing(what, peer, ours, least, configuration, memory))
+            least, name = min(theirs)
+            configuration = name.partition(", ")[2]  # as in "PyTorch, channels_last"
+            found.append(Standing(what, group if memory else peer, ours, least, configuration, memory))
     return found
 
 
@@ -157,11 +145,10 @@ def standing(found: Sequence[Standing]) -> str:
     for s in found:
         values = [_mb(v) if s.memory else f"{_ms(v)} ms" for v in (s.ours, s.theirs)]
         lines.append([f"  {s.peer}", *values, f"{s.ratio:.2f}", s.name])
-    head = ["", "mbnp", "theirs", "theirs/mbnp", "their best configuration"]
-    first, rule, *body = table(head, lines, left_last=True).split("\n")
-    text = [first, rule]
-    for i, (s, line) in enumerate(zip(found, body, strict=True)):
-        text += [line] if i and found[i - 1].what == s.what else [hang(s.what), line]
+    head = table(["", "mbnp", "theirs", "theirs/mbnp", "their best"], lines, left_last=True).split("\n")
+    text = head[:2]
+    for i, (s, line) in enumerate(zip(found, head[2:], strict=True)):
+        text += [line] if i and found[i - 1].what == s.what else [s.what, line]
     return "\n".join(text)
 
 
@@ -169,19 +156,19 @@ def scaling(found: Sequence[Sweep]) -> str:
     """Return a table for each sweep, microseconds for one image."""
     texts = []
     for sweep in found:
-        first, lines = sweep.points[0], []
-        for p in sweep.points:
-            growth = _times(first.training, p.training), _times(first.inference, p.inference)
-            lines.append([f"{p.value:g}", _us(p.training), _us(p.inference), *growth])
+        _, *first = sweep.points[0]
+        lines = []
+        for value, *times in sweep.points:
+            growth = [_known(t / t1, ".2f") for t, t1 in zip(times, first, strict=True)]
+            lines.append([f"{value:g}", *(_known(1e6 * t, ",.1f") for t in times), *growth])
         head = [sweep.name, "training, us", "inference, us", "training, x", "inference, x"]
-        title = f"{sweep.name} ({sweep.fixed}): time for one image, and x times the first line's"
-        text = f"{hang(title)}\n{table(head, lines)}"
+        text = f"{sweep.name} ({sweep.fixed}): time for one image, and x times the first line's"
+        text += f"\n{table(head, lines)}"
         if sweep.name == "batch size":
             training, inference = (f"{100 * worst:.0f} %" for worst in worst_above_minimum(sweep, 16, 256))
-            above = f"at most {training} (training) and {inference} (inference) above the least"
-            text += "\n" + hang(f"from batch 16 to 256 {above}")
+            text += f"\nfrom batch 16 to 256 at most {training} (training) and {inference} (inference) above the least"
         texts.append(text)
-    return "\n\n".join(texts)
+    return "\n\n".join("\n".join(map(hang, text.split("\n"))) for text in texts)
 
 
 def _shorten(name: str, width: int) -> str:
@@ -194,11 +181,8 @@ def _shorten(name: str, width: int) -> str:
 def _rate(rate: Rate | None) -> list[str]:
     if rate is None:
         return ["", "", ""]
-    return [_ms(rate.seconds), _short(rate.gflops) if rate.flops else "", _short(rate.bandwidth)]
-
-
-def _short(number: float) -> str:
-    return f"{number:.1f}" if number < 10 else f"{number:.0f}"
+    gflops, gbytes = (f"{x:.1f}" if x < 10 else f"{x:.0f}" for x in (rate.gflops, rate.bandwidth))
+    return [_ms(rate.seconds), gflops if rate.flops else "", gbytes]
 
 
 def _ms(seconds: float) -> str:
@@ -206,12 +190,8 @@ def _ms(seconds: float) -> str:
     return f"{ms:.3f}" if ms < 10 else f"{ms:.1f}" if ms < 1000 else f"{ms:.0f}"
 
 
-def _us(seconds: float) -> str:
-    return "" if math.isnan(seconds) else f"{1e6 * seconds:,.1f}"
-
-
-def _times(first: float, value: float) -> str:
-    return "" if math.isnan(first) or math.isnan(value) else f"{value / first:.2f}"
+def _known(number: float, spec: str) -> str:
+    return "" if math.isnan(number) else format(number, spec)
 
 
 def _mb(count: float) -> str:

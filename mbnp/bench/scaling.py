@@ -2,14 +2,15 @@
 
 import math
 import statistics
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mbnp import backend
 from mbnp.bench.candidates import Mbnp
-from mbnp.bench.workload import Workload, timed
+from mbnp.bench.workload import Workload
 from mbnp.errors import MbnpError
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -41,25 +42,20 @@ def sweeps(
     """Vary the batch size, width and threads of `base`, and the resolution of mobilenet-v1."""
     large = replace(base, model=RESOLUTION_MODEL, batch_size=RESOLUTION_BATCH)
     size = f"{base.resolution} x {base.resolution}"
-    batch = f"{base.model}, batch {base.batch_size}, {size}"
-
-    def sweep(name: str, fixed: str, values: Sequence[float], vary: Callable[..., Workload]) -> Sweep:
-        say(f"varying {name}")
-        times = per_image([vary(value) for value in values], rounds, engine)
-        return Sweep(name, fixed, [Point(v, *t) for v, t in zip(values, times, strict=True)])
-
-    counts = thread_counts(base.threads)
-    return [
-        sweep("batch size", f"{base.model}, {size}", BATCHES, lambda n: replace(base, batch_size=n)),
-        sweep("width", batch, WIDTHS, lambda w: replace(base, width_mult=w)),
-        sweep(
-            "resolution",
-            f"{large.model}, batch {large.batch_size}",
-            RESOLUTIONS,
-            lambda r: replace(large, resolution=r),
-        ),
-        sweep("threads", batch, counts, lambda n: replace(base, threads=n)),
+    batch = f"{base.model}, batch {base.batch_size}"
+    plan: list[tuple[str, str, Workload, str, Sequence[Any]]] = [
+        ("batch size", f"{base.model}, {size}", base, "batch_size", BATCHES),
+        ("width", f"{batch}, {size}", base, "width_mult", WIDTHS),
+        ("resolution", f"{large.model}, batch {large.batch_size}", large, "resolution", RESOLUTIONS),
+        ("threads", f"{batch}, {size}", base, "threads", thread_counts(base.threads)),
     ]
+    found = []
+    for name, fixed, workload, varied, values in plan:
+        say(f"varying {name}")
+        varying = [replace(workload, work="training", **{varied: value}) for value in values]
+        times = per_image(varying, rounds, engine)
+        found.append(Sweep(name, fixed, [Point(v, *t) for v, t in zip(values, times, strict=True)]))
+    return found
 
 
 def thread_counts(most: int) -> list[int]:
@@ -71,7 +67,7 @@ def per_image(workloads: list[Workload], rounds: int, engine: str) -> list[tuple
     """Return the median seconds for one image of a training step and of an inference, in alternating turns."""
     runs: list[tuple[Workload, Callable[[], object], list[float]]] = []
     for workload in workloads:
-        ours = Mbnp(replace(workload, work="training"), engine)
+        ours = Mbnp(workload, engine)
         ours.build()  # one network for both: two would not fit in memory as easily
         runs += [(workload, ours.run, []), (workload, partial(ours.net.forward, ours.x), [])]
     for turn in range(rounds + 1):
@@ -88,17 +84,16 @@ def _turn(run: Callable[[], object]) -> list[float]:
     laps: list[float] = []
     try:
         while len(laps) < 3 or sum(laps) < TURN:
-            laps += timed(run, 1)
+            laps.append(timeit.timeit(run, number=1))
     except MbnpError:
         return [math.nan]
     return laps
 
 
 def worst_above_minimum(sweep: Sweep, first: float, last: float) -> tuple[float, float]:
-    """Return how much longer an image takes than at best, at most, between two values, as a share of the best.
+    """Return how far the slowest point between two values is above the fastest: 0.1 is 10 %.
 
-    Of training and of inference: 0.1 is 10 %.
+    The first number is training's, the second inference's.
     """
-    inside = [p for p in sweep.points if first <= p.value <= last]
-    training, inference = [p.training for p in inside], [p.inference for p in inside]
+    _, training, inference = zip(*(p for p in sweep.points if first <= p.value <= last), strict=True)
     return max(training) / min(training) - 1, max(inference) / min(inference) - 1

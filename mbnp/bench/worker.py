@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -12,16 +13,12 @@ from types import ModuleType
 from typing import Any
 
 from mbnp.bench.candidates import TUNED, Candidate
-from mbnp.bench.workload import Workload, timed
+from mbnp.bench.workload import Workload
 
 PATIENCE = 600.0  # seconds for an answer: torch.compile takes its time
 
 # glibc keeps freed memory instead of handing it back to the system and faulting it in again, page by page.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "MALLOC_TOP_PAD_": "268435456",
-}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": 1 << 32, "MALLOC_TRIM_THRESHOLD_": 1 << 33, "MALLOC_TOP_PAD_": 1 << 28}
 
 
 class Died(Exception):
@@ -77,23 +74,20 @@ class Worker:
 @contextmanager
 def environment(allocator: str) -> Iterator[None]:
     """Within the block, let a process that is started have the allocator as installed or tuned, and run no script."""
-    variables = {**dict.fromkeys(ALLOCATOR), **(ALLOCATOR if allocator == TUNED else {})}
-    variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or torch.compile leaves processes of its own behind
-    before, main = {name: os.environ.get(name) for name in variables}, sys.modules["__main__"]
-    _set_variables(variables)
+    before, main = dict(os.environ), sys.modules["__main__"]
+    for name, value in ALLOCATOR.items():
+        os.environ.pop(name, None)
+        if allocator == TUNED:
+            os.environ[name] = str(value)
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or torch.compile leaves processes of its own behind
     sys.modules["__main__"] = ModuleType("__main__")  # multiprocessing would run the user's script once more
     try:
         yield
     finally:
-        _set_variables(before)
         sys.modules["__main__"] = main
-
-
-def _set_variables(variables: dict[str, str | None]) -> None:
-    for name, value in variables.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+        os.environ.update(before)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
 
 
 def _serve(connection: Connection, printed: Path, candidate: Candidate, workload: Workload) -> None:
@@ -110,7 +104,7 @@ def _serve(connection: Connection, printed: Path, candidate: Candidate, workload
         while True:
             name, *steps = connection.recv()
             if name == "run":
-                connection.send(timed(runner.run, *steps))
+                connection.send(timeit.repeat(runner.run, repeat=steps[0], number=1))
             elif name == "outputs":
                 connection.send(runner.outputs())
             else:  # not getrusage's peak: that one begins with that of the process that started this one

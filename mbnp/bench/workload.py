@@ -1,8 +1,6 @@
 """A workload: one training step or one inference, the same for every candidate."""
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,13 +91,3 @@ def vary(net: Network, seed: int = 1) -> Network:
             layer.running_mean.value = rng.normal(0, 0.1, shape)
             layer.running_var.value = rng.uniform(0.1, 0.3, shape)
     return net
-
-
-def timed(run: Callable[[], object], steps: int) -> list[float]:
-    """Return the seconds that each of `steps` calls takes."""
-    seconds = []
-    for _ in range(steps):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return seconds

@@ -18,6 +18,7 @@ from mbnp.bench.workload import Workload
 from mbnp.commands import common
 from mbnp.errors import MbnpError, unknown
 from mbnp.tables import hang
+from mbnp.weights.files import replacing
 
 DEFAULT = "mobilenet-v1-small"
 WORKS = ("training", "inference", "single", "mobilenet-v1")  # single: a batch of one image
@@ -53,7 +54,10 @@ def run(options: Namespace) -> int:
             _layers(workload, options, peaks, found, say)
             good = _comparisons(compared, workload, peers, options, found, say)
     if options.json:
-        _write(Path(options.json), found)
+        # A number that is not one, where BatchNorm cannot train, is null: JSON knows no NaN.
+        known = json.loads(json.dumps(found), parse_constant=lambda name: None)
+        with replacing(Path(options.json)) as partial:
+            partial.write_text(json.dumps(known, indent=2) + "\n")
     return 0 if good else 1
 
 
@@ -161,7 +165,11 @@ def _layers_json(measured: profile.Profile) -> dict[str, Any]:
 
 def _comparison_json(workload: Workload, results: list[comparison.Result]) -> dict[str, Any]:
     def one(r: comparison.Result) -> dict[str, Any]:
-        known = {"name": r.candidate.name, "allocator": r.candidate.allocator, "refused": r.refused}
+        known: dict[str, Any] = {
+            "name": r.candidate.name,
+            "allocator": r.candidate.allocator,
+            "refused": r.refused,
+        }
         if r.seconds and r.refused is None:
             known |= {"median": r.median, "quartiles": list(r.quartiles), "steps": len(r.seconds)}
         return known | ({"bytes": r.bytes} if r.bytes is not None else {})
@@ -173,24 +181,6 @@ def _comparison_json(workload: Workload, results: list[comparison.Result]) -> di
 
 def _machine(workload: Workload) -> str:
     return f"{machine.processor()}, {workload.threads} thread{'s' if workload.threads > 1 else ''}"
-
-
-def _write(path: Path, found: dict[str, Any]) -> None:
-    partial = Path(f"{path}.part")
-    try:
-        # A number that is not one, where BatchNorm cannot train, is null: JSON knows no NaN.
-        partial.write_text(json.dumps(_without_nan(found), indent=2, allow_nan=False) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 def _names(text: str | None) -> list[str]:

@@ -118,8 +118,8 @@ class FusedNetwork(Network):
             complete = inference is not None and inference.head(inference.output_shape(shape)) is not None
         found = []
         for block in inference.blocks if inference else []:
-            layers = itertools.chain.from_iterable(itertools.islice(fused, len(block.triples)))
-            found.append(Step(tuple(layers), ((block, "run"),)))
+            computed = itertools.chain.from_iterable(itertools.islice(fused, len(block.triples)))
+            found.append(Step(tuple(computed), ((block, "run"),)))
         for stage, layers in zip(plan.stages if plan else [], fused, strict=True):
             forward, backward = ("forward", "normalise"), ("finish_gradient", "backward")
             found.append(Step(layers, _calls(stage, *forward), _calls(stage, *backward)))
