@@ -1,4 +1,4 @@
-"""Candidates that go wrong, for the tests of `mbnp bench`; `mbnp.bench.candidates.Runner` says what a runner is."""
+"""Candidates that go wrong, for the tests of `mbnp bench`; `mbnp.bench.candidates` says what a candidate is."""
 
 import dataclasses
 import sys
@@ -6,17 +6,18 @@ import time
 
 import numpy as np
 
-from mbnp.bench.candidates import Mbnp, OnnxRuntime, Reference, Runner
+from mbnp.bench.candidates import Candidate, Mbnp, OnnxRuntime, Reference
 
 
 class WrongWeights(Mbnp):
     """The right network with the wrong weights."""
 
-    def __init__(self, workload, option):
-        super().__init__(dataclasses.replace(workload, weights_seed=1), "readable")
+    def prepare(self, workload):
+        super().prepare(dataclasses.replace(workload, weights_seed=1))
 
     def outputs(self):
-        reference = Reference(self.workload)
+        reference = Reference("the reference")
+        reference.prepare(self.workload)
         reference.build()
         return reference.outputs()
 
@@ -33,11 +34,11 @@ class OnnxWithoutTorch(OnnxRuntime):
         return super().outputs()
 
 
-class Idle(Runner):
+class Idle(Candidate):
     """Nothing to compare, and steps of about a millisecond; options say what goes wrong."""
 
-    def __init__(self, workload, option):
-        super().__init__(workload, option)
+    def prepare(self, workload):
+        option = self.option
         if option.get("noise"):
             print("hello from a library")  # must not end up among the answers, nor on the terminal
         if option.get("dies") == "at once":

@@ -17,7 +17,7 @@ from PIL import Image
 import mbnp
 from mbnp import backend, cli, cost, fused, plots
 from mbnp.bench import candidates, comparison, floor, machine, profile, report, scaling, worker, workload
-from mbnp.bench.candidates import INSTALLED, TUNED, Candidate
+from mbnp.bench.candidates import INSTALLED, TUNED
 from mbnp.bench.comparison import Result
 from mbnp.bench.workload import Workload
 from tests.candidates import Idle, OnnxWithoutTorch, WrongWeights
@@ -235,7 +235,7 @@ def test_the_machine_is_measured_and_described(monkeypatch):
     monkeypatch.setattr(machine, "MEMORY", 1 << 20)
     monkeypatch.setattr(machine, "last_cache_bytes", lambda: 1 << 18)
     used = set()
-    monkeypatch.setattr(machine, "_matmuls", lambda *arrays: used.add(backend.get_num_threads()))
+    monkeypatch.setattr(floor, "multiply", lambda *arrays: used.add(backend.get_num_threads()))
     before = backend.get_num_threads()
     peaks = machine.measure(threads=1, rounds=2)
     assert (used, backend.get_num_threads()) == ({1}, before)
@@ -259,14 +259,15 @@ def test_the_machine_is_measured_and_described(monkeypatch):
 # ---- outputs are compared --------------------------------------------------------------------------------------
 
 
-def built(runner):
-    runner.build()
-    return runner
+def built(candidate, work):
+    candidate.prepare(work)
+    candidate.build()
+    return candidate
 
 
 @pytest.fixture(scope="module")
 def reference():
-    return built(candidates.Reference(SMALL)).outputs()
+    return built(candidates.Reference("the reference"), SMALL).outputs()
 
 
 @pytest.mark.parametrize(
@@ -280,38 +281,38 @@ def reference():
     ids=str,
 )
 def test_candidates_agree_in_training(kind, option, reference):
-    runner = built(kind(SMALL, option))
-    outputs = runner.outputs()
+    candidate = built(kind("a name", option), SMALL)
+    outputs = candidate.outputs()
     assert {"loss", "grad.conv1.0.weight", "float64.loss", "float64.grad.fc.bias"} <= set(outputs)
     assert comparison.difference(outputs, reference) is None
-    runner.run()
+    candidate.run()
 
 
 @pytest.mark.parametrize("model", ["mobilenet-v1-small", "mobilenet-v1", "resnet20"])
 def test_candidates_agree_in_inference(model):
     work = dataclasses.replace(inference(SMALL), model=model)
-    expected = built(candidates.Reference(work)).outputs()
+    expected = built(candidates.Reference("the reference"), work).outputs()
     assert set(expected) == {"logits"}
     assert expected["logits"].dtype == np.float64
-    for runner in (built(candidates.Mbnp(work)), built(candidates.Torch(work))):
-        assert comparison.difference(runner.outputs(), expected) is None
-        runner.run()
+    for candidate in (candidates.Mbnp("mbnp", "fused"), candidates.Torch("PyTorch", "NCHW")):
+        assert comparison.difference(built(candidate, work).outputs(), expected) is None
+        candidate.run()
 
 
 def test_onnx_runtime_agrees():
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     work = inference(SMALL)
-    runner = built(candidates.OnnxRuntime(work))
-    expected = built(candidates.Reference(work)).outputs()
-    assert comparison.difference(runner.outputs(), expected) is None
-    runner.run()
+    candidate = built(candidates.OnnxRuntime("ONNX Runtime"), work)
+    expected = built(candidates.Reference("the reference"), work).outputs()
+    assert comparison.difference(candidate.outputs(), expected) is None
+    candidate.run()
 
 
 def test_pytorch_is_not_loaded_where_onnx_runtime_is_timed():
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    with worker.Worker(Candidate("ONNX Runtime", "", OnnxWithoutTorch), inference(SMALL)) as running:
+    with worker.Worker(OnnxWithoutTorch("ONNX Runtime"), inference(SMALL)) as running:
         assert set(running.ask("outputs")) == {"logits"}
 
 
@@ -352,15 +353,15 @@ def test_differences_are_found(reference):
 
 
 def fake(name="fake", **options):
-    return Candidate(name, "", Idle, options)
+    return Idle(name, options)
 
 
 def test_a_comparison_times_what_agrees_and_says_why_others_are_out(capfd):
     chosen = [
-        Candidate("mbnp", candidates.MBNP, candidates.Mbnp, "fused"),
-        Candidate("wrong", "", WrongWeights),
+        candidates.Mbnp("mbnp", "fused"),
+        WrongWeights("wrong", "readable"),
         fake("fine", noise=True),
-        Candidate("PyTorch, NCHW", candidates.TORCH, candidates.Torch, "NCHW", TUNED),
+        candidates.Torch("PyTorch, NCHW", "NCHW", TUNED),
         fake("never", dies="at once"),
         fake("halfway", dies="later"),
     ]
@@ -510,20 +511,20 @@ def test_mistakes_are_one_line(arguments, message, capsys):
 # ---- what is printed -------------------------------------------------------------------------------------------
 
 
-def result(name, group, median, allocator=INSTALLED, **more):
-    return Result(Candidate(name, group, Idle, {}, allocator), [median] * 3, **more)
+def result(name, median, allocator=INSTALLED, **more):
+    return Result(Idle(name, {}, allocator), [median] * 3, **more)
 
 
 def test_standings_are_against_the_fastest_configuration():
     results = [
-        result("mbnp", candidates.MBNP, 0.020),
-        result("matmuls", candidates.MATMULS, 0.010),
-        result("by NumPy", "", 0.001),
-        result("PyTorch, NCHW", candidates.TORCH, 0.060),
-        result("PyTorch, channels_last", candidates.TORCH, 0.050),
-        result("PyTorch, NCHW", candidates.TORCH, 0.030, TUNED),
-        result("PyTorch, channels_last", candidates.TORCH, 0.032, TUNED),
-        result("PyTorch, torch.compile", candidates.TORCH, 0.001, TUNED, refused="it stopped: x"),
+        result("mbnp", 0.020),
+        result(candidates.MATMULS, 0.010),
+        result("by NumPy", 0.001),
+        result("PyTorch, NCHW", 0.060),
+        result("PyTorch, channels_last", 0.050),
+        result("PyTorch, NCHW", 0.030, TUNED),
+        result("PyTorch, channels_last", 0.032, TUNED),
+        result("PyTorch, torch.compile", 0.001, TUNED, refused="it stopped: x"),
     ]
     found = report.standings(SMALL, results)
     assert [(s.peer, round(s.ratio, 3), s.name) for s in found] == [
@@ -532,9 +533,9 @@ def test_standings_are_against_the_fastest_configuration():
         ("matrix products alone", 0.5, ""),
     ]
     memories = [
-        result("mbnp", candidates.MBNP, 1, bytes=50_000_000),
-        result("PyTorch, NCHW", candidates.TORCH, 1, bytes=200_000_000),
-        result("PyTorch, channels_last", candidates.TORCH, 1, bytes=100_000_000),
+        result("mbnp", 1, bytes=50_000_000),
+        result("PyTorch, NCHW", 1, bytes=200_000_000),
+        result("PyTorch, channels_last", 1, bytes=100_000_000),
     ]
     found += report.standings(SMALL, memories, memory=True)
     assert (found[-1].ratio, found[-1].name) == (2.0, "channels_last")
@@ -547,7 +548,7 @@ def test_standings_are_against_the_fastest_configuration():
 
 
 def test_a_busy_machine_is_told():
-    calm, busy = result("mbnp", candidates.MBNP, 0.02), result("PyTorch, NCHW", candidates.TORCH, 0.02)
+    calm, busy = result("mbnp", 0.02), result("PyTorch, NCHW", 0.02)
     busy.seconds = [0.02, 0.02, 0.05, 0.05]
     assert "far apart" not in report.comparison(SMALL, [calm], rounds=1)
     assert "far apart" in report.comparison(SMALL, [calm, busy], rounds=1)
@@ -565,7 +566,7 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     assert max(map(len, out.splitlines())) <= 80
     for line in (
         r"^mbnp \S+ on .*, 1 of \d+( |\n  )processors$",
-        r"^training step, mobilenet-v1-small, 2 images of 32 x 32; the fast$",
+        r"^training step, mobilenet-v1-small, 2 images of 32 x 32; the fast engine$",
         r"^conv2_1.0 +depthwise +32x32x8 +\d",
         r"^pointwise +\d+\.\d % +\d+\.\d %",
         r"^mbnp +installed",
@@ -601,7 +602,7 @@ def test_it_fails_if_mbnp_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(
         comparison,
         "compare",
-        lambda work, chosen, rounds, say: [result("mbnp", candidates.MBNP, 1, refused="too far off")],
+        lambda work, chosen, rounds, say: [result("mbnp", 1, refused="too far off")],
     )
     small = ["--width-mult", "0.25", "--batch-size", "2", "--threads", "1", "--rounds", "1"]
     assert cli.main(["bench", *small, "--work", "inference"]) == 1

@@ -8,8 +8,9 @@ import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -23,20 +24,53 @@ from mbnp.ops import softmax_cross_entropy as cross_entropy
 
 # What --against knows -> the packages that it needs.
 PEERS = {"readable": [], "torch": ["torch"], "onnxruntime": ["onnxruntime", "onnx", "torch"]}
-MBNP, READABLE, MATMULS, TORCH, ONNX = "mbnp", "mbnp readable", "matmuls", "PyTorch", "ONNX Runtime"
+MBNP, READABLE, TORCH, ONNX = "mbnp", "mbnp readable", "PyTorch", "ONNX Runtime"
+MATMULS = "its matrix products alone"
 INSTALLED, TUNED = "as installed", "tuned"  # the allocator: worker.py says how
 
 Arrays = dict[str, np.ndarray]
 
 
-class Candidate(NamedTuple):
-    """One entry of a comparison. `group` is what its time is reported under: mbnp, matmuls, PyTorch, ..."""
+@dataclass
+class Candidate:
+    """One entry of a comparison. What a subclass computes by, it makes in `prepare` and `build`."""
 
-    name: str
-    group: str
-    runner: Callable[..., "Runner"]  # its class
+    name: str  # a group, and one of its configurations: "PyTorch, NCHW"
     option: Any = None
     allocator: str = INSTALLED
+
+    infer: ClassVar[Callable[..., Any]]  # (self) returns the logits of the batch
+    train: ClassVar[Callable[..., None]]  # (self) runs one training step
+    gradients: ClassVar[Callable[..., Arrays]]  # (self, dtype): see `outputs`; {} if it has no such dtype
+
+    @property
+    def group(self) -> str:
+        return self.name.partition(", ")[0]
+
+    def prepare(self, workload: Workload) -> None:
+        """Import what is needed, and make what is needed from others."""
+        self.workload, (self.x, self.y) = workload, workload.batch()
+
+    def build(self) -> None:
+        """Make the network; the memory that is measured is what it takes from here on."""
+
+    def run(self) -> None:
+        """Run one training step or one inference, which is what is timed."""
+        if self.workload.work == "training":
+            self.train()
+        else:
+            self.infer()
+
+    def outputs(self) -> Arrays:
+        """Return what is compared; {} if there is nothing.
+
+        In inference logits; in training loss and grad.NAME of each parameter, in our names and layouts, and the same
+        as float64.loss, ... of the same code in float64 where it has it.
+        """
+        if self.workload.work == "inference":
+            return {"logits": np.asarray(self.infer())[: self.workload.compared()]}
+        found, exact = self.gradients(np.float32), self.gradients(np.float64)
+        return found | {f"float64.{name}": array for name, array in exact.items()}
 
 
 def check_peers(names: Sequence[str]) -> None:
@@ -51,23 +85,17 @@ def check_peers(names: Sequence[str]) -> None:
 
 
 def for_workload(workload: Workload, peers: Sequence[str], readable: bool, compiled: bool) -> list[Candidate]:
-    """Return mbnp (its reference network, if `readable`), its matrix products, and the peers.
-
-    compiled: with torch.compile
-    """
-    found = [
-        Candidate(MBNP, MBNP, Mbnp, "readable" if readable else "fused"),
-        Candidate("its matrix products alone", MATMULS, Matmuls, "kernel"),
-        Candidate("the same by NumPy's threads", "", Matmuls, "numpy"),
-    ]
+    """Return mbnp (its reference network, if `readable`), its matrix products, and the peers that are asked for."""
+    found: list[Candidate] = [Mbnp(MBNP, "readable" if readable else "fused")]
+    found += [Matmuls(MATMULS, "kernel"), Matmuls("the same by NumPy's threads", "numpy")]
     if "readable" in peers and not readable:
-        found.append(Candidate(READABLE, READABLE, Mbnp, "readable"))
-    ways = ["channels_last", "NCHW", *(["torch.compile"] if compiled else [])] if "torch" in peers else []
-    glibc = platform.libc_ver()[0] == "glibc"
-    allocators = [INSTALLED, TUNED] if glibc else [INSTALLED]
-    found += [Candidate(f"{TORCH}, {w}", TORCH, Torch, w, a) for a in allocators for w in ways]
+        found.append(Mbnp(READABLE, "readable"))
+    allocators = [INSTALLED, TUNED] if platform.libc_ver()[0] == "glibc" else [INSTALLED]
+    if "torch" in peers:
+        ways = ["channels_last", "NCHW", *(["torch.compile"] if compiled else [])]
+        found += [Torch(f"{TORCH}, {way}", way, a) for a in allocators for way in ways]
     if "onnxruntime" in peers and workload.work == "inference":
-        found += [Candidate(ONNX, ONNX, OnnxRuntime, None, allocator) for allocator in allocators]
+        found += [OnnxRuntime(ONNX, allocator=allocator) for allocator in allocators]
     return found
 
 
@@ -77,48 +105,11 @@ def for_memory(workload: Workload, peers: Sequence[str], readable: bool) -> list
     return [c for c in found if c.group in (MBNP, READABLE, TORCH) and c.allocator == INSTALLED]
 
 
-class Runner:
-    """A candidate at work. The constructor imports what it needs, and makes what it needs from others."""
-
-    def __init__(self, workload: Workload, option: Any = None) -> None:
-        self.workload, self.option = workload, option
-        self.x, self.y = workload.batch()
-
-    def build(self) -> None:
-        """Make the network; the memory that is measured is what it takes from here on."""
-
-    def infer(self) -> np.ndarray:
-        """Return the logits of the batch."""
-        raise NotImplementedError
-
-    def train(self) -> None:
-        """Run one training step."""
-        raise NotImplementedError
-
-    def gradients(self, dtype: Any) -> Arrays:
-        """Return loss and grad.NAME of each parameter, in our names and layouts; {} if it has no such dtype."""
-        raise NotImplementedError
-
-    def run(self) -> None:
-        """Run one training step or one inference, which is what is timed."""
-        if self.workload.work == "training":
-            self.train()
-        else:
-            self.infer()
-
-    def outputs(self) -> Arrays:
-        """Return what is compared: logits or gradients, those in float64 as float64.NAME; {} if there is nothing."""
-        if self.workload.work == "inference":
-            return {"logits": np.asarray(self.infer())[: self.workload.compared()]}
-        found, exact = self.gradients(np.float32), self.gradients(np.float64)
-        return found | {f"float64.{name}": array for name, array in exact.items()}
-
-
-class Mbnp(Runner):
+class Mbnp(Candidate):
     """Our network. option: "fused" or "readable", the reference network."""
 
-    def __init__(self, workload: Workload, option: str = "fused") -> None:
-        super().__init__(workload, option)
+    def prepare(self, workload: Workload) -> None:
+        super().prepare(workload)
         backend.set_num_threads(workload.threads)
         with backend.one_blas_thread():  # imports SciPy's BLAS
             pass
@@ -131,7 +122,7 @@ class Mbnp(Runner):
         net = self.workload.network(dtype)
         return fused.convert(net) if self.option == "fused" else net
 
-    def infer(self) -> np.ndarray:
+    def infer(self) -> Any:
         return self.net.forward(self.x)
 
     def train(self) -> None:
@@ -159,7 +150,7 @@ class Reference(Mbnp):
             return {"logits": self.net.forward(self.x[: self.workload.compared()].astype(np.float64))}
 
 
-class Matmuls(Runner):
+class Matmuls(Candidate):
     """The network's matrix products. option: "kernel", as the fast engine runs them, or "numpy"."""
 
     def build(self) -> None:
@@ -177,16 +168,16 @@ class Matmuls(Runner):
         return {}
 
 
-class Torch(Runner):
+class Torch(Candidate):
     """PyTorch. option: "channels_last" or "NCHW", or "torch.compile" of the former.
 
     The optimiser is SGD as it comes: its `fused` and `foreach` variants were measured to change nothing.
     """
 
-    def __init__(self, workload: Workload, option: str = "channels_last") -> None:
+    def prepare(self, workload: Workload) -> None:
         import torch
 
-        super().__init__(workload, option)
+        super().prepare(workload)
         torch.set_num_threads(workload.threads)
         self.torch: Any = torch
         self.net = workload.network()
@@ -210,7 +201,7 @@ class Torch(Runner):
             # Static shapes: it is compared and timed on batches of different size where memory is short.
             self.compute = torch.compile(self.module, dynamic=False)
 
-    def infer(self) -> np.ndarray:
+    def infer(self) -> Any:
         with self.torch.inference_mode():
             return self.compute(self.images)
 
@@ -240,7 +231,7 @@ class Torch(Runner):
         return {"loss": loss.detach().numpy(), **grads}
 
 
-class OnnxRuntime(Runner):
+class OnnxRuntime(Candidate):
     """ONNX Runtime on the graph that PyTorch exports, with all its optimisations. Inference only."""
 
     def build(self) -> None:
@@ -256,7 +247,7 @@ class OnnxRuntime(Runner):
             self.session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
         self.feed = {self.session.get_inputs()[0].name: np.ascontiguousarray(self.x.transpose(0, 3, 1, 2))}
 
-    def infer(self) -> np.ndarray:
+    def infer(self) -> Any:
         return self.session.run(None, self.feed)[0]
 
 

@@ -22,7 +22,12 @@ STEPS = 3  # in a turn, at least
 TOLERANCE, ROUGHLY = 1e-4, 0.1  # see `difference`
 
 Arrays = Mapping[str, np.ndarray]
-Say = Callable[[str], object]
+Candidates = Iterable[Candidate]
+Say = Callable[[str], object]  # shows what is going on
+
+
+def _quiet(line: str) -> None:
+    pass
 
 
 @dataclass
@@ -44,14 +49,12 @@ class Result:
         return low, high
 
 
-def compare(
-    workload: Workload, candidates: Iterable[Candidate], rounds: int, say: Say = lambda line: None
-) -> list[Result]:
+def compare(workload: Workload, candidates: Candidates, rounds: int, say: Say = _quiet) -> list[Result]:
     """Let every candidate compute, compare, and time those that agree: `rounds` turns each, in alternation."""
     results = [Result(candidate) for candidate in candidates]
     say("the reference")
     try:
-        with Worker(Candidate("the reference", "", Reference), workload) as worker:
+        with Worker(Reference("the reference"), workload) as worker:
             reference = worker.ask("outputs")
     except Died as error:
         for result in results:
@@ -74,7 +77,7 @@ def compare(
     return results
 
 
-def memory(workload: Workload, candidates: Iterable[Candidate], say: Say = lambda line: None) -> list[Result]:
+def memory(workload: Workload, candidates: Candidates, say: Say = _quiet) -> list[Result]:
     """Return the peak memory of a few steps of each candidate, one process after another."""
     results = []
     for candidate in candidates:
@@ -117,11 +120,10 @@ def difference(outputs: Arrays, reference: Arrays) -> str | None:
     exact = {name: outputs[f"float64.{name}"] for name in reference if f"float64.{name}" in outputs}
     if set(outputs) != {*reference, *(f"float64.{name}" for name in exact)}:
         return f"its outputs are {', '.join(sorted(outputs))} instead of {', '.join(sorted(reference))}"
+    largest: dict[str, float] = {}  # entry of each layer's gradients
     for name, expected in reference.items():
         if outputs[name].shape != expected.shape:
             return f"its {name} has shape {outputs[name].shape}, not {expected.shape}"
-    largest: dict[str, float] = {}  # entry of each layer's gradients
-    for name, expected in reference.items():
         layer = name.rpartition(".")[0] or name
         largest[layer] = max(largest.get(layer, 0.0), float(np.abs(expected).max()))
     gradients = [name for name in reference if name.startswith("grad.")]
@@ -132,9 +134,7 @@ def difference(outputs: Arrays, reference: Arrays) -> str | None:
         if not error <= TOLERANCE:  # so that NaN is too far
             return f"its {what} is off by {error:.1e} of the largest entry, {TOLERANCE:.0e} is allowed"
     if gradients:
-        found, truth = (
-            np.concatenate([of[name].ravel() for name in gradients]) for of in (outputs, reference)
-        )
+        found, truth = (np.concatenate([a[n].ravel() for n in gradients]) for a in (outputs, reference))
         error = np.linalg.norm(found - truth) / np.linalg.norm(truth)
         if not error <= ROUGHLY:
             return f"its gradients in float32 are off by {error:.1e} of their length, {ROUGHLY} is allowed"

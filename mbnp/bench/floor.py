@@ -36,13 +36,14 @@ def matmuls(net: Network, shape: tuple[int, int, int], batch_size: int) -> dict[
 
 
 @jit(parallel=True)
-def _forward(x, w, tile, y):
+def multiply(x, w, tile, y):
+    """y = x @ w by tiles of rows, each by one thread."""
     for t in prange(-(-x.shape[0] // tile)):
         np.dot(x[t * tile : (t + 1) * tile], w, y[t * tile : (t + 1) * tile])
 
 
 @jit(parallel=True)
-def _backward(x, dy, w_t, tile, chunk, dx, dw):
+def multiply_backward(x, dy, w_t, tile, chunk, dx, dw):
     """dx = dy @ w_t and, by chunks of tiles, x.T @ dy; where dx is empty it is left out."""
     for t in prange(dw.shape[0]):
         for first in range(t * chunk, min((t + 1) * chunk, x.shape[0]), tile):
@@ -80,9 +81,9 @@ class Floor:
         numba.set_num_threads(self.threads)
         with backend.one_blas_thread():
             for a in self.layers:
-                _forward(a.x, a.w, a.tile, a.y)
+                multiply(a.x, a.w, a.tile, a.y)
             for a in self.back:
-                _backward(a.x, a.dy, a.w_t, a.tile, a.chunk, a.dx, a.dw)
+                multiply_backward(a.x, a.dy, a.w_t, a.tile, a.chunk, a.dx, a.dw)
 
     def run_numpy(self) -> None:
         """Multiply as NumPy does: every product whole, on the threads of its own BLAS."""

@@ -19,6 +19,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 import mbnp
 from mbnp import backend
 from mbnp.backend import jit
+from mbnp.bench import floor
 
 SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # they choose another kernel than the processor's own
 PACKAGES = {"numpy": "NumPy", "numba": "Numba", "scipy": "SciPy", "torch": "PyTorch"}
@@ -41,7 +42,14 @@ class Peaks(NamedTuple):
 def describe() -> dict[str, Any]:
     """Return processor, threads, BLAS kernels, versions, and variables that slow things down, ready for JSON."""
     with backend.one_blas_thread():  # loads SciPy's BLAS, which kernels use, so that it is seen
-        blas = ThreadpoolController().select(user_api="blas").info()
+        libraries = ThreadpoolController().select(user_api="blas").info()
+    blas = []
+    for found in libraries:
+        of = next((name for name in ("NumPy", "SciPy") if name.lower() in found["filepath"]), "")
+        kernel = found.get("architecture")
+        blas.append(
+            {"of": of, "library": found["internal_api"], "version": found["version"], "kernel": kernel}
+        )
     layer = "not chosen yet"
     with suppress(ValueError):  # before the first parallel kernel runs
         layer = numba.threading_layer()
@@ -51,19 +59,9 @@ def describe() -> dict[str, Any]:
         "threads": backend.get_num_threads(),
         "system": " ".join([platform.system(), platform.machine(), *filter(None, platform.libc_ver())]),
         "python": platform.python_version(),
-        "versions": {
-            "mbnp": mbnp.__version__,
-            **{name: version(name) for name in PACKAGES if find_spec(name)},
-        },
-        "blas": [
-            {
-                "of": next((name for name in ("NumPy", "SciPy") if name.lower() in found["filepath"]), ""),
-                "library": found["internal_api"],
-                "version": found["version"],
-                "kernel": found.get("architecture"),
-            }
-            for found in blas
-        ],
+        "versions": {"mbnp": mbnp.__version__}
+        | {name: version(name) for name in PACKAGES if find_spec(name)},
+        "blas": blas,
         "threading_layer": layer,
         "slowing": {name: os.environ[name] for name in SLOWING if name in os.environ},
     }
@@ -89,13 +87,6 @@ def last_cache_bytes() -> int:
 
 
 @jit(parallel=True)
-def _matmuls(a, b, out):
-    """out[t] = a[t] @ b for every t, each product by one thread."""
-    for t in prange(a.shape[0]):
-        np.dot(a[t], b, out[t])
-
-
-@jit(parallel=True)
 def _triad(a, b, s, out):
     """out = a + s*b over (chunks, n): two loads and a store an entry."""
     for t in prange(a.shape[0]):
@@ -109,12 +100,12 @@ def measure(threads: int, rounds: int = 30) -> Peaks:
     backend.set_num_threads(threads)
     try:
         rng = np.random.default_rng(0)
-        a = rng.standard_normal((4 * threads, 256, 1024), np.float32)
+        a = rng.standard_normal((threads * 1024, 1024), np.float32)
         b, out = rng.standard_normal((1024, 1024), np.float32), np.empty_like(a)
         with backend.one_blas_thread():
-            kernel = _best(lambda: _matmuls(a, b, out), rounds)
+            kernel = _best(lambda: floor.multiply(a, b, 256, out), rounds)
         with threadpool_limits(threads, user_api="blas"):
-            numpy = _best(lambda: np.matmul(a.reshape(-1, 1024), b, out=out.reshape(-1, 1024)), rounds)
+            numpy = _best(lambda: np.matmul(a, b, out=out), rounds)
         size = last_cache_bytes()
         memory = _bandwidth(max(4 * size, MEMORY), threads, rounds)
         cache = _bandwidth(size // 2, threads, 3 * rounds)

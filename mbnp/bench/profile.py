@@ -135,9 +135,8 @@ def _row(layers: list[cost.Row], times: tuple[float, float], n: int, itemsize: i
     flops, params = n * sum(layer.flops for layer in named), sum(layer.params for layer in named)
     x, y = n * math.prod(named[0].input_shape), n * math.prod(named[-1].output_shape)
     inputs = 1 if first else 2  # x is read, and its gradient written
-    outputs = (
-        2 if "BatchNorm" in [layer.kind for layer in layers[1:]] else 1
-    )  # dy, and y for BatchNorm's backward
+    normalised = "BatchNorm" in [layer.kind for layer in layers[1:]]
+    outputs = 2 if normalised else 1  # dy, and y for BatchNorm's backward
     forward = Rate(times[0], flops, itemsize * (x + y + params))
     backward = Rate(times[1], inputs * flops, itemsize * (inputs * x + outputs * y + 2 * params))
     return Row(name, kind, named[-1].output_shape, forward, backward if times[1] else None)

@@ -67,7 +67,8 @@ def per_image(workloads: list[Workload], rounds: int, engine: str) -> list[tuple
     """Return the median seconds for one image of a training step and of an inference, in alternating turns."""
     runs: list[tuple[Workload, Callable[[], object], list[float]]] = []
     for workload in workloads:
-        ours = Mbnp(workload, engine)
+        ours = Mbnp("mbnp", engine)
+        ours.prepare(workload)
         ours.build()  # one network for both: two would not fit in memory as easily
         runs += [(workload, ours.run, []), (workload, partial(ours.net.forward, ours.x), [])]
     for turn in range(rounds + 1):

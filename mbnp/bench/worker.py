@@ -85,9 +85,8 @@ def environment(allocator: str) -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+        os.environ.clear()
         os.environ.update(before)
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
 
 
 def _serve(connection: Connection, printed: Path, candidate: Candidate, workload: Workload) -> None:
@@ -95,18 +94,18 @@ def _serve(connection: Connection, printed: Path, candidate: Candidate, workload
     file = os.open(printed, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):  # libraries print what they like
         os.dup2(file, stream)
-    runner = candidate.runner(workload, candidate.option)
+    candidate.prepare(workload)
     before = _memory("VmRSS")
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
-    runner.build()
+    candidate.build()
     with suppress(EOFError):
         while True:
             name, *steps = connection.recv()
             if name == "run":
-                connection.send(timeit.repeat(runner.run, repeat=steps[0], number=1))
+                connection.send(timeit.repeat(candidate.run, repeat=steps[0], number=1))
             elif name == "outputs":
-                connection.send(runner.outputs())
+                connection.send(candidate.outputs())
             else:  # not getrusage's peak: that one begins with that of the process that started this one
                 peak = _memory("VmHWM")
                 connection.send(None if peak is None or before is None else peak - before)

@@ -151,32 +151,26 @@ def _layers_json(measured: profile.Profile) -> dict[str, Any]:
     def rate(r: profile.Rate | None) -> dict[str, float] | None:
         return r and {**r._asdict(), "gflops": r.gflops, "gb_per_s": r.bandwidth}
 
-    rows = [
-        {
-            **row._asdict(),
-            "forward": rate(row.forward),
-            "backward": rate(row.backward),
-            "share": row.seconds / measured.total,
-        }
-        for row in measured.rows
-    ]
+    rows = []
+    for row in measured.rows:
+        rates = {"forward": rate(row.forward), "backward": rate(row.backward)}
+        rows.append({**row._asdict(), **rates, "share": row.seconds / measured.total})
     return {**measured._asdict(), "rows": rows, "total": measured.total}
 
 
 def _comparison_json(workload: Workload, results: list[comparison.Result]) -> dict[str, Any]:
-    def one(r: comparison.Result) -> dict[str, Any]:
-        known: dict[str, Any] = {
-            "name": r.candidate.name,
-            "allocator": r.candidate.allocator,
-            "refused": r.refused,
-        }
+    entries = []
+    for r in results:
+        entry: dict[str, Any] = {name: getattr(r.candidate, name) for name in ("name", "allocator")}
+        entry["refused"] = r.refused
         if r.seconds and r.refused is None:
-            known |= {"median": r.median, "quartiles": list(r.quartiles), "steps": len(r.seconds)}
-        return known | ({"bytes": r.bytes} if r.bytes is not None else {})
-
+            entry |= {"median": r.median, "quartiles": list(r.quartiles), "steps": len(r.seconds)}
+        if r.bytes is not None:
+            entry["bytes"] = r.bytes
+        entries.append(entry)
     fields = {name: getattr(workload, name) for name in ("work", "model", "batch_size", "resolution")}
     # "contenders" is what files written so far call the candidates.
-    return {"what": str(workload), **fields, "contenders": [one(r) for r in results]}
+    return {"what": str(workload), **fields, "contenders": entries}
 
 
 def _machine(workload: Workload) -> str:
