@@ -116,7 +116,10 @@ def _roofs(axes: "Axes", peaks: "Peaks", left: float, right: float) -> None:
         (x0, y0), (x1, y1) = axes.transData.transform([(at, at * bandwidth), (2 * at, 2 * at * bandwidth)])
         angle = math.degrees(math.atan2(y1 - y0, x1 - x0))
         name = f"{name}: {bandwidth:.0f} GB/s"
-        axes.annotate(name, (at, at * bandwidth), (-2, 6), rotation=angle, rotation_mode="anchor", **text)
+        beside = (
+            (-2, 6) if bandwidth == max(peaks.cache, peaks.memory) else (4, -14)
+        )  # the line, outside both
+        axes.annotate(name, (at, at * bandwidth), beside, rotation=angle, rotation_mode="anchor", **text)
     axes.plot([peaks.gflops / max(peaks.cache, peaks.memory), right], [peaks.gflops] * 2, "-", **line)
     name = f"matrix product: {peaks.gflops:.0f} GFLOP/s"
     axes.annotate(name, (right, peaks.gflops), (-4, 5), ha="right", **text)

@@ -527,7 +527,7 @@ def test_standings_are_against_the_fastest_configuration():
         result("PyTorch, torch.compile", 0.001, TUNED, refused="it stopped: x"),
     ]
     found = report.standings(SMALL, results)
-    assert [(s.peer, round(s.ratio, 3), s.name) for s in found] == [
+    assert [(s["peer"], round(s["ratio"], 3), s["name"]) for s in found] == [
         ("PyTorch, allocator tuned", 1.5, "NCHW"),
         ("PyTorch as installed", 2.5, "channels_last"),
         ("matrix products alone", 0.5, ""),
@@ -538,7 +538,7 @@ def test_standings_are_against_the_fastest_configuration():
         result("PyTorch, channels_last", 1, bytes=100_000_000),
     ]
     found += report.standings(SMALL, memories, memory=True)
-    assert (found[-1].ratio, found[-1].name) == (2.0, "channels_last")
+    assert (found[-1]["ratio"], found[-1]["name"]) == (2.0, "channels_last")
     text = report.standing(found)
     assert re.search(r"PyTorch, allocator tuned +20.0 ms +30.0 ms +1.50  NCHW", text)
     assert re.search(r"matrix products alone +20.0 ms +10.0 ms +0.50$", text, re.MULTILINE)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from mbnp.bench.candidates import INSTALLED, MATMULS, MBNP, ONNX, READABLE, TORCH, TUNED
 from mbnp.bench.comparison import ROUGHLY, TOLERANCE, Result
@@ -24,19 +24,7 @@ RIVALS = (
 )
 
 
-class Standing(NamedTuple):
-    """mbnp and the best configuration of a rival in one comparison. Seconds, or bytes of memory."""
-
-    what: str
-    peer: str
-    ours: float
-    theirs: float
-    name: str  # of the configuration
-    memory: bool = False
-
-    @property
-    def ratio(self) -> float:
-        return self.theirs / self.ours
+Standing = dict[str, Any]  # mbnp and the best configuration of a rival in one comparison: see `standings`
 
 
 def header(machine: dict[str, Any], peaks: Peaks) -> str:
@@ -124,18 +112,28 @@ def _refused(results: Sequence[Result]) -> list[str]:
 
 
 def standings(workload: Workload, results: Sequence[Result], memory: bool = False) -> list[Standing]:
-    """Return mbnp's time against the least of each rival's; with `memory`, its peak against theirs."""
+    """Return mbnp's time beside the least of each rival's; with `memory`, its peak beside theirs.
+
+    what, peer: the comparison and the rival; ours, theirs: seconds, or bytes of memory; ratio: theirs to ours;
+    name: their best configuration
+    """
     values = [(r.bytes if memory else r.median, r.candidate) for r in results if r.refused is None]
     known = [(value, candidate) for value, candidate in values if value]
     ours = next((value for value, candidate in known if candidate.group == MBNP), None)
-    what = f"peak memory, {workload}" if memory else str(workload)
     found = []
     for peer, group, allocators in RIVALS:
-        theirs = [(v, c.name) for v, c in known if c.group == group and c.allocator in allocators]
-        if ours and theirs:
-            least, name = min(theirs)
-            configuration = name.partition(", ")[2]  # as in "PyTorch, channels_last"
-            found.append(Standing(what, group if memory else peer, ours, least, configuration, memory))
+        rivals = [(v, c.name) for v, c in known if c.group == group and c.allocator in allocators]
+        if ours and rivals:
+            theirs, name = min(rivals)
+            what, peer = (f"peak memory, {workload}", group) if memory else (str(workload), peer)
+            standing = {
+                "what": what,
+                "peer": peer,
+                "ours": ours,
+                "theirs": theirs,
+                "name": name.partition(", ")[2],
+            }
+            found.append({**standing, "memory": memory, "ratio": theirs / ours})
     return found
 
 
@@ -143,12 +141,12 @@ def standing(found: Sequence[Standing]) -> str:
     """Return the ratios, under a heading for each comparison."""
     lines = []
     for s in found:
-        values = [_mb(v) if s.memory else f"{_ms(v)} ms" for v in (s.ours, s.theirs)]
-        lines.append([f"  {s.peer}", *values, f"{s.ratio:.2f}", s.name])
+        values = [_mb(v) if s["memory"] else f"{_ms(v)} ms" for v in (s["ours"], s["theirs"])]
+        lines.append([f"  {s['peer']}", *values, f"{s['ratio']:.2f}", s["name"]])
     head = table(["", "mbnp", "theirs", "theirs/mbnp", "their best"], lines, left_last=True).split("\n")
     text = head[:2]
     for i, (s, line) in enumerate(zip(found, head[2:], strict=True)):
-        text += [line] if i and found[i - 1].what == s.what else [s.what, line]
+        text += [line] if i and found[i - 1]["what"] == s["what"] else [s["what"], line]
     return "\n".join(text)
 
 

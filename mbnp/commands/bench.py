@@ -5,7 +5,7 @@ import os
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,26 +36,16 @@ def run(options: Namespace) -> int:
     workload = _workload(options)
     compared = _compared(workload, options)
     with _progress() as say:
-        say("what this machine can do")
-        with common.announced(print):
-            peaks = machine.measure(workload.threads)
-        described = machine.describe()
-        print(report.header(described, peaks))
-        settings = {
-            name: getattr(workload, name) for name in ("model", "width_mult", "batch_size", "resolution")
-        }
-        settings |= {"threads": workload.threads, "rounds": options.rounds}
-        settings |= {"engine": "readable" if options.readable else "fused", "against": peers}
-        found = {"machine": described, "peaks": peaks._asdict(), "settings": settings}
+        bench = _Bench(options, workload, peers, say)
         if options.scaling:
-            _scaling(workload, options, found, say)
+            bench.scaling()
             good = True
         else:
-            _layers(workload, options, peaks, found, say)
-            good = _comparisons(compared, workload, peers, options, found, say)
+            bench.layers()
+            good = bench.comparisons(compared)
     if options.json:
         # A number that is not one, where BatchNorm cannot train, is null: JSON knows no NaN.
-        known = json.loads(json.dumps(found), parse_constant=lambda name: None)
+        known = json.loads(json.dumps(bench.found), parse_constant=lambda name: None)
         with replacing(Path(options.json)) as partial:
             partial.write_text(json.dumps(known, indent=2) + "\n")
     return 0 if good else 1
@@ -87,64 +77,79 @@ def _compared(workload: Workload, options: Namespace) -> list[Workload]:
     return [known[name] for name in WORKS if name in chosen]
 
 
-def _layers(workload: Workload, options: Namespace, peaks: machine.Peaks, found: dict, say: Callable) -> None:
-    net = common.engine(workload.network(), options.readable)
-    engine = "reference layers" if options.readable else "the fast engine"
-    found["layers"] = {}
-    for work in ("training", "inference"):
-        say(f"the layers, {work}")
-        its_workload = replace(workload, work=work)
+class _Bench:
+    """The measurements of one command: each is printed, and added to `found`, which --json writes."""
+
+    def __init__(self, options: Namespace, workload: Workload, peers: list[str], say: Callable) -> None:
+        self.options, self.workload, self.peers, self.say = options, workload, peers, say
+        self.engine = "readable" if options.readable else "fused"
+        say("what this machine can do")
         with common.announced(print):
-            measured = profile.measure(net, its_workload, max(5, 2 * options.rounds))
-        print(f"\n{hang(f'{its_workload}; {engine}')}\n{report.layers(measured)}")
-        found["layers"][work] = _layers_json(measured)
-        if work == "training" and options.out:
-            plots.roofline(measured, peaks, options.out, f"{its_workload}; {_machine(workload)}")
+            self.peaks = machine.measure(workload.threads)
+        described = machine.describe()
+        print(report.header(described, self.peaks))
+        fields = ("model", "width_mult", "batch_size", "resolution", "threads")
+        settings = {name: getattr(workload, name) for name in fields}
+        settings |= {"rounds": options.rounds, "engine": self.engine, "against": peers}
+        self.found: dict[str, Any] = {
+            "machine": described,
+            "peaks": self.peaks._asdict(),
+            "settings": settings,
+        }
+        self.title = f"{machine.processor()}, {workload.threads} thread{'s' if workload.threads > 1 else ''}"
 
+    def layers(self) -> None:
+        net = common.engine(self.workload.network(), self.options.readable)
+        engine = "reference layers" if self.options.readable else "the fast engine"
+        self.found["layers"] = {}
+        for work in ("training", "inference"):
+            self.say(f"the layers, {work}")
+            workload = replace(self.workload, work=work)
+            with common.announced(print):
+                measured = profile.measure(net, workload, max(5, 2 * self.options.rounds))
+            print(f"\n{hang(f'{workload}; {engine}')}\n{report.layers(measured)}")
+            self.found["layers"][work] = _layers_json(measured)
+            if work == "training" and self.options.out:
+                plots.roofline(measured, self.peaks, self.options.out, f"{workload}; {self.title}")
 
-def _comparisons(
-    compared: list[Workload],
-    workload: Workload,
-    peers: list[str],
-    options: Namespace,
-    found: dict,
-    say: Callable,
-) -> bool:
-    """Return whether mbnp itself was timed to the end everywhere."""
-    compiled = "torch" in peers and not options.no_compile
-    if compiled and not shutil.which(os.environ.get("CXX", "g++")):
-        compiled = False
-        print("\ntorch.compile is left out: it needs a C++ compiler, and there is none.")
-    print(f"\n{report.agreement()}")
-    found["comparisons"], standings, everything = [], [], []
-    for each in compared:
-        chosen = candidates.for_workload(each, peers, options.readable, compiled)
-        results = comparison.compare(each, chosen, options.rounds, say)
-        print(f"\n{report.comparison(each, results, options.rounds)}")
-        found["comparisons"].append(_comparison_json(each, results))
-        standings += report.standings(each, results)
-        everything += results
-    if workload in compared:
-        results = comparison.memory(workload, candidates.for_memory(workload, peers, options.readable), say)
-        print(f"\n{report.memory(workload, results)}")
-        found["memory"] = _comparison_json(workload, results)
-        standings += report.standings(workload, results, memory=True)
-        everything += results
-    if standings:
-        print(f"\n{report.standing(standings)}")
-    found["standings"] = [{**s._asdict(), "ratio": s.ratio} for s in standings]
-    return not any(r.refused for r in everything if r.candidate.group == candidates.MBNP)
+    def comparisons(self, compared: list[Workload]) -> bool:
+        """Return whether mbnp itself was timed to the end everywhere."""
+        options, mine, standings = self.options, [], []
+        compiled = "torch" in self.peers and not options.no_compile
+        if compiled and not shutil.which(os.environ.get("CXX", "g++")):
+            compiled = False
+            print("\ntorch.compile is left out: it needs a C++ compiler, and there is none.")
+        print(f"\n{report.agreement()}")
+        self.found["comparisons"] = []
+        plan = [(workload, False) for workload in compared]
+        for workload, memory in [*plan, *([(self.workload, True)] if self.workload in compared else [])]:
+            if memory:
+                chosen = candidates.for_memory(workload, self.peers, options.readable)
+                results = comparison.memory(workload, chosen, self.say)
+                print(f"\n{report.memory(workload, results)}")
+                self.found["memory"] = _comparison_json(workload, results)
+            else:
+                chosen = candidates.for_workload(workload, self.peers, options.readable, compiled)
+                results = comparison.compare(workload, chosen, options.rounds, self.say)
+                print(f"\n{report.comparison(workload, results, options.rounds)}")
+                self.found["comparisons"].append(_comparison_json(workload, results))
+            standings += report.standings(workload, results, memory)
+            mine += [result for result in results if result.candidate.group == candidates.MBNP]
+        if standings:
+            print(f"\n{report.standing(standings)}")
+        self.found["standings"] = standings
+        return not any(result.refused for result in mine)
 
-
-def _scaling(workload: Workload, options: Namespace, found: dict, say: Callable) -> None:
-    with common.announced(print):
-        sweeps = scaling.sweeps(workload, options.rounds, "readable" if options.readable else "fused", say)
-    print(f"\n{report.scaling(sweeps)}")
-    found["scaling"] = [
-        {"varied": s.name, "fixed": s.fixed, "points": [p._asdict() for p in s.points]} for s in sweeps
-    ]
-    if options.out:
-        plots.scaling(sweeps, options.out, _machine(workload))
+    def scaling(self) -> None:
+        with common.announced(print):
+            sweeps = scaling.sweeps(self.workload, self.options.rounds, self.engine, self.say)
+        print(f"\n{report.scaling(sweeps)}")
+        self.found["scaling"] = []
+        for sweep in sweeps:
+            points = [point._asdict() for point in sweep.points]
+            self.found["scaling"].append({"varied": sweep.name, "fixed": sweep.fixed, "points": points})
+        if self.options.out:
+            plots.scaling(sweeps, self.options.out, self.title)
 
 
 def _layers_json(measured: profile.Profile) -> dict[str, Any]:
@@ -173,10 +178,6 @@ def _comparison_json(workload: Workload, results: list[comparison.Result]) -> di
     return {"what": str(workload), **fields, "contenders": entries}
 
 
-def _machine(workload: Workload) -> str:
-    return f"{machine.processor()}, {workload.threads} thread{'s' if workload.threads > 1 else ''}"
-
-
 def _names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
@@ -185,8 +186,5 @@ def _names(text: str | None) -> list[str]:
 def _progress() -> Iterator[Callable[[str], None]]:
     """Within the block, show what is going on, on stderr where that is a terminal; it leaves no trace."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda line: None
-        return
-    with console.status("") as status:
-        yield status.update
+    with console.status("") if console.is_terminal else nullcontext() as status:
+        yield status.update if status else lambda line: None
