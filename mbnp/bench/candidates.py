@@ -1,5 +1,6 @@
-"""What is compared: mbnp, its matrix products alone, and PyTorch and ONNX Runtime, each as its own documentation says
-that it is fastest on a CPU.
+"""The candidates of a comparison: mbnp, its matrix products alone, PyTorch and ONNX Runtime.
+
+The last two run as their own documentation says that they are fastest on a CPU.
 """
 
 import copy
@@ -138,7 +139,7 @@ class Mbnp(Candidate):
 
 
 class Reference(Mbnp):
-    """What every candidate is compared with: the reference network in NumPy and float64, which compiles nothing."""
+    """The reference network in NumPy and float64, which every candidate is compared with; it compiles nothing."""
 
     def _network(self, dtype: Any) -> Network:
         return self.workload.network(np.float64)

@@ -1,4 +1,4 @@
-"""What this machine is, and the two limits of every kernel: operations and memory traffic a second."""
+"""This machine, and the two limits that it sets every kernel: operations and memory traffic a second."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ MEMORY = 256 << 20  # bytes of the arrays that no cache holds, at least
 
 
 class Peaks(NamedTuple):
-    """What the machine was seen to do. GFLOP/s and GB/s are in powers of ten."""
+    """The best that the machine was seen to do. GFLOP/s and GB/s are in powers of ten."""
 
     gflops: float  # the better of the two below
     gflops_numpy: float  # NumPy's matrix product on its own threads

@@ -46,7 +46,7 @@ class Rate(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What runs as one, as measured; backward is None in inference, and where nothing goes back."""
+    """One measured row; backward is None in inference, and where nothing goes back."""
 
     name: str
     kind: str  # depthwise, pointwise, standard, separable, or other
@@ -95,13 +95,13 @@ def measure(net: Network, workload: Workload, steps: int) -> Profile:
         return train.step(net, opt, x, y) if training else net.forward(x)
 
     run()  # compiles
-    parts: Sequence[tuple[tuple[str, ...], Calls, Calls]]
+    net_steps: Sequence[tuple[tuple[str, ...], Calls, Calls]]
     if isinstance(net, FusedNetwork):
-        parts = net.steps(x.shape, training)
+        net_steps = net.steps(x.shape, training)
     else:
-        parts = [((name,), [(layer, "forward")], [(layer, "backward")]) for name, layer in net.leaves()]
+        net_steps = [((name,), [(layer, "forward")], [(layer, "backward")]) for name, layer in net.leaves()]
     calls: dict[Any, Calls] = {"optimiser": [(opt, "step"), (opt, "zero_grad")]}
-    for layers, forward, backward in parts:
+    for layers, forward, backward in net_steps:
         calls[layers, "forward"], calls[layers, "backward"] = forward, backward
     spent: dict[Any, float] = defaultdict(float)  # seconds within the methods of each key
     laps: list[dict[Any, float]] = []
@@ -117,7 +117,7 @@ def measure(net: Network, workload: Workload, steps: int) -> Profile:
     median = {key: statistics.median(lap.get(key, 0.0) for lap in laps[2:]) for key in (*calls, "rest")}
     costs = {row.name: row for row in cost.of(net, workload.shape).rows}
     rows: list[Row] = []
-    for layers, *_ in parts:
+    for layers, *_ in net_steps:
         times = median[layers, "forward"], median[layers, "backward"]
         first = not rows and len(layers) > 1  # the engine's, which computes no gradient of the images
         if times[0]:

@@ -1,4 +1,4 @@
-"""What was measured, as plain text for a terminal of 80 columns."""
+"""The measurements as plain text for a terminal of 80 columns."""
 
 import math
 from collections.abc import Sequence
@@ -170,10 +170,10 @@ def scaling(found: Sequence[Sweep]) -> str:
 
 
 def _shorten(name: str, width: int) -> str:
-    """Return a name that fits: of several layers the first and the last one, or a name without its middle."""
+    """Return a name that fits: of several layers the first and the last one, or the end of a name."""
     if len(name) > width and " + " in name:
         name = f"{name.partition(' + ')[0]} ... {name.rpartition(' + ')[2]}"
-    return name if len(name) <= width else f"{name[: width // 2 - 2]}...{name[1 - (width - width // 2) :]}"
+    return name if len(name) <= width else f"...{name[3 - width :]}"
 
 
 def _rate(rate: Rate | None) -> list[str]:

@@ -29,7 +29,7 @@ class Point(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What is varied, what stays, and the measured points."""
+    """The name of what is varied, what stays the same, and the measured points."""
 
     name: str
     fixed: str
