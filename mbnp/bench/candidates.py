@@ -1,0 +1,263 @@
+"""The candidates of a comparison: mbnp, its matrix products alone, PyTorch and ONNX Runtime.
+
+The last two run as their own documentation says that they are fastest on a CPU.
+"""
+
+import copy
+import multiprocessing
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from mbnp import backend, fused, train, weights
+from mbnp.bench import floor
+from mbnp.bench.workload import LR, MOMENTUM, WEIGHT_DECAY, Workload, optimiser
+from mbnp.errors import MbnpError, unknown
+from mbnp.network import Network
+from mbnp.ops import softmax_cross_entropy as cross_entropy
+
+# What --against knows -> the packages that it needs.
+PEERS = {"readable": [], "torch": ["torch"], "onnxruntime": ["onnxruntime", "onnx", "torch"]}
+MBNP, READABLE, TORCH, ONNX = "mbnp", "mbnp readable", "PyTorch", "ONNX Runtime"
+MATMULS = "its matrix products alone"
+INSTALLED, TUNED = "as installed", "tuned"  # the allocator: worker.py says how
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class Candidate:
+    """One entry of a comparison. What a subclass computes by, it makes in `prepare` and `build`."""
+
+    name: str  # a group, and one of its configurations: "PyTorch, NCHW"
+    option: Any = None
+    allocator: str = INSTALLED
+
+    infer: ClassVar[Callable[..., Any]]  # (self) returns the logits of the batch
+    train: ClassVar[Callable[..., None]]  # (self) runs one training step
+    gradients: ClassVar[Callable[..., Arrays]]  # (self, dtype): see `outputs`; {} if it has no such dtype
+
+    @property
+    def group(self) -> str:
+        return self.name.partition(", ")[0]
+
+    def prepare(self, workload: Workload) -> None:
+        """Import what is needed, and make what is needed from others."""
+        self.workload, (self.x, self.y) = workload, workload.batch()
+
+    def build(self) -> None:
+        """Make the network; the memory that is measured is what it takes from here on."""
+
+    def run(self) -> None:
+        """Run one training step or one inference, which is what is timed."""
+        if self.workload.work == "training":
+            self.train()
+        else:
+            self.infer()
+
+    def outputs(self) -> Arrays:
+        """Return what is compared; {} if there is nothing.
+
+        In inference logits; in training loss and grad.NAME of each parameter, in our names and layouts, and the same
+        as float64.loss, ... of the same code in float64 where it has it.
+        """
+        if self.workload.work == "inference":
+            return {"logits": np.asarray(self.infer())[: self.workload.compared()]}
+        found, exact = self.gradients(np.float32), self.gradients(np.float64)
+        return found | {f"float64.{name}": array for name, array in exact.items()}
+
+
+def check_peers(names: Sequence[str]) -> None:
+    """Raise an MbnpError that says what to install, where something is missing."""
+    for name in names:
+        if name not in PEERS:
+            raise unknown("peer", name, PEERS)
+        missing = " and ".join(package for package in PEERS[name] if find_spec(package) is None)
+        if missing:
+            install = 'pip install -e ".[bench]"'
+            raise MbnpError(f"{missing} not installed, which --against {name} needs: {install}")
+
+
+def for_workload(workload: Workload, peers: Sequence[str], readable: bool, compiled: bool) -> list[Candidate]:
+    """Return mbnp (its reference network, if `readable`), its matrix products, and the peers that are asked for."""
+    found: list[Candidate] = [Mbnp(MBNP, "readable" if readable else "fused")]
+    found += [Matmuls(MATMULS, "kernel"), Matmuls("the same by NumPy's threads", "numpy")]
+    if "readable" in peers and not readable:
+        found.append(Mbnp(READABLE, "readable"))
+    allocators = [INSTALLED, TUNED] if platform.libc_ver()[0] == "glibc" else [INSTALLED]
+    if "torch" in peers:
+        ways = ["channels_last", "NCHW", *(["torch.compile"] if compiled else [])]
+        found += [Torch(f"{TORCH}, {way}", way, a) for a in allocators for way in ways]
+    if "onnxruntime" in peers and workload.work == "inference":
+        found += [OnnxRuntime(ONNX, allocator=allocator) for allocator in allocators]
+    return found
+
+
+def for_memory(workload: Workload, peers: Sequence[str], readable: bool) -> list[Candidate]:
+    """Return the candidates of a comparison of memory: without torch.compile, whose compiler is in its process."""
+    found = for_workload(workload, peers, readable, compiled=False)
+    return [c for c in found if c.group in (MBNP, READABLE, TORCH) and c.allocator == INSTALLED]
+
+
+class Mbnp(Candidate):
+    """Our network. option: "fused" or "readable", the reference network."""
+
+    def prepare(self, workload: Workload) -> None:
+        super().prepare(workload)
+        backend.set_num_threads(workload.threads)
+        with backend.one_blas_thread():  # imports SciPy's BLAS
+            pass
+
+    def build(self) -> None:
+        self.net = self._network(np.float32)
+        self.optimiser = optimiser(self.net)
+
+    def _network(self, dtype: Any) -> Network:
+        net = self.workload.network(dtype)
+        return fused.convert(net) if self.option == "fused" else net
+
+    def infer(self) -> Any:
+        return self.net.forward(self.x)
+
+    def train(self) -> None:
+        train.step(self.net, self.optimiser, self.x, self.y)
+
+    def gradients(self, dtype: Any) -> Arrays:
+        net = self.net if self.net.dtype == dtype else self._network(dtype)
+        x, y = (array[: self.workload.compared()] for array in self.workload.batch(dtype))
+        logits = net.forward(x, train=True)
+        net.backward(cross_entropy.backward(logits, y))
+        grads = {f"grad.{name}": p.grad.copy() for name, p in net.parameters().items()}
+        return {"loss": np.asarray(cross_entropy.forward(logits, y)), **grads}
+
+
+class Reference(Mbnp):
+    """The reference network in NumPy and float64, which every candidate is compared with; it compiles nothing."""
+
+    def _network(self, dtype: Any) -> Network:
+        return self.workload.network(np.float64)
+
+    def outputs(self) -> Arrays:
+        with backend.use("numpy"):
+            if self.workload.work == "training":
+                return self.gradients(np.float64)
+            return {"logits": self.net.forward(self.x[: self.workload.compared()].astype(np.float64))}
+
+
+class Matmuls(Candidate):
+    """The network's matrix products. option: "kernel", as the fast engine runs them, or "numpy"."""
+
+    def build(self) -> None:
+        work = self.workload
+        found = floor.matmuls(work.network(), work.shape, work.batch_size)
+        alone = floor.Floor(found.values(), work.work == "training", work.threads)
+        self.multiply = alone.run if self.option == "kernel" else alone.run_numpy
+        if self.option == "numpy":
+            threadpool_limits(work.threads, user_api="blas")  # for as long as this process lives
+
+    def run(self) -> None:
+        self.multiply()
+
+    def outputs(self) -> Arrays:
+        return {}
+
+
+class Torch(Candidate):
+    """PyTorch. option: "channels_last" or "NCHW", or "torch.compile" of the former.
+
+    The optimiser is SGD as it comes: its `fused` and `foreach` variants were measured to change nothing.
+    """
+
+    def prepare(self, workload: Workload) -> None:
+        import torch
+
+        super().prepare(workload)
+        torch.set_num_threads(workload.threads)
+        self.torch: Any = torch
+        self.net = workload.network()
+        self.loss = torch.nn.functional.cross_entropy
+
+    def build(self) -> None:
+        from mbnp.bench.torch_network import torch_network
+
+        torch = self.torch
+        layout = torch.contiguous_format if self.option == "NCHW" else torch.channels_last
+        self.images = torch.from_numpy(self.x).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        self.labels = torch.from_numpy(self.y)
+        module: Any = torch_network(self.net)
+        del self.net
+        self.module = module.to(memory_format=layout).train(self.workload.work == "training")
+        self.optimiser = torch.optim.SGD(
+            self.module.parameters(), LR, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
+        )
+        self.compute = self.module
+        if self.option == "torch.compile":
+            # Static shapes: it is compared and timed on batches of different size where memory is short.
+            self.compute = torch.compile(self.module, dynamic=False)
+
+    def infer(self) -> Any:
+        with self.torch.inference_mode():
+            return self.compute(self.images)
+
+    def train(self) -> None:
+        self.optimiser.zero_grad()
+        loss = self.loss(self.compute(self.images), self.labels)
+        loss.backward()
+        self.optimiser.step()
+        loss.item()
+
+    def gradients(self, dtype: Any) -> Arrays:
+        n, module, compute, x = self.workload.compared(), self.module, self.compute, self.images
+        if dtype == np.float64:
+            if self.option == "torch.compile":  # it would compile once more
+                return {}
+            module = compute = copy.deepcopy(self.module).double()
+            x = x.double()
+        loss = self.loss(compute(x[:n]), self.labels[:n])
+        loss.backward()
+        # Into our layouts by from_torch, in a network that is used for nothing else.
+        net = self.workload.network(np.float64)
+        weights.from_torch(
+            net, weights.to_torch(net) | {name: p.grad for name, p in module.named_parameters()}
+        )
+        module.zero_grad()
+        grads = {f"grad.{name}": p.value for name, p in net.parameters().items()}
+        return {"loss": loss.detach().numpy(), **grads}
+
+
+class OnnxRuntime(Candidate):
+    """ONNX Runtime on the graph that PyTorch exports, with all its optimisations. Inference only."""
+
+    def build(self) -> None:
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = self.workload.threads
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/network.onnx"
+            # By another process: PyTorch in this one would bring its own threads and a warmer allocator.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as another:
+                another.submit(_export, self.workload, path).result()
+            self.session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        self.feed = {self.session.get_inputs()[0].name: np.ascontiguousarray(self.x.transpose(0, 3, 1, 2))}
+
+    def infer(self) -> Any:
+        return self.session.run(None, self.feed)[0]
+
+
+def _export(workload: Workload, path: str) -> None:
+    """Write the workload's network as an ONNX graph for one batch of its shape."""
+    import torch
+
+    from mbnp.bench.torch_network import torch_network
+
+    x = torch.zeros(*workload.batch()[0].transpose(0, 3, 1, 2).shape)
+    # The exporter that needs no package beyond onnx.
+    torch.onnx.export(torch_network(workload.network()).eval(), (x,), path, dynamo=False)
