@@ -5,7 +5,7 @@
 # with, and do both compute the same numbers?**
 #
 # At the end you can turn a PyTorch class into layers that you have written yourself, follow the shapes
-# through it, say how much of the picture a number in the last map has seen, and count parameters and
+# through it, say how much of the image a number in the last map has seen, and count parameters and
 # multiplications on your fingers. Half an hour.
 
 # %%
@@ -28,7 +28,7 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## One block, by hand
 #
-# Everything in this network is made of one building block, so make one that fits on the screen: a picture
+# Everything in this network is made of one building block, so make one that fits on the screen: an image
 # of 4x4 pixels with one channel, a depthwise kernel of nine ones at stride 2 with padding 1, a pointwise
 # step to two channels with the weights 1 and -1, and ReLU. (Batch normalisation is left out; lesson 4 has
 # it.)
@@ -37,13 +37,13 @@ rng = np.random.default_rng(0)
 # first number add up? And what is left of the second channel?
 
 # %%
-picture = np.arange(1.0, 17).reshape(1, 4, 4, 1)
+image = np.arange(1.0, 17).reshape(1, 4, 4, 1)
 block = Sequential([Depthwise(1, 3, stride=2, padding=1, bias=False), Pointwise(1, 2, bias=False), ReLU()])
 block["0"].weight.value = np.ones((3, 3, 1))
 block["1"].weight.value = np.array([[1, -1]])
 
-maps = block.activations(picture.astype(np.float32))
-say(f"The picture:\n```text\n{picture[0, :, :, 0].astype(int)}\n```")
+maps = block.activations(image.astype(np.float32))
+say(f"The image:\n```text\n{image[0, :, :, 0].astype(int)}\n```")
 say(
     f"After the depthwise step (the first is 1 + 2 + 5 + 6):\n```text\n{maps['0'][0, :, :, 0].astype(int)}\n```"
 )
@@ -172,7 +172,7 @@ for i, (c_out, stride) in enumerate(BLOCKS, start=1):
 layers |= {"pool": AveragePool(2), "flatten": Flatten(), "fc": Linear(channels, 10)}
 mine = Network(layers, resolution=32)
 
-say(f"One picture in, {mine(rng.standard_normal((1, 32, 32, 3), dtype=np.float32)).shape[1]} logits out.")
+say(f"One image in, {mine(rng.standard_normal((1, 32, 32, 3), dtype=np.float32)).shape[1]} logits out.")
 
 # %% [markdown]
 # That is all. mbnp's own file does the same, with three more things: a width multiplier (lesson 8), a seed
@@ -229,7 +229,7 @@ say(table(rows, ["layer", "kind", "in", "out"]))
 # While the map shrinks, the channels grow: each time the pixels become a quarter, the channels double.
 #
 # **Before you run the next cell:** 33 is odd. What does stride 2 make of 33 rows, and of what it made?
-# Which sizes of picture end at a map that a 2x2 pool turns into a single pixel?
+# Which sizes of image end at a map that a 2x2 pool turns into a single pixel?
 
 
 # %%
@@ -250,12 +250,12 @@ for h in (16, 17, 32, 33, 48, 49, 64):
     except MbnpError:
         verdict = "refused"
     rows.append((str(h), " → ".join(map(str, sizes(h))), verdict))
-say(table(rows, ["picture", "map, stride 2 by stride 2, then the pool", "mbnp"]))
+say(table(rows, ["image", "map, stride 2 by stride 2, then the pool", "mbnp"]))
 taken = [h for h in range(1, 100) if sizes(h)[-1] == 1]
-say(f"One pixel is left for pictures of {taken[0]} to {taken[-1]} pixels.")
+say(f"One pixel is left for images of {taken[0]} to {taken[-1]} pixels.")
 
 # %% [markdown]
-# **Before you run the next cell:** and what does the article's class say to one picture of 64x64? Its
+# **Before you run the next cell:** and what does the article's class say to one image of 64x64? Its
 # pooled map has 2x2 pixels of 512 channels, and then comes `view(-1, 512)`: "make rows of 512, as many as
 # it takes".
 
@@ -263,23 +263,23 @@ say(f"One pixel is left for pictures of {taken[0]} to {taken[-1]} pixels.")
 if TORCH:
     with torch.no_grad():
         shape = tuple(MobileNet().eval()(torch.randn(1, 3, 64, 64)).shape)
-    say(f"One picture in, an output of shape {shape} out, and no complaint.")
+    say(f"One image in, an output of shape {shape} out, and no complaint.")
 try:
     net(rng.standard_normal((1, 64, 64, 3), dtype=np.float32))
 except MbnpError as error:
     say(f"mbnp: `MbnpError: {error}`")
 
 # %% [markdown]
-# Four predictions for one picture, each made of 512 numbers that do not belong together (in PyTorch's
-# layout a row of 512 is 128 channels of four pixels each). For the article's pictures of 32x32 the line is
+# Four predictions for one image, each made of 512 numbers that do not belong together (in PyTorch's
+# layout a row of 512 is 128 channels of four pixels each). For the article's images of 32x32 the line is
 # right. `out.flatten(1)` would have stopped at `fc` with an error for all others. A `-1` in a reshape is a
 # wish: write the number that you know.
 #
 # ## What a number has seen
 #
-# The receptive field of an output is the part of the picture that it depends on. For one 3x3 convolution it
+# The receptive field of an output is the part of the image that it depends on. For one 3x3 convolution it
 # is three pixels wide. The next layer's taps stand on neighbouring outputs, which are `jump` pixels of the
-# picture apart, so each layer adds $K - 1$ such steps, and each stride makes the steps of the layers behind
+# image apart, so each layer adds $K - 1$ such steps, and each stride makes the steps of the layers behind
 # it longer:
 #
 # $$\text{field} \leftarrow \text{field} + (K - 1)\cdot\text{jump} \qquad \text{jump} \leftarrow \text{jump}\cdot S$$
@@ -288,7 +288,7 @@ except MbnpError as error:
 # $3 + 2\cdot1 = 5$. `conv2_2`: $5 + 2\cdot1 = 7$, and only now, after its stride 2, the jump becomes 2.
 # Pointwise steps have $K = 1$ and add nothing.
 #
-# **Before you run the next cell:** which is the first layer whose numbers can see the whole picture, 32
+# **Before you run the next cell:** which is the first layer whose numbers can see the whole image, 32
 # pixels wide?
 
 # %%
@@ -310,11 +310,11 @@ axes.barh(list(fields), list(fields.values()), color=colours)
 for row, f in enumerate(fields.values()):
     axes.text(f - 0.8, row, str(f), va="center", ha="right", color="white" if f < 32 else "black")
 axes.axvline(32, color=VERMILION, linestyle="--", linewidth=1.5)
-axes.text(32.6, -0.1, "the picture: 32", color=VERMILION, va="center")
+axes.text(32.6, -0.1, "the image: 32", color=VERMILION, va="center")
 axes.invert_yaxis()
 axes.set_xlabel("receptive field (pixels, in each direction)")
 axes.set_xlim(0, 86)
-show(fig, "Receptive field of each block, growing from 3 pixels to more than twice the picture's width")
+show(fig, "Receptive field of each block, growing from 3 pixels to more than twice the image's width")
 
 # %%
 whole = next(name for name, f in fields.items() if f >= 32)
@@ -323,15 +323,15 @@ say(f"`{before}` just misses it with {fields[before]} pixels; `{whole}` has {fie
 
 # %% [markdown]
 # Do not believe a formula that you can test. The receptive field is where the gradient is not zero: put a 1
-# on one number in the middle of a map, go backwards (lesson 3), and look where in the picture something
+# on one number in the middle of a map, go backwards (lesson 3), and look where in the image something
 # arrives. All weights are made positive, so that nothing cancels, and batch normalisation is frozen, so
-# that it does not connect everything with everything (lesson 4). The picture is larger than usual, 96x96,
+# that it does not connect everything with everything (lesson 4). The image is larger than usual, 96x96,
 # to leave room.
 
 
 # %%
 def seen(last, size=96):
-    """The gradient of the middle of `last`'s output with respect to the picture, its largest entry 1: (size, size)."""
+    """The gradient of the middle of `last`'s output with respect to the image, its largest entry 1: (size, size)."""
     names = list(fields)[: list(fields).index(last) + 1]
     part = Sequential({name: mine[name] for name in names})
     for _, layer in part.leaves():
@@ -355,7 +355,7 @@ for name, arrived in influence.items():
 # %% tags=["hide-input"]
 fig, axes = figure(width=9, height=3.1, ncols=4, width_ratios=[1, 1, 1, 0.05])
 for ax, (name, arrived) in zip(axes, influence.items(), strict=False):
-    image = ax.imshow(arrived, cmap="cividis")
+    heat_map = ax.imshow(arrived, cmap="cividis")
     top, left, size = np.argmax(arrived.any(axis=1)), np.argmax(arrived.any(axis=0)), fields[name]
     for at, width, style in (
         ((left, top), size, {"edgecolor": ORANGE}),
@@ -364,10 +364,10 @@ for ax, (name, arrived) in zip(axes, influence.items(), strict=False):
         ax.add_patch(Rectangle(np.array(at) - 0.5, width, width, fill=False, linewidth=1.5, **style))
     ax.set_title(f"{name}: {size} x {size} pixels", fontsize=10)
     ax.set_xticks([0, 48, 95]), ax.set_yticks([0, 48, 95])
-fig.colorbar(image, cax=axes[3], label="influence, 1 at most")
+fig.colorbar(heat_map, cax=axes[3], label="influence, 1 at most")
 show(
     fig,
-    "Heat maps of the gradient on a 96 x 96 picture: square receptive fields that fade towards their edges",
+    "Heat maps of the gradient on a 96 x 96 image: square receptive fields that fade towards their edges",
 )
 
 # %% [markdown]
@@ -409,7 +409,7 @@ assert sum(row.macs for row in counted) == macs
 # %%
 counted = cost.of(net, (32, 32, 3))
 say(
-    f"**{counted.params:,} parameters, {counted.macs:,} MACs** for a picture of 32x32: {counted.flops:,} FLOPs."
+    f"**{counted.params:,} parameters, {counted.macs:,} MACs** for an image of 32x32: {counted.flops:,} FLOPs."
 )
 
 as_in_the_article = sum(
@@ -474,8 +474,8 @@ say(
 # %% [markdown]
 # ## The same numbers?
 #
-# Now the weights of the PyTorch class go into the mbnp network, and the same pictures through both. Two
-# layouts have to be translated. PyTorch's pictures have their channels first, $(N, C, H, W)$. And its
+# Now the weights of the PyTorch class go into the mbnp network, and the same images through both. Two
+# layouts have to be translated. PyTorch's images have their channels first, $(N, C, H, W)$. And its
 # weights have another order of axes:
 #
 # | | PyTorch | mbnp |
@@ -565,10 +565,10 @@ if TORCH:
 #
 # 1. The first convolution has `bias=True` and the others have not. What is its bias good for? (Lesson 4
 #    measured its gradient.)
-# 2. Replace `AveragePool(2)` by a global average. Which sizes of picture does the network take then, and
+# 2. Replace `AveragePool(2)` by a global average. Which sizes of image does the network take then, and
 #    what becomes of the article's `view(-1, 512)`?
-# 3. MobileNetV1 for 224x224 pictures begins with stride 2. Why does this one begin with stride 1?
-# 4. The last map sees further than the picture is wide. Is that a waste? What do its outer taps look at?
+# 3. MobileNetV1 for 224x224 images begins with stride 2. Why does this one begin with stride 1?
+# 4. The last map sees further than the image is wide. Is that a waste? What do its outer taps look at?
 # 5. With a standard 3x3 convolution for each separable block, how many parameters would `conv2_8` have?
 #    (`mbnp summary standard-small` tells. Lesson 7 trains it.)
 #

@@ -6,7 +6,7 @@
 # of after an hour?**
 #
 # At the end you can train a network and not be fooled: you know what the loss must be before the first step,
-# you have a test that finds most bugs in seconds, you can choose a learning rate from a picture, and you can
+# you have a test that finds most bugs in seconds, you can choose a learning rate from a plot, and you can
 # read what the network gets wrong. You need lesson 5. Half an hour.
 
 # %%
@@ -22,7 +22,7 @@ from mbnp.errors import DivergedError
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 
 # %% [markdown]
-# ## The pictures
+# ## The images
 #
 # Where the variable `MBNP_DATA` names CIFAR-10, this lesson takes 10,000 of its photographs. Otherwise it
 # draws its own: *shapes10*, ten shapes on busy backgrounds, often with a bar across. The page that you may be
@@ -45,21 +45,21 @@ for label, column in enumerate(axes.T):
         ax.imshow(data.train.images[i])
         ax.axis("off")
     column[0].set_title(data.classes[label], fontsize=10)
-show(fig, "Two training pictures of each of the ten classes")
+show(fig, "Two training images of each of the ten classes")
 
 # %% [markdown]
 # ## One number for how wrong
 #
 # The network gives each class a score, a *logit*, and any score is allowed. Training needs one number that
 # says how bad the scores are, with a slope everywhere. It is made in two moves. Softmax turns the scores $z$
-# of a picture into probabilities $p$, which are positive and add up to 1. The loss is then how surprised we
+# of an image into probabilities $p$, which are positive and add up to 1. The loss is then how surprised we
 # are to see the right class, $-\log$ of its probability: 0 if the network was certain of it, large if it had
 # ruled it out.
 #
 # $$p_d = \frac{e^{z_d}}{\sum_k e^{z_k}} \qquad L = \frac1N \sum_n -\log p_{n, \text{label}_n}$$
 #
-# $N$ is the number of pictures, $d$ and $k$ run over the classes, and $\log$ is the natural logarithm, so
-# that losses are in *nats*. Two pictures and three classes by hand:
+# $N$ is the number of images, $d$ and $k$ run over the classes, and $\log$ is the natural logarithm, so
+# that losses are in *nats*. Two images and three classes by hand:
 
 # %%
 logits = np.array([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
@@ -78,7 +78,7 @@ rows = [
     ]
     for n in range(2)
 ]
-say(table(rows, ["picture", "logits", "probabilities", "label", "-log p[label]"]))
+say(table(rows, ["image", "logits", "probabilities", "label", "-log p[label]"]))
 say(
     f"The loss is the mean of the last column, {surprise.mean():.4f}. "
     f"mbnp says {cross_entropy.forward(logits, labels):.4f}."
@@ -86,7 +86,7 @@ say(
 
 # %% [markdown]
 # **Before you run the next cell:** you may move each of the six logits by a little. Which way would you move
-# the three of the first picture to make the loss smaller? And for which picture do the logits matter more?
+# the three of the first image to make the loss smaller? And for which image do the logits matter more?
 
 # %%
 target = np.array([[1, 0, 0], [0, 0, 1]])
@@ -94,18 +94,18 @@ by_hand = (p - target) / 2
 say(
     table(
         [[n, *(f"{g:+.3f}" for g in by_hand[n]), f"{abs(by_hand[n].sum()):.3f}"] for n in range(2)],
-        ["picture", "dL/dz 0", "dL/dz 1", "dL/dz 2", "sum"],
+        ["image", "dL/dz 0", "dL/dz 1", "dL/dz 2", "sum"],
     )
 )
 assert np.allclose(by_hand, cross_entropy.backward(logits, labels))
 
 # %% [markdown]
-# The gradient is what the network said minus what it should have said, divided by the number of pictures:
+# The gradient is what the network said minus what it should have said, divided by the number of images:
 #
 # $$\frac{\partial L}{\partial z_{n,d}} = \frac{p_{n,d} - [d = \text{label}_n]}{N}$$
 #
 # The bracket is 1 for the right class and 0 for the others. Three things are worth remembering. Each row adds
-# up to 0: what one class wins, the others lose. The second picture pulls harder, because the network knew
+# up to 0: what one class wins, the others lose. The second image pulls harder, because the network knew
 # less about it. And the $1/N$ is easily forgotten. Without it everything still learns, but the learning rate
 # means something else at every batch size. Here is mbnp's own, as plain loops:
 
@@ -135,7 +135,7 @@ say(
 
 # %% [markdown]
 # $-\log \frac1{10} = \log 10$. This is the cheapest test there is: one forward pass. Much more than $\log 10$
-# means that the network starts with strong opinions, all of them baseless: weights too large, pictures not
+# means that the network starts with strong opinions, all of them baseless: weights too large, images not
 # normalised, labels that do not fit the outputs. Why is it a little more than $\log 10$ even so? Because the
 # logits are not equal but random. If they have the spread (standard deviation) $\sigma$ and know nothing of
 # the labels, then, as long as $\sigma$ is small, $L \approx \log D + \sigma^2/2$ for $D$ classes. We can blow
@@ -178,12 +178,12 @@ source(train._step)
 # %% [markdown]
 # ## Check 2: overfit one batch
 #
-# Before you train on 10,000 pictures, train on 64, the same 64 again and again. A network with thousands of
-# weights for each picture must be able to learn 64 labels by heart. If the loss does not go to nearly 0, do
+# Before you train on 10,000 images, train on 64, the same 64 again and again. A network with thousands of
+# weights for each image must be able to learn 64 labels by heart. If the loss does not go to nearly 0, do
 # not tune anything: something is broken. A wrong gradient, a layer that gets none, an update with the wrong
 # sign, a learning rate off by a thousand: this test finds them in a few seconds.
 #
-# Does it also find labels that do not belong to their pictures? **Before you run the next cell:** we do it
+# Does it also find labels that do not belong to their images? **Before you run the next cell:** we do it
 # twice, once with the right labels and once with labels drawn by dice. Does the loss go to 0 the second time?
 
 
@@ -200,7 +200,7 @@ fig, ax = figure(8, 3.2)
 ax.semilogy(honest, color=BLUE, label="right labels")
 ax.semilogy(dice, "--", color=VERMILION, label="labels drawn by dice")
 ax.axhline(math.log(10), color=BLACK, lw=0.8, ls=":", label="log 10")
-ax.set_xlabel("step, always on the same 64 pictures")
+ax.set_xlabel("step, always on the same 64 images")
 ax.set_ylabel("loss (nats), logarithmic")
 ax.legend()
 show(fig, "The loss on one batch falls towards zero with right labels and with random ones")
@@ -210,8 +210,8 @@ say(
 
 # %% [markdown]
 # It learns nonsense just as well. So this test says that the machinery works: gradients arrive and have the
-# right sign. It says nothing about whether the network has understood anything. Only pictures that it has
-# never seen can say that, which is why the test pictures are kept apart. (Zhang et al. did this with all of
+# right sign. It says nothing about whether the network has understood anything. Only images that it has
+# never seen can say that, which is why the test images are kept apart. (Zhang et al. did this with all of
 # ImageNet, "Understanding deep learning requires rethinking generalization", arXiv:1611.03530.)
 #
 # ## How large a step?
@@ -221,11 +221,11 @@ say(
 # multiply it a little after each batch, and write down the loss. Too small, and nothing moves. Too large, and
 # the loss rises.
 #
-# Where do we begin? A fresh network is nearly deaf to pictures that are new in every batch and to rates that
+# Where do we begin? A fresh network is nearly deaf to images that are new in every batch and to rates that
 # begin near zero: for the first hundred steps hardly anything happens (one batch that came again and again at
 # a high rate, as in check 2, is much easier). The test would only show where it blows up. So we do it twice,
 # with a fresh network and with one that has had two epochs at a modest rate. (An epoch is once through all
-# training pictures.)
+# training images.)
 #
 # **Before you run the next cell:** the rate runs from 0.0001 to 10. At which rate do you expect the loss to
 # begin to fall, and at which to blow up?
@@ -301,34 +301,34 @@ show(fig, "One cycle: the learning rate goes up and then down, momentum the othe
 source(optim._between)
 
 # %% [markdown]
-# ## More pictures than there are
+# ## More images than there are
 #
-# A shape is still the same shape two pixels to the left. Moving and mirroring the pictures at random gives
+# A shape is still the same shape two pixels to the left. Moving and mirroring the images at random gives
 # the network new ones in every epoch, so it cannot learn
-# them by heart. What moves in from outside is the picture's own reflection. The first column is the original.
+# them by heart. What moves in from outside is the image's own reflection. The first column is the original.
 
 # %%
 fig, axes = figure(8, 2.6, nrows=3, ncols=10)
 some = data.train.images[:3]
-for row, picture in zip(axes, some, strict=True):
-    moved = datasets.augment(np.repeat(picture[None], 9, axis=0), np.random.default_rng(2))
-    for ax, image in zip(row, [picture, *moved], strict=True):
+for row, original in zip(axes, some, strict=True):
+    moved = datasets.augment(np.repeat(original[None], 9, axis=0), np.random.default_rng(2))
+    for ax, image in zip(row, [original, *moved], strict=True):
         ax.imshow(image)
         ax.axis("off")
 axes[0, 0].set_title("original", fontsize=10)
 axes[0, 1].set_title("as the network sees it", fontsize=10, loc="left")
-show(fig, "Three pictures and nine random shifts and mirror images of each")
+show(fig, "Three images and nine random shifts and mirror images of each")
 source(datasets.augment)
 
 # %% [markdown]
-# An augmentation says: this must not change the answer. Look whether that is true of your pictures. A
+# An augmentation says: this must not change the answer. Look whether that is true of your images. A
 # mirrored car is a car. A mirrored 3 is not a 3. And in shapes10 a crescent is always open to the right, so a
 # mirrored one is still called a crescent but never comes up in the test.
 #
 # ## Training
 #
-# Now all of it. **Before you run the next cell:** the curves show accuracy on the training pictures and on
-# test pictures that the network never learns from. Which of the two will be higher, and why?
+# Now all of it. **Before you run the next cell:** the curves show accuracy on the training images and on
+# test images that the network never learns from. Which of the two will be higher, and why?
 
 # %%
 recipe = train.Recipe(epochs=2 if SMALL else 5, seed=0)
@@ -376,22 +376,22 @@ error = 100 * math.sqrt(accuracy * (1 - accuracy) / len(data.test))
 behind = sum(r.accuracy < r.test_accuracy for r in history)
 say(
     f"**Test accuracy {accuracy:.2%}** after {sum(r.seconds for r in history):.0f} seconds. One standard error, from "
-    f"having {len(data.test):,} test pictures and not infinitely many, is {error:.1f} percentage points. "
+    f"having {len(data.test):,} test images and not infinitely many, is {error:.1f} percentage points. "
     f"In {behind} of {len(history)} epochs the test accuracy is the higher one."
 )
 
 # %% [markdown]
-# The training numbers are taken *while* the network learns, from moved and mirrored pictures, so they are the
+# The training numbers are taken *while* the network learns, from moved and mirrored images, so they are the
 # mean over an epoch of a network that was worse at its beginning. The test comes at the epoch's end, with
-# unmoved pictures. That is why the test can be ahead. A training curve far above the test curve would mean
-# something else: pictures learned by heart.
+# unmoved images. That is why the test can be ahead. A training curve far above the test curve would mean
+# something else: images learned by heart.
 #
-# We have not chosen anything by looking at the test pictures: not the epoch, not the rate. Whoever tries
+# We have not chosen anything by looking at the test images: not the epoch, not the rate. Whoever tries
 # twenty settings and reports the best test accuracy reports luck as well.
 #
 # ## What it confuses
 #
-# One number hides a lot. A confusion matrix has a row for what a picture shows and a column for what the
+# One number hides a lot. A confusion matrix has a row for what an image shows and a column for what the
 # network said.
 
 # %%
@@ -409,7 +409,7 @@ for i, j in np.ndindex(10, 10):
 ax.set_xticks(range(10), data.classes, rotation=45, ha="right")
 ax.set_yticks(range(10), data.classes)
 ax.set_xlabel("the network said")
-ax.set_ylabel("the picture shows")
+ax.set_ylabel("the image shows")
 ax.spines[:].set_visible(False)
 show(fig, "Confusion matrix: how often each class was taken for each other one")
 
@@ -426,7 +426,7 @@ say(
 # ## Look at the mistakes
 #
 # The best ten minutes in machine learning are spent looking at what is wrong. Sort the mistakes by how sure
-# the network was. You will often find wrong labels, pictures that nobody could name, or a pattern that you
+# the network was. You will often find wrong labels, images that nobody could name, or a pattern that you
 # can fix.
 
 # %%
@@ -443,12 +443,12 @@ for ax, i in zip(axes.flat, surest, strict=False):
     ax.imshow(data.test.images[i])
     ax.set_title(f"{said} {p[i, predicted[i]]:.0%}\nis: {shown}", fontsize=10)
 show(fig, "The mistakes that the network was surest of, with what it said and what is right")
-say(f"{len(wrong)} of {len(data.test):,} test pictures are wrong; these are the ones it was surest of.")
+say(f"{len(wrong)} of {len(data.test):,} test images are wrong; these are the ones it was surest of.")
 
 # %% [markdown]
 # Could you tell? A shape half outside or in nearly the colours of its background is hard for you, too. Others
 # you would name at a glance, and these are the interesting ones. Look for what they have in common: a bar, a
-# shadow, a texture. Then ask whether there are enough training pictures with just that. Lesson 11 looks at
+# shadow, a texture. Then ask whether there are enough training images with just that. Lesson 11 looks at
 # which pixels made the network say what it said.
 #
 # The article that mbnp began with ends with the advice to exchange one line of "the train.py from before" and
@@ -462,7 +462,7 @@ say(f"{len(wrong)} of {len(data.test):,} test pictures are wrong; these are the 
 #    cannot be.
 # 3. Somebody computes the sum of the losses of a batch instead of the mean. Which learning rate gives them
 #    the same training as ours at batch size 64?
-# 4. Why does the gradient of each picture's logits add up to zero? Which change of the logits changes no
+# 4. Why does the gradient of each image's logits add up to zero? Which change of the logits changes no
 #    probability?
 # 5. Mirroring helps with photographs of animals. What would it do to a network that reads road signs?
 # 6. The test accuracy of two runs differs by half a percentage point. What must you know before you call one
@@ -478,7 +478,7 @@ say(f"{len(wrong)} of {len(data.test):,} test pictures are wrong; these are the 
 #
 # <details><summary>Hint</summary>
 #
-# Probabilities minus 1 at the right class, divided by the number of pictures. To reach one number in each
+# Probabilities minus 1 at the right class, divided by the number of images. To reach one number in each
 # row, index with two lists: `dlogits[np.arange(N), labels]`. Mind logits as large as 200.
 #
 # </details>
@@ -527,8 +527,8 @@ say(f"{len(wrong)} of {len(data.test):,} test pictures are wrong; these are the 
 #
 # <details><summary>Hint</summary>
 #
-# One picture after the other is fine. `np.pad` has a mode for the reflection, and takes a pair for every
-# axis: the channels get `(0, 0)`. After the cut, `[:, ::-1]` of one picture (H, W, C) mirrors it.
+# One image after the other is fine. `np.pad` has a mode for the reflection, and takes a pair for every
+# axis: the channels get `(0, 0)`. After the cut, `[:, ::-1]` of one image (H, W, C) mirrors it.
 #
 # </details>
 #

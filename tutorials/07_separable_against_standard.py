@@ -143,29 +143,29 @@ source(models.mobilenet_v1_small, models.standard_small)
 
 # %% [markdown]
 # **Before you run the next cell:** count first, then guess. The separable network needs about a seventh of
-# the MACs. How many times faster is a training step, and how many times faster is one picture through the
+# the MACs. How many times faster is a training step, and how many times faster is one image through the
 # finished network?
 
 # %%
 data = datasets.shapes10.make(640, 200) if SMALL else datasets.shapes10.make()
 batch = 16 if SMALL else 64
-pictures = datasets.normalise(data.train.images[:batch], data.mean, data.std)
+images = datasets.normalise(data.train.images[:batch], data.mean, data.std)
 labels = data.train.labels[:batch]
 
 
 def measure(build):
-    """Parameters, MACs, milliseconds of a training step, milliseconds of a picture in a batch."""
+    """Parameters, MACs, milliseconds of a training step, milliseconds of an image in a batch."""
     net = fused.convert(build(seed=0))
     opt = optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    step = timed(lambda: train.step(net, opt, pictures, labels), repeat=9)
-    picture = timed(lambda: net.forward(pictures), repeat=9) / batch
+    step = timed(lambda: train.step(net, opt, images, labels), repeat=9)
+    per_image = timed(lambda: net.forward(images), repeat=9) / batch
     counted = cost.of(net)
-    return counted.params, counted.macs, 1e3 * step, 1e3 * picture
+    return counted.params, counted.macs, 1e3 * step, 1e3 * per_image
 
 
 both = {build: measure(build) for build in (models.mobilenet_v1_small, models.standard_small)}
 ours, theirs = both[models.mobilenet_v1_small], both[models.standard_small]
-names = ["parameters", "MACs", f"training step of {batch}, ms", "one picture in a batch, ms"]
+names = ["parameters", "MACs", f"training step of {batch}, ms", "one image in a batch, ms"]
 say(
     table(
         [
@@ -187,7 +187,7 @@ say(
 # Now train both in the same way. A full run of the full network would take too long for a lesson, so we take
 # both at a quarter of their width and train for three epochs, without augmentation, which needs longer to pay
 # off. That is a small experiment, and small experiments have a lot of luck in them. So we run each network
-# with several seeds. A seed decides the first weights and the order of the pictures.
+# with several seeds. A seed decides the first weights and the order of the images.
 #
 # There is a third competitor. You can also save MACs by making the *full* network thinner. We choose its
 # width so that it has the MACs of the separable one.
@@ -258,7 +258,7 @@ for name, (colour, line) in style.items():
         right.plot(seconds, found, line, color=colour, alpha=0.8)
 left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 100), xticks=range(1, EPOCHS + 1))
 right.set(xlabel="seconds of training", xlim=(0, None))
-left.set_title("after the same number of pictures")
+left.set_title("after the same number of images")
 right.set_title("after the same time")
 left.legend(loc="lower right" if not SMALL else "best")
 show(fig, "Test accuracy of three networks by epoch and by seconds, a line for each seed")
@@ -266,7 +266,7 @@ show(fig, "Test accuracy of three networks by epoch and by seconds, a line for e
 # %% [markdown]
 # ## How sure is that?
 #
-# Two networks with the same seed saw the same pictures in the same order, so compare run by run: take the
+# Two networks with the same seed saw the same images in the same order, so compare run by run: take the
 # difference for each seed, then the mean of the differences. Its standard error is $s/\sqrt S$, where $s$ is
 # the spread of the differences (divided by $S - 1$, not $S$) and $S$ the number of seeds. With three seeds
 # this error is itself only roughly known: a difference of one or two errors means nothing, and only from 4.3 on
@@ -352,7 +352,7 @@ for name, (colour, line) in style.items():
     left.plot([m], [a.mean()], line[0], color=colour, ms=9, label=name)
 left.set(
     xscale="log",
-    xlabel="million MACs a picture",
+    xlabel="million MACs per image",
     ylabel="test accuracy (%)",
     title=f"here: shapes10, {EPOCHS} epochs",
 )
@@ -363,7 +363,7 @@ for name, m in (("separable", counted.macs / 1e6), ("full", counted.as_standard(
     colour, line = style[name]
     right.plot([m], [PAPER[name]], line[0], color=colour, ms=9)
     right.annotate(name, (m, PAPER[name]), (0, -16), textcoords="offset points", ha="center")
-right.set(xscale="log", xlabel="million MACs a picture", xlim=(250, 10_000), title="the paper: ImageNet")
+right.set(xscale="log", xlabel="million MACs per image", xlim=(250, 10_000), title="the paper: ImageNet")
 low, high = min(a.min() for a in accuracy.values()) - 2, max(a.max() for a in accuracy.values()) + 2
 left.set_ylim(low, high)
 right.set_ylim(74 - (high - low), 74)  # a point is as high as on the left
@@ -379,8 +379,8 @@ show(fig, "Accuracy against MACs: our small experiment beside the paper's")
 # little room for copies of a channel. The training is short, so whoever learns sooner wins, and in our runs
 # the separable network is the last to get going: look at its first epoch. And three seeds are few.
 #
-# So do not take home "full convolutions are better", nor "separable ones are". Take home the picture:
-# accuracy against cost, for your layers, your pictures and your patience. Set `EPOCHS = 15` and
+# So do not take home "full convolutions are better", nor "separable ones are". Take home the plot:
+# accuracy against cost, for your layers, your images and your patience. Set `EPOCHS = 15` and
 # `augment=True` in your copy and let it run over lunch: how much of the distance at equal MACs is left? Then
 # try `WIDTH = 1`.
 #

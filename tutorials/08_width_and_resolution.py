@@ -2,7 +2,7 @@
 # # 8. Width and resolution
 #
 # **Your network is too slow for the telephone it is meant for, by a factor of four. You can make it thinner,
-# or show it smaller pictures. Which?**
+# or show it smaller images. Which?**
 #
 # At the end you can say what either does to multiplications, parameters, memory and time, draw the front of
 # networks that are worth having, and read the paper's sixteen points as what they are: a menu. You need
@@ -24,7 +24,7 @@ from mbnp.models import build
 #
 # The paper has two numbers to scale a network with. The *width multiplier* $\alpha$ takes that share of every
 # layer's channels. The *resolution multiplier* $\rho$ takes that share of every map's height and width,
-# simply because the pictures are that much smaller. A pointwise convolution from $M$ to $N$ channels on a map
+# simply because the images are that much smaller. A pointwise convolution from $M$ to $N$ channels on a map
 # of $H \times W$ then costs
 #
 # $$\rho H \cdot \rho W \cdot \alpha M \cdot \alpha N = \alpha^2 \rho^2 \cdot H W M N$$
@@ -62,7 +62,7 @@ say(
 # one factor $\alpha$, because each channel is on its own. So is the first layer, whose 3 input channels do
 # not shrink, and the classifier, whose outputs do not. The power of the whole is therefore below 2. In mbnp
 # the knobs are one line and no line: channels are rounded down, and the resolution is not in the network at
-# all, it follows from the picture.
+# all, it follows from the image.
 
 # %%
 source(build.scaled, cost._macs)
@@ -173,7 +173,7 @@ def draw(ax, points, labels=(), above=False):
                 )
     ax.set_xscale("log")
     ax.margins(y=0.08)
-    ax.set_xlabel("million MACs a picture")
+    ax.set_xlabel("million MACs per image")
 
 
 millions = {key: (macs / 1e6, accuracy) for key, (macs, accuracy) in paper.items()}
@@ -210,7 +210,7 @@ say(
 )
 
 # %% [markdown]
-# Two lessons are in this picture. Going down, both knobs are nearly as good as each other at first: the lines
+# Two lessons are in this figure. Going down, both knobs are nearly as good as each other at first: the lines
 # of the widths lie almost on one another. And the price of either grows the further you turn it: the last
 # halving of the width costs far more than the first. So do not turn one knob to its end. For about a quarter
 # of the MACs, a little of both beats fewer pixels alone outright, and for little more work it is clearly
@@ -222,7 +222,7 @@ say(
 # ## Measured here, at small scale
 #
 # The same with the article's network and shapes10: ten networks, each trained from scratch for three epochs,
-# on fewer pictures than in lesson 7. First, the smaller pictures. Pillow averages over the pixels that fall
+# on fewer images than in lesson 7. First, the smaller images. Pillow averages over the pixels that fall
 # into a new one.
 
 # %%
@@ -249,11 +249,11 @@ for row, pixels in zip(axes, RESOLUTIONS, strict=True):
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     row[0].set_ylabel(f"{pixels} px")
-show(fig, "Nine test pictures at 32, 24 and 18 pixels")
+show(fig, "Nine test images at 32, 24 and 18 pixels")
 
 # %% [markdown]
 # **Before you run the next cell:** width 0.75 at 32 pixels and width 1 at 24 pixels cost nearly the same
-# number of MACs. Which will be more accurate on these pictures? And will the widest network at the highest
+# number of MACs. Which will be more accurate on these images? And will the widest network at the highest
 # resolution win after a training this short?
 
 # %%
@@ -295,14 +295,14 @@ say(
             "million MACs",
             "parameters",
             "activations, kB",
-            "ms a picture",
+            "ms per image",
             "test accuracy, %",
         ],
     )
 )
 
 # %% [markdown]
-# How much of that is luck? One standard error from having so many test pictures is easily computed. The luck
+# How much of that is luck? One standard error from having so many test images is easily computed. The luck
 # of the seed is not, so we train the cheapest network at 32 pixels twice more.
 
 # %%
@@ -312,7 +312,7 @@ sampling = 100 * math.sqrt(a * (1 - a) / len(data.test))
 spread = float(np.std(again, ddof=1))
 say(
     f"Width 0.25 at 32 pixels with {len(again)} seeds: {', '.join(f'{a:.1f}' for a in again)} %. They spread by "
-    f"{spread:.1f} points; {len(data.test):,} test pictures alone explain {sampling:.1f}."
+    f"{spread:.1f} points; {len(data.test):,} test images alone explain {sampling:.1f}."
 )
 
 # %%
@@ -343,16 +343,16 @@ say(
 
 # %% [markdown]
 # Differences smaller than about twice that spread are not results, and in so short a run most differences
-# between neighbours here are smaller. What is left is the whole picture: from one end to the other, cost buys
+# between neighbours here are smaller. What is left is the overall trend: from one end to the other, cost buys
 # accuracy.
 #
-# Compare the two pictures. In the paper's, the lines of different widths nearly coincide: at 224 pixels there
+# Compare the two plots. In the paper's, the lines of different widths nearly coincide: at 224 pixels there
 # is detail to spare, and fewer pixels cost no more than fewer channels. Whether that is so with ours, these
-# runs are too few to say; there is reason to doubt it. Our pictures have 32 pixels to begin with, and the bar,
+# runs are too few to say; there is reason to doubt it. Our images have 32 pixels to begin with, and the bar,
 # the noise and the outline of a shape are already a pixel or two wide. What holds on one task need not hold on
 # another. A task with fine detail loses more from fewer
 # pixels, a task with a thousand classes more from fewer channels. That is why the paper gives a menu and not
-# a recipe, and why it is worth an evening to draw this for your own pictures.
+# a recipe, and why it is worth an evening to draw this for your own images.
 #
 # Look at the milliseconds in the table, too. They fall more slowly than the MACs. Small layers leave the
 # processor less to do at a time. Lesson 9 is about that.

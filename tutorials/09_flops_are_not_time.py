@@ -48,7 +48,7 @@ warn_if_busy()
 # %% [markdown]
 # ## The disappointment, measured
 #
-# A block from the middle of the network: 64 pictures of 16x16 pixels, 128 channels in and 128 out. Lesson 2
+# A block from the middle of the network: 64 images of 16x16 pixels, 128 channels in and 128 out. Lesson 2
 # counted the two ways to do it.
 
 # %%
@@ -103,7 +103,7 @@ say(
 # ## What it was waiting for
 #
 # Before a number can be multiplied, it has to come from memory, and the result has to go back. So count two things:
-# FLOPs, and **bytes moved**. Take a map small enough to do it by hand: one picture of 4x4 pixels with 2 channels,
+# FLOPs, and **bytes moved**. Take a map small enough to do it by hand: one image of 4x4 pixels with 2 channels,
 # 32 numbers of 4 bytes. An ideal program reads every input and every weight once, and writes every output once.
 
 # %%
@@ -364,7 +364,7 @@ say(
 )
 
 # %% [markdown]
-# A cost table in MACs is a table of the part that is already fast. Keep this picture in mind when you read that a new
+# A cost table in MACs is a table of the part that is already fast. Keep this figure in mind when you read that a new
 # block "halves the FLOPs".
 #
 # ## Where numbers are: caches
@@ -425,9 +425,9 @@ deep = cost.of(models.create("mobilenet-v1-small"), (32, 32, 3))
 largest = max(4 * math.prod(row.output_shape) for row in deep.rows)
 say(
     f"From {speeds[0]:.0f} GB/s in the smallest arrays to {speeds[-1]:.0f} in the largest ones, on the same core. The "
-    f"largest map of the article's network is {largest / 1e3:,.0f} kB for one picture and "
-    f"{64 * largest / 1e6:.1f} MB for 64 of them. So it matters whether you send 64 pictures through one "
-    f"layer and then through the next, or a few pictures through several layers while they are in a near cache."
+    f"largest map of the article's network is {largest / 1e3:,.0f} kB for one image and "
+    f"{64 * largest / 1e6:.1f} MB for 64 of them. So it matters whether you send 64 images through one "
+    f"layer and then through the next, or a few images through several layers while they are in a near cache."
 )
 
 # %% [markdown]
@@ -462,7 +462,7 @@ say(
 #
 # ## Channels first, channels last
 #
-# A picture of $H \times W$ pixels and $C$ channels is one long run of numbers, and somebody has to decide in which
+# An image of $H \times W$ pixels and $C$ channels is one long run of numbers, and somebody has to decide in which
 # order. PyTorch's default is **channels first**: all of channel 0, row by row, then all of channel 1. mbnp, and
 # TensorFlow, have **channels last**: all channels of pixel (0, 0), then of its right neighbour.
 
@@ -543,7 +543,7 @@ def both_ways(batch, size, c):
 
 # %% [markdown]
 # A pointwise convolution is a matrix product either way: channels last it is *one* product of all pixels with the
-# weights; channels first it is one product for each picture, weights times pixels.
+# weights; channels first it is one product for each image, weights times pixels.
 #
 # **Before you run the next cell:** early in the network a map has 32x32 pixels and 32 channels, at the end 4x4
 # pixels and 512. How long is the innermost loop of each order? Which order wins where?
@@ -579,7 +579,7 @@ say(
 # Channels get more as maps get smaller, so an inner loop over channels only ever gets longer, while one over a row
 # shrinks to four numbers, less than one vector. (On the large and shallow map both loops are equally long, and
 # channels first even has the simpler one: its weight is the same all along.) And one product of all pixels stays
-# large where one for each picture becomes thin. This is why mbnp keeps channels last, and why PyTorch has
+# large where one for each image becomes thin. This is why mbnp keeps channels last, and why PyTorch has
 # `memory_format=torch.channels_last`.
 #
 # ## Two threads
@@ -629,7 +629,7 @@ say(table(rows, ["operation", "1 thread, ms", f"{THREADS} threads, ms", "gain"])
 #    under the slope?
 # 4. Your machine gets twice the cores and the same memory. Which points of the roofline can move up?
 # 5. Why can a point lie above the dashed line? Why can none lie above the solid one, if its bytes were counted right?
-# 6. With a batch of one picture, the weights are not negligible any more. For which layers of the network does that
+# 6. With a batch of one image, the weights are not negligible any more. For which layers of the network does that
 #    change the intensity most?
 #
 # ## Exercises
@@ -638,7 +638,7 @@ say(table(rows, ["operation", "1 thread, ms", f"{THREADS} threads, ms", "gain"])
 # you how you did.
 #
 # **`depthwise_intensity(n, h, w, c, k, itemsize)`**: the FLOPs a byte of a depthwise convolution with stride 1 and
-# padding that keeps the size, for n pictures of h x w pixels and c channels, a kernel of k x k, and numbers of
+# padding that keeps the size, for n images of h x w pixels and c channels, a kernel of k x k, and numbers of
 # `itemsize` bytes. Count the input, the weights and the output once each; taps that fall on the padding count as work.
 #
 # <details><summary>Hint</summary>

@@ -57,7 +57,7 @@ warn_if_busy()
 # %% [markdown]
 # ## The patient
 #
-# Our layer is the first depthwise convolution of the article's network: 64 pictures, 32x32 pixels, 32 channels,
+# Our layer is the first depthwise convolution of the article's network: 64 images, 32x32 pixels, 32 channels,
 # kernel 3x3. Here is its definition once more, plain loops, as lesson 2 had it.
 
 # %%
@@ -203,7 +203,7 @@ axes.set_xscale("log")
 axes.set_xlim(right=20e3 * max(steps.values()))
 axes.set_xlabel("ms, logarithmic")
 axes.xaxis.set_major_formatter("{x:g}")
-axes.set_title("One depthwise convolution, 64 pictures of 32x32x32")
+axes.set_title("One depthwise convolution, 64 images of 32x32x32")
 show(fig, "Bars of the time of each step, from Python loops to a compiled kernel, on a logarithmic axis")
 
 # %% [markdown]
@@ -250,13 +250,13 @@ source(passes.activate_run, fused_depthwise._convolve_row, fused_depthwise._dept
 
 # %% [markdown]
 # What the pieces `load`, add, multiply and `store` are *vectors*: as many channels as the processor takes at once, 8 or
-# 16 of them. One vector of channels goes through a whole picture before the next one does, so that its nine weights
+# 16 of them. One vector of channels goes through a whole image before the next one does, so that its nine weights
 # stay in registers. The rows that the window needs come from a ring of a few rows, normalised and clipped when they
 # are first needed. And `prefetch` asks the memory for a row while the one before it is being computed, since most of
 # these kernels do not wait for the multiplier but for the next line of memory.
 #
 # (`affine` has the mean, the scale and the shift of each channel. Sums are of deviations from one of the outputs: a
-# plain sum of squares would cancel where the mean is large. Each picture gets mean and squared deviations of
+# plain sum of squares would cancel where the mean is large. Each image gets mean and squared deviations of
 # its own, which are combined at the end; the third exercise is about that.)
 #
 # The engine keeps everything that a layer needs in a *stage*. Let us take the network's first three stages,
@@ -265,11 +265,11 @@ source(passes.activate_run, fused_depthwise._convolve_row, fused_depthwise._dept
 
 # %%
 net = models.mobilenet_v1_small(seed=0)
-pictures = rng.standard_normal((N, 32, 32, 3), dtype=np.float32)
+images = rng.standard_normal((N, 32, 32, 3), dtype=np.float32)
 triples, tail = split(net)
-plan = Plan(triples, [layer for _, layer in tail], pictures.shape)
+plan = Plan(triples, [layer for _, layer in tail], images.shape)
 with backend.one_blas_thread():
-    plan.forward(pictures)
+    plan.forward(images)
 stem, stage, third = plan.stages[:3]  # conv1, then conv2_1's depthwise and pointwise convolution
 
 z, bn = stem.z, stem.bn
@@ -393,7 +393,7 @@ say(table(rows, ["array", "result", "ms", "page faults"]))
 #
 # Buffers that stay can also stay *with their core*. A core that writes to a line of the cache takes it away from every
 # other core. In the engine the gradients of all stages take turns in two buffers, and each thread makes the gradients
-# of its share of the pictures. When every gradient lay at its buffer's beginning, the second half of a small one lay
+# of its share of the images. When every gradient lay at its buffer's beginning, the second half of a small one lay
 # where the first half of a large one had been, and the two cores kept taking lines from each other: depthwise backward
 # at stride 2 took a third longer than it does now that every gradient lies in the middle of its buffer.
 
@@ -407,9 +407,9 @@ say(table(rows, ["array", "result", "ms", "page faults"]))
 # %%
 readable, fast = models.mobilenet_v1_small(seed=0), fused.convert(models.mobilenet_v1_small(seed=0))
 same(
-    fast.forward(pictures, train=True), readable.forward(pictures, train=True), "logits of a training forward"
+    fast.forward(images, train=True), readable.forward(images, train=True), "logits of a training forward"
 )
-same(fast.forward(pictures), readable.forward(pictures), "logits of an inference")
+same(fast.forward(images), readable.forward(images), "logits of an inference")
 
 job = jobs.Job("training", "mobilenet-v1-small", N, 32, THREADS)
 looks = {
@@ -438,7 +438,7 @@ for k, kinds in enumerate(measured.values()):
         left += 1e3 * kinds[kind]
 axes.set_yticks(range(len(measured)), measured)
 axes.invert_yaxis()
-axes.set_xlabel(f"ms of a training step, {N} pictures")
+axes.set_xlabel(f"ms of a training step, {N} images")
 axes.set_title("Where a training step's time goes; forward and backward")
 axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, fontsize=9)
 show(fig, "Stacked bars: time of a training step by kind of layer, readable and fused")
@@ -485,10 +485,10 @@ source(inference.fold)
 
 # %%
 with backend.use("numpy"):
-    by_numpy = fastest(lambda: readable.forward(pictures), 2)
-by_readable, by_fused = (fastest(lambda its=its: its.forward(pictures), 11) for its in (readable, fast))
+    by_numpy = fastest(lambda: readable.forward(images), 2)
+by_readable, by_fused = (fastest(lambda its=its: its.forward(images), 11) for its in (readable, fast))
 say(
-    f"Inference of {N} pictures: {1e3 * by_numpy:.0f} ms in NumPy, {1e3 * by_readable:.1f} ms with the readable "
+    f"Inference of {N} images: {1e3 * by_numpy:.0f} ms in NumPy, {1e3 * by_readable:.1f} ms with the readable "
     f"kernels, {1e3 * by_fused:.1f} ms fused and folded."
 )
 
@@ -497,7 +497,7 @@ say(
 #
 # A fair race is harder than a fast kernel. These rules are those of `mbnp bench`:
 #
-# - The same network, weights, pictures and number of threads for everybody. Each contender computes first, and
+# - The same network, weights, images and number of threads for everybody. Each contender computes first, and
 #   its loss and gradients, in float64, or its logits are compared with a reference. Who does not agree is not
 #   timed.
 # - Each runs in a process of its own, because the threads of one library go on spinning for a while and would
@@ -543,7 +543,7 @@ for panel, (work, found) in zip(axes[0], results.items(), strict=True):
         low, high = result.quartiles
         rows.append([name, f"{1e3 * result.median:.1f}", f"{1e3 * low:.1f} to {1e3 * high:.1f}"])
         bars[name] = 1e3 * result.median
-    say(table(rows, [f"{work}, {N} pictures", "ms", "quartiles"]))
+    say(table(rows, [f"{work}, {N} images", "ms", "quartiles"]))
     ours = [GREEN if "products" in name else BLUE if name == "mbnp" else ORANGE for name in bars]
     panel.barh([*bars], [*bars.values()], color=ours)
     panel.invert_yaxis()
@@ -551,7 +551,7 @@ for panel, (work, found) in zip(axes[0], results.items(), strict=True):
         panel.annotate(f" {ms:.1f}", (ms, k), va="center", fontsize=9)
     panel.set_xlim(right=1.18 * max(bars.values()))
     panel.set_xlabel("ms")
-    panel.set_title(f"{work}, {N} pictures")
+    panel.set_title(f"{work}, {N} images")
 show(
     fig,
     "Bars of the time of mbnp, its matrix products alone and PyTorch, training step and inference",

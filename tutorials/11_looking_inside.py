@@ -24,10 +24,10 @@ backend.set_num_threads(min(2, backend.max_threads()))
 # %% [markdown]
 # ## A network to look into
 #
-# We train one, for three epochs, on shapes10: pictures that mbnp draws itself. That has a great advantage for
-# this lesson: it knows for every picture on which pixels the object is seen.
+# We train one, for three epochs, on shapes10: images that mbnp draws itself. That has a great advantage for
+# this lesson: it knows for every image on which pixels the object is seen.
 #
-# It is the article's network, cut short. The full one shrinks the last map of a 32x32 picture to 2x2 cells, and
+# It is the article's network, cut short. The full one shrinks the last map of a 32x32 image to 2x2 cells, and
 # "it looked at the upper left quarter" is not much of an answer. This one stops at 8x8, and ends in an average
 # over the whole map and a linear layer, as the paper's MobileNet does.
 
@@ -36,7 +36,7 @@ BLOCKS = [(64, 2), (64, 1), (128, 2), (128, 1), (128, 1)]  # channels out, strid
 
 
 def short_network(classes, seed=0):
-    """A MobileNet for 32x32 pictures whose last map has 8x8 cells."""
+    """A MobileNet for 32x32 images whose last map has 8x8 cells."""
     rng, channels = np.random.default_rng(seed), 32
     layers = {"conv1": standard_block(3, channels, 1, rng, np.float32)}
     for k, (c_out, stride) in enumerate(BLOCKS, start=1):
@@ -57,12 +57,12 @@ x = datasets.normalise(test.images, data.mean, data.std)
 predicted = fast.forward(x).argmax(axis=1)
 say(
     f"{cost.of(net, (32, 32, 3)).params:,} parameters, {len(history)} epochs, {sum(r.seconds for r in history):.0f} s: "
-    f"{history[-1].test_accuracy:.1%} of the test pictures are right. On average the object covers "
-    f"{masks.mean():.0%} of a picture."
+    f"{history[-1].test_accuracy:.1%} of the test images are right. On average the object covers "
+    f"{masks.mean():.0%} of an image."
 )
 
 # %%
-first = [int(np.flatnonzero(test.labels == k)[0]) for k in range(10)]  # the first test picture of each class
+first = [int(np.flatnonzero(test.labels == k)[0]) for k in range(10)]  # the first test image of each class
 fig, axes = figure(width=8.5, height=2.1, nrows=2, ncols=10)
 for column, n in enumerate(first):
     axes[0, column].imshow(test.images[n])
@@ -72,14 +72,14 @@ for axis in axes.flat:
     axis.set_axis_off()
 show(
     fig,
-    "A picture of each of the ten classes, and below it the mask of the pixels on which the object is seen",
+    "An image of each of the ten classes, and below it the mask of the pixels on which the object is seen",
 )
 
 # %% [markdown]
 # ## The first filters
 #
 # The first layer is the only one whose filters can be looked at as they are: 3x3 pixels, red, green and blue. A
-# filter answers most to a picture that looks like itself.
+# filter answers most to an image that looks like itself.
 #
 # **Before you run the next cell:** shapes10 gives every object a random colour. Will the filters look for
 # colours, for brightness, or for edges?
@@ -138,7 +138,7 @@ say(
 # ## What a block does to an edge
 #
 # From the second layer on there are too many channels to look at a filter directly. Instead, show the layer
-# something simple and see what it makes of it. The simplest thing there is in a picture is an edge. By hand: a
+# something simple and see what it makes of it. The simplest thing there is in an image is an edge. By hand: a
 # row of six pixels, dark on the left, bright on the right, and a block of two depthwise filters.
 
 # %%
@@ -206,18 +206,18 @@ say(table(rows, ["after the", "one direction only", "both directions", "neither"
 #
 # ## Feature maps
 #
-# Here is one picture on its way through the network, in each layer the six channels whose answer varies most.
+# Here is one image on its way through the network, in each layer the six channels whose answer varies most.
 
 # %%
-picture = next(
+star = next(
     (n for n in range(len(x)) if predicted[n] == test.labels[n] == data.classes.index("star")), first[8]
 )
-maps = net.activations(x[picture : picture + 1])
+maps = net.activations(x[star : star + 1])
 stages = ["conv1.2", "block1.5", "block3.5", "block5.5"]
 fig, axes = figure(width=8.5, height=5, nrows=len(stages), ncols=7)
 for line, name in zip(axes, stages, strict=True):
     a = maps[name][0]
-    line[0].imshow(test.images[picture])
+    line[0].imshow(test.images[star])
     line[0].set_ylabel(f"{name}\n{a.shape[0]}x{a.shape[1]}x{a.shape[2]}", fontsize=9)
     for axis, c in zip(line[1:], np.argsort(-a.std(axis=(0, 1)))[:6], strict=True):
         axis.imshow(a[..., c], cmap="cividis")
@@ -226,13 +226,13 @@ for line, name in zip(axes, stages, strict=True):
         axis.set(xticks=[], yticks=[])
 show(
     fig,
-    "Feature maps of a picture of a star: the whole star in early layers, a few bright cells in the last one",
+    "Feature maps of an image of a star: the whole star in early layers, a few bright cells in the last one",
 )
 
 # %% [markdown]
-# Early maps still are the picture, with the object told from its background by colour. Later ones show parts,
+# Early maps still are the image, with the object told from its background by colour. Later ones show parts,
 # and at the end there are a few cells that say "something here". The later the layer, the less it looks like
-# the picture, and the more each cell knows of its surroundings.
+# the image, and the more each cell knows of its surroundings.
 #
 # ## Where does it look? Class activation maps
 #
@@ -263,11 +263,11 @@ source(pool.global_average_forward_numpy, linear.forward_numpy)
 
 
 # %%
-def last_map(pictures):
+def last_map(images):
     """The map (N, 8, 8, C) that goes into the average."""
     for name in ("conv1", *(f"block{k}" for k in range(1, len(BLOCKS) + 1))):
-        pictures = net[name].forward(pictures)
-    return pictures
+        images = net[name].forward(images)
+    return images
 
 
 features = np.concatenate([last_map(x[start : start + 250]) for start in range(0, len(x), 250)])
@@ -277,11 +277,11 @@ contribution = np.einsum("nijc,cn->nij", features, fc[0][:, predicted])  # (N, 8
 logit = net.forward(x[:50])[np.arange(50), predicted[:50]]
 error = np.abs(contribution[:50].mean(axis=(1, 2)) + fc[1][predicted[:50]] - logit).max()
 say(
-    f"Mean of the map plus bias against the network's logit, 50 pictures: the largest difference is {error:.1e}."
+    f"Mean of the map plus bias against the network's logit, 50 images: the largest difference is {error:.1e}."
 )
 
 # %% [markdown]
-# To look at a map we drop what speaks *against* the class, scale it to 1, and enlarge it to the picture's size,
+# To look at a map we drop what speaks *against* the class, scale it to 1, and enlarge it to the image's size,
 # with straight lines between the middles of the cells.
 
 # %%
@@ -310,20 +310,20 @@ for axis in axes.flat:
 fig.suptitle("What it said, and where the evidence was; white: the object's outline", fontsize=11)
 show(
     fig,
-    "Ten pictures with the predicted class, and below them class activation maps with the outline of the object",
+    "Ten images with the predicted class, and below them class activation maps with the outline of the object",
 )
 
 # %% [markdown]
-# Pretty. And this is where most such studies end. But a picture of a map convinces everybody of what they
+# Pretty. And this is where most such studies end. But a heat map convinces everybody of what they
 # believed before. So let us test it.
 #
 # ## Does the map mean anything?
 #
 # The **pointing game**: take the brightest pixel of each map. Is it on the object? And what would somebody get
-# who has never seen the picture?
+# who has never seen the image?
 #
 # **Before you run the next cell:** a pixel at random is on the object in about a fifth of the cases. What is
-# your guess for the map's brightest pixel? And for somebody who always points at the middle of the picture?
+# your guess for the map's brightest pixel? And for somebody who always points at the middle of the image?
 
 # %%
 everyone = np.arange(len(x))
@@ -331,16 +331,16 @@ flat_masks = masks.reshape(len(x), -1)
 peak = cam.reshape(len(x), -1).argmax(axis=1)
 hit = flat_masks[everyone, peak]
 in_the_middle = masks[:, 15:17, 15:17].mean(axis=(1, 2))
-others = flat_masks[np.roll(everyone, 1), peak]  # the same peak, on the object of the next picture
+others = flat_masks[np.roll(everyone, 1), peak]  # the same peak, on the object of the next image
 wide = np.pad(masks, ((0, 0), (2, 2), (2, 2)))
 near = np.any([wide[:, i : i + 32, j : j + 32] for i in range(5) for j in range(5)], axis=0)
 off_centre = ~masks[:, 15:17, 15:17].any(axis=(1, 2))
 
 rows = [
     ["a random pixel", f"{masks.mean():.1%}"],
-    ["always the middle of the picture, the mean of its four pixels", f"{in_the_middle.mean():.1%}"],
+    ["always the middle of the image, the mean of its four pixels", f"{in_the_middle.mean():.1%}"],
     ["the map's peak", f"{hit.mean():.1%}"],
-    ["the map's peak, with the mask of another picture", f"{others.mean():.1%}"],
+    ["the map's peak, with the mask of another image", f"{others.mean():.1%}"],
     [
         "the map's peak, at most 2 pixels beside the object",
         f"{near.reshape(len(x), -1)[everyone, peak].mean():.1%}",
@@ -358,7 +358,7 @@ say(
 )
 
 # %% [markdown]
-# The other lines help to understand it. With the mask of *another* picture a map that only knew "objects are in
+# The other lines help to understand it. With the mask of *another* image a map that only knew "objects are in
 # the middle" would score just as well as with its own. And where the middle is not on the object, whoever
 # points there gets nothing. So the map does follow the object. Why then does its peak miss? Look at the classes
 # one by one.
@@ -382,7 +382,7 @@ axes.set_ylabel("on the object, %")
 axes.set_title("The pointing game, class by class")
 axes.set_ylim(0, 119)
 axes.legend(loc="upper center", ncols=3)
-show(fig, "Bars: share of hits of the map's peak and of the picture's middle for each class")
+show(fig, "Bars: share of hits of the map's peak and of the image's middle for each class")
 
 # %%
 ring, crescent = data.classes.index("ring"), data.classes.index("crescent")
@@ -392,8 +392,8 @@ for _, stride in BLOCKS:
 say(
     f"The ring: {by_class[ring][0]:.0%}. Whoever recognises a ring has to see both sides of it, and the cell that sees "
     f"both sides is the one in the *hole*. The crescent, whose middle is empty, too: {by_class[crescent][0]:.0%}, "
-    f"against {by_class[crescent][1]:.0%} in the middle of the picture. A cell of the last map sees {sees} pixels in "
-    f"each direction, which is most of a picture."
+    f"against {by_class[crescent][1]:.0%} in the middle of the image. A cell of the last map sees {sees} pixels in "
+    f"each direction, which is most of an image."
 )
 
 # %% [markdown]
@@ -402,8 +402,8 @@ say(
 #
 # Now the whole map instead of its peak. Call "object" all that is brighter than some threshold, and compare
 # with the mask by the **intersection over union**: the pixels in both, by the pixels in either. 1 is perfect.
-# The threshold is chosen on training pictures, as it must be, and so is the rival: a disc in the middle of the
-# picture, always the same.
+# The threshold is chosen on training images, as it must be, and so is the rival: a disc in the middle of the
+# image, always the same.
 
 
 # %%
@@ -431,19 +431,19 @@ overlap, rival = iou(cam > threshold, masks), iou(disc(radius, len(masks)), mask
 rows = [
     [f"the map above {threshold:.2f}", f"{overlap.mean():.3f}", f"{overlap[off_centre].mean():.3f}"],
     [f"a disc of radius {radius} in the middle", f"{rival.mean():.3f}", f"{rival[off_centre].mean():.3f}"],
-    ["the whole picture", *(f"{iou(disc(99, len(m)), m).mean():.3f}" for m in (masks, masks[off_centre]))],
+    ["the whole image", *(f"{iou(disc(99, len(m)), m).mean():.3f}" for m in (masks, masks[off_centre]))],
 ]
-say(table(rows, ["intersection over union of", "all pictures", "where the middle is not on the object"]))
+say(table(rows, ["intersection over union of", "all images", "where the middle is not on the object"]))
 
 # %% [markdown]
-# Eight by eight cells, each of which sees most of the picture, do not draw an outline. A class activation map
+# Eight by eight cells, each of which sees most of the image, do not draw an outline. A class activation map
 # is an honest answer to "how much does each cell add to the logit?" and only a hint to "where is it?". Nobody
 # has told this network where the objects are; judge for yourself how much it found out by the way.
 #
 # ## A dead filter
 #
 # ReLU gives 0 for everything negative, and its gradient there is 0, too. If a channel is negative for every
-# pixel of every picture, nothing of it arrives at the loss, and nothing comes back: no gradient, no change, for
+# pixel of every image, nothing of it arrives at the loss, and nothing comes back: no gradient, no change, for
 # ever. Such a channel is **dead**. It costs as many multiplications as a living one.
 
 # %%
@@ -490,12 +490,12 @@ def kill(channel):
     bn.weight.value, bn.bias.value = new_gamma, new_beta
 
 
-def gradients(pictures, labels):
+def gradients(images, labels):
     """The gradient of each depthwise kernel of block 2, its length (C,), and of gamma and beta."""
     statistics = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
     for parameter in net.parameters().values():
         parameter.grad[...] = 0
-    logits = net.forward(pictures, train=True)
+    logits = net.forward(images, train=True)
     net.backward(softmax_cross_entropy.backward(logits, labels))
     for (
         name,
@@ -548,7 +548,7 @@ show(fig, "Bars: accuracy that is lost when one channel is dead, the most missed
 say(
     f"Of {len(lost)} channels, {int(np.sum(lost > 1))} are missed by more than a point; the worst loss is "
     f"{lost.max():.1f} points. Without any one of {int(np.sum(lost <= 0))} others, as many of the {len(x[some])} "
-    f"pictures are right as before, or more."
+    f"images are right as before, or more."
 )
 
 # %% [markdown]
@@ -558,7 +558,7 @@ say(
 #
 # ## Questions
 #
-# 1. Why can the filters of the second layer not be shown as little coloured pictures?
+# 1. Why can the filters of the second layer not be shown as little coloured images?
 # 2. A depthwise filter whose nine weights are all positive: what does it do to an edge?
 # 3. The bias of the linear layer is in no class activation map. Does that matter for the question where the
 #    network looked?
@@ -573,13 +573,13 @@ say(
 # The stubs are in [`tutorials/exercises/11.py`](exercises/11.py). `mbnp grade tutorials/exercises/11.py` tells
 # you how you did.
 #
-# **`class_activation_map(features, w, classes)`**: for each picture n, the map of class classes[n], without
+# **`class_activation_map(features, w, classes)`**: for each image n, the map of class classes[n], without
 # what is negative and scaled so that its largest value is 1 (all 0 where nothing is positive).
 #
 # <details><summary>Hint</summary>
 #
-# `w[:, classes]` has a column for each picture: `np.einsum("nijc,cn->nij", ...)`. Then ReLU, then divide each
-# picture by its own maximum, but not by 0.
+# `w[:, classes]` has a column for each image: `np.einsum("nijc,cn->nij", ...)`. Then ReLU, then divide each
+# image by its own maximum, but not by 0.
 #
 # </details>
 #
@@ -596,7 +596,7 @@ say(
 # </details>
 #
 # **`intersection_over_union(found, truth)`**: of two stacks of masks (N, H, W), bool, a number for each
-# picture. Two empty masks agree: 1.
+# image. Two empty masks agree: 1.
 #
 # <details><summary>Hint</summary>
 #
@@ -616,11 +616,11 @@ say(
 # </details>
 #
 # **`dead_channels(a)`**: which channels of a ReLU's output a (N, H, W, C) are zero on every pixel of every
-# picture, (C,) bool.
+# image, (C,) bool.
 #
 # <details><summary>Hint</summary>
 #
-# One pixel above zero, in one picture, is a sign of life.
+# One pixel above zero, in one image, is a sign of life.
 #
 # </details>
 #

@@ -34,7 +34,7 @@ folder = Path(temporary.name)  # for the files of this lesson; it goes when Pyth
 #
 # A weight file is a list of names and arrays. The first thing that can go wrong is the order of the axes.
 # PyTorch keeps the weight of a convolution as (O, I, K, K): output channel, input channel, row, column. mbnp
-# keeps it as (K, K, I, O), because its pictures have their channels last.
+# keeps it as (K, K, I, O), because its images have their channels last.
 #
 # Take 2 output channels, 3 input channels and a kernel of 2x2, and write into each place its own address: the
 # number 1201 stands at output 1, input 2, row 0, column 1.
@@ -97,21 +97,21 @@ if SMALL:
 trained = models.mobilenet_v1_small(width_mult=0.5, seed=0)
 history = train.fit(fused.convert(trained), data, train.Recipe(epochs=1 if SMALL else 3, seed=0))
 
-pictures = datasets.normalise(data.test.images, data.mean, data.std)
+images = datasets.normalise(data.test.images, data.mean, data.std)
 labels = data.test.labels
-x = pictures[: 20 if SMALL else 100]  # enough to compare numbers
+x = images[: 20 if SMALL else 100]  # enough to compare numbers
 
 
 def logits_of(net):
-    """Of all test pictures, by the fast engine (lesson 10), which keeps padding, eps and activation as they are."""
-    return fused.convert(net)(pictures)
+    """Of all test images, by the fast engine (lesson 10), which keeps padding, eps and activation as they are."""
+    return fused.convert(net)(images)
 
 
 def accuracy(logits):
     return float(np.mean(logits.argmax(axis=1) == labels))
 
 
-say(f"Right for **{accuracy(logits_of(trained)):.1%}** of {len(labels):,} test pictures.")
+say(f"Right for **{accuracy(logits_of(trained)):.1%}** of {len(labels):,} test images.")
 
 # %% [markdown]
 # Now it goes to PyTorch, and from here on PyTorch is "elsewhere": a class that somebody else wrote, its weights
@@ -185,7 +185,7 @@ else:
 # %% [markdown]
 # All names fit, all shapes fit. Is it the same network? Lesson 5 ended with a weight that fitted in shape and
 # was turned the wrong way. The proof is in the activations: the output of every layer, theirs and yours, for the same
-# pictures.
+# images.
 #
 # PyTorch lets you listen with a *hook*, a function that is called with each output of a layer. mbnp has
 # `net.activations`. Their maps are (N, C, H, W), so they are turned round before they are compared.
@@ -213,7 +213,7 @@ def difference(ours, theirs):
 
 
 def from_the_start(net):
-    """How far each layer's output is from theirs, when both begin with the same pictures."""
+    """How far each layer's output is from theirs, when both begin with the same images."""
     ours = net.activations(x)
     return {name: difference(ours[name], theirs) for name, theirs in true.items()}
 
@@ -231,7 +231,7 @@ say(
 
 # %% [markdown]
 # That is rounding: float32 has about seven digits, and the two do not round in the same
-# places. Keep the picture of it in mind: a flat line, a little above $10^{-7}$. This is what *the same network*
+# places. Keep its shape in mind: a flat line, a little above $10^{-7}$. This is what *the same network*
 # looks like.
 #
 # ## The same weights, three mistakes
@@ -350,13 +350,13 @@ say(
     - **ReLU6** is right as long as nothing is larger than 6. The first ReLU's largest output is
       {next(iter(peaks.values())):.1f}, the largest of all is {max(peaks.values()):.1f}; {len(over)} of {len(peaks)}
       ReLUs go beyond 6{f", `{over[0]}` first" if over else ""}. It changes {quiet["ReLU6"]} answers. With other
-      pictures it may be none, or many.
+      images it may be none, or many.
     """
 )
 
 # %% [markdown]
 # The last two are the dangerous ones. A network that is a little worse than its paper looks like a network that
-# was trained a little worse. No accuracy will tell you; the curve does, with a handful of pictures.
+# was trained a little worse. No accuracy will tell you; the curve does, with a handful of images.
 #
 # ## Off by one pixel
 #
@@ -432,15 +432,15 @@ for _, layer in net.leaves():
         jump *= 2
 say(
     f"""
-    And it adds up. A pixel of a deeper map is many pixels of the picture wide (the jump of lesson 5), so the
-    {len(shifts)} strides of 2 shift the grid by {" + ".join(map(str, shifts))} = **{sum(shifts)} pixels** of a picture
-    that has 32. With SAME, and with these weights, the last map looks at a picture pushed to the side by nearly half of
+    And it adds up. A pixel of a deeper map is many pixels of the image wide (the jump of lesson 5), so the
+    {len(shifts)} strides of 2 shift the grid by {" + ".join(map(str, shifts))} = **{sum(shifts)} pixels** of an image
+    that has 32. With SAME, and with these weights, the last map looks at an image pushed to the side by nearly half of
     its width.
     """
 )
 
 # %% [markdown]
-# Two traps in this table. At odd sizes the mistake is not there: a test with a picture of 33 or 225 pixels passes.
+# Two traps in this table. At odd sizes the mistake is not there: a test with an image of 33 or 225 pixels passes.
 # And Keras's MobileNet writes its depthwise padding as an explicit (0, 1), so that *it* differs from SAME at odd
 # sizes.
 #
@@ -547,17 +547,17 @@ if ONNX:
     import onnx
     import onnxruntime
 
-    def run(path, images):
+    def run(path, inputs):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return session.run(None, {session.get_inputs()[0].name: images})[0]
+        return session.run(None, {session.get_inputs()[0].name: inputs})[0]
 
     expected, rows = net(x), []
     for layout in ("NCHW", "NHWC"):
-        images = x if layout == "NHWC" else x.transpose(0, 3, 1, 2).copy()
+        inputs = x if layout == "NHWC" else x.transpose(0, 3, 1, 2).copy()
         for fold in (False, True):
             path = folder / f"{layout}-{'folded' if fold else 'kept'}.onnx"
             weights.save(net, path, layout=layout, fold=fold)
-            off = difference(run(path, images), expected)
+            off = difference(run(path, inputs), expected)
             assert off < 1e-4
             rows.append(
                 (
@@ -620,18 +620,18 @@ if ONNX:
     )
 
 # %% [markdown]
-# One convention is still not said: what was done to the *picture*. mbnp writes mean, spread and class names into
+# One convention is still not said: what was done to the *image*. mbnp writes mean, spread and class names into
 # its own files and into ONNX's metadata. Files of others often do not have them, and then you must ask.
 #
 # ## Questions
 #
-# 1. A network was trained on pictures of `x / 127.5 - 1`, and you feed it `(x / 255 - mean) / std`. Which of this
+# 1. A network was trained on images of `x / 127.5 - 1`, and you feed it `(x / 255 - mean) / std`. Which of this
 #    lesson's plots shows it, and at which layer?
-# 2. You feed BGR pictures to a network that was trained on RGB. Repair it without touching a picture: which array
+# 2. You feed BGR images to a network that was trained on RGB. Repair it without touching an image: which array
 #    do you change, and how?
 # 3. Your weights are Keras's, your network is PyTorch's, and you may train for one more epoch. Which of the three
 #    mistakes will it forgive?
-# 4. `everything` was compared with 100 pictures. Why is one enough for padding and eps, and maybe not for ReLU6?
+# 4. `everything` was compared with 100 images. Why is one enough for padding and eps, and maybe not for ReLU6?
 # 5. Why does the flat line of the right network lie at about 1e-7 and not at 0? Where would it lie in float64? And
 #    what would you think of a line at 1e-3 that is just as flat?
 #
@@ -666,7 +666,7 @@ if ONNX:
 # <details><summary>Hint</summary>
 #
 # First the number of outputs, rounded up: `-(-size // stride)`. Then: where does the last window begin, and where
-# does it end? What does the picture lack there? It may lack nothing.
+# does it end? What does the image lack there? It may lack nothing.
 #
 # </details>
 #

@@ -64,7 +64,7 @@ def test_page_has_its_figures_and_no_other(lesson):
     named = re.findall(r"^!\[(.+)\]\((.+)\)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     folder = page.with_name(f"{page.stem}_files")
     assert {name for _, name in named} == {f"{folder.name}/{file.name}" for file in folder.glob("*")}
-    assert named, "a lesson has a picture"
+    assert named, "a lesson has a figure"
     for alt, name in named:
         with Image.open(page.parent / name) as image:
             assert image.width <= 1000, "as wide as a page"

@@ -14,7 +14,7 @@ def output_size(size, kernel, stride, padding):
 def conv_pixel(x, w, i, j, d, stride, padding):
     """One number of the output, that of row i, column j and channel d.
 
-    x (H, W, C): one picture; w (KH, KW, C, D); stride, padding: one number each, for rows and columns.
+    x (H, W, C): one image; w (KH, KW, C, D); stride, padding: one number each, for rows and columns.
     """
     raise NotImplementedError
 

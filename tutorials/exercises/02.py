@@ -17,7 +17,7 @@ def pointwise(x, w):
 
 
 def separable_macs(H, W, K, c_in, c_out, stride):
-    """The MACs of a depthwise separable layer for one picture, an int.
+    """The MACs of a depthwise separable layer for one image, an int.
 
     H, W: the input's size; K: the kernel is K x K with K odd, and the padding K // 2; c_in, c_out: channels;
     stride: the depthwise convolution's.

@@ -4,9 +4,9 @@ import numpy as np
 
 
 def taps(p, size, kernel, stride, padding):
-    """Who sees row p of the picture: for each output row, the tap that it looks at p with, or -1 if it does not.
+    """Who sees row p of the image: for each output row, the tap that it looks at p with, or -1 if it does not.
 
-    size: rows of the picture; kernel: rows of the kernel; stride; padding: rows of zeros on either side.
+    size: rows of the image; kernel: rows of the kernel; stride; padding: rows of zeros on either side.
     Returns whole numbers, as many as there are output rows.
     """
     raise NotImplementedError

@@ -6,7 +6,7 @@ import numpy as np
 def loss_gradient(logits, labels):
     """The gradient of the mean cross-entropy with respect to the logits: an array like `logits`.
 
-    logits (N, D) float32; labels (N,), the right class of each picture, 0 to D - 1. The last case has logits
+    logits (N, D) float32; labels (N,), the right class of each image, 0 to D - 1. The last case has logits
     so large that exp of them is infinite. The result has the shape and the dtype of `logits`.
     """
     raise NotImplementedError
@@ -22,9 +22,9 @@ def one_cycle(peak, total, warm):
 
 
 def mirror_and_crop(images, top, left, mirrored, pad):
-    """Pictures padded by reflection, cut to their old size, and some of them mirrored: (N, H, W, C) uint8.
+    """Images padded by reflection, cut to their old size, and some of them mirrored: (N, H, W, C) uint8.
 
-    images (N, H, W, C) uint8; top, left (N,): the window's first row and column in the padded picture, 0 to 2 * pad;
+    images (N, H, W, C) uint8; top, left (N,): the window's first row and column in the padded image, 0 to 2 * pad;
     mirrored (N,) bool: whether left and right are exchanged, after the cut; pad: rows and columns on every side.
     """
     raise NotImplementedError

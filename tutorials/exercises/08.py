@@ -6,7 +6,7 @@ from mbnp.models.article import BLOCKS, STEM
 
 
 def scaled_macs(width, resolution):
-    """MACs of the article's network at a width and a resolution, for one picture, an int.
+    """MACs of the article's network at a width and a resolution, for one image, an int.
 
     STEM: the channels of the first convolution (3x3, stride 1, from 3 channels). BLOCKS: (channels out, stride) of
     each separable block, whose depthwise 3x3 has the stride. All padding is 1. The channels of every layer are

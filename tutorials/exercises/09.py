@@ -6,7 +6,7 @@ import numpy as np
 def depthwise_intensity(n, h, w, c, k, itemsize):
     """FLOPs for each byte that a depthwise convolution must at least move, a float.
 
-    n pictures of h x w pixels and c channels; a kernel of k x k, stride 1, padding that keeps the size; a number
+    n images of h x w pixels and c channels; a kernel of k x k, stride 1, padding that keeps the size; a number
     takes `itemsize` bytes. Input, weights and output are moved once each; a multiply-accumulate is two FLOPs, and
     taps that fall on the padding count.
     """
@@ -24,7 +24,7 @@ def attainable(intensity, gflops, bandwidth):
 def offset_last(n, c, i, j, shape):
     """Where the number at [n, c, i, j] of a channels-first array is kept when it is stored channels last, an int.
 
-    shape (N, C, H, W) of the channels-first array; n picture, c channel, i row, j column. The answer counts
+    shape (N, C, H, W) of the channels-first array; n image, c channel, i row, j column. The answer counts
     numbers, not bytes, from the beginning of memory.
     """
     raise NotImplementedError

@@ -4,16 +4,16 @@ import numpy as np
 
 
 def class_activation_map(features, w, classes):
-    """For each picture the map of one class (N, H, W): negative contributions are 0, and the largest value is 1.
+    """For each image the map of one class (N, H, W): negative contributions are 0, and the largest value is 1.
 
     features (N, H, W, C): the map before the average; w (C, K): of the linear layer after it; classes (N,): integers,
-    the class of each picture. A map without a positive contribution is 0 everywhere. The dtype is that of features.
+    the class of each image. A map without a positive contribution is 0 everywhere. The dtype is that of features.
     """
     raise NotImplementedError
 
 
 def intersection_over_union(found, truth):
-    """For each picture (N,) the pixels in both masks by the pixels in either; 1 where both masks are empty.
+    """For each image (N,) the pixels in both masks by the pixels in either; 1 where both masks are empty.
 
     found, truth (N, H, W): bool. The result is float64.
     """
@@ -21,5 +21,5 @@ def intersection_over_union(found, truth):
 
 
 def dead_channels(a):
-    """Which channels are zero on every pixel of every picture, (C,) bool. a (N, H, W, C): the output of a ReLU."""
+    """Which channels are zero on every pixel of every image, (C,) bool. a (N, H, W, C): the output of a ReLU."""
     raise NotImplementedError

@@ -48,7 +48,7 @@ SIZE_MISTAKES = [
     ),
 ]
 
-# --- conv_pixel: one number of the output of one picture ---
+# --- conv_pixel: one number of the output of one image ---
 
 
 def _pixel(x, w, i, j, d, stride, padding):
@@ -185,7 +185,7 @@ CONVOLVE_MISTAKES = [
         "padding: all of it is at the end. It belongs on both sides: ((0, 0), (p, p), (p, p), (0, 0)) for np.pad",
         _one_sided,
     ),
-    Mistake("padding: the margin repeats the edge of the picture. It is zeros: mode='constant'", _same_edge),
+    Mistake("padding: the margin repeats the edge of the image. It is zeros: mode='constant'", _same_edge),
     Mistake(
         "stride: it is left out. Take every stride-th window: windows[:, ::stride, ::stride]",
         lambda x, w, b, stride, padding: conv.forward(x, w, b, 1, padding),

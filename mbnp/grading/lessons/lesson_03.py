@@ -8,7 +8,7 @@ from mbnp.grading.exercise import Case, Exercise, Mistake
 from mbnp.ops import conv
 from mbnp.ops.window import output_size
 
-# --- taps: who sees a row of the picture ---
+# --- taps: who sees a row of the image ---
 
 
 def _taps(p, size, kernel, stride, padding):
@@ -58,7 +58,7 @@ def _right(p, i, stride, padding):
 
 TAPS_MISTAKES = [
     Mistake(
-        "padding: it is left out. Row p of the picture is row p + padding of the padded one",
+        "padding: it is left out. Row p of the image is row p + padding of the padded one",
         _taps_with(lambda p, i, stride, padding: p - i * stride),
     ),
     Mistake(
@@ -66,7 +66,7 @@ TAPS_MISTAKES = [
         _taps_with(lambda p, i, stride, padding: p - padding - i * stride),
     ),
     Mistake(
-        "stride: output i begins at row i*stride of the padded picture, not at row i",
+        "stride: output i begins at row i*stride of the padded image, not at row i",
         _taps_with(lambda p, i, stride, padding: p + padding - i),
     ),
     Mistake(
@@ -100,7 +100,7 @@ TAPS_MISTAKES = [
 
 # --- conv_dx, conv_dw ---
 
-GEOMETRY = (  # size of the picture, kernel, stride, padding
+GEOMETRY = (  # size of the image, kernel, stride, padding
     ((5, 6), (3, 3), 1, 0),
     ((5, 6), (3, 3), 1, 1),
     ((7, 6), (3, 3), 2, 1),
@@ -188,7 +188,7 @@ DX_MISTAKES = [
         lambda dy, w, shape, stride, padding: _scatter(dy, w, shape, lambda i, u: i * stride + u),
     ),
     Mistake(
-        "padding: this is the gradient of the padded picture. Cut the padding off, on every side", _uncropped
+        "padding: this is the gradient of the padded image. Cut the padding off, on every side", _uncropped
     ),
     Mistake(
         "stride: output i looks at rows from i*stride, not from i",
@@ -234,19 +234,19 @@ DX_MISTAKES = [
 
 DW_MISTAKES = [
     Mistake(
-        "missing sum over the batch: this is dw of the first picture only. One weight serves all: sum over n",
+        "missing sum over the batch: this is dw of the first image only. One weight serves all: sum over n",
         lambda dy, x, kernel, stride, padding: _dw(dy[:1], x[:1], kernel, stride, padding),
     ),
     Mistake(
-        "missing sum over the batch: this is dw of the last picture only. Pictures are added (+=), not assigned (=)",
+        "missing sum over the batch: this is dw of the last image only. Images are added (+=), not assigned (=)",
         lambda dy, x, kernel, stride, padding: _dw(dy[-1:], x[-1:], kernel, stride, padding),
     ),
     Mistake(
-        "sum over the batch: this is the mean over its pictures. The loss has divided by N already, in dy",
+        "sum over the batch: this is the mean over its images. The loss has divided by N already, in dy",
         lambda dy, x, kernel, stride, padding: _dw(dy, x, kernel, stride, padding) / np.float32(len(x)),
     ),
     Mistake(
-        "sum over the batch: each picture's dw stands by itself, (N, KH, KW, C, D). One weight serves all: sum over n",
+        "sum over the batch: each image's dw stands by itself, (N, KH, KW, C, D). One weight serves all: sum over n",
         lambda dy, x, kernel, stride, padding: np.stack(
             [_dw(dy[n : n + 1], x[n : n + 1], kernel, stride, padding) for n in range(len(x))]
         ),
@@ -258,7 +258,7 @@ DW_MISTAKES = [
         ),
     ),
     Mistake(
-        "padding: tap u of output i looks at row i*stride + u - padding of the picture, and the - padding is missing",
+        "padding: tap u of output i looks at row i*stride + u - padding of the image, and the - padding is missing",
         lambda dy, x, kernel, stride, padding: _correlate(dy, x, kernel, lambda i, u: i * stride + u),
     ),
     Mistake(

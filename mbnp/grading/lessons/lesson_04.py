@@ -80,7 +80,7 @@ FORWARD_MISTAKES = [
         _forward_over(0),
     ),
     Mistake(
-        "axes: mean and variance of each picture by itself. The batch counts too: axis=(0, 1, 2)",
+        "axes: mean and variance of each image by itself. The batch counts too: axis=(0, 1, 2)",
         _forward_over((1, 2)),
     ),
     Mistake(
@@ -195,7 +195,7 @@ DX_MISTAKES = [
         ),
     ),
     Mistake(
-        "missing sum over the batch: the two sums run over each picture's pixels. They run over n too: axis=(0, 1, 2)",
+        "missing sum over the batch: the two sums run over each image's pixels. They run over n too: axis=(0, 1, 2)",
         lambda dy, x, gamma, eps: np.concatenate(
             [_with_batch_statistics(dy[n : n + 1], x[n : n + 1], x, gamma, eps) for n in range(len(x))]
         ),
@@ -240,7 +240,7 @@ RUNNING_MISTAKES = [
         _running_with(var=lambda x: x.std(PIXELS, ddof=1)),
     ),
     Mistake(
-        "M is the number of pictures here. A channel has N*H*W values, and M - 1 is one less than that",
+        "M is the number of images here. A channel has N*H*W values, and M - 1 is one less than that",
         _running_with(var=lambda x: x.var(PIXELS) * np.float32(len(x) / (len(x) - 1))),
     ),
     Mistake(

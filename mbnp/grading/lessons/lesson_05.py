@@ -17,7 +17,7 @@ def _size(size, stride):
 
 
 def _sizes_with(step, first=False):
-    """`step(size, stride)` instead of the right one; `first`: always from the picture's size."""
+    """`step(size, stride)` instead of the right one; `first`: always from the image's size."""
 
     def wrong(size, strides):
         sizes = [size]
@@ -49,7 +49,7 @@ SIZE_MISTAKES = [
         _sizes_with(lambda size, stride: size // stride),
     ),
     Mistake(
-        "rounding: the last window must end inside the padded picture, so round down, not up",
+        "rounding: the last window must end inside the padded image, so round down, not up",
         _sizes_with(lambda size, stride: -(-(size - 1) // stride) + 1),
     ),
     Mistake(
@@ -69,7 +69,7 @@ SIZE_MISTAKES = [
         "stride: it is left out; the maps never shrink", _sizes_with(lambda size, stride: _size(size, 1))
     ),
     Mistake(
-        "the size of the picture itself is in the list: leave it out",
+        "the size of the image itself is in the list: leave it out",
         lambda size, strides: np.array([size, *_sizes_with(_size)(size, strides)]),
     ),
 ]
@@ -121,7 +121,7 @@ FIELD_MISTAKES = [
         _field_with(_grow, stride_first=True),
     ),
     Mistake(
-        "stride: the jump is left out. Behind a stride, neighbouring outputs are further apart in the picture",
+        "stride: the jump is left out. Behind a stride, neighbouring outputs are further apart in the image",
         _field_with(_grow, step=lambda jump, stride: 1),
     ),
     Mistake(

@@ -49,15 +49,15 @@ def _whole_columns(logits, labels):
 
 GRADIENT_MISTAKES = [
     Mistake(
-        "batch: the division by N is missing. The loss is the mean over the N pictures, so its gradient is, too",
+        "batch: the division by N is missing. The loss is the mean over the N images, so its gradient is, too",
         lambda logits, labels: _softmax(logits) - _one_hot(logits, labels),
     ),
     Mistake(
-        "batch: the division is by the number of classes; the mean is over the N pictures, len(labels)",
+        "batch: the division is by the number of classes; the mean is over the N images, len(labels)",
         lambda logits, labels: (_softmax(logits) - _one_hot(logits, labels)) / logits.shape[1],
     ),
     Mistake(
-        "batch: the division is by all N*D numbers; only the N pictures are averaged over",
+        "batch: the division is by all N*D numbers; only the N images are averaged over",
         lambda logits, labels: (_softmax(logits) - _one_hot(logits, labels)) / logits.size,
     ),
     Mistake(
@@ -65,7 +65,7 @@ GRADIENT_MISTAKES = [
         lambda logits, labels: (logits - _one_hot(logits, labels)) / len(labels),
     ),
     Mistake(
-        "softmax: it runs down the pictures instead of along the classes: axis=1, with keepdims=True",
+        "softmax: it runs down the images instead of along the classes: axis=1, with keepdims=True",
         lambda logits, labels: (_softmax(logits, axis=0) - _one_hot(logits, labels)) / len(labels),
     ),
     Mistake(
@@ -224,12 +224,12 @@ def _crop_cases(seed: int) -> list[Case]:
 
 
 def _crop(images, top, left, mirrored, pad, mode="reflect", flip=np.s_[:, ::-1], first=False):
-    """Picture by picture, with something exchanged."""
+    """Image by image, with something exchanged."""
     n, h, w, _ = images.shape
     crops = np.empty_like(images)
     for i in range(n):
-        picture = images[i][flip] if first and mirrored[i] else images[i]
-        padded = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)), mode=mode)
+        image = images[i][flip] if first and mirrored[i] else images[i]
+        padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode=mode)
         crop = padded[top[i] : top[i] + h, left[i] : left[i] + w]
         crops[i] = crop[flip] if mirrored[i] and not first else crop
     return crops
@@ -248,14 +248,14 @@ def _padded_channels(images, top, left, mirrored, pad):
     return _crop(wider, top, left, mirrored, pad)
 
 
-def _first_picture_decides(images, top, left, mirrored, pad):
+def _first_image_decides(images, top, left, mirrored, pad):
     n = len(images)
     return _crop(images, np.repeat(top[:1], n), np.repeat(left[:1], n), mirrored, pad)
 
 
 CROP_MISTAKES = [
     Mistake(
-        "mirror: the picture is upside down: [::-1] of one picture turns its rows round. Columns are axis 1: [:, ::-1]",
+        "mirror: the image is upside down: [::-1] of one image turns its rows round. Columns are axis 1: [:, ::-1]",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, flip=np.s_[::-1]),
     ),
     Mistake(
@@ -265,15 +265,15 @@ CROP_MISTAKES = [
         ),
     ),
     Mistake(
-        "mirror: no picture is mirrored",
+        "mirror: no image is mirrored",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, np.zeros_like(mirrored), pad),
     ),
     Mistake(
-        "mirror: every picture is mirrored; only those where `mirrored` is true should be",
+        "mirror: every image is mirrored; only those where `mirrored` is true should be",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, np.ones_like(mirrored), pad),
     ),
     Mistake(
-        "mirror: the pictures are mirrored that should not be, and the others are not",
+        "mirror: the images are mirrored that should not be, and the others are not",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, ~mirrored, pad),
     ),
     Mistake(
@@ -281,11 +281,11 @@ CROP_MISTAKES = [
         lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, first=True),
     ),
     Mistake(
-        "crop: top and left are exchanged: top counts rows (axis 0 of a picture), left counts columns (axis 1)",
+        "crop: top and left are exchanged: top counts rows (axis 0 of an image), left counts columns (axis 1)",
         lambda images, top, left, mirrored, pad: _crop(images, left, top, mirrored, pad),
     ),
     Mistake(
-        "padding: what moves in is black. It is the picture's own reflection: np.pad(..., mode='reflect')",
+        "padding: what moves in is black. It is the image's own reflection: np.pad(..., mode='reflect')",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, mode="constant"),
     ),
     Mistake(
@@ -301,12 +301,12 @@ CROP_MISTAKES = [
         lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, mode="symmetric"),
     ),
     Mistake(
-        "padding: what leaves the picture on one side comes in on the other (np.roll). Pad by reflection, then crop",
+        "padding: what leaves the image on one side comes in on the other (np.roll). Pad by reflection, then crop",
         _rolled,
     ),
     Mistake(
-        "batch: all pictures move like the first; picture i has its own top[i] and left[i]",
-        _first_picture_decides,
+        "batch: all images move like the first; image i has its own top[i] and left[i]",
+        _first_image_decides,
     ),
 ]
 

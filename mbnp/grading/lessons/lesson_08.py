@@ -66,7 +66,7 @@ MACS_MISTAKES = [
         lambda width, resolution: _count(width, resolution, shrink=lambda size, stride: size),
     ),
     Mistake(
-        "width: the pictures still have 3 channels; the width multiplier scales only what the network makes itself",
+        "width: the images still have 3 channels; the width multiplier scales only what the network makes itself",
         lambda width, resolution: _count(width, resolution, c_in=int(3 * width)),
     ),
     Mistake(

@@ -44,7 +44,7 @@ INTENSITY_MISTAKES = [
         lambda n, h, w, c, k, itemsize: k * k / itemsize,
     ),
     Mistake(
-        "bytes: the weights are counted once for each picture; a batch shares them",
+        "bytes: the weights are counted once for each image; a batch shares them",
         lambda n, h, w, c, k, itemsize: _intensity(1, h, w, c, k, itemsize),
     ),
     Mistake(
@@ -148,7 +148,7 @@ OFFSET_MISTAKES = [
         lambda n, c, i, j, shape: ((n * shape[3] + j) * shape[2] + i) * shape[1] + c,
     ),
     Mistake(
-        "the picture: one picture is H·W·C numbers, and n of them come before this one",
+        "the image: one image is H·W·C numbers, and n of them come before this one",
         lambda n, c, i, j, shape: (i * shape[3] + j) * shape[1] + c,
     ),
     Mistake(

@@ -9,7 +9,7 @@ from mbnp.ops import pointwise, relu
 
 
 def _contribution(features, w, classes):
-    """What each cell adds to the logit of its picture's class: pointwise convolution by the linear layer's weights."""
+    """What each cell adds to the logit of its image's class: pointwise convolution by the linear layer's weights."""
     return np.stack(
         [pointwise.forward(f[None], w)[0, :, :, k] for f, k in zip(features, classes, strict=True)]
     )
@@ -38,7 +38,7 @@ def _cam_cases(seed: int) -> list[Case]:
         w = rng.standard_normal((shape[-1], K)).astype(np.float32)
         classes = rng.integers(1, K, shape[0])
         cases.append({"features": features, "w": w, "classes": classes})
-    w[:, 0], classes[0] = -np.abs(w[:, 0]), 0  # nothing speaks for the last case's first picture
+    w[:, 0], classes[0] = -np.abs(w[:, 0]), 0  # nothing speaks for the last case's first image
     return cases
 
 
@@ -52,7 +52,7 @@ CAM_MISTAKES = [
         lambda features, w, classes: relu.forward(_contribution(features, w, classes)),
     ),
     Mistake(
-        "the scale: one maximum for all pictures. Each map is divided by its own: max over axes 1 and 2, keepdims=True",
+        "the scale: one maximum for all images. Each map is divided by its own: max over axes 1 and 2, keepdims=True",
         lambda features, w, classes: _scaled(
             relu.forward(_contribution(features, w, classes)), axis=(0, 1, 2)
         ),
@@ -86,7 +86,7 @@ CAM_MISTAKES = [
         ),
     ),
     Mistake(
-        "one class for all: every picture gets the map of the first picture's class. classes has one for each",
+        "one class for all: every image gets the map of the first image's class. classes has one for each",
         lambda features, w, classes: _cam(features, w, np.full_like(classes, classes[0])),
     ),
     Mistake(
@@ -130,11 +130,11 @@ IOU_MISTAKES = [
         lambda found, truth: _ratio(2 * (found & truth).sum((1, 2)), found.sum((1, 2)) + truth.sum((1, 2))),
     ),
     Mistake(
-        "the denominator is the true mask alone. Then the whole picture would be a perfect answer: divide by the union",
+        "the denominator is the true mask alone. Then the whole image would be a perfect answer: divide by the union",
         lambda found, truth: _ratio((found & truth).sum((1, 2)), truth.sum((1, 2))),
     ),
     Mistake(
-        "the denominator is the whole picture: that counts as agreement nothing but how large the masks are",
+        "the denominator is the whole image: that counts as agreement nothing but how large the masks are",
         lambda found, truth: (found & truth).mean((1, 2)),
     ),
     Mistake(
@@ -142,7 +142,7 @@ IOU_MISTAKES = [
         lambda found, truth: (found == truth).mean((1, 2)),
     ),
     Mistake(
-        "all pictures in one number: sum over axes 1 and 2 only, so that each picture keeps its own",
+        "all images in one number: sum over axes 1 and 2 only, so that each image keeps its own",
         lambda found, truth: (found & truth).sum() / (found | truth).sum(),
     ),
     Mistake(
@@ -180,8 +180,8 @@ def _dead_cases(seed: int) -> list[Case]:
     ):
         a = np.maximum(rng.standard_normal(shape), 0).astype(np.float32)
         a[..., [*dead, *rare]] = 0
-        for picture, c in enumerate(rare, start=-1):
-            a[picture, 1, 0, c] = 1e-6  # a single, faint sign of life
+        for image, c in enumerate(rare, start=-1):
+            a[image, 1, 0, c] = 1e-6  # a single, faint sign of life
         cases.append({"a": a})
     return cases
 
@@ -200,7 +200,7 @@ DEAD_MISTAKES = [
         lambda a: ~(a > 0).any(axis=(0, 2, 3)),
     ),
     Mistake(
-        "only the first picture is looked at",
+        "only the first image is looked at",
         lambda a: ~(a[0] > 0).any(axis=(0, 1)),
     ),
     Mistake(
@@ -208,7 +208,7 @@ DEAD_MISTAKES = [
         lambda a: a.mean(axis=(0, 1, 2)) < 1e-3,
     ),
     Mistake(
-        "one answer for each picture: a channel is dead if it is zero in *every* picture, so axis 0 goes, too",
+        "one answer for each image: a channel is dead if it is zero in *every* image, so axis 0 goes, too",
         lambda a: ~(a > 0).any(axis=(1, 2)),
     ),
     Mistake(
