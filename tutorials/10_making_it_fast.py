@@ -406,9 +406,7 @@ say(table(rows, ["array", "result", "ms", "page faults"]))
 
 # %%
 readable, fast = models.mobilenet_v1_small(seed=0), fused.convert(models.mobilenet_v1_small(seed=0))
-same(
-    fast.forward(images, train=True), readable.forward(images, train=True), "logits of a training forward"
-)
+same(fast.forward(images, train=True), readable.forward(images, train=True), "logits of a training forward")
 same(fast.forward(images), readable.forward(images), "logits of an inference")
 
 job = jobs.Job("training", "mobilenet-v1-small", N, 32, THREADS)
