@@ -72,8 +72,8 @@ for i in range(OH):
         output[i, j] = (image[i : i + 3, j : j + 3] * kernel).sum()
 
 say(
-    f"They are {output[0, 1]:g} and {output[0, 2]:g}: the weights of 1 lie on three bright pixels, and the pixels under "
-    "the weights of -1 are dark, or nearly so."
+    f"They are {output[0, 1]:g} and {output[0, 2]:g}: the weights of 1 lie on three bright pixels, and the pixels "
+    "under the weights of -1 are dark, or nearly so."
 )
 
 # %%
@@ -373,8 +373,8 @@ rows = [
 ]
 say(table(rows, ["implementation", "ms per image", "times faster", "million multiplications per second"]))
 say(
-    f"All do the same {macs:,} multiplications per image, and their results differ by at most {apart:.0e}. Compiling alone "
-    f"makes the loops {slowest / seconds['the same loops, compiled']:,.0f} times faster."
+    f"All do the same {macs:,} multiplications per image, and their results differ by at most {apart:.0e}. "
+    f"Compiling alone makes the loops {slowest / seconds['the same loops, compiled']:,.0f} times faster."
 )
 
 # %% tags=["hide-input"]

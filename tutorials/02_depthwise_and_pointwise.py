@@ -136,7 +136,7 @@ show(fig, "Standard: 3 channels feed 10 through 30 kernels. Separable: 3 kernels
 class Counting:
     """A number that counts every multiplication and addition it takes part in."""
 
-        multiplications = additions = 0
+    multiplications = additions = 0
 
     def __mul__(self, other):
         Counting.multiplications += 1
@@ -174,7 +174,9 @@ x12, x10 = counted(1, 12, 12, 3), counted(1, 10, 10, 3)
 standard, standard_additions, shape = count(
     conv.forward_loops, x12, counted(3, 3, 3, 10), None, (1, 1), no_padding
 )
-spatial, spatial_additions, _ = count(depthwise.forward_loops, x12, counted(3, 3, 3), None, (1, 1), no_padding)
+spatial, spatial_additions, _ = count(
+    depthwise.forward_loops, x12, counted(3, 3, 3), None, (1, 1), no_padding
+)
 mixing, mixing_additions, _ = count(pointwise.forward_loops, x10, counted(3, 10), None)
 
 assert (standard, spatial, mixing) == (
@@ -376,8 +378,8 @@ cells = [
 ]
 say(table(cells, ["layer", "MACs per image", "ms per image", "GFLOP/s"]))
 say(
-    f"{rows[0][1] / rows[3][1]:.1f} times fewer multiplications, and {rows[0][2] / rows[3][2]:.1f} times less time. Look at "
-    "the last column: the depthwise half does its few multiplications at a different speed from the others."
+    f"{rows[0][1] / rows[3][1]:.1f} times fewer multiplications, and {rows[0][2] / rows[3][2]:.1f} times less time. "
+    "Look at the last column: the depthwise half does its few multiplications at a different speed from the others."
 )
 
 # %% [markdown]

@@ -231,7 +231,7 @@ for ax, (stride, padding) in zip(axes, [(1, 0), (1, 1), (2, 1)], strict=True):
         cell(ax, *at, str(counts[at]), blue)
 show(
     fig,
-    "The number of windows that contain each pixel: few at the edges without padding, a checkerboard of 1, 2 and 4 at stride 2",
+    "The number of windows that contain each pixel: few at edges without padding, a checkerboard at stride 2",
 )
 
 # %% [markdown]
@@ -275,7 +275,7 @@ def input_gradient(dy, w, stride, padding, size):
     (N, OH, OW, D), (KH, KW, _, _) = dy.shape, w.shape
     spread = np.zeros((N, (OH - 1) * stride + 1, (OW - 1) * stride + 1, D), dy.dtype)
     spread[:, ::stride, ::stride] = dy
-        borders = [  # as wide as dx needs: KH - 1 minus the padding, and the rows that no window reached
+    borders = [  # as wide as dx needs: KH - 1 minus the padding, and the rows that no window reached
         (K - 1 - padding, full - 1 + padding - (O - 1) * stride)
         for K, full, O in zip((KH, KW), size, (OH, OW), strict=True)
     ]
@@ -433,15 +433,18 @@ def forward(x, w):
 
 
 steps = np.logspace(-11, 0, 8 if SMALL else 12)
-linear, nonlinear =  (lambda y: y, np.ones_like), (np.sin, np.cos)  # the loss as a function of y, and its derivative
+linear, nonlinear = (
+    (lambda y: y, np.ones_like),
+    (np.sin, np.cos),
+)  # the loss as a function of y, and its derivative
 
 # %% tags=["hide-input"]
 fig, axes = figure(width=7.5, height=3.5)
-axes.loglog(steps, error_of_steps(*nonlinear, np.float32), "^-", color=ORANGE, label="nonlinear loss, float32")
-axes.loglog(steps, error_of_steps(*nonlinear, np.float64), "s-", color=BLUE, label="nonlinear loss, float64")
 axes.loglog(
-    steps, error_of_steps(*linear, np.float64), "o--", color=VERMILION, label="linear loss, float64"
+    steps, error_of_steps(*nonlinear, np.float32), "^-", color=ORANGE, label="nonlinear loss, float32"
 )
+axes.loglog(steps, error_of_steps(*nonlinear, np.float64), "s-", color=BLUE, label="nonlinear loss, float64")
+axes.loglog(steps, error_of_steps(*linear, np.float64), "o--", color=VERMILION, label="linear loss, float64")
 axes.set(xlabel="step h", ylabel="error, relative to the largest entry", ylim=(1e-17, 1e6))
 axes.legend(frameon=False, loc="upper right")
 show(
@@ -602,7 +605,7 @@ else:
 #     padded = np.zeros((N, H + 2 * padding, W + 2 * padding, C), dy.dtype)
 #     for i in range(OH):
 #         for j in range(OW):
-#                         contribution = np.einsum("nd,uvcd->nuvc", dy[:, i, j], w)
+#             contribution = np.einsum("nd,uvcd->nuvc", dy[:, i, j], w)
 #             padded[:, i * stride : i * stride + KH, j * stride : j * stride + KW] += contribution
 #     return padded[:, padding : padding + H, padding : padding + W]
 # ```
@@ -628,7 +631,7 @@ else:
 #     dw = np.zeros((KH, KW, x.shape[3], D), x.dtype)
 #     for u in range(KH):
 #         for v in range(KW):
-#                         pixels = padded[:, u : u + stride * OH : stride, v : v + stride * OW : stride][:, :OH, :OW]
+#             pixels = padded[:, u : u + stride * OH : stride, v : v + stride * OW : stride][:, :OH, :OW]
 #             dw[u, v] = np.einsum("nijc,nijd->cd", pixels, dy)
 #     return dw
 # ```

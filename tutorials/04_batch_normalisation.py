@@ -170,7 +170,10 @@ for ax, values, name in zip(axes, (identity, -through_mean, -through_s, s * jaco
 axes[0].set_ylabel("output: k", fontsize=9)
 for ax, sign in zip(axes, "++=", strict=False):
     ax.text(1.06, 0.5, sign, transform=ax.transAxes, ha="center", va="center", fontsize=14)
-show(fig, "Three 5x5 matrices and their sum, the derivatives of the normalised values with respect to the inputs")
+show(
+    fig,
+    "Three 5x5 matrices and their sum, the derivatives of the normalised values with respect to the inputs",
+)
 
 # %% [markdown]
 # (The `assert` in the cell above compares the Jacobian with finite differences.) Add up any row of the last
@@ -319,8 +322,8 @@ rows = [("mbnp", f"{layer.running_mean.value[0]:.3f}", f"{layer.running_var.valu
 if TORCH:
     import torch
 
-        theirs = torch.nn.BatchNorm2d(1, dtype=torch.float64)
-        theirs(torch.tensor(x.reshape(5, 1, 1, 1)))
+    theirs = torch.nn.BatchNorm2d(1, dtype=torch.float64)
+    theirs(torch.tensor(x.reshape(5, 1, 1, 1)))
     rows.append(("PyTorch", f"{theirs.running_mean.item():.3f}", f"{theirs.running_var.item():.3f}"))
 say(table(rows, ["", "running mean", "running variance"]))
 unbiased, biased = (0.9 * 1 + 0.1 * x.var(ddof=d) for d in (1, 0))
@@ -329,9 +332,9 @@ say(
 )
 say(
     f"""
-    In a network the difference is small. At batch size 64 the last feature maps of lesson 5's network have 2x2 pixels, so
-    M = {64 * 2 * 2} and the two differ by {100 / (64 * 2 * 2 - 1):.1f} %. It grows as the batch shrinks, and it is the
-    kind of difference that makes two implementations disagree in the third digit for no visible reason.
+    In a network the difference is small. At batch size 64 the last feature maps of lesson 5's network have 2x2 pixels,
+    so M = {64 * 2 * 2} and the two differ by {100 / (64 * 2 * 2 - 1):.1f} %. It grows as the batch shrinks, and it is
+    the kind of difference that makes two implementations disagree in the third digit for no visible reason.
     """
 )
 
@@ -387,7 +390,9 @@ axes.legend(loc="upper right", ncols=2)
 show(fig, "Running mean and variance approach those of the data within about forty batches")
 
 # %%
-say(f"After ten batches {100 * 0.9**10:.0f} % of the initial value is left, after forty {100 * 0.9**40:.1f} %.")
+say(
+    f"After ten batches {100 * 0.9**10:.0f} % of the initial value is left, after forty {100 * 0.9**40:.1f} %."
+)
 
 # %% [markdown]
 # So a network that you evaluate after five batches looks worse than it is. And two mistakes are common:

@@ -352,7 +352,9 @@ influence = {name: gradient_of_image(name) for name in ("conv2_3", "conv2_5", "c
 for name, gradient in influence.items():
     rows, columns = (np.count_nonzero(gradient.any(axis)) for axis in (1, 0))
     assert rows == columns == fields[name]
-    say(f"`{name}`: the gradient is not zero in {rows} x {columns} pixels, and the formula says {fields[name]}.")
+    say(
+        f"`{name}`: the gradient is not zero in {rows} x {columns} pixels, and the formula says {fields[name]}."
+    )
 
 # %% tags=["hide-input"]
 fig, axes = figure(width=9, height=3.1, ncols=4, width_ratios=[1, 1, 1, 0.05])
@@ -394,11 +396,7 @@ layers_of_block = [
 ]
 parameters, macs = sum(p[2] for p in layers_of_block), sum(p[4] for p in layers_of_block)
 rows = [(name, f1, f"{n:,}", f2, f"{m:,}" if m else "") for name, f1, n, f2, m in layers_of_block]
-say(
-    table(
-        [*rows, ("**total**", "", f"{parameters:,}", "", f"{macs:,}")], ["", "parameters", "", "MACs", ""]
-    )
-)
+say(table([*rows, ("**total**", "", f"{parameters:,}", "", f"{macs:,}")], ["", "parameters", "", "MACs", ""]))
 
 counted = [row for row in cost.of(net).rows if row.name.startswith("conv2_2.")]
 assert sum(row.params for row in counted) == parameters
@@ -423,7 +421,8 @@ as_in_the_article = sum(
 say(
     f"""
     The article's formulas take H and W of the *input*. At stride 1 that is the same. At stride 2 they count four pixels
-    for each one that is computed, and the four depthwise convolutions of stride 2 would bring the total to {as_in_the_article:,.0f}. The article also calls the result FLOPs, and explains them as operations *per second*.
+    for each one that is computed, and the four depthwise convolutions of stride 2 would bring the total to
+    {as_in_the_article:,.0f}. The article also calls the result FLOPs, and explains them as operations *per second*.
     It is a number of operations, not a rate, and this number is that of the MACs, half of the FLOPs. (Lesson 2 counts
     them one by one.)
     """
@@ -447,7 +446,9 @@ for ax, what, unit, label in (
     left = np.zeros(len(names))
     for kind, (colour, title) in kinds.items():
         rows = [row for row in counted.rows if row.kind == kind]
-                amounts = [sum(getattr(r, what) for r in rows if r.name.split(".")[0] == name) / unit for name in names]
+        amounts = [
+            sum(getattr(r, what) for r in rows if r.name.split(".")[0] == name) / unit for name in names
+        ]
         ax.barh(names, amounts, left=left, color=colour, label=title, edgecolor="white", linewidth=0.5)
         left += amounts
     ax.set_xlabel(label)
@@ -559,9 +560,7 @@ if TORCH:
     wrong["conv2_1"]["3"].weight.value = state["conv2_1.3.weight"][:, :, 0, 0].numpy()  # (D, C), not (C, D)
     change = np.abs(wrong(x) - right).max() / np.abs(right).max()
     assert change > 0.01
-    say(
-        f"No error, and logits that are off by {change:.1f} times the largest. Compare numbers, not shapes."
-    )
+    say(f"No error, and logits that are off by {change:.1f} times the largest. Compare numbers, not shapes.")
 
 # %% [markdown]
 # ## Questions

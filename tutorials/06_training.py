@@ -458,7 +458,8 @@ for ax, i in zip(axes.flat, most_confident, strict=False):
     ax.set_title(f"{guess} {p[i, predicted[i]]:.0%}\nis: {truth}", fontsize=10)
 show(fig, "The mistakes with the highest confidence, with the predicted and the true class")
 say(
-    f"{len(wrong)} of {len(data.test):,} test images are classified wrongly; these are the ones with the highest confidence."
+    f"{len(wrong)} of {len(data.test):,} test images are classified wrongly. "
+    "These are the most confident mistakes."
 )
 
 # %% [markdown]

@@ -55,7 +55,7 @@ best = s[0] * np.outer(u[:, 0], v[0])  # the nearest matrix whose rows are multi
 missed = np.square(matrix - best).sum() / np.square(matrix).sum()
 say(
     f"The two kernels as rows of a matrix have rank {np.linalg.matrix_rank(matrix)}; a product `a * b` "
-    f"always has rank 1. The best approximation by one separable block misses {missed:.0%} of their energy (sum of squares)."
+    f"always has rank 1. The best approximation by one separable block misses {missed:.0%} of their sum of squares."
 )
 
 # %% [markdown]
@@ -328,11 +328,16 @@ standard_weights = weights
 for first, second in itertools.pairwise(rows):
     if (first.kind, second.kind) == ("Depthwise", "Pointwise"):
         c_in, c_out = first.output_shape[-1], second.output_shape[-1]
-                standard_weights += 9 * c_in * c_out - (9 * c_in + c_in * c_out)
+        standard_weights += 9 * c_in * c_out - (9 * c_in + c_in * c_out)
 say(
     table(
         [
-            ["standard", PAPER["standard"], f"{counted.as_standard() / 1e6:,.1f}", f"{standard_weights / 1e6:.1f}"],
+            [
+                "standard",
+                PAPER["standard"],
+                f"{counted.as_standard() / 1e6:,.1f}",
+                f"{standard_weights / 1e6:.1f}",
+            ],
             ["separable", PAPER["separable"], f"{counted.macs / 1e6:,.1f}", f"{weights / 1e6:.1f}"],
             [
                 "standard / separable",

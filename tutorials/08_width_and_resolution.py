@@ -84,7 +84,13 @@ fraction = np.geomspace(0.25, 1.5, 20)
 ax.loglog(fraction, fraction**2, color=BLACK, lw=0.8, ls=":", label="fraction squared")
 ax.loglog(widths, by_width, "o", color=BLUE, label=f"width: exponent {exponent_w:.2f}")
 ax.loglog(
-    sizes / 32, by_size, "s", color=VERMILION, ms=4, mfc="none", label=f"resolution: exponent {exponent_s:.2f}"
+    sizes / 32,
+    by_size,
+    "s",
+    color=VERMILION,
+    ms=4,
+    mfc="none",
+    label=f"resolution: exponent {exponent_s:.2f}",
 )
 ticks = [0.25, 0.5, 0.75, 1, 1.5]
 ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
@@ -166,12 +172,14 @@ def draw(ax, points, labels=(), above=False):
     """A line for each width, a grey line for the front. points: (width, pixels) -> (MACs, accuracy)."""
     ax.plot(*zip(*front(points.values()), strict=True), color="#BBBBBB", lw=5, zorder=0, label="Pareto front")
     for width, (colour, marker) in WIDTH_STYLE.items():
-                line = sorted((pixels, *points[w, pixels]) for w, pixels in points if w == width)
+        line = sorted((pixels, *points[w, pixels]) for w, pixels in points if w == width)
         x, y = [macs for _, macs, _ in line], [accuracy for *_, accuracy in line]
         ax.plot(x, y, marker + "-", color=colour, lw=1, label=f"width {width:g}")
         for pixels, macs, accuracy in line:
             if (width, pixels) in labels:
-                                position = {"xytext": (-5, 6), "ha": "right"} if above and width == 1 else {"xytext": (6, -11)}
+                position = (
+                    {"xytext": (-5, 6), "ha": "right"} if above and width == 1 else {"xytext": (6, -11)}
+                )
                 ax.annotate(
                     f"{pixels} px", (macs, accuracy), textcoords="offset points", color=colour, **position
                 )
@@ -209,8 +217,8 @@ kept = front(paper.values())
 off = [f"{w:g} at {p}" for (w, p), point in paper.items() if point not in kept]
 halved = np.diff([paper[w, 224][1] for w in (0.25, 0.5, 1.0)])
 say(
-    f"{len(kept)} of the sixteen are on the Pareto front; not on it: {', '.join(off) or 'none'}. From 0.25 to 0.5 the width "
-    f"adds {halved[0]:.1f} points, from 0.5 to 1 only {halved[1]:.1f}."
+    f"{len(kept)} of the sixteen are on the Pareto front; not on it: {', '.join(off) or 'none'}. From 0.25 to 0.5 the "
+    f"width adds {halved[0]:.1f} points, from 0.5 to 1 only {halved[1]:.1f}."
 )
 
 # %% [markdown]
@@ -316,8 +324,8 @@ a = measured[0.25, 32][1] / 100
 sampling = 100 * math.sqrt(a * (1 - a) / len(data.test))
 deviation = float(np.std(again, ddof=1))
 say(
-    f"Width 0.25 at 32 pixels with {len(again)} seeds: {', '.join(f'{a:.1f}' for a in again)} %. Their standard deviation is "
-    f"{deviation:.1f} points; having only {len(data.test):,} test images explains {sampling:.1f} of it."
+    f"Width 0.25 at 32 pixels with {len(again)} seeds: {', '.join(f'{a:.1f}' for a in again)} %. Their standard "
+    f"deviation is {deviation:.1f} points; having only {len(data.test):,} test images explains {sampling:.1f} of it."
 )
 
 # %%
