@@ -129,8 +129,9 @@ say(
 )
 grown = max(trained, key=lambda name: trained[name] / untrained[name])
 say(
-    f"The component that grew most: {grown}, from {untrained[grown]:.0%} to {trained[grown]:.0%}. shapes10 paints every object "
-    f"in a colour that is at least a quarter of the colour circle away from its background, so a filter that "
+    f"The component that grew most: {grown}, from {untrained[grown]:.0%} to {trained[grown]:.0%}. shapes10 "
+    f"paints every object in a colour that is at least a quarter of the colour circle away from its "
+    f"background, so a filter that "
     f"distinguishes colours is useful from the start."
 )
 
@@ -354,8 +355,8 @@ rows = [
 ]
 say(table(rows, ["pixel", "on the object"]))
 say(
-    f"{hit.mean():.0%} looks good against {masks.mean():.0%}. Compared with always pointing at the middle, which scores "
-    f"{in_the_middle.mean():.0%}, it looks different. A result without the right baseline means nothing."
+    f"{hit.mean():.0%} looks good against {masks.mean():.0%}. Compared with always pointing at the middle, which "
+    f"scores {in_the_middle.mean():.0%}, it looks different. A result without the right baseline means nothing."
 )
 
 # %% [markdown]
@@ -391,8 +392,8 @@ field, jump = 3, 1  # receptive field of a cell in each direction, and pixels be
 for _, stride in BLOCKS:
     field, jump = field + 2 * jump, jump * stride
 say(
-    f"The ring: {by_class[ring][0]:.0%}. To recognise a ring, a cell has to see both sides of it, and the cell that sees "
-    f"both sides is the one in the *hole*. The crescent, whose middle is empty, too: {by_class[crescent][0]:.0%}, "
+    f"The ring: {by_class[ring][0]:.0%}. To recognise a ring, a cell has to see both sides of it, and the cell that "
+    f"sees both sides is the one in the *hole*. The crescent, whose middle is empty, too: {by_class[crescent][0]:.0%}, "
     f"against {by_class[crescent][1]:.0%} in the middle of the image. The receptive field of a cell is {field} pixels "
     f"in each direction, which is most of an image."
 )

@@ -447,7 +447,7 @@ for _, layer in net.leaves():
         jump *= 2
 say(
     f"""
-    And the shifts add up. A pixel of a deeper feature map covers many pixels of the image (the jump of lesson 5), so the
+    And the shifts add up. A pixel of a deeper feature map covers many pixels of the image (lesson 5's jump), so the
     {len(shifts)} strides of 2 shift the grid by {" + ".join(map(str, shifts))} = **{sum(shifts)} pixels** of an image
     that has 32. With SAME, and with these weights, the last feature map sees an image that is shifted by nearly half
     of its width.
