@@ -101,3 +101,11 @@ def test_readmes_link_every_lesson():
             assert f"(rendered/{lesson.stem}.md)" in text, f"{name} lacks {lesson.stem}"
         for target in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (TUTORIALS / target).exists(), target
+
+
+def test_glossary_names_files_that_exist():
+    text = (TUTORIALS / "glossary.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if re.match(r"\| (?!term|---)", line)]
+    assert all(row.count("|") == 5 and re.search(r"[\u4e00-\u9fff]|ReLU", row) for row in rows)
+    for path in re.findall(r"`(mbnp/[\w/.]+)`", text):
+        assert (TUTORIALS.parent / path).exists(), path

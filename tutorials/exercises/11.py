@@ -7,7 +7,8 @@ def class_activation_map(features, w, classes):
     """Return each image's class activation map (N, H, W): negative contributions are 0, the largest value is 1.
 
     features (N, H, W, C): the last feature map, before the average; w (C, K): of the linear layer after it;
-    classes (N,): integers, the class of each image. A map without a positive contribution is 0 everywhere. The dtype is that of features.
+    classes (N,): integers, the class of each image. A map without a positive contribution is 0 everywhere.
+    The dtype is that of features.
     """
     raise NotImplementedError
 
