@@ -309,11 +309,11 @@ fig, axes = figure(width=8, height=3.1, ncols=3)
 for ax, (u, v) in zip(axes, [(0, 0), (1, 1), (2, 1)], strict=True):
     canvas(ax, 7, 7, f"pixels of tap {u},{v}")
     for row, column in np.ndindex(7, 7):
-        margin = not (1 <= row < 6 and 1 <= column < 6)
+        border = not (1 <= row < 6 and 1 <= column < 6)
         met = row >= u and column >= v and (row - u) % 2 == 0 and (column - v) % 2 == 0
         met = met and row - u <= 4 and column - v <= 4
-        text = f"y[{(row - u) // 2},{(column - v) // 2}]" if met else "0" if margin else ""
-        cell(ax, row, column, text, ORANGE if met else "#e8e8e8" if margin else "white", size=8)
+        text = f"y[{(row - u) // 2},{(column - v) // 2}]" if met else "0" if border else ""
+        cell(ax, row, column, text, ORANGE if met else "#e8e8e8" if border else "white", size=8)
 show(
     fig,
     "The pixels that the taps 0,0 and 1,1 and 2,1 multiply at stride 2: the same pattern of nine, shifted by the tap",
