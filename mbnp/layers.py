@@ -17,6 +17,7 @@ from mbnp import renamed
 from mbnp.errors import MbnpError
 from mbnp.network import Layer, Network, Residual, Sequential
 from mbnp.ops import batchnorm, conv, depthwise, linear, pointwise, pool, relu, window
+from mbnp.ops.window import Margin, Pair, Size
 from mbnp.parameter import Buffer, Parameter
 
 __all__ = [
@@ -47,56 +48,64 @@ Rng = np.random.Generator | None
 _rng = np.random.default_rng(0)
 
 
-def _window_shape(shape: Shape, kernel: window.Pair, stride: Any, padding: Any) -> Shape:
+def _window_shape(shape: Shape, kernel: Pair, stride: Any, padding: Any) -> Shape:
     """Return the (H, W, C) that a window of `kernel` makes of an (H, W, C)."""
     size, stride = (shape[0], shape[1]), window.pair("stride", stride)
     padding = window.explicit_padding(padding, size, kernel, stride)
     return (*window.output_size(size, kernel, stride, padding), shape[-1])
 
 
-def _torch_pad(
-    F: Any, x: Any, kernel: Shape, stride: Any, padding: Any, value: float = 0.0
-) -> tuple[Any, Shape]:
-    """Return x and the padding left to PyTorch, which pads both sides alike; x comes padded where they differ."""
-    (top, bottom), (left, right) = window.explicit_padding(padding, tuple(x.shape[2:]), kernel, stride)
-    if (top, left) == (bottom, right):
-        return x, (top, left)
-    return F.pad(x, (left, right, top, bottom), value=value), (0, 0)
+def _torch_pad(F: Any, kernel: Pair, stride: Any, padding: Any, value: float = 0.0) -> Callable[[Any], tuple]:
+    """Return a function of x (N, C, H, W): x, padded where the sides differ, and the padding left to PyTorch."""
+
+    def pad(x: Any) -> tuple[Any, Pair]:
+        size, steps = tuple(x.shape[2:]), window.pair("stride", stride)
+        (top, bottom), (left, right) = window.explicit_padding(padding, size, kernel, steps)
+        if (top, left) == (bottom, right):
+            return x, (top, left)
+        return F.pad(x, (left, right, top, bottom), value=value), (0, 0)
+
+    return pad
 
 
 class _Weighted(Layer):
     """y = op(x, weight) + bias, initialised as PyTorch does: uniform within 1 / sqrt(fan_in)."""
 
     op: ModuleType
+    axes: tuple[str, ...]  # the options that say how long each axis of `weight` is; "kernel" is two
 
-    def __init__(self, shapes: dict[str, Shape], rng: Rng, dtype: Any, **options: Any) -> None:
-        rng = _rng if rng is None else rng
-        bound = math.prod(shapes["weight"][:-1]) ** -0.5  # an output is a sum over fan_in inputs
-        weight, bias = (
-            Parameter(rng.uniform(-bound, bound, shapes[name]).astype(dtype)) if name in shapes else None
-            for name in ("weight", "bias")
-        )
-        self.weight: Parameter = weight  # type: ignore[assignment]
-        self.bias = bias
+    def __init__(self, bias: bool, rng: Rng, dtype: Any, sizes: dict[str, Any], **options: Any) -> None:
         self.options = options  # of the operation
+        self.groups = 1  # of channels that do not mix
+        shape = self.shapes(**sizes, bias=bias)["weight"]
+        rng = _rng if rng is None else rng
+        bound = math.prod(shape[:-1]) ** -0.5  # an output is a sum over fan_in inputs
+        self.weight = Parameter(rng.uniform(-bound, bound, shape).astype(dtype))
+        self.bias = Parameter(rng.uniform(-bound, bound, shape[-1]).astype(dtype)) if bias else None
         self.x: np.ndarray | None = None
 
-    def config(self) -> dict[str, Any]:
-        return {**self.options, "bias": self.bias is not None}
+    @classmethod
+    def shapes(cls, **config: Any) -> dict[str, Shape]:
+        weight: Shape = ()
+        for axis in cls.axes:
+            weight += window.pair(axis, config[axis]) if axis == "kernel" else (config[axis],)
+        return {"weight": weight, "bias": weight[-1:]} if config["bias"] else {"weight": weight}
 
     @property
-    def kernel(self) -> window.Pair:
-        """Height and width of the kernel."""
-        return self.weight.value.shape[:2]
+    def sizes(self) -> dict[str, Any]:
+        """The options that `axes` names, read off the weight."""
+        shape = list(self.weight.value.shape)
+        return {
+            axis: (shape.pop(0), shape.pop(0)) if axis == "kernel" else shape.pop(0) for axis in self.axes
+        }
 
     @property
     def channels_in(self) -> int:
-        return self.weight.value.shape[-2]
+        sizes = self.sizes
+        return sizes["c_in"] if "c_in" in sizes else sizes["channels"]
 
-    @property
-    def groups(self) -> int:
-        """Groups of channels that do not mix."""
-        return 1
+    def config(self) -> dict[str, Any]:
+        return {**self.sizes, **self.options, "bias": self.bias is not None}
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         self.x = x if train else None
@@ -112,125 +121,79 @@ class _Weighted(Layer):
 
     def output_shape(self, shape: Shape) -> Shape:
         if shape[-1] != self.channels_in:
-            raise MbnpError(
-                f"{type(self).__name__} takes {self.channels_in} channels, got {shape[-1]} in {shape}"
-            )
-        if self.options:  # a window, with stride and padding
-            shape = _window_shape(shape, self.kernel, **self.options)
+            name = type(self).__name__
+            raise MbnpError(f"{name} takes {self.channels_in} channels, got {shape[-1]} in {shape}")
+        if "kernel" in self.axes:
+            shape = _window_shape(shape, self.sizes["kernel"], **self.options)
         return (*shape[:-1], self.weight.value.shape[-1])
 
     def macs(self, output_shape: Shape) -> int:
         return math.prod(output_shape[:-1]) * self.weight.value.size  # each weight once for each output pixel
 
     def torch(self, F: Any) -> Callable[..., Any]:
-        kernel, stride, groups = self.kernel, window.pair("stride", self.options["stride"]), self.groups
+        pad, stride, groups = (
+            _torch_pad(F, self.sizes["kernel"], **self.options),
+            self.options["stride"],
+            self.groups,
+        )
 
-        def run(x: Any, train: bool, weight: Any, bias: Any = None) -> Any:
-            x, padding = _torch_pad(F, x, kernel, stride, self.options["padding"])
+        def conv(x: Any, train: bool, weight: Any, bias: Any = None) -> Any:
+            x, padding = pad(x)
             return F.conv2d(x, weight, bias, stride, padding, groups=groups)
 
-        return run
-
-
-def _arrays(weight: Shape, bias: bool) -> dict[str, Shape]:
-    return {"weight": weight, "bias": weight[-1:]} if bias else {"weight": weight}
+        return conv
 
 
 class Conv(_Weighted):
     """Standard convolution: every output channel looks at every input channel. `ops.conv`."""
 
-    kind = "conv"
-    op = conv
+    kind, op, axes = "conv", conv, ("kernel", "c_in", "c_out")
 
     def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        kernel: window.Size = 3,
-        stride: window.Size = 1,
-        padding: window.Margin = 0,
-        bias: bool = True,
-        rng: Rng = None,
-        dtype: Any = np.float32,
-    ) -> None:
-        shapes = self.shapes(c_in=c_in, c_out=c_out, kernel=kernel, bias=bias)
-        super().__init__(shapes, rng, dtype, stride=stride, padding=padding)
-
-    @staticmethod
-    def shapes(**config: Any) -> dict[str, Shape]:
-        kernel = window.pair("kernel", config["kernel"])
-        return _arrays((*kernel, config["c_in"], config["c_out"]), config["bias"])
-
-    def config(self) -> dict[str, Any]:
-        *kernel, c_in, c_out = self.weight.value.shape
-        return {"c_in": c_in, "c_out": c_out, "kernel": tuple(kernel), **super().config()}
+        self, c_in: int, c_out: int, kernel: Size = 3, stride: Size = 1, padding: Margin = 0, bias: bool = True,
+        rng: Rng = None, dtype: Any = np.float32,
+    ) -> None:  # fmt: skip
+        sizes = {"c_in": c_in, "c_out": c_out, "kernel": kernel}
+        super().__init__(bias, rng, dtype, sizes, stride=stride, padding=padding)
 
 
 class Depthwise(_Weighted):
     """Depthwise convolution: one kernel a channel, channels never mix. `ops.depthwise`."""
 
-    kind = "depthwise"
-    op = depthwise
+    kind, op, axes = "depthwise", depthwise, ("kernel", "channels")
 
     def __init__(
-        self,
-        channels: int,
-        kernel: window.Size = 3,
-        stride: window.Size = 1,
-        padding: window.Margin = 0,
-        bias: bool = True,
-        rng: Rng = None,
-        dtype: Any = np.float32,
-    ) -> None:
-        shapes = self.shapes(channels=channels, kernel=kernel, bias=bias)
-        super().__init__(shapes, rng, dtype, stride=stride, padding=padding)
-
-    @staticmethod
-    def shapes(**config: Any) -> dict[str, Shape]:
-        return _arrays((*window.pair("kernel", config["kernel"]), config["channels"]), config["bias"])
-
-    def config(self) -> dict[str, Any]:
-        return {"channels": self.channels_in, "kernel": self.kernel, **super().config()}
-
-    @property
-    def channels_in(self) -> int:
-        return self.weight.value.shape[-1]
-
-    groups = channels_in
+        self, channels: int, kernel: Size = 3, stride: Size = 1, padding: Margin = 0, bias: bool = True,
+        rng: Rng = None, dtype: Any = np.float32,
+    ) -> None:  # fmt: skip
+        sizes = {"channels": channels, "kernel": kernel}
+        super().__init__(bias, rng, dtype, sizes, stride=stride, padding=padding)
+        self.groups = channels
 
 
-class _Dense(_Weighted):
-    """A product with a matrix (c_in, c_out), for each pixel by itself."""
+class Pointwise(_Weighted):
+    """1x1 convolution: channels mix, pixels do not. `ops.pointwise`."""
+
+    kind, op, axes = "pointwise", pointwise, ("c_in", "c_out")
 
     def __init__(
         self, c_in: int, c_out: int, bias: bool = True, rng: Rng = None, dtype: Any = np.float32
     ) -> None:
-        super().__init__(self.shapes(c_in=c_in, c_out=c_out, bias=bias), rng, dtype)
-
-    @staticmethod
-    def shapes(**config: Any) -> dict[str, Shape]:
-        return _arrays((config["c_in"], config["c_out"]), config["bias"])
-
-    def config(self) -> dict[str, Any]:
-        c_in, c_out = self.weight.value.shape
-        return {"c_in": c_in, "c_out": c_out, **super().config()}
-
-
-class Pointwise(_Dense):
-    """1x1 convolution: channels mix, pixels do not. `ops.pointwise`."""
-
-    kind = "pointwise"
-    op = pointwise
+        super().__init__(bias, rng, dtype, {"c_in": c_in, "c_out": c_out})
 
     def torch(self, F: Any) -> Callable[..., Any]:
         return lambda x, train, weight, bias=None: F.conv2d(x, weight, bias)
 
 
-class Linear(_Dense):
+class Linear(_Weighted):
     """Fully connected layer on (N, C). `ops.linear`."""
 
-    kind = "linear"
-    op = linear
+    kind, op, axes = "linear", linear, ("c_in", "c_out")
+
+    def __init__(
+        self, c_in: int, c_out: int, bias: bool = True, rng: Rng = None, dtype: Any = np.float32
+    ) -> None:
+        super().__init__(bias, rng, dtype, {"c_in": c_in, "c_out": c_out})
 
     def torch(self, F: Any) -> Callable[..., Any]:
         return lambda x, train, weight, bias=None: F.linear(x, weight, bias)
@@ -327,9 +290,7 @@ class ReLU(Layer):
 
 
 class _Pool(Layer):
-    def __init__(
-        self, size: window.Size, stride: window.Size | None = None, padding: window.Margin = 0
-    ) -> None:
+    def __init__(self, size: Size, stride: Size | None = None, padding: Margin = 0) -> None:
         self.size = window.pair("size", size)
         self.options: dict[str, Any] = {"stride": self.size if stride is None else stride, "padding": padding}
         self.x: np.ndarray | None = None
@@ -341,15 +302,12 @@ class _Pool(Layer):
         return {"size": self.size, **self.options}
 
     def _torch(self, F: Any, pool: Callable, value: float = 0.0) -> Callable[..., Any]:
-        size, stride, padding = (
-            self.size,
-            window.pair("stride", self.options["stride"]),
-            self.options["padding"],
-        )
+        size, stride = self.size, self.options["stride"]
+        pad = _torch_pad(F, size, stride, self.options["padding"], value)
 
         def run(x: Any, train: bool = False) -> Any:
-            x, both_sides = _torch_pad(F, x, size, stride, padding, value)
-            return pool(x, size, stride, both_sides)
+            x, padding = pad(x)
+            return pool(x, size, stride, padding)
 
         return run
 
@@ -376,11 +334,7 @@ class AveragePool(_Pool):
     kind = "average-pool"
 
     def __init__(
-        self,
-        size: window.Size,
-        stride: window.Size | None = None,
-        padding: window.Margin = 0,
-        count_padding: bool = True,
+        self, size: Size, stride: Size | None = None, padding: Margin = 0, count_padding: bool = True
     ) -> None:
         super().__init__(size, stride, padding)
         self.options["count_padding"] = count_padding
@@ -465,7 +419,7 @@ class Pad(Layer):
 
     kind = "pad"
 
-    def __init__(self, padding: window.Margin = 0, channels: window.Pair = (0, 0)) -> None:
+    def __init__(self, padding: Margin = 0, channels: Pair = (0, 0)) -> None:
         if isinstance(padding, str) or min(channels) < 0:
             raise MbnpError(f"Pad takes numbers from 0 up, got padding {padding!r} and channels {channels!r}")
         self.padding = window.explicit_padding(padding, (1, 1), (1, 1), (1, 1))
@@ -499,7 +453,7 @@ class Subsample(Layer):
 
     kind = "subsample"
 
-    def __init__(self, c_in: int, c_out: int, stride: window.Size = 1) -> None:
+    def __init__(self, c_in: int, c_out: int, stride: Size = 1) -> None:
         self.stride = stride
         self.before = (c_out - c_in) // 2
         self.after = c_out - c_in - self.before
@@ -525,7 +479,7 @@ class Subsample(Layer):
         return {"new_channels": self.before + self.after, "stride": self.stride}
 
     @classmethod
-    def from_config(cls, new_channels: int, stride: window.Size) -> "Subsample":
+    def from_config(cls, new_channels: int, stride: Size) -> "Subsample":
         """Make the layer of a `config()`, which does not know how many channels come in."""
         return cls(0, new_channels, stride)
 

@@ -22,12 +22,14 @@ __getattr__ = renamed.module_names(
 )
 
 
-class Skipped(NamedTuple):
-    """What `load_state` did not load; false if there is nothing. As text, one line."""
-
+class _Skipped(NamedTuple):
     missing_keys: tuple[str, ...]  # arrays of the network that are not in the state: they stay as they were
     unexpected_keys: tuple[str, ...]  # arrays of the state that are not in the network
     shape_mismatches: tuple[str, ...]  # "NAME has shape ..., not ..."
+
+
+class Skipped(_Skipped):
+    """What `load_state` did not load; false if there is nothing. As text, one line."""
 
     missing = renamed.attribute("missing", "missing_keys")
     left_over = renamed.attribute("left_over", "unexpected_keys")

@@ -225,7 +225,7 @@ def _rows(entries: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
     seen: set[str] = set()
     for entry in entries:
         if not isinstance(entry, dict):
-            raise MbnpError(f"a layer of {prefix or 'the network'} is {_short(entry)}")
+            raise MbnpError(f"a layer of {prefix or 'the network'} is {short(entry)}")
         name = _name(entry.get("name"), prefix)
         where = f"{prefix}.{name}" if prefix else name
         if name in seen:
@@ -249,7 +249,7 @@ def _rows(entries: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
                 _checked(key, entry[key], check, where)
             yield where, size(entry)
         else:
-            raise unknown(f"kind of layer {where},", _short(kind), [*KINDS, "sequential", "residual"])
+            raise unknown(f"kind of layer {where},", short(kind), [*KINDS, "sequential", "residual"])
 
 
 def _children(entries: list[dict[str, Any]], rng: np.random.Generator, dtype: Any) -> dict[str, Layer]:
@@ -276,7 +276,7 @@ def _name(name: Any, prefix: str) -> str:
     """Return a layer's name: parts joined by dots, none of them empty."""
     plain = isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_NAME
     if not plain or not all(name.split(".")):
-        raise MbnpError(f"a layer of {prefix or 'the network'} has the name {_short(name)}")
+        raise MbnpError(f"a layer of {prefix or 'the network'} has the name {short(name)}")
     return name
 
 
@@ -297,21 +297,21 @@ def _unique(names: list[str]) -> None:
 
 def _expect(entry: Any, keys: set[str], where: str) -> None:
     if not isinstance(entry, dict):
-        raise MbnpError(f"the description of {where} is {_short(entry)}")
+        raise MbnpError(f"the description of {where} is {short(entry)}")
     if entry.keys() != keys:
         wrong = sorted(keys - entry.keys()) or sorted(map(str, entry.keys() - keys))
         what = "lacks" if keys - entry.keys() else "has an unknown"
-        raise MbnpError(f"the description of {where} {what} {_short(wrong[0])}")
+        raise MbnpError(f"the description of {where} {what} {short(wrong[0])}")
 
 
 def _checked(name: str, value: Any, check: Callable, where: str) -> Any:
     try:
         return check(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise MbnpError(f"the {name} of {where} is {_short(value)}: {error}") from None
+        raise MbnpError(f"the {name} of {where} is {short(value)}: {error}") from None
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """Shorten a value for a message; it may be a megabyte, or nested without end."""
     text = ascii(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."

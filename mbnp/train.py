@@ -21,19 +21,11 @@ from mbnp.recipe import Recipe
 
 
 class Loss(Protocol):
-    """What `step` asks of a loss: a module or an object with these two functions.
+    """A module or object with a loss, and its gradient with respect to the outputs, of their shape and dtype."""
 
-    A loss of one's own, here with the squared error of outputs (N, D):
+    def forward(self, outputs: np.ndarray, y: Any, /) -> Any: ...
 
-        forward=lambda outputs, y: np.mean((outputs - y) ** 2)
-        backward=lambda outputs, y: 2 * (outputs - y) / outputs.size
-    """
-
-    def forward(self, outputs: np.ndarray, y: Any, /) -> Any:
-        """Return the loss, a number."""
-
-    def backward(self, outputs: np.ndarray, y: Any, /) -> np.ndarray:
-        """Return its gradient with respect to the outputs, of their shape and dtype."""
+    def backward(self, outputs: np.ndarray, y: Any, /) -> np.ndarray: ...
 
 
 class Record(NamedTuple):
@@ -72,49 +64,42 @@ def step(
     x (N, H, W, 3) normalised, in the network's dtype; y (N,) integers. Every BLAS of the process is held at
     one thread meanwhile. Raises DivergedError, the network as it was before, if the loss is NaN or infinite.
 
-    loss: another loss than cross-entropy, with `forward(outputs, y)` and `backward(outputs, y)`; y is what it takes.
+    loss: another loss than cross-entropy; y is whatever it takes. The squared error, for instance:
 
-        squared = types.SimpleNamespace(forward=lambda z, y: ((z - y) ** 2).sum(), backward=lambda z, y: 2 * (z - y))
-        train.step(net, opt, x, y, loss=squared)
+        loss = types.SimpleNamespace(forward=lambda z, y: np.sum((z - y) ** 2), backward=lambda z, y: 2 * (z - y))
+        train.step(net, opt, x, y, loss=loss)
 
-    on_gradients: called once with `net`, when every gradient is there and before the update.
+    on_gradients: called once with `net`, when every gradient is there and before the update. Clipping, for instance:
 
         clip = lambda net: [np.clip(p.grad, -1, 1, out=p.grad) for p in net.parameters().values()]
         train.step(net, opt, x, y, on_gradients=clip)
     """
     if loss is not None and label_smoothing:
         raise MbnpError(
-            f"label_smoothing {label_smoothing} is cross-entropy's: a loss of your own has its options itself"
+            f"label_smoothing={label_smoothing} is an option of cross-entropy: leave it out beside loss="
         )
-    return _step(net, opt, x, y, loss or _CrossEntropy(label_smoothing), on_gradients)[0]
-
-
-class _CrossEntropy(NamedTuple):
-    label_smoothing: float
-
-    def forward(self, outputs: np.ndarray, y: np.ndarray) -> np.floating:
-        return cross_entropy.forward(outputs, y, self.label_smoothing)
-
-    def backward(self, outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return cross_entropy.backward(outputs, y, self.label_smoothing)
+    return _step(net, opt, x, y, label_smoothing, loss, on_gradients)[0]
 
 
 def _step(
-    net: Network, opt: optim.Optimiser, x: np.ndarray, y: Any, loss: Loss, on_gradients: Callable
-) -> tuple[float, np.ndarray]:
+    net: Network, opt: optim.Optimiser, x: np.ndarray, y: Any, label_smoothing: float, loss: Loss | None = None,
+    on_gradients: Callable[[Network], Any] = lambda net: None,
+) -> tuple[float, np.ndarray]:  # fmt: skip
     """Return the outputs, too, which give `fit` the accuracy without a second forward."""
+    criterion: Any = loss or cross_entropy
+    smoothing = () if loss else (label_smoothing,)
     # What NumPy would warn of on the way to an infinite loss, the DivergedError says better.
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         opt.zero_grad()
         statistics = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
         outputs = net.forward(x, train=True)
-        value = float(loss.forward(outputs, y))
+        value = float(criterion.forward(outputs, y, *smoothing))
         if not np.isfinite(value):
             for name, buffer in net.buffers().items():
                 buffer.value = statistics[name]
             what = f"the loss is {value} at step {opt.steps + 1}: {_first_not_finite(net, x)}"
             raise DivergedError(f"{what}; try a lower learning rate")
-        net.backward(loss.backward(outputs, y))
+        net.backward(criterion.backward(outputs, y, *smoothing))
         on_gradients(net)
         opt.step()
     return value, outputs
@@ -196,13 +181,12 @@ def _epoch(
     """Train on every image once; yield a record after each batch."""
     augment = datasets.augment if recipe.augment else None
     options: dict[str, Any] = {**(net.preprocessing or {}), "augment": augment, "dtype": net.dtype}
-    loss = _CrossEntropy(recipe.label_smoothing)
     total, right, seconds = 0.0, 0, []
     began = ended = time.perf_counter()
     for batch, (x, y) in enumerate(datasets.batches(data.train, recipe.batch_size, rng, **options), start=1):
         opt.set(**rates(opt.steps))
-        value, logits = _step(net, opt, x, y, loss, lambda net: None)
-        total += value
+        loss, logits = _step(net, opt, x, y, recipe.label_smoothing)
+        total += loss
         right += int(np.count_nonzero(logits.argmax(axis=1) == y))
         previous, ended = ended, time.perf_counter()
         seconds.append(ended - previous)

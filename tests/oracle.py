@@ -24,13 +24,13 @@ def check(
     finite: bool = True,
     dy: np.ndarray | None = None,
     tolerance: dict = TOLERANCE,
-    spellings: tuple = backend.BACKENDS,
+    backends: tuple = backend.BACKENDS,
 ) -> None:
     """forward(*inputs) -> y and backward(dy, *inputs) -> gradients, against reference(*tensors) -> tensor.
 
     An input is a shape, filled with random numbers, or an array, or None; dy is random unless given.
     `forward` may return a tuple that begins with y; `backward` returns a gradient per input. Compares y and
-    all gradients in every spelling, in float64 and in float32; that types are kept and that no argument is
+    all gradients by every backend, in float64 and in float32; that types are kept and that no argument is
     written to. Then finite differences, unless `finite` is False (NaN, kinks).
     """
     rng = np.random.default_rng(0)
@@ -47,11 +47,11 @@ def check(
     expected = [t.grad if isinstance(t, torch.Tensor) else None for t in tensors]
 
     for dtype in (np.float64, np.float32):
-        for spelling in spellings:
-            where = f"{spelling}, {dtype.__name__}"
+        for name in backends:
+            where = f"{name}, {dtype.__name__}"
             arguments = [_cast(a, dtype) for a in (dy, *inputs)]
             before = [None if a is None else a.copy() for a in arguments]
-            with backend.use(spelling):
+            with backend.use(name):
                 y = _first(forward(*arguments[1:]))
                 gradients = _tuple(backward(*arguments))
             close(y, y_torch.detach().numpy(), tolerance[dtype], f"y ({where})", dtype)

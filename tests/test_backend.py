@@ -1,6 +1,8 @@
 import importlib
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -57,7 +59,7 @@ def test_an_unknown_name_is_refused():
         pass
 
 
-def test_two_spellings_will_do():
+def test_two_implementations_will_do():
     operation = backend.pick(loops=lambda: "loops", numpy=lambda: "numpy")
     with backend.use("numba"):
         assert operation() == "numpy"
@@ -133,3 +135,14 @@ def test_blas_is_held_at_one_thread_in_whatever_thread():
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(threads_within, range(50))) == [{1}] * 50
     assert blas_threads() == before
+
+
+def test_no_kernel_is_compiled_again_when_the_command_line_changes():
+    """A kernel's cache notices every file of its folder, so that none lies beside cli.py."""
+    package = Path(backend.__file__).parents[1]
+    compiled = re.compile(r"^@(backend\.)?(jit|piece|inlined)\b|\bjit\(", re.MULTILINE)
+    assert any(compiled.search(path.read_text()) for path in package.glob("ops/*.py"))
+    assert not [path.name for path in package.glob("*.py") if compiled.search(path.read_text())]
+    before = jit._stamp.__wrapped__(package / "ops")
+    assert before != jit._stamp.__wrapped__(package / "optim")
+    assert before == jit._stamp.__wrapped__(package / "ops")

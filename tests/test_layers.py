@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mbnp import MbnpError, cost, gradcheck, models
+from mbnp import MbnpError, cost, fused, gradcheck, models
 from mbnp.layers import (
     AveragePool,
     BatchNorm,
@@ -163,3 +163,19 @@ def test_pad_puts_zeros_where_it_says():
     for wrong in ({"padding": -1}, {"padding": "same"}, {"channels": (0, -1)}):
         with pytest.raises(MbnpError, match="padding"):
             Pad(**wrong)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_a_printed_network_lists_layers_shapes_and_parameters(name):
+    net = models.create(name, num_classes=7)
+    first, head, rule, *rows = str(net).splitlines()
+    counted = cost.of(net)
+    size = f"images of {net.resolution} x {net.resolution}"
+    assert first == f"{name}, {size}; {counted.params:,} parameters"
+    assert head.split() == ["layer", "kind", "output", "parameters"]
+    assert set(rule) == {"-"}
+    assert [row.split()[0] for row in rows] == [row.name for row in counted.rows]
+    numbers = [row.split()[-1] for row, counts in zip(rows, counted.rows, strict=True) if counts.params]
+    assert sum(int(number.replace(",", "")) for number in numbers) == counted.params
+    assert max(map(len, str(net).splitlines())) <= 80
+    assert str(fused.convert(net)) == str(net)

@@ -57,14 +57,14 @@ def frozen_twin(net: Network) -> nn.Module:
 
 
 def batch(n: int, size: int, dtype: type, seed: int = 0, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """n random pictures (n, size, size, 3) and labels."""
+    """n random images (n, size, size, 3) and labels."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n, size, size, 3)).astype(dtype)
     return x, rng.integers(0, classes, n)
 
 
 def tensor(x: np.ndarray) -> torch.Tensor:
-    """Pictures in PyTorch's layout."""
+    """Images in PyTorch's layout."""
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 

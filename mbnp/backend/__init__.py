@@ -26,4 +26,4 @@ __all__ = [
     "use",
 ]
 
-__getattr__ = module_names(__name__, {"using": "mbnp.backend:use", "SPELLINGS": "mbnp.backend:BACKENDS"})
+__getattr__ = module_names(__name__, {"using": "mbnp.backend:use"})

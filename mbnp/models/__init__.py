@@ -73,7 +73,7 @@ def from_description(arch: Any, dtype: Any = np.float32, numbers: int | None = N
     too small for the network.
     """
     if not isinstance(arch, dict):
-        raise MbnpError(f"its architecture is {_short(arch)}")
+        raise MbnpError(f"its architecture is {spec.short(arch)}")
     if arch.get("name") == spec.NAME:
         return spec.build(arch, dtype, most_numbers=numbers)
     if numbers is not None:
@@ -81,11 +81,8 @@ def from_description(arch: Any, dtype: Any = np.float32, numbers: int | None = N
         width = float(arch.get("width_mult", 1.0))
         head = arch.get("num_classes", 1) * max(1, int(64 * width))
         if head > numbers or (width > 1 and 30_000 * width**2 > numbers):
-            raise MbnpError(f"its {numbers:,} numbers are too few for {_short(arch)}")
-    chosen = {{"relu_cap": "max_value"}.get(key, key): value for key, value in arch.items()}
+            raise MbnpError(f"its {numbers:,} numbers are too few for {spec.short(arch.get('name'))}")
+    chosen: dict[str, Any] = dict(arch)
+    if "relu_cap" in chosen:  # the key that files have
+        chosen["max_value"] = chosen.pop("relu_cap")
     return create(**chosen, dtype=dtype)
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."

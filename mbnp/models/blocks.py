@@ -10,14 +10,9 @@ from mbnp.network import Sequential
 
 
 def separable_block(
-    c_in: int,
-    c_out: int,
-    stride: int,
-    rng: np.random.Generator,
-    dtype: Any,
-    max_value: float | None = None,
+    c_in: int, c_out: int, stride: int, rng: np.random.Generator, dtype: Any, max_value: float | None = None,
     names: Sequence[str] = "012345",
-) -> Sequential:
+) -> Sequential:  # fmt: skip
     """Depthwise 3x3, BatchNorm, ReLU, pointwise, BatchNorm, ReLU (Howard et al., arXiv:1704.04861, figure 3, right)."""
     layers = [
         Depthwise(c_in, 3, stride, padding=1, bias=False, rng=rng, dtype=dtype),
@@ -31,19 +26,9 @@ def separable_block(
 
 
 def standard_block(
-    c_in: int,
-    c_out: int,
-    stride: int,
-    rng: np.random.Generator,
-    dtype: Any,
-    bias: bool = False,
+    c_in: int, c_out: int, stride: int, rng: np.random.Generator, dtype: Any, bias: bool = False,
     max_value: float | None = None,
-) -> Sequential:
+) -> Sequential:  # fmt: skip
     """Standard 3x3 convolution, BatchNorm, ReLU (the same figure, left)."""
-    return Sequential(
-        [
-            Conv(c_in, c_out, 3, stride, padding=1, bias=bias, rng=rng, dtype=dtype),
-            BatchNorm(c_out, dtype=dtype),
-            ReLU(max_value),
-        ]
-    )
+    conv = Conv(c_in, c_out, 3, stride, padding=1, bias=bias, rng=rng, dtype=dtype)
+    return Sequential([conv, BatchNorm(c_out, dtype=dtype), ReLU(max_value)])

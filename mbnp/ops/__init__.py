@@ -2,8 +2,8 @@
 
 Read a file from top to bottom: the formula and its gradients, the loops that define the operation, the same
 in vectorised NumPy, a kernel where that is faster than NumPy, and the public pair `forward`, `backward` that picks
-one of them (see `mbnp.backend`). Every spelling computes the same numbers, and the tests compare all of them with
-PyTorch and with finite differences.
+one of these implementations (see `mbnp.backend`). All of them compute the same numbers, and the tests compare each
+with PyTorch and with finite differences.
 
 Layout. Channels come last: x[n, i, j, c]. The channels of one pixel lie side by side in memory, so that a 1x1
 convolution is one matrix product over all pixels, and a depthwise convolution runs along the channels.
@@ -14,7 +14,7 @@ convolution is one matrix product over all pixels, and a depthwise convolution r
     b         bias, (D,), or (C,) for depthwise
     dx        the gradient of the loss with respect to x, of the shape of x; dw, db and dy likewise
 
-    N         pictures in the batch
+    N         images in the batch
     H, W      height and width of x (a capital W is always a width, a small w always weights)
     OH, OW    height and width of y
     C, D      channels of x, channels of y
@@ -22,14 +22,14 @@ convolution is one matrix product over all pixels, and a depthwise convolution r
     SH, SW    stride: how many pixels of x the kernel moves for one pixel of y
     top, bottom, left, right    padding: how many rows and columns of zeros surround x
 
-    n, i, j   a picture, a row and a column of y
+    n, i, j   an image, a row and a column of y
     u, v      a row and a column of the kernel: a tap
     p, q      the row and the column of x that the tap looks at: p = i*SH + u - top, q = j*SW + v - left
     c, d      a channel of x, a channel of y
 
 Types. float32 or float64. The result has the type of the input, and mixing the two is an error. Means, variances
-and bias gradients, sums over all pixels of a batch, are finished in float64 by the fast spellings, because in
-float32 they would lose two digits.
+and bias gradients, sums over all pixels of a batch, are finished in float64 by the fast implementations, because
+in float32 they would lose two digits.
 Operations never write into their arguments, and what they return belongs to the caller.
 """
 

@@ -99,7 +99,7 @@ def backward_numpy(dy, x, gamma, mean, var, eps):
     M, _ = x.shape
     s = np.sqrt(var + eps)
     centred = x - mean
-    centred -= centred.mean(axis=0, dtype=np.float64).astype(x.dtype)  # the rest, as above
+    centred -= centred.mean(axis=0, dtype=np.float64).astype(x.dtype)  # what rounding left, as above
     xhat = centred / s
     dbeta = dy.sum(axis=0, dtype=np.float64).astype(x.dtype)
     dgamma = (dy * xhat).sum(axis=0, dtype=np.float64).astype(x.dtype)
@@ -126,7 +126,7 @@ def forward_numba(x, gamma, beta, eps):
 
 @backend.jit(parallel=True)
 def _forward_sums(x, near):
-    """Each tile's sum_m (x - near) and sum_m (x - near)^2, per channel: (tiles, 2, C)."""
+    """Return each tile's sum_m (x - near) and sum_m (x - near)^2, per channel: (tiles, 2, C)."""
     M, C = x.shape
     tiles = (M + TILE - 1) // TILE  # by rows, not by threads, so that their number changes no result
     sums = np.zeros((tiles, 2, C), x.dtype)
@@ -141,7 +141,7 @@ def _forward_sums(x, near):
 
 @backend.jit(parallel=True)
 def _scale_shift(x, mean, scale, shift):
-    """y = (x - mean) scale + shift."""
+    """Return y = (x - mean) scale + shift."""
     M, C = x.shape
     y = np.empty_like(x)
     for m in numba.prange(M):
@@ -166,7 +166,7 @@ def backward_numba(dy, x, gamma, mean, var, eps):
 
 @backend.jit(parallel=True)
 def _backward_sums(dy, x, mean):
-    """Each tile's sum_m dy, sum_m dy (x - mean) and sum_m (x - mean), per channel: (tiles, 3, C)."""
+    """Return each tile's sum_m dy, sum_m dy (x - mean) and sum_m (x - mean), per channel: (tiles, 3, C)."""
     M, C = x.shape
     tiles = (M + TILE - 1) // TILE
     sums = np.zeros((tiles, 3, C), x.dtype)
@@ -182,7 +182,7 @@ def _backward_sums(dy, x, mean):
 
 @backend.jit(parallel=True)
 def _combine(dy, x, mean, by_dy, by_x, constant):
-    """dx = by_dy dy + by_x (x - mean) + constant."""
+    """Return dx = by_dy dy + by_x (x - mean) + constant."""
     M, C = x.shape
     dx = np.empty_like(x)
     for m in numba.prange(M):
@@ -191,7 +191,7 @@ def _combine(dy, x, mean, by_dy, by_x, constant):
     return dx
 
 
-# --- inference, in the three spellings: mean and var are constants, so this is a scale and a shift ---
+# --- inference, in all three: mean and var are constants, so this is a scale and a shift ---
 
 
 def inference_loops(x, gamma, beta, mean, var, eps):
@@ -248,7 +248,7 @@ _inference_backward = backend.pick(loops=inference_backward_loops, numpy=inferen
 def forward(
     x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float = 1e-5
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Training: y of the shape of x, and the batch's mean and biased var, (C,) each.
+    """Normalise by the batch, as in training: y of the shape of x, and the batch's mean and biased var, (C,) each.
 
     One value per channel has no variance: MbnpError. PyTorch's eps is 1e-5, Keras' is 1e-3.
     """
@@ -262,7 +262,7 @@ def forward(
 def backward(
     dy: np.ndarray, x: np.ndarray, gamma: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float = 1e-5
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dx, dgamma, dbeta of training; x went into `forward`, mean and var came out of it."""
+    """Return dx, dgamma, dbeta of `forward`; x went into it, mean and var came out of it."""
     x, gamma, mean, var = _valid(x, gamma=gamma, mean=mean, var=var)
     dy = checks.gradient(dy, x.shape, x)
     C = x.shape[-1]
@@ -273,7 +273,7 @@ def backward(
 def inference(
     x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float = 1e-5
 ) -> np.ndarray:
-    """y of the shape of x, normalised with a given mean and var: the running averages."""
+    """Return y of the shape of x, normalised with a given mean and var: the running averages."""
     x, gamma, beta, mean, var = _valid(x, gamma=gamma, beta=beta, mean=mean, var=var)
     rows = x.reshape(-1, x.shape[-1])
     return _inference(rows, gamma, beta, mean, var, float(eps)).reshape(x.shape)
@@ -282,7 +282,7 @@ def inference(
 def inference_backward(
     dy: np.ndarray, x: np.ndarray, gamma: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float = 1e-5
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dx, dgamma, dbeta of `inference`: the ways through the batch's mean and variance are gone."""
+    """Return dx, dgamma, dbeta of `inference`: nothing goes through the batch's mean and variance."""
     x, gamma, mean, var = _valid(x, gamma=gamma, mean=mean, var=var)
     dy = checks.gradient(dy, x.shape, x)
     C = x.shape[-1]
@@ -292,16 +292,12 @@ def inference_backward(
 
 
 def update_running(
-    running_mean: np.ndarray,
-    running_var: np.ndarray,
-    mean: np.ndarray,
-    var: np.ndarray,
-    count: int,
+    running_mean: np.ndarray, running_var: np.ndarray, mean: np.ndarray, var: np.ndarray, count: int,
     momentum: float = 0.1,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The running averages after a batch of `count` = N*H*W values per channel, as PyTorch keeps them.
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Return the running averages after a batch of `count` = N*H*W values per channel, as PyTorch keeps them.
 
-    momentum is the new batch's share. The batch is normalised with its biased variance, but what goes into
+    momentum is the weight of the new batch. The batch is normalised with its biased variance, but what goes into
     the average is the unbiased one (divided by count - 1), which estimates the variance of all the data.
     """
     check_count(count)
@@ -321,9 +317,9 @@ def _valid(x: np.ndarray, **vectors: np.ndarray) -> list[np.ndarray]:
 
 
 def check_count(count: int) -> None:
-    """MbnpError if a channel has too few values for a variance."""
+    """Raise MbnpError if a channel has too few values for a variance."""
     if count < 2:
         raise MbnpError(
             "batch normalisation cannot train on one value per channel, which has no variance: "
-            "use a larger batch or a larger picture"
+            "use a larger batch or a larger image"
         )

@@ -1,4 +1,4 @@
-"""What the public operations ask of the arrays they are given, and the errors when they do not get it."""
+"""Checks of the arrays that public operations are given, and the errors when they do not fit."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from mbnp.errors import MbnpError
 def array(
     name: str, value: np.ndarray, layout: str | None = None, like: np.ndarray | None = None
 ) -> np.ndarray:
-    """`value` as a C-contiguous float array (not copied if it is one already).
+    """Return `value` as a C-contiguous float array (not copied if it is one already).
 
     layout: the axes it must have, such as "(N, H, W, C)"; like: the array whose dtype it must share. Kernels
     only ever see contiguous arrays, so that a view does not compile a kernel of its own.
@@ -31,17 +31,27 @@ def array(
 
 
 def vector(name: str, value: np.ndarray, length: int, like: np.ndarray) -> np.ndarray:
-    """A bias or the like: `length` numbers, one a channel, in the dtype of `like`."""
+    """Return `value`, which must be `length` numbers, one a channel, in the dtype of `like`."""
     value = array(name, value, like=like)
     _shape(name, value, (length,))
     return value
 
 
 def gradient(dy: np.ndarray, expected: tuple[int, ...], like: np.ndarray) -> np.ndarray:
-    """dy as a C-contiguous array, which must have the output's shape, `expected`, and the dtype of `like`."""
+    """Return dy as a C-contiguous array; it must have the output's shape, `expected`, and the dtype of `like`."""
     dy = array("dy", dy, like=like)
     _shape("dy", dy, expected)
     return dy
+
+
+def operands(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, x_axes: str, w_axes: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return x, w and b of a layer with weights, C-contiguous; `w_axes`, such as "(C, D)", tells which is C."""
+    x = array("x", x, x_axes)
+    w = array("w", w, w_axes, x)
+    channels(x, w.shape[w_axes.strip("()").split(", ").index("C")], f"w {w.shape}")
+    return x, w, None if b is None else vector("b", b, w.shape[-1], x)
 
 
 def _shape(name: str, value: np.ndarray, expected: tuple[int, ...]) -> None:
@@ -50,7 +60,7 @@ def _shape(name: str, value: np.ndarray, expected: tuple[int, ...]) -> None:
 
 
 def channels(x: np.ndarray, expected: int, by: str) -> None:
-    """The last axis of x, its channels, must be as long as is expected `by` the weights (named in words)."""
+    """Raise MbnpError unless the last axis of x, its channels, has the length that the weights, `by`, expect."""
     if x.shape[-1] == expected:
         return
     if x.ndim == 4 and x.shape[1] == expected:

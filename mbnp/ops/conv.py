@@ -74,7 +74,7 @@ def backward_loops(dy, x, w, stride, padding):
 
 
 def _columns(x, KH, KW, stride, padding, out):
-    """Each output pixel's window as one row: (N*OH*OW, KH*KW*C)."""
+    """Lay out each output pixel's window as one row: (N*OH*OW, KH*KW*C)."""
     padded = pad(x, padding)
     taps = [tap(padded, u, v, stride, out) for u, v in np.ndindex(KH, KW)]
     return np.stack(taps, axis=3).reshape(-1, KH * KW * x.shape[3])  # nij(uv)c -> mk
@@ -98,26 +98,26 @@ def backward_numpy(dy, x, w, stride, padding):
     dpadded = pad(np.zeros_like(x), padding)
     for u, v in np.ndindex(KH, KW):
         dtap = tap(dpadded, u, v, stride, (OH, OW))
-        dtap += dcolumns[:, :, :, u, v]  # every tap's share back to where it looked (col2im)
+        dtap += dcolumns[:, :, :, u, v]  # every tap's gradient back to where it looked (col2im)
     db = rows.sum(axis=0, dtype=np.float64).astype(x.dtype)
     return crop(dpadded, padding), dw.reshape(w.shape), db
 
 
-# --- Numba: the same, a few pictures at a time ---
+# --- Numba: the same, a few images at a time ---
 #
-# All columns at once are KH*KW times the input, more than the cache holds. A chunk's are not, and chunks are
-# what the threads share out. BLAS runs on one thread in each of ours: pointwise.py says why.
+# All columns at once are KH*KW times the input, more than the cache holds. Those of a chunk of images are not, and
+# threads work on chunks. BLAS runs on one thread in each of ours: pointwise.py says why.
 
 
 @backend.jit
 def _chunks(N, M):
-    """Into how many chunks N pictures with M = N*OH*OW windows are cut; see pointwise.py."""
+    """Return the number of chunks that N images with M = N*OH*OW windows are cut into; see pointwise.py."""
     return min(N, 16, max(1, M // 128))
 
 
 @backend.jit
 def _fill_columns(x, columns, SH, SW, top, left):
-    """columns[n, i, j, u, v, c] = x[n, p, q, c]; what lies outside x stays 0."""
+    """Set columns[n, i, j, u, v, c] = x[n, p, q, c]; what lies outside x stays 0."""
     _, H, W, C = x.shape
     N, OH, OW, KH, KW, _ = columns.shape
     for n in range(N):
@@ -164,7 +164,7 @@ def backward_numba(dy, x, w, stride, padding):
     dx = np.zeros_like(x)
     with backend.one_blas_thread():
         dw, db = _backward_kernel(dy, x, w, stride, padding, dx)
-    dw, db = (share.sum(axis=0, dtype=np.float64).astype(x.dtype) for share in (dw, db))
+    dw, db = (partial.sum(axis=0, dtype=np.float64).astype(x.dtype) for partial in (dw, db))
     return dx, dw.reshape(w.shape), db
 
 
@@ -175,7 +175,7 @@ def _backward_kernel(dy, x, w, stride, padding, dx):
     (SH, SW), ((top, _), (left, _)) = stride, padding
     K = KH * KW * C
     chunks = _chunks(N, N * OH * OW)
-    dw = np.empty((chunks, K, D), x.dtype)  # each chunk's share of dw and db; the caller adds them up
+    dw = np.empty((chunks, K, D), x.dtype)  # partial gradients, one a chunk; the caller adds them up
     db = np.zeros((chunks, D))
     for chunk in numba.prange(chunks):
         start, stop = chunk * N // chunks, (chunk + 1) * N // chunks
@@ -194,7 +194,7 @@ def _backward_kernel(dy, x, w, stride, padding, dx):
 
 @backend.jit
 def _add_columns(dcolumns, dx, SH, SW, top, left):
-    """dx[n, p, q, c] += dcolumns[n, i, j, u, v, c]: the transpose of _fill_columns."""
+    """Add dcolumns[n, i, j, u, v, c] to dx[n, p, q, c]: the transpose of _fill_columns."""
     _, H, W, C = dx.shape
     N, OH, OW, KH, KW, _ = dcolumns.shape
     for n in range(N):
@@ -219,14 +219,12 @@ _backward = backend.pick(loops=backward_loops, numpy=backward_numpy, numba=backw
 def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, stride: Size = 1, padding: Margin = 0
 ) -> np.ndarray:
-    """y (N, OH, OW, D) from x (N, H, W, C), w (KH, KW, C, D) and b (D,) or None.
+    """Return y (N, OH, OW, D) from x (N, H, W, C), w (KH, KW, C, D) and b (D,) or None.
 
     stride: a number or (vertical, horizontal); padding: a number, ((top, bottom), (left, right)), or "same"
     for TensorFlow's. MbnpError for channels that do not match, or a kernel larger than the padded input.
     """
-    x, w = _valid(x, w)
-    if b is not None:
-        b = checks.vector("b", b, w.shape[3], x)
+    x, w, b = checks.operands(x, w, b, "(N, H, W, C)", "(KH, KW, C, D)")
     stride, padding, _ = resolve(x, w.shape[:2], stride, padding)
     return _forward(x, w, b, stride, padding)
 
@@ -234,15 +232,8 @@ def forward(
 def backward(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: Size = 1, padding: Margin = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dx, dw, db from dy (N, OH, OW, D) and what went into `forward`."""
-    x, w = _valid(x, w)
+    """Return dx, dw, db from dy (N, OH, OW, D) and what went into `forward`."""
+    x, w, _ = checks.operands(x, w, None, "(N, H, W, C)", "(KH, KW, C, D)")
     stride, padding, out = resolve(x, w.shape[:2], stride, padding)
     dy = checks.gradient(dy, (len(x), *out, w.shape[3]), x)
     return _backward(dy, x, w, stride, padding)
-
-
-def _valid(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x = checks.array("x", x, "(N, H, W, C)")
-    w = checks.array("w", w, "(KH, KW, C, D)", x)
-    checks.channels(x, w.shape[2], f"w {w.shape}")
-    return x, w

@@ -98,7 +98,7 @@ def backward_numpy(dy, x, w, stride, padding):
 
 @backend.jit
 def _inside(v, left, SW, W, OW):
-    """The columns j of y whose tap v lies inside x: the first one, and one past the last."""
+    """Return the columns j of y whose tap v lies inside x: the first one, and one past the last."""
     return max(0, -((v - left) // SW)), min(OW, (W - 1 - v + left) // SW + 1)
 
 
@@ -116,7 +116,7 @@ def _forward_kernel(x, w, b, stride, padding, y):
     KH, KW, _ = w.shape
     _, OH, OW, _ = y.shape
     (SH, SW), ((top, _), (left, _)) = stride, padding
-    for row in numba.prange(N * OH):  # rows, not pictures: a batch of one keeps all threads busy too
+    for row in numba.prange(N * OH):  # rows, not images: a batch of one keeps all threads busy, too
         n, i = row // OH, row % OH
         for j in range(OW):
             for c in range(C):
@@ -137,7 +137,7 @@ def backward_numba(dy, x, w, stride, padding):
     dx = np.zeros_like(x)
     _dx_kernel(dy, w, stride, padding, dx)
     dw, db = _dw_kernel(dy, x, w, stride, padding)
-    dw, db = (share.sum(axis=0, dtype=np.float64).astype(x.dtype) for share in (dw, db))
+    dw, db = (partial.sum(axis=0, dtype=np.float64).astype(x.dtype) for partial in (dw, db))
     return dx, dw, db
 
 
@@ -168,8 +168,8 @@ def _dw_kernel(dy, x, w, stride, padding):
     KH, KW, _ = w.shape
     _, OH, OW, _ = dy.shape
     (SH, SW), ((top, _), (left, _)) = stride, padding
-    # Each picture has a share of its own, and the caller adds the shares up: threads never write to the same
-    # place, and the result does not depend on their number.
+    # Each image has a partial gradient, and the caller adds them up: threads never write to the same place, and
+    # the result does not depend on their number.
     dw, db = np.zeros((N, KH, KW, C), x.dtype), np.zeros((N, C), x.dtype)
     for n in numba.prange(N):
         for i in range(OH):
@@ -197,15 +197,13 @@ _backward = backend.pick(loops=backward_loops, numpy=backward_numpy, numba=backw
 def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, stride: Size = 1, padding: Margin = 0
 ) -> np.ndarray:
-    """y (N, OH, OW, C) from x (N, H, W, C), w (KH, KW, C) and b (C,) or None.
+    """Return y (N, OH, OW, C) from x (N, H, W, C), w (KH, KW, C) and b (C,) or None.
 
     stride: a number or (vertical, horizontal); padding: a number, ((top, bottom), (left, right)), or
     "same" for TensorFlow's. MbnpError for channels that do not match or a kernel larger than the padded
     input.
     """
-    x, w = _valid(x, w)
-    if b is not None:
-        b = checks.vector("b", b, w.shape[2], x)
+    x, w, b = checks.operands(x, w, b, "(N, H, W, C)", "(KH, KW, C)")
     stride, padding, _ = resolve(x, w.shape[:2], stride, padding)
     return _forward(x, w, b, stride, padding)
 
@@ -213,15 +211,8 @@ def forward(
 def backward(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: Size = 1, padding: Margin = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dx, dw, db from dy (N, OH, OW, C) and what went into `forward`."""
-    x, w = _valid(x, w)
+    """Return dx, dw, db from dy (N, OH, OW, C) and what went into `forward`."""
+    x, w, _ = checks.operands(x, w, None, "(N, H, W, C)", "(KH, KW, C)")
     stride, padding, out = resolve(x, w.shape[:2], stride, padding)
     dy = checks.gradient(dy, (len(x), *out, w.shape[2]), x)
     return _backward(dy, x, w, stride, padding)
-
-
-def _valid(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x = checks.array("x", x, "(N, H, W, C)")
-    w = checks.array("w", w, "(KH, KW, C)", x)
-    checks.channels(x, w.shape[2], f"w {w.shape}")
-    return x, w

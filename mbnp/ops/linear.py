@@ -8,7 +8,7 @@ x (N, C), w (C, D), b (D,), y (N, D).
     dw[c, d] = sum_n x[n, c] dy[n, d]           x^T dy
     dx[n, c] = sum_d dy[n, d] w[c, d]           dy w^T
 
-The third spelling is the second one with BLAS held at one thread: pointwise.py says why.
+The Numba implementation is NumPy's with BLAS held at one thread: pointwise.py says why.
 
 Source: Rumelhart, Hinton and Williams, "Learning representations by back-propagating errors", 1986,
 equations 1, 5, 6 and 7.
@@ -82,22 +82,13 @@ _backward = backend.pick(loops=backward_loops, numpy=backward_numpy, numba=backw
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
-    """y (N, D) from x (N, C), w (C, D) and b (D,) or None."""
-    x, w = _valid(x, w)
-    if b is not None:
-        b = checks.vector("b", b, w.shape[1], x)
+    """Return y (N, D) from x (N, C), w (C, D) and b (D,) or None."""
+    x, w, b = checks.operands(x, w, b, "(N, C)", "(C, D)")
     return _forward(x, w, b)
 
 
 def backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dx, dw, db from dy (N, D) and what went into `forward`."""
-    x, w = _valid(x, w)
+    """Return dx, dw, db from dy (N, D) and what went into `forward`."""
+    x, w, _ = checks.operands(x, w, None, "(N, C)", "(C, D)")
     dy = checks.gradient(dy, (len(x), w.shape[1]), x)
     return _backward(dy, x, w)
-
-
-def _valid(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x = checks.array("x", x, "(N, C)")
-    w = checks.array("w", w, "(C, D)", x)
-    checks.channels(x, w.shape[0], f"w {w.shape}")
-    return x, w

@@ -68,20 +68,19 @@ def backward_numpy(dy, x, w):
     return dx, dw, db
 
 
-# --- Numba: the same products, cut into chunks of pixels ---
+# --- Numba: the same matrix products, cut into chunks of pixels ---
 #
-# NumPy's matrix product is as fast as this by itself. But it keeps threads of its own, and those wait for
-# their next product by spinning on the very cores that the kernels before and after it need: a training
-# step with both pools was measured four to ten times slower than with one. So here our threads each call
-# a single-threaded product.
+# NumPy's matrix product is as fast as this by itself. But its BLAS keeps threads of its own, which wait for the next
+# product by spinning on the very cores that the kernels before and after it need: a training step with both pools was
+# measured four to ten times slower than with one. So here each of our threads calls a single-threaded product.
 
 
 @backend.jit
 def _chunks(M):
-    """Into how many chunks M pixels are cut: up to 16, of at least about 128.
+    """Return the number of chunks that M pixels are cut into: up to 16, of at least about 128 pixels.
 
-    It depends on M alone, not on the number of threads, and so do the results: partial sums always meet in
-    the same order. In a smaller chunk, rearranging w for the product would take longer than the product.
+    It depends on M alone, not on the number of threads, and so do the results: partial sums are always added in the
+    same order. In a smaller chunk, packing w for the matrix product would take longer than the product.
     """
     return min(16, max(1, M // 128))
 
@@ -123,7 +122,7 @@ def _backward_kernel(dy, x, w):
     _, D = w.shape
     chunks = _chunks(M)
     dx = np.empty_like(x)
-    dw = np.empty((chunks, C, D), x.dtype)  # each chunk's share of dw and db; the caller adds them up
+    dw = np.empty((chunks, C, D), x.dtype)  # partial gradients, one a chunk; the caller adds them up
     db = np.zeros((chunks, D))
     for chunk in numba.prange(chunks):
         start, stop = chunk * M // chunks, (chunk + 1) * M // chunks
@@ -142,22 +141,13 @@ _backward = backend.pick(loops=backward_loops, numpy=backward_numpy, numba=backw
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
-    """y (N, H, W, D) from x (N, H, W, C), w (C, D) and b (D,) or None."""
-    x, w = _valid(x, w)
-    if b is not None:
-        b = checks.vector("b", b, w.shape[1], x)
+    """Return y (N, H, W, D) from x (N, H, W, C), w (C, D) and b (D,) or None."""
+    x, w, b = checks.operands(x, w, b, "(N, H, W, C)", "(C, D)")
     return _forward(x, w, b)
 
 
 def backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dx, dw, db from dy (N, H, W, D) and what went into `forward`."""
-    x, w = _valid(x, w)
+    """Return dx, dw, db from dy (N, H, W, D) and what went into `forward`."""
+    x, w, _ = checks.operands(x, w, None, "(N, H, W, C)", "(C, D)")
     dy = checks.gradient(dy, (*x.shape[:3], w.shape[1]), x)
     return _backward(dy, x, w)
-
-
-def _valid(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x = checks.array("x", x, "(N, H, W, C)")
-    w = checks.array("w", w, "(C, D)", x)
-    checks.channels(x, w.shape[0], f"w {w.shape}")
-    return x, w

@@ -1,4 +1,4 @@
-"""Pooling: the largest value of a window, or its mean, channel by channel; and the mean of the whole map.
+"""Pooling: the largest value of a window, or its mean, channel by channel; and the mean of the whole feature map.
 
 Windows stand as in a convolution: p = i*SH + u - top, q = j*SW + v - left.
 
@@ -135,7 +135,7 @@ def average_backward_loops(dy, x, size, stride, padding, count_padding):
 
 
 def _count(x, size, stride, padding, out, count_padding):
-    """What each window divides by, (1, OH, OW, 1): the window sum of a map of ones."""
+    """Return what each window divides by, (1, OH, OW, 1): the window sum of ones."""
     ones = pad(np.ones((1, *x.shape[1:3], 1), x.dtype), padding, float(count_padding))
     return sum(tap(ones, u, v, stride, out) for u, v in np.ndindex(size))
 
@@ -149,11 +149,11 @@ def average_forward_numpy(x, size, stride, padding, count_padding):
 
 def average_backward_numpy(dy, x, size, stride, padding, count_padding):
     out = dy.shape[1:3]
-    share = dy / _count(x, size, stride, padding, out, count_padding)
+    each = dy / _count(x, size, stride, padding, out, count_padding)
     dpadded = pad(np.zeros_like(x), padding)
     for u, v in np.ndindex(size):
         dtap = tap(dpadded, u, v, stride, out)
-        dtap += share
+        dtap += each
     return crop(dpadded, padding)
 
 
@@ -207,14 +207,14 @@ _global_backward = backend.pick(loops=global_average_backward_loops, numpy=globa
 
 
 def max_forward(x: np.ndarray, size: Size, stride: Size | None = None, padding: Margin = 0) -> np.ndarray:
-    """y (N, OH, OW, C) from x (N, H, W, C). size: a number or (KH, KW); stride: the size where it is None."""
+    """Return y (N, OH, OW, C) from x (N, H, W, C). size: a number or (KH, KW); stride: the size where it is None."""
     return _max_forward(*_valid(x, size, stride, padding)[:4])
 
 
 def max_backward(
     dy: np.ndarray, x: np.ndarray, size: Size, stride: Size | None = None, padding: Margin = 0
 ) -> np.ndarray:
-    """dx (N, H, W, C) from dy (N, OH, OW, C) and what went into `max_forward`."""
+    """Return dx (N, H, W, C) from dy (N, OH, OW, C) and what went into `max_forward`."""
     x, size, stride, padding, out = _valid(x, size, stride, padding)
     return _max_backward(_valid_dy(dy, x, out), x, size, stride, padding)
 
@@ -222,30 +222,26 @@ def max_backward(
 def average_forward(
     x: np.ndarray, size: Size, stride: Size | None = None, padding: Margin = 0, count_padding: bool = True
 ) -> np.ndarray:
-    """y (N, OH, OW, C) from x (N, H, W, C); count_padding=False divides by the pixels inside only."""
+    """Return y (N, OH, OW, C) from x (N, H, W, C); count_padding=False divides by the pixels inside only."""
     return _average_forward(*_valid(x, size, stride, padding)[:4], bool(count_padding))
 
 
 def average_backward(
-    dy: np.ndarray,
-    x: np.ndarray,
-    size: Size,
-    stride: Size | None = None,
-    padding: Margin = 0,
+    dy: np.ndarray, x: np.ndarray, size: Size, stride: Size | None = None, padding: Margin = 0,
     count_padding: bool = True,
-) -> np.ndarray:
-    """dx (N, H, W, C) from dy (N, OH, OW, C) and x, of which only the shape and the type count."""
+) -> np.ndarray:  # fmt: skip
+    """Return dx (N, H, W, C) from dy (N, OH, OW, C) and x, of which only the shape and the type count."""
     x, size, stride, padding, out = _valid(x, size, stride, padding)
     return _average_backward(_valid_dy(dy, x, out), x, size, stride, padding, bool(count_padding))
 
 
 def global_average_forward(x: np.ndarray) -> np.ndarray:
-    """y (N, C), the mean over the map of x (N, H, W, C)."""
+    """Return y (N, C), the mean over the feature map of x (N, H, W, C)."""
     return _global_forward(checks.array("x", x, "(N, H, W, C)"))
 
 
 def global_average_backward(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """dx (N, H, W, C) from dy (N, C) and x, of which only the shape and the type count."""
+    """Return dx (N, H, W, C) from dy (N, C) and x, of which only the shape and the type count."""
     x = checks.array("x", x, "(N, H, W, C)")
     return _global_backward(checks.gradient(dy, (x.shape[0], x.shape[3]), x), x)
 

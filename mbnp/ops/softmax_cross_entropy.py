@@ -16,8 +16,8 @@ Backward. With d log prob[d] / dz[k] = [d = k] - prob[k], and t adding up to 1 a
 
     dz[n, d] = (prob[n, d] - t[n, d]) / N
 
-The third spelling is the first one, compiled: N*D numbers are too few for more to pay, and two dozen calls of NumPy
-take several times longer than their arithmetic.
+The kernel is the loops, compiled: N*D numbers are too few for more to pay, and two dozen calls of NumPy take several
+times longer than their arithmetic.
 
 Source: Bishop, "Pattern Recognition and Machine Learning", equation 4.109; label smoothing: Szegedy et al.,
 "Rethinking the Inception Architecture", arXiv:1512.00567, section 7.
@@ -95,7 +95,7 @@ def backward_numpy(logits, labels, label_smoothing):
 
 # --- Numba: the loops ---
 
-# Literally: regrouped, z - max - log sum would first subtract a small number from a large one.
+# In the order as written: regrouped, z - max - log sum would first subtract a small number from a large one.
 forward_numba = backend.jit(forward_loops, literal=True)
 backward_numba = backend.jit(backward_loops)
 
@@ -106,13 +106,13 @@ _backward = backend.pick(loops=backward_loops, numpy=backward_numpy, numba=backw
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (N, D) from logits (N, D); every row adds up to 1."""
+    """Return probabilities (N, D) from logits (N, D); every row adds up to 1."""
     logits = checks.array("logits", logits, "(N, D)")
     return np.exp(_log_softmax(logits))
 
 
 def forward(logits: np.ndarray, labels: np.ndarray, label_smoothing: float = 0.0) -> np.floating:
-    """The mean loss over the batch, in nats, as a scalar of the dtype of logits.
+    """Return the mean loss over the batch, in nats, as a scalar of the dtype of logits.
 
     logits (N, D); labels (N,), whole numbers from 0 to D - 1 (MbnpError otherwise); label_smoothing from
     0 to 1.
@@ -122,7 +122,7 @@ def forward(logits: np.ndarray, labels: np.ndarray, label_smoothing: float = 0.0
 
 
 def backward(logits: np.ndarray, labels: np.ndarray, label_smoothing: float = 0.0) -> np.ndarray:
-    """dlogits (N, D), the gradient of the mean loss, from what went into `forward`."""
+    """Return dlogits (N, D), the gradient of the mean loss, from what went into `forward`."""
     return _backward(*_valid(logits, labels, label_smoothing))
 
 

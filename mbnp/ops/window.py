@@ -27,7 +27,7 @@ Margin = int | Padding | str  # one number for all four sides, or "same"
 
 
 def pair(name: str, value: Size) -> Pair:
-    """(vertical, horizontal) from one number for both or a pair of them, at least 1."""
+    """Return (vertical, horizontal) from one number for both or a pair of them, at least 1."""
     try:
         vertical, horizontal = value if isinstance(value, (tuple, list)) else (value, value)
         result = index(vertical), index(horizontal)
@@ -39,14 +39,14 @@ def pair(name: str, value: Size) -> Pair:
 
 
 def same_padding(size: int, kernel: int, stride: int) -> Pair:
-    """(before, after) along one axis as TensorFlow's SAME has it: the output gets ceil(size / stride)."""
+    """Return (before, after) along one axis as TensorFlow's SAME has it: the output gets ceil(size / stride)."""
     out = -(-size // stride)
     total = max((out - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
 def explicit_padding(padding: Margin, size: Pair, kernel: Pair, stride: Pair) -> Padding:
-    """((top, bottom), (left, right)) from that, from one number for all four sides, or from "same"."""
+    """Return ((top, bottom), (left, right)) from that, from one number for all four sides, or from "same"."""
     if isinstance(padding, str) and padding == "same":
         return tuple(map(same_padding, size, kernel, stride))  # type: ignore[return-value]
     try:
@@ -63,7 +63,7 @@ def explicit_padding(padding: Margin, size: Pair, kernel: Pair, stride: Pair) ->
 
 
 def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Padding) -> Pair:
-    """(OH, OW) for an input of `size` (H, W). MbnpError where the kernel is larger than the padded input."""
+    """Return (OH, OW) for an input of `size` (H, W). MbnpError where the kernel is larger than the padded input."""
     (H, W), (KH, KW), (SH, SW), ((top, bottom), (left, right)) = size, kernel, stride, padding
     HP, WP = top + H + bottom, left + W + right
     if HP < KH or WP < KW:
@@ -75,7 +75,7 @@ def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Padding) -> Pai
 
 
 def resolve(x: np.ndarray, kernel: Pair, stride: Size, padding: Margin) -> tuple[Pair, Padding, Pair]:
-    """Stride and padding in full, and (OH, OW), for x (N, H, W, C): where every windowed operation begins."""
+    """Return stride and padding in full, and (OH, OW), for x (N, H, W, C): every windowed operation begins so."""
     size = x.shape[1], x.shape[2]
     stride = pair("stride", stride)
     padding = explicit_padding(padding, size, kernel, stride)
@@ -83,21 +83,21 @@ def resolve(x: np.ndarray, kernel: Pair, stride: Size, padding: Margin) -> tuple
 
 
 def pad(x: np.ndarray, padding: Padding, value: float = 0.0) -> np.ndarray:
-    """x (N, H, W, C) inside a margin of `value`: (N, top + H + bottom, left + W + right, C)."""
+    """Return x (N, H, W, C) inside a margin of `value`: (N, top + H + bottom, left + W + right, C)."""
     return np.pad(x, ((0, 0), *padding, (0, 0)), constant_values=value)
 
 
 def crop(padded: np.ndarray, padding: Padding) -> np.ndarray:
-    """The inverse of `pad`: the middle of `padded`, copied, so that the margin's memory is freed."""
+    """Return the middle of `padded`: the inverse of `pad`, copied, so that the margin's memory is freed."""
     (top, bottom), (left, right) = padding
     _, HP, WP, _ = padded.shape
     return padded[:, top : HP - bottom, left : WP - right].copy()
 
 
 def tap(padded: np.ndarray, u: int, v: int, stride: Pair, out: Pair) -> np.ndarray:
-    """What tap (u, v) of every window sees: the view padded[n, i*SH + u, j*SW + v, c], shape (N, OH, OW, C).
+    """Return what tap (u, v) of every window sees: the view padded[n, i*SH + u, j*SW + v, c], (N, OH, OW, C).
 
-    This view is the whole trick of the NumPy spellings: a window operation is a sum over its few taps,
+    This view is the whole trick of the NumPy implementations: a window operation is a sum over its few taps,
     and each tap is one array operation over all pixels. Adding into the view is its transpose, which
     backward needs.
     """

@@ -9,6 +9,7 @@ as changed; frozen parameters are left alone.
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,9 @@ class Optimiser:
         """Update every parameter that is not frozen, once, from its gradient."""
         moving = {name: p for name, p in self.parameters.items() if not p.frozen}
         arrays = [[p.value, p.grad, *self._memory(name)] for name, p in moving.items()]
-        _run(self.update, type(self).kernel, self._tables, arrays, self._constants(self.steps + 1))
-        self.steps += 1
+        t = self.steps + 1
+        _run(partial(self.update, t), type(self).kernel, self._tables, arrays, self._constants(t))
+        self.steps = t
         for p in moving.values():
             p.touch()
 
@@ -58,9 +60,8 @@ class Optimiser:
             check_range(name, value)
             setattr(self, name, value)
 
-    @staticmethod
-    def update(w: np.ndarray, g: np.ndarray, *memory_and_constants: Any) -> None:
-        """Change w, and what the rule keeps for it, from its gradient: the rule itself, in place."""
+    def update(self, t: int, w: np.ndarray, g: np.ndarray, *memory: Any) -> None:
+        """Change w, and the arrays that the rule keeps for it, by step t: the rule itself, in place."""
         raise NotImplementedError
 
     def _memory(self, name: str) -> list[np.ndarray]:
@@ -68,7 +69,7 @@ class Optimiser:
         raise NotImplementedError
 
     def _constants(self, t: int) -> tuple:
-        """Return the numbers that the rule of step t takes after the arrays."""
+        """Return the numbers that the kernel takes after the arrays, for step t."""
         raise NotImplementedError
 
     def _zeros(self) -> dict[str, np.ndarray]:
@@ -82,7 +83,7 @@ def _run(
     with one_blas_thread():  # its holder is the only one to run kernels
         if current() != "numba":
             for group in arrays:
-                rule(*group, *constants)
+                rule(*group)
             return
         for table, like in tables.of(arrays):
             # In the parameters' dtype: a float64 scalar would promote a float32 kernel's arithmetic.
@@ -124,8 +125,8 @@ class SGD(Optimiser):
         self.weight_decay, self.decay = weight_decay, decay
         self.velocity = self._zeros()
 
-    @staticmethod
-    def update(w, g, v, lr, momentum, l2, shrink, nesterov):
+    def update(self, t: int, w: np.ndarray, g: np.ndarray, v: np.ndarray) -> None:
+        lr, momentum, l2, shrink, nesterov = self._constants(t)
         d = g + l2 * w
         v[...] = momentum * v + d
         w[...] = shrink * w - lr * (d + momentum * v if nesterov else v)
@@ -180,11 +181,12 @@ class AdamW(Optimiser):
     def momentum(self, value: float) -> None:
         self.betas = (value, self.betas[1])
 
-    @staticmethod
-    def update(w, g, m, v, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink):
-        m[...] = beta1 * m + rest1 * g
-        v[...] = beta2 * v + rest2 * g * g
-        w[...] = shrink * w - rate * m / (np.sqrt(square_scale * v) + eps)
+    def update(self, t: int, w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
+        beta1, beta2 = self.betas
+        m[...] = beta1 * m + (1 - beta1) * g
+        v[...] = beta2 * v + (1 - beta2) * g * g
+        step = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + self.eps)
+        w[...] = (1 - self.lr * self.weight_decay) * w - self.lr * step
 
     def _memory(self, name: str) -> list[np.ndarray]:
         return [self.mean[name], self.square[name]]

@@ -121,7 +121,7 @@ def test_initial_weights_are_spread_as_pytorchs():
 
 
 @pytest.mark.parametrize("engine", [lambda net: net, fused.convert])
-def test_bad_pictures(engine):
+def test_bad_images(engine):
     net = engine(models.mobilenet_v1_small())
     with pytest.raises(MbnpError, match=r"channels first; pass x.transpose\(0, 2, 3, 1\)"):
         net(np.zeros((1, 3, 32, 32), np.float32))

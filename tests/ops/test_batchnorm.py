@@ -32,7 +32,7 @@ def test_agrees_with_torch(shape, eps):
 
 def test_sums_over_many_rows_agree_with_torch():
     """More rows than a tile of the kernel's sums, in chunks that do not divide them."""
-    check((3, 61, 67, 3), (3,), (3,), finite=False, spellings=("numpy", "numba"))
+    check((3, 61, 67, 3), (3,), (3,), finite=False, backends=("numpy", "numba"))
 
 
 def test_a_large_mean_does_not_cancel():
@@ -42,13 +42,13 @@ def test_a_large_mean_does_not_cancel():
     loops take it at its word, which is all that their looser tolerance stands for.
     """
     x = (1e3 + np.random.default_rng(0).standard_normal((4, 7, 5, 3))).astype(np.float32)
-    check(x, (3,), (3,), finite=False, spellings=("numpy", "numba"))
-    check(x, (3,), (3,), finite=False, spellings=("loops",), tolerance={np.float64: 1e-10, np.float32: 1e-4})
+    check(x, (3,), (3,), finite=False, backends=("numpy", "numba"))
+    check(x, (3,), (3,), finite=False, backends=("loops",), tolerance={np.float64: 1e-10, np.float32: 1e-4})
     exact, _, _ = batchnorm.forward(x.astype(np.float64), np.ones(3), np.zeros(3))
-    for spelling in backend.BACKENDS:
-        with backend.use(spelling):
+    for name in backend.BACKENDS:
+        with backend.use(name):
             y, _, _ = batchnorm.forward(x, np.ones(3, np.float32), np.zeros(3, np.float32))
-        oracle.close(y, exact, 1e-5, spelling)  # forward knows the mean exactly
+        oracle.close(y, exact, 1e-5, name)  # forward knows the mean exactly
 
 
 def test_nan_shows_in_its_channel():

@@ -14,7 +14,7 @@ def a(*shape):
 W3, W1, DW, V = a(3, 3, 3, 2), a(3, 2), a(3, 3, 3), a(3)
 
 
-@pytest.mark.parametrize("spelling", backend.BACKENDS)
+@pytest.mark.parametrize("name", backend.BACKENDS)
 @pytest.mark.parametrize(
     "operation",
     [
@@ -28,8 +28,8 @@ W3, W1, DW, V = a(3, 3, 3, 2), a(3, 2), a(3, 3, 3), a(3)
         lambda x: pool.max_forward(x, 2),
     ],
 )
-def test_views_are_inputs_like_any_other(operation, spelling):
-    with backend.use(spelling):
+def test_views_are_inputs_like_any_other(operation, name):
+    with backend.use(name):
         view = a(2, 3, 9, 5).transpose(0, 2, 3, 1)[:, ::2]
         assert not view.flags.c_contiguous
         y = operation(view)
@@ -37,10 +37,10 @@ def test_views_are_inputs_like_any_other(operation, spelling):
     assert y.flags.c_contiguous
 
 
-@pytest.mark.parametrize("spelling", backend.BACKENDS)
-def test_a_numpy_number_as_an_option_does_not_promote(spelling):
+@pytest.mark.parametrize("name", backend.BACKENDS)
+def test_a_numpy_number_as_an_option_does_not_promote(name):
     x, big = a(4, 3), np.float64(0.25)
-    with backend.use(spelling):
+    with backend.use(name):
         assert relu.forward(x, max_value=big).dtype == np.float32
         y, mean, var = batchnorm.forward(x, V, V, eps=big)
         results = [y, mean, var, *batchnorm.backward(x, x, V, mean, var, eps=big)]
@@ -50,7 +50,7 @@ def test_a_numpy_number_as_an_option_does_not_promote(spelling):
     assert {r.dtype for r in results} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("spelling", backend.BACKENDS)
-def test_zero_dimensions_are_a_shape_too(spelling):
-    with backend.use(spelling):
+@pytest.mark.parametrize("name", backend.BACKENDS)
+def test_zero_dimensions_are_a_shape_too(name):
+    with backend.use(name):
         assert relu.forward(np.array(-1.0)).shape == ()

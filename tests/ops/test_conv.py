@@ -10,7 +10,7 @@ from mbnp.ops import conv
 from tests import oracle
 from tests.ops.windows import few, windows
 
-ONE_SIDED = ((0, 1), (0, 1))  # TensorFlow's SAME for an even picture at stride 2
+ONE_SIDED = ((0, 1), (0, 1))  # TensorFlow's SAME for an even image at stride 2
 
 
 def check(x, w, b=None, stride=1, padding=0, **options):
@@ -56,8 +56,8 @@ def test_any_window_agrees_with_torch(window):
 
 
 def test_many_chunks_agree_with_torch():
-    """The kernel cuts the batch into chunks of several pictures, with a remainder."""
-    check((37, 12, 10, 3), (3, 3, 3, 17), (17,), 1, 1, finite=False, spellings=("numpy", "numba"))
+    """The kernel cuts the batch into chunks of several images, with a remainder."""
+    check((37, 12, 10, 3), (3, 3, 3, 17), (17,), 1, 1, finite=False, backends=("numpy", "numba"))
 
 
 def test_nan_shows():
@@ -71,7 +71,7 @@ def test_nan_shows():
 
 def test_same_is_tensorflows_padding():
     x, w = np.ones((1, 6, 6, 1)), np.ones((3, 3, 1, 1))
-    # Under SAME the last window of an even picture hangs over the right edge, the first one over nothing.
+    # Under SAME the last window of an even image hangs over the right edge, the first one over nothing.
     np.testing.assert_array_equal(conv.forward(x, w, None, 2, "same")[0, 0, :, 0], [9, 9, 6])
     np.testing.assert_array_equal(conv.forward(x, w, None, 2, 1)[0, 0, :, 0], [4, 6, 6])
 

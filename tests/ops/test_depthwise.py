@@ -8,7 +8,7 @@ from mbnp.ops import depthwise
 from tests import oracle
 from tests.ops.windows import few, windows
 
-ONE_SIDED = ((0, 1), (0, 1))  # TensorFlow's SAME for an even picture at stride 2
+ONE_SIDED = ((0, 1), (0, 1))  # TensorFlow's SAME for an even image at stride 2
 
 
 def check(x, w, b=None, stride=1, padding=0, **options):

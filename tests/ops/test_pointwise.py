@@ -32,7 +32,7 @@ def test_agrees_with_torch(x, w, b):
 
 def test_many_chunks_agree_with_torch():
     """The kernel cuts the pixels into chunks that do not divide them."""
-    check((3, 17, 19, 5), (5, 17), (17,), finite=False, spellings=("numpy", "numba"))
+    check((3, 17, 19, 5), (5, 17), (17,), finite=False, backends=("numpy", "numba"))
 
 
 def test_nan_shows():

@@ -85,10 +85,10 @@ def test_nan_shows(check):
     check(x, 3, 1, 1, finite=False, dy=dy)
 
 
-@pytest.mark.parametrize("spelling", backend.BACKENDS)
-def test_the_first_of_several_nans_gets_the_gradient(spelling):
+@pytest.mark.parametrize("name", backend.BACKENDS)
+def test_the_first_of_several_nans_gets_the_gradient(name):
     x = np.array([1, np.nan, np.nan, 2]).reshape(1, 2, 2, 1)
-    with backend.use(spelling):
+    with backend.use(name):
         assert np.isnan(pool.max_forward(x, 2)).all()
         np.testing.assert_array_equal(pool.max_backward(np.ones((1, 1, 1, 1)), x, 2).ravel(), [0, 1, 0, 0])
 

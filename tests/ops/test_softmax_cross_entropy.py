@@ -46,7 +46,7 @@ def test_nan_shows_in_its_row():
 
 
 def test_what_all_scores_have_in_common_makes_no_difference():
-    """Exactly, in every spelling: nothing may be subtracted from it but itself."""
+    """Exactly, by every backend: nothing may be subtracted from it but itself."""
     for name in backend.BACKENDS:
         with backend.use(name):
             loss = softmax_cross_entropy.forward(np.full((6, 5), 1e16), np.arange(6) % 5, 0.1)
