@@ -1,4 +1,4 @@
-"""Every figure. Each function writes one PNG, and an older file is replaced only by a whole one."""
+"""Every figure. Each function writes one PNG; an older file is replaced when the new one is complete."""
 
 import math
 import os
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mbnp.weights.files import replacing
+
 if TYPE_CHECKING:  # matplotlib takes half a second to import: inside the functions
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from mbnp.bench.machine import Peaks
-    from mbnp.bench.parts import Measured
+    from mbnp.bench.profile import Profile
     from mbnp.bench.scaling import Sweep
     from mbnp.train import Record
 
@@ -29,7 +31,7 @@ KINDS = {
 
 
 def curves(history: Sequence["Record"], path: str | os.PathLike, title: str = "") -> None:
-    """Loss and accuracy by epoch, training and test, from the records of `train.fit`."""
+    """Draw loss and accuracy by epoch, training and test, from the records of `train.fit`."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -56,26 +58,24 @@ def curves(history: Sequence["Record"], path: str | os.PathLike, title: str = ""
     _save(figure, path)
 
 
-def roofline(measured: "Measured", peaks: "Peaks", path: str | os.PathLike, title: str = "") -> None:
-    """Every layer's GFLOP/s by its FLOPs a byte, under the machine's limits; both axes are logarithmic.
+def roofline(profile: "Profile", peaks: "Peaks", path: str | os.PathLike, title: str = "") -> None:
+    """Draw every layer's GFLOP/s by its FLOPs a byte, under the machine's limits; both axes are logarithmic.
 
     No layer can be higher than the matrix product, nor than its bytes allow. Williams, Waterman and Patterson,
     "Roofline: An Insightful Visual Performance Model", Communications of the ACM, 2009.
     """
     from matplotlib.figure import Figure
 
-    from mbnp.bench.report import shares
-
     figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots()
     points: list[tuple[float, float]] = []
-    for kind, (flops, seconds, count) in shares(measured).items():
+    for kind, (flops, seconds, count) in profile.shares().items():
         if not count:  # pools, and BatchNorm and ReLU where they run by themselves
             continue
         colour, marker, name = KINDS[kind]
-        rows = [row for row in measured.rows if row.kind == kind and row.forward.flops]
-        forward = [(row.forward.intensity, row.forward.gflops) for row in rows]
-        backward = [(row.backward.intensity, row.backward.gflops) for row in rows if row.backward]
+        rates = [row.rates for row in profile.rows if row.kind == kind and row.forward.flops]
+        forward = [(rate.intensity, rate.gflops) for rate, *_ in rates]
+        backward = [(rate.intensity, rate.gflops) for _, *both in rates for rate in both]
         style: dict[str, Any] = {"marker": marker, "linestyle": "none", "color": colour, "markersize": 8}
         label = f"{name}: {100 * flops:.0f} % of the FLOPs, {100 * seconds:.0f} % of the time"
         axes.plot(*zip(*forward, strict=True), label=label, **style)
@@ -106,7 +106,7 @@ def roofline(measured: "Measured", peaks: "Peaks", path: str | os.PathLike, titl
 
 
 def _roofs(axes: "Axes", peaks: "Peaks", left: float, right: float) -> None:
-    """The limits: the matrix product, and a slope for each of cache and memory."""
+    """Draw the limits: the matrix product, and a slope for each of cache and memory."""
     line: dict[str, Any] = {"color": "grey", "linewidth": 1.2}
     text: dict[str, Any] = {"textcoords": "offset points", "color": "#404040", "fontsize": 9}
     for bandwidth, name, style in ((peaks.cache, "last cache", "-"), (peaks.memory, "memory", "--")):
@@ -123,7 +123,7 @@ def _roofs(axes: "Axes", peaks: "Peaks", left: float, right: float) -> None:
 
 
 def scaling(sweeps: Sequence["Sweep"], path: str | os.PathLike, title: str = "") -> None:
-    """Time per picture of a training step and of an inference, a panel for each thing that was varied."""
+    """Draw the time for one image of a training step and of an inference, a panel for each thing that was varied."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")
@@ -143,7 +143,7 @@ def scaling(sweeps: Sequence["Sweep"], path: str | os.PathLike, title: str = "")
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
         axes.set_xlabel(sweep.name)
-        axes.set_ylabel("ms for one picture")
+        axes.set_ylabel("ms for one image")
         axes.set_title(sweep.fixed, fontsize=10)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -153,9 +153,5 @@ def scaling(sweeps: Sequence["Sweep"], path: str | os.PathLike, title: str = "")
 
 
 def _save(figure: "Figure", path: str | os.PathLike) -> None:
-    partial = Path(f"{os.fspath(path)}.part")
-    try:
+    with replacing(Path(path)) as partial:
         figure.savefig(partial, format="png", dpi=150)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

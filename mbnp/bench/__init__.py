@@ -1,12 +1,12 @@
-"""What `mbnp bench` measures, and how: where the time goes, what the machine can do, and how peers compare.
+"""The measurements of `mbnp bench`: where the time goes, what the machine can do, and how other libraries compare.
 
-jobs.py        what is timed: a training step or an inference, of which network, on how many pictures
-machine.py     what this machine is, and its two limits: multiplications and memory traffic a second
-parts.py       the time of every layer, by a stopwatch on the real step
-products.py    the floor: the matrix products of a step, and nothing else
-ours.py, peers.py  the contenders: mbnp, its floor; PyTorch, ONNX Runtime
-worker.py      a contender in a process of its own
-race.py        workers taking turns; outputs are compared before anything is timed
-scaling.py     time per picture as batch, width, resolution and threads grow
+workload.py    a workload: a training step or an inference, of which network, on how many images
+machine.py     what this machine is, and its two limits: operations and memory traffic a second
+profile.py     the time of every layer, measured on the real step
+floor.py       the matrix products of a step, and nothing else
+candidates.py  what is compared: mbnp, its matrix products alone, PyTorch, ONNX Runtime; torch_network.py for PyTorch
+worker.py      a candidate in a process of its own
+comparison.py  candidates in alternation, after their outputs were found to agree
+scaling.py     time for one image as batch, width, resolution and threads grow
 report.py      all of it as plain text
 """

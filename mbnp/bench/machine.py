@@ -1,11 +1,13 @@
-"""What this machine is, and the two limits of every kernel: multiplications and memory traffic a second."""
+"""What this machine is, and the two limits of every kernel: operations and memory traffic a second."""
 
 import os
 import platform
 import re
-import time
+import timeit
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,102 +21,75 @@ from mbnp import backend
 from mbnp.backend import jit
 
 SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # they choose another kernel than the processor's own
-PACKAGES = {
-    "numpy": "NumPy",
-    "numba": "Numba",
-    "scipy": "SciPy",
-    "torch": "PyTorch",
-    "onnxruntime": "ONNX Runtime",
-}
-CACHE, MEMORY = (
-    32 << 20,
-    256 << 20,
-)  # bytes: of the last cache where nobody says, and of the least large array
+PACKAGES = {"numpy": "NumPy", "numba": "Numba", "scipy": "SciPy", "torch": "PyTorch"}
+PACKAGES["onnxruntime"] = "ONNX Runtime"
+CACHE = 32 << 20  # bytes of the last cache, where the system does not tell
+MEMORY = 256 << 20  # bytes of the arrays that no cache holds, at least
 
 
 class Peaks(NamedTuple):
     """What the machine was seen to do. GFLOP/s and GB/s are in powers of ten."""
 
     gflops: float  # the better of the two below
-    gflops_numpy: float  # NumPy's product on its own threads
-    gflops_kernel: float  # one-threaded products inside prange, as the fast engine makes them
+    gflops_numpy: float  # NumPy's matrix product on its own threads
+    gflops_kernel: float  # one-threaded matrix products inside prange, as the fast engine makes them
     memory: float  # GB/s of a += s*b over arrays far larger than any cache, three accesses an entry
     cache: float  # GB/s of the same in half of the last cache
     cache_bytes: int
 
 
 def describe() -> dict[str, Any]:
-    """Processor, threads, BLAS kernels, versions, and what is set that slows things down. For JSON, too."""
+    """Return processor, threads, BLAS kernels, versions, and variables that slow things down, ready for JSON."""
     with backend.one_blas_thread():  # loads SciPy's BLAS, which kernels use, so that it is seen
-        pass
-    blas = [
-        {
-            "of": "NumPy"
-            if "numpy" in library["filepath"]
-            else "SciPy"
-            if "scipy" in library["filepath"]
-            else "",
-            "library": library["internal_api"],
-            "version": library["version"],
-            "kernel": library.get("architecture"),
-        }
-        for library in ThreadpoolController().select(user_api="blas").info()
-    ]
+        blas = ThreadpoolController().select(user_api="blas").info()
+    layer = "not chosen yet"
+    with suppress(ValueError):  # before the first parallel kernel runs
+        layer = numba.threading_layer()
     return {
         "processor": processor(),
         "processors": os.cpu_count(),
         "threads": backend.get_num_threads(),
         "system": " ".join([platform.system(), platform.machine(), *filter(None, platform.libc_ver())]),
         "python": platform.python_version(),
-        "versions": {"mbnp": mbnp.__version__, **versions()},
-        "blas": blas,
-        "threading_layer": threading_layer(),
+        "versions": {
+            "mbnp": mbnp.__version__,
+            **{name: version(name) for name in PACKAGES if find_spec(name)},
+        },
+        "blas": [
+            {
+                "of": next((name for name in ("NumPy", "SciPy") if name.lower() in found["filepath"]), ""),
+                "library": found["internal_api"],
+                "version": found["version"],
+                "kernel": found.get("architecture"),
+            }
+            for found in blas
+        ],
+        "threading_layer": layer,
         "slowing": {name: os.environ[name] for name in SLOWING if name in os.environ},
     }
 
 
 def processor() -> str:
-    """The processor's name, as the system tells it."""
-    try:
+    """Return the processor's name, as the system tells it."""
+    with suppress(OSError):
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide the speed, as far as they are installed; none is imported."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def threading_layer() -> str:
-    """The pool that Numba's kernels run on; it is chosen when the first parallel kernel runs."""
-    try:
-        return numba.threading_layer()
-    except ValueError:
-        return "not chosen yet"
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def last_cache_bytes() -> int:
-    """The size of the last cache, as the system tells it."""
-    sizes = {}
+    """Return the size of the last cache, as the system tells it."""
+    sizes = {0: CACHE}
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        try:
-            level, size = (index / "level").read_text(), (index / "size").read_text()
-            sizes[int(level)] = int(size.strip().rstrip("K")) << 10
-        except (OSError, ValueError):
-            continue
-    return sizes[max(sizes)] if sizes else CACHE
+        with suppress(OSError, ValueError):
+            kilobytes = (index / "size").read_text().strip().rstrip("K")
+            sizes[int((index / "level").read_text())] = int(kilobytes) << 10
+    return sizes[max(sizes)]
 
 
 @jit(parallel=True)
-def _products(a, b, out):
+def _matmuls(a, b, out):
     """out[t] = a[t] @ b for every t, each product by one thread."""
     for t in prange(a.shape[0]):
         np.dot(a[t], b, out[t])
@@ -133,47 +108,29 @@ def measure(threads: int, rounds: int = 30) -> Peaks:
     before = backend.get_num_threads()
     backend.set_num_threads(threads)
     try:
-        return _measure(threads, rounds)
+        rng = np.random.default_rng(0)
+        a = rng.standard_normal((4 * threads, 256, 1024), np.float32)
+        b, out = rng.standard_normal((1024, 1024), np.float32), np.empty_like(a)
+        with backend.one_blas_thread():
+            kernel = _best(lambda: _matmuls(a, b, out), rounds)
+        with threadpool_limits(threads, user_api="blas"):
+            numpy = _best(lambda: np.matmul(a.reshape(-1, 1024), b, out=out.reshape(-1, 1024)), rounds)
+        size = last_cache_bytes()
+        memory = _bandwidth(max(4 * size, MEMORY), threads, rounds)
+        cache = _bandwidth(size // 2, threads, 3 * rounds)
     finally:
         backend.set_num_threads(before)
-
-
-def _measure(threads: int, rounds: int) -> Peaks:
-    rng = np.random.default_rng(0)
-    a, b = (
-        rng.standard_normal((4 * threads, 256, 1024), np.float32),
-        rng.standard_normal((1024, 1024), np.float32),
-    )
-    out = np.empty_like(a)
-    flops = 2 * a.size * b.shape[1]
-    with backend.one_blas_thread():
-        kernel = flops / _best(lambda: _products(a, b, out), rounds)
-    flat, flat_out = a.reshape(-1, 1024), out.reshape(-1, 1024)
-    with threadpool_limits(threads, user_api="blas"):
-        numpy = flops / _best(lambda: np.matmul(flat, b, out=flat_out), rounds)
-    cache_bytes = last_cache_bytes()
-    return Peaks(
-        max(kernel, numpy) / 1e9,
-        numpy / 1e9,
-        kernel / 1e9,
-        _bandwidth(max(4 * cache_bytes, MEMORY), threads, rounds) / 1e9,
-        _bandwidth(cache_bytes // 2, threads, 3 * rounds) / 1e9,
-        cache_bytes,
-    )
+    flops = 2e-9 * a.size * b.shape[1]
+    return Peaks(flops / min(kernel, numpy), flops / numpy, flops / kernel, memory, cache, size)
 
 
 def _bandwidth(total: int, threads: int, rounds: int) -> float:
-    """Bytes a second of _triad over three arrays of `total` bytes together."""
+    """Return the GB/s of _triad over three arrays of `total` bytes together."""
     shape = (threads, total // (3 * 4 * threads))
     a, b, out = (np.ones(shape, np.float32) for _ in range(3))
-    return 3 * a.nbytes / _best(lambda: _triad(a, b, np.float32(0.5), out), rounds)
+    return 3e-9 * a.nbytes / _best(lambda: _triad(a, b, np.float32(0.5), out), rounds)
 
 
 def _best(run: Callable[[], object], rounds: int) -> float:
     run()  # compiles, and touches every page
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    return min(timeit.repeat(run, repeat=rounds, number=1))

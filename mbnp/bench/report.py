@@ -1,47 +1,52 @@
-"""What was measured, as plain text of at most 100 columns."""
+"""What was measured, as plain text for a terminal of 80 columns."""
 
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mbnp.bench.jobs import Job
-from mbnp.bench.lineup import MBNP, ONNX, PRODUCTS, READABLE, TORCH
+from mbnp.bench.candidates import INSTALLED, MATMULS, MBNP, ONNX, READABLE, TORCH, TUNED
+from mbnp.bench.comparison import ROUGHLY, TOLERANCE, Result
 from mbnp.bench.machine import PACKAGES, SLOWING, Peaks
-from mbnp.bench.parts import Measured, Rate
-from mbnp.bench.race import INSTALLED, ROUGHLY, TOLERANCE, TUNED, Result
+from mbnp.bench.profile import Profile, Rate
 from mbnp.bench.scaling import Sweep, worst_above_minimum
+from mbnp.bench.workload import Workload
+from mbnp.tables import WIDTH, hang, table
 
-BUSY = 0.5  # between the quartiles of one contender's times: more than it would differ by itself
+BUSY = 0.5  # between the quartiles of one candidate's times: more than it would differ by itself
+
+# What mbnp's standing is told against: what the report calls it, its group of candidates, and with which allocators.
+RIVALS = (
+    ("PyTorch, allocator tuned", TORCH, (TUNED,)),
+    ("PyTorch as installed", TORCH, (INSTALLED,)),
+    (ONNX, ONNX, (INSTALLED, TUNED)),
+    (READABLE, READABLE, (INSTALLED,)),
+    ("matrix products alone", MATMULS, (INSTALLED,)),
+)
 
 
 class Standing(NamedTuple):
-    """mbnp and the fastest configuration of a peer in one comparison. Seconds, or bytes of memory."""
+    """mbnp and the best configuration of a rival in one comparison. Seconds, or bytes of memory."""
 
     what: str
     peer: str
     ours: float
     theirs: float
     name: str  # of the configuration
-
     memory: bool = False
 
     @property
     def ratio(self) -> float:
         return self.theirs / self.ours
 
-    def show(self, value: float) -> str:
-        return _mb(value) if self.memory else f"{_ms(value)} ms"
-
 
 def header(machine: dict[str, Any], peaks: Peaks) -> str:
-    """The machine, what runs on it, and its two limits."""
+    """Return the machine, what runs on it, and its two limits."""
     of = machine["versions"]
-    packages = ", ".join(f"{name} {of[key]}" for key, name in PACKAGES.items() if key in of)
     blas = ", ".join(f"{b['of']} {b['library']} {b['version']} ({b['kernel']})" for b in machine["blas"])
     lines = [
         f"mbnp {of['mbnp']} on {machine['processor']}, {machine['threads']} of {machine['processors']} processors",
         f"{machine['system']}, Python {machine['python']}, threads by {machine['threading_layer']}",
-        packages,
+        ", ".join(f"{name} {of[key]}" for key, name in PACKAGES.items() if key in of),
         f"BLAS: {blas}",
         f"matrix product: {peaks.gflops_kernel:.0f} GFLOP/s one-threaded in each of our threads, "
         f"{peaks.gflops_numpy:.0f} by NumPy's",
@@ -50,226 +55,143 @@ def header(machine: dict[str, Any], peaks: Peaks) -> str:
     ]
     if machine["slowing"]:
         values = " and ".join(f"{name}={value}" for name, value in machine["slowing"].items())
-        unset = " ".join(f"-u {name}" for name in SLOWING)
-        lines += [
-            f"WARNING: {values} in the environment",
-            "choose another BLAS kernel than this processor's own, which can halve the speed of matrix products.",
-            f"Without: env {unset} mbnp bench ...",
-        ]
-    return "\n".join(lines)
+        effect = "can halve the speed of matrix products: another BLAS kernel than this processor's own"
+        lines += [f"WARNING: {values} {effect}. Without:", f"env -u {' -u '.join(SLOWING)} mbnp bench ..."]
+    return hang("\n".join(lines))
 
 
-def layers(measured: Measured) -> str:
-    """A line for each part, times in ms; what is in none of them; and the shares of each kind."""
-    both = any(row.backward for row in measured.rows)
-    head = ["layer", "kind", "output", "forward", "GFLOP/s", "GB/s"]
-    head += ["backward", "GFLOP/s", "GB/s", "share"] if both else ["share"]
+def layers(profile: Profile) -> str:
+    """Return a line for each row of a profile, times in ms; what is in none of them; and each kind's shares."""
+    both = any(row.backward for row in profile.rows)
+    head = ["layer", "kind", "output", "fwd ms", "GFLOP/s", "GB/s"]
+    head += ["bwd ms", "GFLOP/s", "GB/s"] if both else ["share"]
     lines = []
-    for row in measured.rows:
-        rates = [*_rate(row.forward), *(_rate(row.backward) if both else [])]
-        size = " x ".join(map(str, row.output))
-        lines.append([row.name, row.kind, size, *rates, _percent(row.seconds / measured.total)])
-    around = [("the optimiser", measured.optimiser)] if both else []
-    around += [("everything else", measured.rest)]
-    text = ", ".join(f"{name} {_ms(s)} ms ({_percent(s / measured.total)})" for name, s in around)
-    text = f"{text}; all together {_ms(measured.total)} ms"
-    return f"{table(head, lines, left=3)}\n{text}\n\n{kinds(measured)}"
-
-
-def kinds(measured: Measured) -> str:
-    """Fewer FLOPs, so why not faster? Each kind's share of the FLOPs and of the time."""
-    lines = []
-    for kind, (flops, seconds, _) in shares(measured).items():
-        rates = [r for row in measured.rows if row.kind == kind for r in (row.forward, row.backward) if r]
-        intensity = sum(r.flops for r in rates) / sum(r.bytes for r in rates)
-        lines.append([kind, _percent(flops), _percent(seconds), *_rate(_sum(rates))[1:], f"{intensity:.1f}"])
-    head = ["kind", "share of FLOPs", "of the time", "GFLOP/s", "GB/s", "FLOPs a byte"]
-    return table(head, lines, left=1)
-
-
-def shares(measured: Measured) -> dict[str, tuple[float, float, int]]:
-    """Of each kind of layer: its share of all FLOPs, its share of the step's time, and its FLOPs; most FLOPs first."""
-    sums: dict[str, list[float]] = {}
-    for row in measured.rows:
-        mine = sums.setdefault(row.kind, [0, 0])
-        mine[0] += row.forward.flops + (row.backward.flops if row.backward else 0)
-        mine[1] += row.seconds
-    total = sum(flops for flops, _ in sums.values()) or 1
-    ordered = sorted(sums.items(), key=lambda item: -item[1][0])
-    return {kind: (flops / total, seconds / measured.total, int(flops)) for kind, (flops, seconds) in ordered}
-
-
-def race(job: Job, results: Sequence[Result], rounds: int) -> str:
-    """Everybody's median of one comparison, and why somebody is not in it."""
-    timed = [r for r in results if r.refused is None]
-    ours = next((r.median for r in timed if r.contender.group == MBNP), math.nan)
-    lines = []
-    for r in timed:
-        low, high = r.quartiles
-        lines.append(
-            [
-                r.contender.name,
-                r.contender.allocator,
-                _ms(r.median),
-                f"{_ms(low)} to {_ms(high)}",
-                _times(ours, r.median),
-                f"{job.batch_size / r.median:,.0f}",
-            ]
-        )
-    head = ["", "allocator", "median ms", "quartiles", "times mbnp's", "pictures/s"]
-    text = f"{job}; {rounds} rounds\n" + table(head, lines, left=2)
-    if any(r.quartiles[1] > (1 + BUSY) * r.quartiles[0] for r in timed):
-        text += "\nQuartiles are far apart: something else used the processors, so take care with the ratios."
-    for r in results:
-        if r.refused is not None:
-            text += f"\n{r.contender.name} ({r.contender.allocator}): {r.refused}"
-    return text
+    for row in profile.rows:
+        last = _rate(row.backward) if both else [_percent(row.seconds / profile.total)]
+        lines.append([row.name, row.kind, "x".join(map(str, row.output)), *_rate(row.forward), *last])
+    others = sum(max(map(len, column)) + 2 for column in list(zip(head, *lines, strict=True))[1:])
+    lines = [[_shorten(name, WIDTH - others), *cells] for name, *cells in lines]
+    around = {"the optimiser": profile.optimiser, "everything else": profile.rest}
+    told = [f"{name} {_ms(s)} ms ({_percent(s / profile.total)})" for name, s in around.items() if s]
+    text = hang(f"{', '.join(told)}; all together {_ms(profile.total)} ms")
+    kinds = []
+    for kind, (flops, seconds, _) in profile.shares().items():
+        rates = [rate for row in profile.rows if row.kind == kind for rate in row.rates]
+        rate = Rate(*map(sum, zip(*rates, strict=True)))
+        kinds.append([kind, _percent(flops), _percent(seconds), *_rate(rate)[1:], f"{rate.intensity:.1f}"])
+    kinds_head = ["kind", "share of FLOPs", "of the time", "GFLOP/s", "GB/s", "FLOPs a byte"]
+    return f"{table(head, lines, left=3)}\n{text}\n\n{table(kinds_head, kinds)}"
 
 
 def agreement() -> str:
-    """What was compared before anything was timed."""
-    return (
-        "Before anything is timed, everybody computes with the same weights, and is refused if it is too far\n"
-        f"from the readable network in float64: logits and loss by {TOLERANCE:.0e} of the largest entry; gradients\n"
-        f"in float64 likewise, in float32 by {100 * ROUGHLY:.0f} % of their length, since one ReLU whose input is\n"
-        "within rounding of zero moves them further than rounding. torch.compile: in float32 only."
+    """Return what is compared before anything is timed."""
+    return hang(
+        "Before anything is timed, every candidate computes with the same weights, and is refused if it is too far "
+        f"from the reference network in float64: logits and loss by {TOLERANCE:.0e} of the largest entry; gradients "
+        f"in float64 likewise, in float32 by {100 * ROUGHLY:.0f} % of their length, since one ReLU whose input is "
+        "within rounding of zero moves them further than rounding. torch.compile: in float32 only.",
+        indent=0,
     )
 
 
-def standings(comparisons: Sequence[tuple[Job, Sequence[Result]]]) -> list[Standing]:
-    """mbnp against the fastest configuration of each peer, in each comparison."""
-    found = []
-    for job, results in comparisons:
-        timed = [r for r in results if r.refused is None]
-        ours = next((r.median for r in timed if r.contender.group == MBNP), None)
-        for group, allocator, peer in (
-            (TORCH, TUNED, "PyTorch, allocator tuned"),
-            (TORCH, INSTALLED, "PyTorch as installed"),
-            (ONNX, None, ONNX),
-            (READABLE, None, READABLE),
-            (PRODUCTS, None, "matrix products alone"),
-        ):
-            theirs = [
-                r for r in timed if r.contender.group == group and allocator in (None, r.contender.allocator)
-            ]
-            if ours and theirs:
-                best = min(theirs, key=lambda r: r.median)
-                found.append(Standing(str(job), peer, ours, best.median, _configuration(best)))
-    return found
+def comparison(workload: Workload, results: Sequence[Result], rounds: int) -> str:
+    """Return the median times of all candidates of one comparison, and why one is not in it."""
+    timed = [r for r in results if r.refused is None]
+    ours = next((r.median for r in timed if r.candidate.group == MBNP), math.nan)
+    lines = []
+    for r in timed:
+        times = [_ms(r.median), " to ".join(map(_ms, r.quartiles)), _known(r.median / ours, ".2f")]
+        allocator = r.candidate.allocator.removeprefix("as ")
+        lines.append([r.candidate.name, allocator, *times, f"{workload.batch_size / r.median:,.0f}"])
+    text = [f"{workload}; {rounds} rounds, medians"]
+    text += [table(["", "allocator", "ms", "quartiles", "x mbnp", "images/s"], lines, left=2)]
+    if any(r.quartiles[1] > (1 + BUSY) * r.quartiles[0] for r in timed):
+        text.append("Quartiles are far apart: other work used the processors, take care with ratios.")
+    return "\n".join([*text, *_refused(results)])
 
 
-def memory_standings(job: Job, results: Sequence[Result]) -> list[Standing]:
-    """mbnp's peak memory against the least of each peer's."""
-    measured = [r for r in results if r.bytes]
-    ours = next((r.bytes for r in measured if r.contender.group == MBNP), None)
+def memory(workload: Workload, results: Sequence[Result]) -> str:
+    """Return the peak memory of each candidate."""
+    measured = [r for r in results if r.refused is None]
+    lines = [[r.candidate.name, _mb(r.bytes) if r.bytes else "not told by this system"] for r in measured]
+    intro = [f"Peak memory of a {workload}:", "resident set above what imports took, allocator as installed"]
+    return "\n".join([*intro, table(["", "peak"], lines), *_refused(results)])
+
+
+def _refused(results: Sequence[Result]) -> list[str]:
+    told = [f"{r.candidate.name} ({r.candidate.allocator}): {r.refused}" for r in results if r.refused]
+    return [hang(text) for text in told]
+
+
+def standings(workload: Workload, results: Sequence[Result], memory: bool = False) -> list[Standing]:
+    """Return mbnp's time against the least of each rival's; with `memory`, its peak against theirs."""
+    values = [(r.bytes if memory else r.median, r.candidate) for r in results if r.refused is None]
+    known = [(value, candidate) for value, candidate in values if value]
+    ours = next((value for value, candidate in known if candidate.group == MBNP), None)
+    what = f"peak memory, {workload}" if memory else str(workload)
     found = []
-    for group in (TORCH, READABLE):
-        theirs = [r for r in measured if r.contender.group == group]
+    for peer, group, allocators in RIVALS:
+        theirs = [(v, c.name) for v, c in known if c.group == group and c.allocator in allocators]
         if ours and theirs:
-            best = min(theirs, key=lambda r: r.bytes or 0)
-            found.append(
-                Standing(f"peak memory, {job}", group, ours, best.bytes or 0, _configuration(best), True)
-            )
+            least, name = min(theirs)
+            configuration = name.partition(", ")[2]  # as in "PyTorch, channels_last"
+            found.append(Standing(what, group if memory else peer, ours, least, configuration, memory))
     return found
 
 
 def standing(found: Sequence[Standing]) -> str:
-    """The ratios, both ways round, under a heading for each comparison."""
-    head = ["", "mbnp", "theirs", "theirs/mbnp", "mbnp/theirs", "their best configuration"]
+    """Return the ratios, under a heading for each comparison."""
     lines = []
     for s in found:
-        values = [s.show(s.ours), s.show(s.theirs), f"{s.ratio:.2f}", f"{1 / s.ratio:.2f}"]
-        lines.append([f"  {s.peer}", *values, s.name])
-    first, rule, *body = table(head, lines, left=1, left_last=True).split("\n")
-    text, what = [first, rule], ""
-    for s, line in zip(found, body, strict=True):
-        text += [s.what] if s.what != what else []
-        text.append(line)
-        what = s.what
+        values = [_mb(v) if s.memory else f"{_ms(v)} ms" for v in (s.ours, s.theirs)]
+        lines.append([f"  {s.peer}", *values, f"{s.ratio:.2f}", s.name])
+    head = table(["", "mbnp", "theirs", "theirs/mbnp", "their best"], lines, left_last=True).split("\n")
+    text = head[:2]
+    for i, (s, line) in enumerate(zip(found, head[2:], strict=True)):
+        text += [line] if i and found[i - 1].what == s.what else [s.what, line]
     return "\n".join(text)
 
 
-def memory(job: Job, results: Sequence[Result]) -> str:
-    """Everybody's peak."""
-    lines = []
-    for r in results:
-        told = "not told by this system" if r.refused is None else r.refused
-        lines.append([r.contender.name, _mb(r.bytes) if r.bytes else told])
-    intro = f"Peak memory of a {job}:\nresident set above what imports took, allocator as installed\n"
-    return intro + table(["", "peak"], lines, left=1)
-
-
 def scaling(found: Sequence[Sweep]) -> str:
-    """A table for each sweep, microseconds for one picture."""
+    """Return a table for each sweep, microseconds for one image."""
     texts = []
     for sweep in found:
-        first = sweep.points[0]
+        _, *first = sweep.points[0]
         lines = []
-        for p in sweep.points:
-            growth = _times(first.training, p.training), _times(first.inference, p.inference)
-            lines.append([f"{p.value:g}", _us(p.training), _us(p.inference), *growth])
+        for value, *times in sweep.points:
+            growth = [_known(t / t1, ".2f") for t, t1 in zip(times, first, strict=True)]
+            lines.append([f"{value:g}", *(_known(1e6 * t, ",.1f") for t in times), *growth])
         head = [sweep.name, "training, us", "inference, us", "training, x", "inference, x"]
-        text = f"{sweep.name} ({sweep.fixed}): time for one picture, and x times the first line's\n"
-        text += table(head, lines, left=1)
+        text = f"{sweep.name} ({sweep.fixed}): time for one image, and x times the first line's"
+        text += f"\n{table(head, lines)}"
         if sweep.name == "batch size":
-            training, inference = worst_above_minimum(sweep, 16, 256)
-            text += f"\nfrom batch 16 to 256 at most {100 * training:.0f} % (training) and {100 * inference:.0f} % "
-            text += "(inference) above the least"
+            training, inference = (f"{100 * worst:.0f} %" for worst in worst_above_minimum(sweep, 16, 256))
+            text += f"\nfrom batch 16 to 256 at most {training} (training) and {inference} (inference) above the least"
         texts.append(text)
-    return "\n\n".join(texts)
+    return "\n\n".join("\n".join(map(hang, text.split("\n"))) for text in texts)
 
 
-def table(
-    head: Sequence[str],
-    lines: Sequence[Sequence[str]],
-    left: int,
-    left_last: bool = False,
-) -> str:
-    """Columns, the first `left` of them (and the last, if so) flush left, the others flush right."""
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    flush_left = {*range(left), *([len(head) - 1] if left_last else [])}
-
-    def text(line: Sequence[str]) -> str:
-        cells = (
-            c.ljust(w) if i in flush_left else c.rjust(w)
-            for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
-        return "  ".join(cells).rstrip()
-
-    body = [text(line) for line in lines]
-    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-    return "\n".join([text(head), rule, *body])
-
-
-def _configuration(result: Result) -> str:
-    return result.contender.name.partition(", ")[2]  # as in "PyTorch, channels_last"
+def _shorten(name: str, width: int) -> str:
+    """Return a name that fits: of several layers the first and the last one, or a name without its middle."""
+    if len(name) > width and " + " in name:
+        name = f"{name.partition(' + ')[0]} ... {name.rpartition(' + ')[2]}"
+    return name if len(name) <= width else f"{name[: width // 2 - 2]}...{name[1 - (width - width // 2) :]}"
 
 
 def _rate(rate: Rate | None) -> list[str]:
     if rate is None:
         return ["", "", ""]
-    return [_ms(rate.seconds), _short(rate.gflops) if rate.flops else "", _short(rate.bandwidth)]
-
-
-def _short(number: float) -> str:
-    return f"{number:.1f}" if number < 10 else f"{number:.0f}"
-
-
-def _sum(rates: Sequence[Rate]) -> Rate:
-    return Rate(sum(r.seconds for r in rates), sum(r.flops for r in rates), sum(r.bytes for r in rates))
+    gflops, gbytes = (f"{x:.1f}" if x < 10 else f"{x:.0f}" for x in (rate.gflops, rate.bandwidth))
+    return [_ms(rate.seconds), gflops if rate.flops else "", gbytes]
 
 
 def _ms(seconds: float) -> str:
     ms = 1e3 * seconds
-    return f"{ms:.3f}" if ms < 10 else f"{ms:.1f}"
+    return f"{ms:.3f}" if ms < 10 else f"{ms:.1f}" if ms < 1000 else f"{ms:.0f}"
 
 
-def _us(seconds: float) -> str:
-    return "" if math.isnan(seconds) else f"{1e6 * seconds:,.1f}"
-
-
-def _times(first: float, value: float) -> str:
-    return "" if math.isnan(first) or math.isnan(value) else f"{value / first:.2f}"
+def _known(number: float, spec: str) -> str:
+    return "" if math.isnan(number) else format(number, spec)
 
 
 def _mb(count: float) -> str:

@@ -1,6 +1,8 @@
 """`convert`: the same network, run by the fused kernels where they apply and by its own layers elsewhere."""
 
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,9 +11,9 @@ from mbnp.errors import MbnpError
 from mbnp.fused.buffers import Cache
 from mbnp.fused.chain import split
 from mbnp.fused.inference import Inference, frozen_blocks
-from mbnp.fused.normalise import fuse
+from mbnp.fused.normalise import FusedResidual, Normalise, fuse
 from mbnp.fused.training import Plan
-from mbnp.network import Network, Sequential, run
+from mbnp.network import Layer, Network, Sequential, run
 from mbnp.parameter import Variable
 
 
@@ -33,6 +35,18 @@ def _shared(name: str) -> Any:
     return property(
         lambda self: getattr(self.reference, name), lambda self, value: setattr(self.reference, name, value)
     )
+
+
+class Step(NamedTuple):
+    """A part of a pass through a network that runs as one: what it computes, and the calls that do the work.
+
+    layers: the full names of the layers it computes, in order, as in the rows of `cost.of(net)`
+    forward, backward: (object, name of the method) of each call, in order; backward is empty where nothing goes back
+    """
+
+    layers: tuple[str, ...]
+    forward: tuple[tuple[Any, str], ...]
+    backward: tuple[tuple[Any, str], ...] = ()
 
 
 class FusedNetwork(Network):
@@ -80,6 +94,42 @@ class FusedNetwork(Network):
             return "none"
         shape = self._inference.output_shape((1, self.resolution, self.resolution, self.channels))
         return self._last if self._inference.head(shape) else "none"
+
+    def steps(self, shape: tuple[int, ...], train: bool = False) -> list[Step]:
+        """Return the steps of a pass over images of `shape` (N, H, W, C), in the order of forward.
+
+        With `train`, those of a training step, backward included; else those of inference. A layer is in one step at
+        most; one that is in none, and what joins the steps, runs between these calls. The objects are those that run
+        until two other shapes were passed or a layer was frozen: `mbnp bench` times their methods in place.
+        """
+        if backend.current() != "numba":
+            return [_layer_step(name, layer, train) for name, layer in self.reference.leaves()]
+        named_tail = split(self.reference)[1]
+        names = [name for name, _ in self.reference.flat()]
+        chain = len(names) - len(named_tail)
+        starts = [*(names.index(triple.name) for triple in self._triples), chain]
+        fused = iter([tuple(names[first:last]) for first, last in itertools.pairwise(starts)])
+        if train:
+            with backend.one_blas_thread():
+                plan, _ = self._pass_frozen(np.zeros(shape, self.dtype))
+            inference, complete = self._frozen, plan is not None and plan.complete
+        else:
+            plan, inference = None, self._inference
+            complete = inference is not None and inference.head(inference.output_shape(shape)) is not None
+        found = []
+        for block in inference.blocks if inference else []:
+            computed = itertools.chain.from_iterable(itertools.islice(fused, len(block.triples)))
+            found.append(Step(tuple(computed), ((block, "run"),)))
+        for stage, layers in zip(plan.stages if plan else [], fused, strict=True):
+            forward, backward = ("forward", "normalise"), ("finish_gradient", "backward")
+            found.append(Step(layers, _calls(stage, *forward), _calls(stage, *backward)))
+        if not complete:
+            return found + _tail_steps(named_tail, self._tail, train)
+        if plan:  # in inference the head is a kernel's call without an object
+            found.append(
+                Step(tuple(names[chain:]), _calls(plan.end, "forward"), _calls(plan.end, "backward"))
+            )
+        return found
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         """Logits (N, classes) of normalised images x (N, H, W, 3). The array is the caller's to keep."""
@@ -137,3 +187,37 @@ class FusedNetwork(Network):
                 )
             backward, self._backward = self._backward, None
             backward(dy)
+
+
+def _calls(owner: Any, *methods: str) -> tuple[tuple[Any, str], ...]:
+    return tuple((owner, method) for method in methods)
+
+
+def _layer_step(name: str, layer: Layer, train: bool) -> Step:
+    backward = "backward_both" if isinstance(layer, Normalise) else "backward"
+    return Step((name,), _calls(layer, "forward"), _calls(layer, backward) if train else ())
+
+
+def _tail_steps(named_tail: list[tuple[str, Layer]], tail: list[Layer], train: bool) -> list[Step]:
+    """Return a step for each layer that runs after the chain, by the names of the layers it stands for."""
+    steps: list[Step] = []
+    normalised = 0  # the last step that is a Normalise: it computes the ReLU that has no step of its own
+    running = list(_running(tail))
+    for name, layer in itertools.chain.from_iterable(layer.leaves(name) for name, layer in named_tail):
+        runs = running[0] if running else None
+        if type(runs) is type(layer) or (isinstance(runs, Normalise) and runs.bn is layer):
+            normalised = len(steps) if isinstance(runs, Normalise) else normalised
+            steps.append(_layer_step(name, running.pop(0), train))
+        else:
+            step = steps[normalised]
+            steps[normalised] = step._replace(layers=(*step.layers, name))
+    return steps
+
+
+def _running(layers: Iterable[Layer]) -> Iterator[Layer]:
+    """Yield what runs inside `layers`, one after another."""
+    for layer in layers:
+        if isinstance(layer, FusedResidual):
+            yield from _running([*layer.body, layer.last, *([layer.shortcut] if layer.shortcut else [])])
+        else:
+            yield from (leaf for _, leaf in layer.leaves())

@@ -1,0 +1,93 @@
+"""A workload: one training step or one inference, the same for every candidate."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mbnp import models
+from mbnp.errors import MbnpError
+from mbnp.layers import BatchNorm
+from mbnp.network import Network
+from mbnp.optim import SGD
+
+COMPARED_FLOATS = (
+    1 << 27
+)  # activations, at most, when a training step's outputs are compared: 1 GB in float64
+LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A training step (work "training") or an inference (work "inference") on one batch of random images.
+
+    Everything follows from these fields, so that candidates in different processes get the same numbers.
+    A training step is train.step with SGD: Nesterov momentum and weight decay.
+    """
+
+    work: str
+    model: str
+    batch_size: int
+    resolution: int
+    threads: int
+    width_mult: float = 1.0
+    weights_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.resolution) < 1:
+            sizes = f"{self.batch_size} and {self.resolution}"
+            raise MbnpError(f"batch size and resolution must be at least 1, got {sizes}")
+
+    def __str__(self) -> str:
+        work = "training step" if self.work == "training" else "inference"
+        images = "1 image" if self.batch_size == 1 else f"{self.batch_size} images"
+        return f"{work}, {self.model}, {images} of {self.resolution} x {self.resolution}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """One image's (H, W, C)."""
+        return self.resolution, self.resolution, 3
+
+    def network(self, dtype: Any = np.float32) -> Network:
+        """Return the network, its weights rounded to float32 whatever the dtype."""
+        options: dict[str, Any] = {"width_mult": self.width_mult, "seed": self.weights_seed}
+        if "resolution" in models.options(self.model):
+            options["resolution"] = self.resolution
+        net = vary(models.create(self.model, **options, dtype=dtype))
+        for variable in net.variables().values():
+            variable.value = variable.value.astype(np.float32)
+        return net
+
+    def batch(self, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
+        """Return images x (N, H, W, 3), as if normalised, and labels y (N,)."""
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((self.batch_size, *self.shape), np.float32)
+        return x.astype(dtype, copy=False), rng.integers(0, 10, self.batch_size)
+
+    def compared(self) -> int:
+        """Return the number of images that outputs are compared on: all that the reference has memory for."""
+        floats = sum(math.prod(output) for *_, output in self.network().walk(self.shape))
+        return min(self.batch_size, max(2, COMPARED_FLOATS // floats))
+
+
+def optimiser(net: Network) -> SGD:
+    """Return the optimiser of a training step."""
+    return SGD(net.parameters(), LR, MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
+
+
+def vary(net: Network, seed: int = 1) -> Network:
+    """Give every BatchNorm arrays that a trained network may have, and return the network.
+
+    With the zeros and ones of a new one, weights in the wrong place would go unseen. The variances are about what fresh
+    weights make of a normalised input: larger ones would wash the image out, and all networks would agree.
+    """
+    rng = np.random.default_rng(seed)
+    for _, layer in net.leaves():
+        if isinstance(layer, BatchNorm):
+            shape = layer.weight.value.shape
+            layer.weight.value = rng.uniform(0.5, 1.5, shape)
+            layer.bias.value = rng.normal(0, 0.2, shape)
+            layer.running_mean.value = rng.normal(0, 0.1, shape)
+            layer.running_var.value = rng.uniform(0.1, 0.3, shape)
+    return net
