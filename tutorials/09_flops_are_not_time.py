@@ -30,7 +30,8 @@ from lesson import (
 )
 
 from mbnp import backend, cost, models
-from mbnp.bench import jobs, machine, parts, report
+from mbnp.bench import machine, profile
+from mbnp.bench.workload import Workload
 from mbnp.ops import conv, depthwise, pointwise, relu
 
 THREADS = min(2, backend.max_threads())
@@ -199,7 +200,7 @@ long = copy = None  # free a quarter of a gigabyte
 # into half of it.
 
 # %%
-source(machine._products, machine._triad)
+source(machine._matmuls, machine._triad)
 
 # %% [markdown]
 # **Before you run the next cell:** the next cell measures with one thread and with two. Which of the three
@@ -323,9 +324,9 @@ say(
 # every layer's forward and backward pass while the real step runs.
 
 # %%
-job = jobs.Job("training", "mobilenet-v1-small", 4 if SMALL else 64, 32, THREADS)
-measured = parts.training(job.network(), job, steps=1 if SMALL else 7)
-shares = report.shares(measured)
+workload = Workload("training", "mobilenet-v1-small", 4 if SMALL else 64, 32, THREADS)
+measured = profile.measure(workload.network(), workload, steps=1 if SMALL else 7)
+shares = measured.shares()
 rows = [[kind, f"{f:.1%}", f"{s:.1%}"] for kind, (f, s, _) in shares.items()]
 rows.append(["loss, optimiser, Python", "", f"{1 - sum(s for _, s, _ in shares.values()):.1%}"])
 say(table(rows, ["kind", "share of the FLOPs", "share of the time"]))
@@ -344,7 +345,7 @@ left.legend(loc="center right", fontsize=9)
 roofs(
     right,
     peak,
-    min(r.gflops for row in measured.rows if row.forward.flops for r in (row.forward, row.backward)),
+    min(r.gflops for row in measured.rows if row.forward.flops for r in row.rates),
 )
 for kind, name in (("standard", "standard"), ("pointwise", "pointwise"), ("depthwise", "depthwise")):
     colour, marker = looks[name]

@@ -32,7 +32,9 @@ from lesson import (
 )
 
 from mbnp import backend, fused, models
-from mbnp.bench import jobs, lineup, parts, race
+from mbnp.bench import comparison, profile
+from mbnp.bench.candidates import INSTALLED, TUNED, for_workload
+from mbnp.bench.workload import Workload
 from mbnp.fused import inference
 from mbnp.fused.buffers import Arena
 from mbnp.fused.chain import split
@@ -419,7 +421,7 @@ reference, fast = models.mobilenet_v1_small(seed=0), fused.convert(models.mobile
 same(fast.forward(images, train=True), reference.forward(images, train=True), "logits of a training forward")
 same(fast.forward(images), reference.forward(images), "logits of an inference")
 
-job = jobs.Job("training", "mobilenet-v1-small", N, 32, THREADS)
+workload = Workload("training", "mobilenet-v1-small", N, 32, THREADS)
 looks = {
     "standard": GREEN,
     "pointwise": BLUE,
@@ -430,8 +432,8 @@ looks = {
 }
 LONG = {"other": "BatchNorm, ReLU, pool, linear", "rest": "loss, Python"}
 measured = {}
-for name, network in (("reference", job.network()), ("fused", fused.convert(job.network()))):
-    found = parts.training(network, job, steps=1 if SMALL else 11)
+for name, network in (("reference", workload.network()), ("fused", fused.convert(workload.network()))):
+    found = profile.measure(network, workload, steps=1 if SMALL else 11)
     kinds = dict.fromkeys(looks, 0.0)
     for row in found.rows:
         kinds[row.kind] += row.seconds
@@ -524,17 +526,17 @@ if not peers:
     say("(PyTorch is not installed, or this is the small run: it is left out.)")
 
 
-def candidates(job):
+def candidates(workload):
     """Return some candidates of `mbnp bench --against torch`: PyTorch in its channels_last layout, not compiled."""
-    everything = lineup.for_job(job, peers, readable=False, compiled=False)
+    everything = for_workload(workload, peers, readable=False, compiled=False)
     wanted = {"mbnp"} if SMALL else {"mbnp", "its matrix products alone", "PyTorch, channels_last"}
     return [candidate for candidate in everything if candidate.name in wanted]
 
 
 results = {}
 for work in ("training",) if SMALL else ("training", "inference"):
-    job = jobs.Job(work, "mobilenet-v1-small", N, 32, THREADS)
-    results[work] = race.race(job, candidates(job), rounds=1 if SMALL else 5)
+    workload = Workload(work, "mobilenet-v1-small", N, 32, THREADS)
+    results[work] = comparison.compare(workload, candidates(workload), rounds=1 if SMALL else 5)
 
 # %%
 fig, axes = figure(width=9, height=2.9, ncols=len(results), squeeze=False)
@@ -542,9 +544,9 @@ say("Medians in ms, and the middle half of all steps:")
 for panel, (work, found) in zip(axes[0], results.items(), strict=True):
     rows, bars = [], {}
     for result in found:
-        name = result.contender.name
+        name = result.candidate.name
         if name.startswith("PyTorch"):
-            name += ", tuned" if result.contender.allocator == race.TUNED else ""
+            name += ", tuned" if result.candidate.allocator == TUNED else ""
         if result.refused:
             rows.append([name, result.refused, ""])
             continue
@@ -567,11 +569,11 @@ show(
 
 # %%
 for work, found in results.items():
-    median = {r.contender.name + r.contender.allocator: r.median for r in found if not r.refused}
-    ours = median["mbnp" + race.INSTALLED]
+    median = {r.candidate.name + r.candidate.allocator: r.median for r in found if not r.refused}
+    ours = median["mbnp" + INSTALLED]
     torchs = {name: t for name, t in median.items() if name.startswith("PyTorch")}
     if torchs:
-        best, installed = min(torchs.values()), torchs["PyTorch, channels_last" + race.INSTALLED]
+        best, installed = min(torchs.values()), torchs["PyTorch, channels_last" + INSTALLED]
         say(
             f"{work.capitalize()}: PyTorch at its best takes {best / ours:.2f} times as long as the fused engine; "
             f"as installed, {installed / ours:.2f} times."
