@@ -17,11 +17,11 @@ from mbnp.ops import conv, depthwise, pointwise
 # %% [markdown]
 # ## Two steps by hand
 #
-# A standard convolution does two things in one sum: it looks around (over $u$ and $v$), and it mixes channels (over
-# $c$). A *depthwise separable* convolution does one after the other.
+# A standard convolution does two things in one sum: it combines neighbouring pixels (over $u$ and $v$), and
+# it mixes channels (over $c$). A *depthwise separable* convolution does one after the other.
 #
-# Here is a window of 3 x 3 pixels with two channels. **Step one, depthwise:** each channel has a small kernel of its
-# own and gives one number. Nothing is mixed.
+# Here is a window of 3 x 3 pixels with two channels. **Step one, depthwise:** each channel has a small kernel
+# of its own and gives one number. Channels are not mixed.
 
 # %%
 window = np.array([[[0, 2, 4], [0, 2, 4], [0, 2, 4]], [[1, 1, 1], [1, 5, 1], [1, 1, 1]]], np.float32)
@@ -39,8 +39,8 @@ fig.get_layout_engine().set(wspace=0.1)
 show(fig, "A window with two channels, the kernel of each channel, and the number that each channel gives")
 
 # %% [markdown]
-# **Step two, pointwise:** every output channel is a mixture of those numbers, with one weight for each. It looks at
-# no other pixel.
+# **Step two, pointwise:** every output channel is a weighted sum of those numbers, with one weight for each.
+# No other pixel takes part.
 #
 # **Before you run the next cell:** three output channels, with the weights (1, 0), (0.5, 2) and (1, -1). Which three
 # numbers come out?
@@ -51,7 +51,7 @@ mixed = looked @ mixing
 say(f"From {looked[0]:g} and {looked[1]:g} come **{', '.join(f'{number:g}' for number in mixed)}**.")
 
 # %% [markdown]
-# That is all. The formulas have the symbols of lesson 1, and each has fewer of them:
+# That is all. The formulas use the symbols of lesson 1, and each uses fewer of them:
 #
 # | | formula | sums over |
 # | --- | --- | --- |
@@ -59,7 +59,7 @@ say(f"From {looked[0]:g} and {looked[1]:g} come **{', '.join(f'{number:g}' for n
 # | depthwise | $y_{n,i,j,c} = \sum_{u,v} x_{n,p,q,c} w_{u,v,c}$ | kernel |
 # | pointwise | $y_{n,i,j,d} = \sum_{c} x_{n,i,j,c} w_{c,d}$ | channels |
 #
-# And this is how mbnp defines them. In the first there is no loop over $d$, and in the second none over $u$ and $v$.
+# And this is how mbnp defines the two. The first has no loop over $d$, the second none over $u$ and $v$.
 
 # %%
 source(depthwise.forward_loops, pointwise.forward_loops)
@@ -67,18 +67,18 @@ source(depthwise.forward_loops, pointwise.forward_loops)
 # %% [markdown]
 # ## What is lost
 #
-# The two steps together are a standard convolution too, one of a special kind. Call the pointwise weights $m_{c,d}$,
-# for mixing, and put the depthwise formula into the pointwise one:
+# The two steps together are a standard convolution of a special kind. Call the pointwise weights $m_{c,d}$,
+# for mixing, and substitute the depthwise formula into the pointwise one:
 #
 # $$y_{n,i,j,d} = \sum_c \Big( \sum_{u,v} x_{n,p,q,c} w_{u,v,c} \Big) m_{c,d}$$
 #
 # $$\phantom{y_{n,i,j,d}} = \sum_{u,v,c} x_{n,p,q,c} \big( w_{u,v,c} m_{c,d} \big)$$
 #
-# What stands in the last brackets is a standard kernel.
+# The expression in the last brackets is a standard kernel.
 #
-# So the kernel from channel $c$ to channel $d$ is always the *same* pattern $w_{u,v,c}$, only stronger or weaker. A
-# standard convolution may look at channel $c$ in a different way for every output channel. This one may not. That is
-# the price.
+# So the kernel from channel $c$ to channel $d$ is always the *same* pattern $w_{u,v,c}$, only stronger or
+# weaker. A standard convolution can use a different pattern of channel $c$ for every output channel. This one
+# cannot. That is the price.
 
 # %%
 rng = np.random.default_rng(0)
@@ -89,7 +89,7 @@ m = rng.standard_normal((C, D))
 
 two_steps = pointwise.forward(depthwise.forward(x, w), m)
 one_step = conv.forward(x, w[:, :, :, None] * m)
-say(f"The two ways differ by at most {abs(two_steps - one_step).max():.0e}, which is rounding in float64.")
+say(f"The two results differ by at most {abs(two_steps - one_step).max():.0e}, which is rounding in float64.")
 
 # %% tags=["hide-input"]
 fig, panels = figure(8, 3.6, ncols=2, width_ratios=[2, 3])
@@ -125,9 +125,10 @@ show(fig, "Standard: 3 channels feed 10 through 30 kernels. Separable: 3 kernels
 #
 # ## Counting, and not only by formula
 #
-# The article that mbnp began with counts a small layer: an output of 10 x 10 pixels, a kernel of 3 x 3, 3 channels in
-# and 10 out. Its formulas say 27,000 for the standard convolution, and 2,700 + 3,000 for the other. Should you
-# believe them? Let us count. A number that knows when it is multiplied is quickly made:
+# The article that mbnp began with counts a small layer: an output of 10 x 10 pixels, a kernel of 3 x 3, 3
+# channels in and 10 out. Its formulas say 27,000 for the standard convolution, and 2,700 + 3,000 for the
+# other. Should you believe them? Let us count. A number that counts its own multiplications takes only a few
+# lines:
 
 # %%
 
@@ -135,14 +136,14 @@ show(fig, "Standard: 3 channels feed 10 through 30 kernels. Separable: 3 kernels
 class Counting:
     """A number that counts every multiplication and addition it takes part in."""
 
-    products = sums = 0
+    multiplications = additions = 0
 
     def __mul__(self, other):
-        Counting.products += 1
+        Counting.multiplications += 1
         return Counting()
 
     def __radd__(self, other):
-        Counting.sums += 1
+        Counting.additions += 1
         return 0
 
 
@@ -153,45 +154,47 @@ def counted(*shape):
 
 
 # %% [markdown]
-# Now run mbnp's own loops on arrays of such numbers: the very lines that you read above, unchanged. The input has 12
-# x 12 pixels, so that 10 x 10 windows fit in without padding.
+# Now run mbnp's own loops on arrays of such numbers: the lines that you read above, unchanged. The input has
+# 12 x 12 pixels, so that 10 x 10 windows fit in without padding.
 #
-# **Before you run the next cell:** the output has 10 x 10 x 10 numbers either way. How many products does each of
-# them cost in a standard convolution, and how many, on average, in the separable one?
+# **Before you run the next cell:** the output has 10 x 10 x 10 numbers either way. How many multiplications
+# does each of them take in a standard convolution, and how many, on average, in the separable one?
 
 # %%
 no_padding = ((0, 0), (0, 0))
 
 
 def count(forward, *arguments):
-    Counting.products = Counting.sums = 0
+    Counting.multiplications = Counting.additions = 0
     y = forward(*arguments)
-    return Counting.products, Counting.sums, y.shape
+    return Counting.multiplications, Counting.additions, y.shape
 
 
 x12, x10 = counted(1, 12, 12, 3), counted(1, 10, 10, 3)
-standard, standard_sums, shape = count(
+standard, standard_additions, shape = count(
     conv.forward_loops, x12, counted(3, 3, 3, 10), None, (1, 1), no_padding
 )
-looking, looking_sums, _ = count(depthwise.forward_loops, x12, counted(3, 3, 3), None, (1, 1), no_padding)
-mixing, mixing_sums, _ = count(pointwise.forward_loops, x10, counted(3, 10), None)
+spatial, spatial_additions, _ = count(
+    depthwise.forward_loops, x12, counted(3, 3, 3), None, (1, 1), no_padding
+)
+mixing, mixing_additions, _ = count(pointwise.forward_loops, x10, counted(3, 10), None)
 
-assert (standard, looking, mixing) == (
+assert (standard, spatial, mixing) == (
     cost.standard_conv(10, 10, 3, 3, 10),
     cost.depthwise(10, 10, 3, 3),
     cost.pointwise(10, 10, 3, 10),
 )
 rows = [
-    ["standard", standard, standard_sums, "H·W·K·K·C·D = 10·10·3·3·3·10"],
-    ["depthwise", looking, looking_sums, "H·W·K·K·C = 10·10·3·3·3"],
-    ["pointwise", mixing, mixing_sums, "H·W·C·D = 10·10·3·10"],
-    ["depthwise and pointwise", looking + mixing, looking_sums + mixing_sums, "the two added"],
+    ["standard", standard, standard_additions, "H·W·K·K·C·D = 10·10·3·3·3·10"],
+    ["depthwise", spatial, spatial_additions, "H·W·K·K·C = 10·10·3·3·3"],
+    ["pointwise", mixing, mixing_additions, "H·W·C·D = 10·10·3·10"],
+    ["depthwise and pointwise", spatial + mixing, spatial_additions + mixing_additions, "the two added"],
 ]
-say(table(rows, ["convolution", "products, counted", "sums, counted", "formula"]))
+say(table(rows, ["convolution", "multiplications, counted", "additions, counted", "formula"]))
 outputs = np.prod(shape)
 say(
-    f"The article is right: {standard:,} against {looking:,} + {mixing:,} = {looking + mixing:,}. That is "
-    f"{standard / outputs:g} products for each number of the output against {(looking + mixing) / outputs:g}."
+    f"The article is right: {standard:,} against {spatial:,} + {mixing:,} = {spatial + mixing:,}. That is "
+    f"{standard / outputs:g} multiplications for each number of the output against {(spatial + mixing) / outputs:g}."
 )
 
 # %% [markdown]
@@ -201,14 +204,14 @@ say(
 #
 # $$\frac{H W K^2 C + H W C D}{H W K^2 C D} = \frac{1}{D} + \frac{1}{K^2}$$
 #
-# The size of the picture is gone, and so is the number of input channels. With kernels of 3 x 3 it can never be
-# better than one ninth, and with many output channels it is nearly that.
+# The size of the image has cancelled, and so has the number of input channels. With kernels of 3 x 3 the
+# ratio is always above one ninth, and with many output channels it comes close to that.
 
 # %%
 ratio = cost.separable_ratio(3, 10)
 say(
-    f"In the example 1/10 + 1/9 = {ratio:.3f}, and indeed {(looking + mixing):,} / {standard:,} = "
-    f"{(looking + mixing) / standard:.3f}. With 512 output channels it is {cost.separable_ratio(3, 512):.3f}."
+    f"In the example 1/10 + 1/9 = {ratio:.3f}, and indeed {(spatial + mixing):,} / {standard:,} = "
+    f"{(spatial + mixing) / standard:.3f}. With 512 output channels it is {cost.separable_ratio(3, 512):.3f}."
 )
 
 # %% tags=["hide-input"]
@@ -226,29 +229,31 @@ for d, label in ((10, "the article's example"), (512, "MobileNet's layers with 5
         arrowprops={"arrowstyle": "-"},
         ha="left" if d == 10 else "center",
     )
-axes.set(xscale="log", ylim=(0, 65), xlabel="output channels", ylabel="% of the standard products")
+axes.set(xscale="log", ylim=(0, 65), xlabel="output channels", ylabel="% of the standard multiplications")
 axes.set_xticks([2, 4, 8, 16, 32, 64, 128, 256, 512, 1024], [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
 axes.minorticks_off()
 axes.grid(alpha=0.3)
 show(
     fig,
-    "The share of the standard convolution's products over the number of output channels, falling to 1/9 or 1/25",
+    "The fraction of the standard multiplications against the number of output channels, falling to 1/9 or 1/25",
 )
 
 # %% [markdown]
 # ## MACs, FLOPs, and FLOPs per second
 #
-# Three things go by nearly the same name, and a factor of two hangs on it.
+# Three different things have nearly the same name, and confusing them costs a factor of two or more.
 #
-# - A **MAC**, a multiply-accumulate, is one product *and* the addition that puts it on the pile. That is what we
-#   counted: as many sums as products. Papers on small networks, MobileNet's too, mostly give MACs.
-# - A **FLOP** is one floating-point operation. A MAC is two of them, so FLOPs = 2 x MACs. mbnp keeps to this.
+# - A **MAC**, a multiply-accumulate, is one multiplication *and* the addition that adds its result to the
+#   sum. That is what we counted: as many additions as multiplications. Papers on small networks, including
+#   MobileNet's, mostly give MACs.
+# - A **FLOP** is one floating-point operation. A MAC is two of them, so FLOPs = 2 x MACs. mbnp uses this
+#   convention.
 # - **FLOPS**, or FLOP/s, is a speed: operations per second. It belongs to a machine, not to a network.
 #
 # The article calls its 27,000 FLOPs; they are MACs. And in one place it explains FLOPs as 每秒浮点运算次数, which is
-# floating-point operations *per second*. That is the third meaning, and the sentence is about the second. Nearly
-# everybody who writes about networks has mixed them up at some time. The way to stay out of it is to write "MACs",
-# and to ask of every other number: does it contain seconds?
+# floating-point operations *per second*. That is the third meaning, and the sentence is about the second.
+# Nearly everybody who writes about networks has confused them at some time. To avoid it, write "MACs", and
+# ask of every other number: does it contain seconds?
 
 # %%
 channels_in, channels_out = 32, 64
@@ -257,8 +262,8 @@ weights = np.ones((3, 3, channels_in, channels_out), np.float32)
 seconds = timed(lambda: conv.forward(batch, weights, padding=1), repeat=9) / len(batch)
 macs = cost.standard_conv(32, 32, 3, channels_in, channels_out)
 say(
-    f"An example. This layer has {macs:,} MACs, which are {2 * macs:,} FLOPs, on any machine and for ever. Here and "
-    f"now it took {1e3 * seconds:.2f} ms a picture, so the machine worked at {2 * macs / seconds / 1e9:.0f} GFLOP/s."
+    f"An example. This layer has {macs:,} MACs, which are {2 * macs:,} FLOPs, on any machine. Here and "
+    f"now it took {1e3 * seconds:.2f} ms per image, so the machine worked at {2 * macs / seconds / 1e9:.0f} GFLOP/s."
 )
 
 # %% [markdown]
@@ -267,8 +272,9 @@ say(
 # One more detail of the article: it says that $H$ and $W$ are those of the *input*. At stride 1, with padding, input
 # and output are of the same size and it makes no difference. At stride 2 it does.
 #
-# **Before you run the next cell:** an input of 10 x 10 pixels, padding 1, stride 2. How many products does a
-# depthwise convolution of 3 channels do, by the formula with the input's size, and by the formula with the output's?
+# **Before you run the next cell:** an input of 10 x 10 pixels, padding 1, stride 2. How many multiplications
+# does a depthwise convolution of 3 channels do, by the formula with the input's size, and by the formula with
+# the output's?
 
 # %%
 one_around = ((1, 1), (1, 1))
@@ -279,15 +285,15 @@ rows = [
     ["stride 1", kept, cost.depthwise(10, 10, 3, 3), cost.depthwise(10, 10, 3, 3)],
     ["stride 2", halved, cost.depthwise(OH, OW, 3, 3), cost.depthwise(10, 10, 3, 3)],
 ]
-say(table(rows, ["", "products, counted", "formula, output's size", "formula, input's size"]))
+say(table(rows, ["", "multiplications, counted", "formula, output's size", "formula, input's size"]))
 
 # %% [markdown]
-# A convolution works once for every number that it *writes*. At stride 2 it writes a quarter of the pixels, so the
-# input's size counts four times too many.
+# A convolution does its work once for every number that it *writes*. At stride 2 it writes a quarter of the
+# pixels, so the formula with the input's size gives four times too many.
 #
-# And why are the counted ones a little fewer than the formula says? Because our loops skip the taps that look into
-# the padding. Most fast kernels multiply by those zeros, which is simpler than asking, and everybody's formula counts
-# them.
+# And why is the count a little lower than the formula says? Because our loops skip the taps that fall on the
+# padding. Most fast kernels multiply by those zeros, which is simpler than a test, and the usual formula
+# counts them.
 #
 # ## 5.69 million, or 569?
 #
@@ -300,15 +306,15 @@ counts = cost.of(net, (224, 224, 3))
 first = counts.rows[0]
 say(
     f"All layers together: **{counts.macs:,} MACs**, {counts.macs / 1e6:.0f} million, as the paper says. The first "
-    f"layer alone, which is not even separable, has {first.macs:,}: 5.69 million would not pay for it."
+    f"layer alone, which is not even separable, has {first.macs:,}: already more than 5.69 million."
 )
 
 # %% [markdown]
-# So the article means 569 million, which is 5.69 亿. It is the easiest slip in the world between two languages, one of
-# which counts in thousands and millions and the other in 万 and 亿. The lesson in it is a good one: whenever you meet
+# So the article means 569 million, which is 5.69 亿. It is an easy slip between two languages, one of which
+# counts in thousands and millions and the other in 万 and 亿. The lesson in it is a good one: whenever you meet
 # such a number, work out one layer in your head.
 #
-# Where do they go?
+# Which layers do these MACs belong to?
 
 
 # %%
@@ -343,13 +349,14 @@ show(
 )
 
 # %% [markdown]
-# The work has moved into the pointwise convolutions, and those are plain matrix products. That is the second half of
-# the idea behind MobileNet, and the half that is easily overlooked: what is left over is what computers do best.
+# Most of the work is now in the pointwise convolutions, and those are plain matrix products. That is the
+# second half of the idea behind MobileNet, and the half that is easily overlooked: the work that remains is
+# the kind that computers do best.
 #
-# ## Fewer products, so is it faster?
+# ## Fewer multiplications, so is it faster?
 #
-# **Before you run the next cell:** one layer, 128 channels in and out, 32 x 32 pixels. The separable one has about an
-# eighth of the products. Will it take an eighth of the time?
+# **Before you run the next cell:** one layer, 128 channels in and out, 32 x 32 pixels. The separable one has
+# about an eighth of the multiplications. Will it take an eighth of the time?
 
 # %%
 C = 32 if SMALL else 128
@@ -369,28 +376,28 @@ cells = [
     [name, macs, f"{1e3 * s / len(batch):.3f}", f"{2 * macs * len(batch) / s / 1e9:.0f}"]
     for name, macs, s in rows
 ]
-say(table(cells, ["layer", "MACs a picture", "ms a picture", "GFLOP/s"]))
+say(table(cells, ["layer", "MACs per image", "ms per image", "GFLOP/s"]))
 say(
-    f"{rows[0][1] / rows[3][1]:.1f} times fewer products, and {rows[0][2] / rows[3][2]:.1f} times less time. Look at "
-    "the last column: the depthwise half does its few products at another speed than the others do theirs."
+    f"{rows[0][1] / rows[3][1]:.1f} times fewer multiplications, and {rows[0][2] / rows[3][2]:.1f} times less time. "
+    "Look at the last column: the depthwise half does its few multiplications at a different speed from the others."
 )
 
 # %% [markdown]
-# Why it is so is the most asked question about these layers. Lesson 9 answers it with measurements, and lesson 10
-# does something about it.
+# Why that is so is the most common question about these layers. Lesson 9 answers it with measurements, and
+# lesson 10 does something about it.
 #
 # ## Questions
 #
-# 1. A standard convolution with 64 channels in, 128 out and a kernel of 3 x 3: how many weights has it? How many has
-#    the separable one?
-# 2. A pointwise convolution does not look at neighbouring pixels. How does a network of such layers ever see a whole
+# 1. A standard convolution with 64 channels in, 128 out and a kernel of 3 x 3: how many weights does it have?
+#    How many does the separable one have?
+# 2. A pointwise convolution does not combine neighbouring pixels. How does a MobileNet ever see a whole
 #    object?
 # 3. Why does the number of input channels cancel in the ratio 1/D + 1/K²?
-# 4. Someone tells you that a network "has 1.1 GFLOPs" and someone else that it "has 569 million". May they mean the
-#    same network?
-# 5. With kernels of 5 x 5, would the saving be larger or smaller? Which share of a separable layer's products would
-#    the depthwise part have then, at 512 channels?
-# 6. Could one do it the other way round, pointwise first and then depthwise? What would it cost when D is larger than
+# 4. Someone tells you that a network "has 1.1 GFLOPs" and someone else that it "has 569 million". Can they
+#    mean the same network?
+# 5. With kernels of 5 x 5, would the saving be larger or smaller? Which fraction of a separable layer's
+#    multiplications would be depthwise then, at 512 channels?
+# 6. Could the order be reversed, pointwise first and then depthwise? What would it cost when D is larger than
 #    C?
 #
 # ## Exercises
@@ -443,13 +450,13 @@ say(
 # </details>
 
 # %% [markdown]
-# **3. `separable_macs`**: the MACs of a depthwise separable layer for one picture: `H`, `W` are the *input's* size,
-# the kernel is K x K with K odd, and the padding is K // 2 on every side, so that at stride 1 the size stays what it
-# is. The stride is the depthwise one's.
+# **3. `separable_macs`**: the MACs of a depthwise separable layer for one image: `H`, `W` are the *input's*
+# size, the kernel is K x K with K odd, and the padding is K // 2 on every side, so that stride 1 keeps the
+# size. The stride is that of the depthwise convolution.
 #
 # <details><summary>Hint</summary>
 #
-# First the size of the output, from lesson 1. Both parts work on pixels of that size.
+# First the size of the output, from lesson 1. Both halves compute that many pixels.
 #
 # </details>
 #

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 3. Backwards through a convolution
 #
-# **A convolution mixes every pixel with its neighbours. When the loss would like one output to be a little
-# larger, which pixels and which weights does it turn to, and how much does it ask of each?**
+# **A convolution mixes every pixel with its neighbours. When an output changes the loss, which pixels and
+# which weights are responsible, and how much does each of them count?**
 #
-# At the end you can write down the gradients of a convolution for any stride and padding, say why one of
-# them is a convolution with the kernel turned around, and find out in a minute whether a backward pass is
-# right. You need lesson 1 and the chain rule. Half an hour.
+# At the end you can write down the gradients of a convolution for any stride and padding, say why one of them
+# is a convolution with the flipped kernel, and find out in a minute whether a backward pass is right. You
+# need lesson 1 and the chain rule. It takes about half an hour.
 
 # %%
 import importlib.util
@@ -19,7 +19,7 @@ from mbnp import gradcheck
 from mbnp.errors import MbnpError
 from mbnp.ops import conv, depthwise, window
 
-TORCH = importlib.util.find_spec("torch") is not None  # the lesson goes on without it
+TORCH = importlib.util.find_spec("torch") is not None  # the lesson also runs without it
 rng = np.random.default_rng(0)
 
 # %% [markdown]
@@ -38,38 +38,39 @@ for i in range(3):
     say(f"`y[{i}] = " + " + ".join(f"{x[i + u]}*{w[u]}" for u in range(3)) + f" = {y[i]}`")
 
 # %% [markdown]
-# Somewhere behind these outputs there is a loss $L$, one number. The layers behind have already worked out
-# how fast it changes with each output, $\partial L/\partial y_i$. Everybody calls this list `dy`, short for
-# "the gradient of the loss with respect to y". A backward pass takes `dy` and returns the same for its own
-# inputs: `dx` and `dw`.
+# At the end of the network there is a loss $L$, one number. The later layers have already computed how fast
+# it changes with each output, $\partial L/\partial y_i$. We call this list `dy`, short for "the gradient of
+# the loss with respect to y". A backward pass takes `dy` and returns the same for the operation's own inputs:
+# `dx` and `dw`.
 #
-# Let us pretend that `dy` is 1, 10, 100. No real loss says this. But each output now writes into a decimal
-# place of its own, and the digits of a result will tell you who contributed to it.
+# Let us pretend that `dy` is 1, 10, 100. No real loss gives such numbers. But each output now has a decimal
+# place of its own, and the digits of a result tell you which outputs contributed to it.
 
 # %%
 dy = np.array([1, 10, 100])
 
 # %% [markdown]
-# ## One product at a time
+# ## One multiplication at a time
 #
-# The chain rule says: go through everything that the loss hears of $x_p$ from, and add up.
+# The chain rule says: go through every output that depends on $x_p$, and add up.
 #
 # $$\frac{\partial L}{\partial x_p} = \sum_i \frac{\partial L}{\partial y_i} \frac{\partial y_i}{\partial x_p}
 # \qquad\qquad
 # \frac{\partial L}{\partial w_u} = \sum_i \frac{\partial L}{\partial y_i} \frac{\partial y_i}{\partial w_u}$$
 #
-# The inner derivatives look worse than they are. $y_i$ is a sum of products $x_{i+u} w_u$. In one product,
-# the slope with respect to the pixel is the weight, and the slope with respect to the weight is the pixel.
-# So every product of the forward pass passes its output's `dy` on to two places:
+# The inner derivatives look worse than they are. $y_i$ is a sum of products $x_{i+u} w_u$. In one of these
+# products, the derivative with respect to the pixel is the weight, and the derivative with respect to the
+# weight is the pixel. So every multiplication of the forward pass contributes to two places in the backward
+# pass:
 #
 # - `dx[i + u]` gets `dy[i] * w[u]`,
 # - `dw[u]` gets `dy[i] * x[i + u]`.
 #
-# That is all of it. The rest of this lesson is two ways of reading these two lines.
+# That is the whole backward pass. The rest of this lesson is two ways of reading these two lines.
 #
-# **Before you run the next cell:** the middle pixel `x[2]` is in all three outputs. With which tap does
-# `y[0]` see it, with which tap `y[2]`? Then read the digits: what is `dx[2]`? And `dx[0]`, which only one
-# output sees?
+# **Before you run the next cell:** the middle pixel `x[2]` is in all three outputs. Which tap does `y[0]`
+# multiply it by, and which tap `y[2]`? Then read the digits: what is `dx[2]`? And `dx[0]`, which only one
+# output depends on?
 
 # %%
 dx, dw = np.zeros(5, int), np.zeros(3, int)
@@ -81,9 +82,9 @@ for i in range(3):
 say(f"`dx = {dx}`")
 say(f"`dw = {dw}`")
 say(
-    f"`dx[2]` is {dx[2]}: the ones, from `y[0]`, say {dx[2] % 10}, which is `w[2]`. The tens, from `y[1]`, say "
-    f"{dx[2] // 10 % 10}, which is `w[1]`. The hundreds, from `y[2]`, say {dx[2] // 100}, which is `w[0]`. "
-    f"The first output sees the pixel with the last tap, and the last output with the first."
+    f"`dx[2]` is {dx[2]}: the ones, from `y[0]`, are {dx[2] % 10}, which is `w[2]`. The tens, from `y[1]`, are "
+    f"{dx[2] // 10 % 10}, which is `w[1]`. The hundreds, from `y[2]`, are {dx[2] // 100}, which is `w[0]`. "
+    f"The first output multiplies the pixel by the last tap, and the last output by the first."
 )
 
 # %% [markdown]
@@ -91,11 +92,11 @@ say(
 #
 # Write the weights into a table: a row for each output, a column for each pixel.
 #
-# - Along a **row** you read the forward pass: what does $y_i$ see, and with which weight?
-# - Down a **column** you read the backward pass: who sees $x_p$, and with which weight?
+# - Along a **row** you read the forward pass: which pixels does $y_i$ use, and with which weights?
+# - Down a **column** you read the backward pass: which outputs use $x_p$, and with which weights?
 #
-# (If you know matrices: $y = Ax$, so $dx = A^T dy$. A backward pass is a transpose. Look at the zeros in
-# the table and you know why nobody stores it.)
+# (If you know matrices: $y = Ax$, so $dx = A^T dy$. The backward pass is a product with the transpose. The
+# zeros in the table show why nobody stores $A$.)
 
 # %% tags=["hide-input"]
 TAPS = [SKY, ORANGE, GREEN]
@@ -135,44 +136,44 @@ show(
 )
 
 # %% [markdown]
-# Down the column the taps come in the opposite order: 2, 1, 0. That is the famous flipped kernel, and it is
-# no more than this. Forward, the output at $i$ looks *ahead* to pixel $p = i + u$. Backward, the pixel at
-# $p$ looks *back* to the output $i = p - u$. If one counts up, the other counts down:
+# Down the column the taps come in the opposite order: 2, 1, 0. That is the famous flipped kernel, and there
+# is no more to it. Forward, the output at $i$ uses the *later* pixels $p = i + u$. Backward, the pixel at $p$
+# collects from the *earlier* outputs $i = p - u$. As one index counts up, the other counts down:
 #
 # $$dx_p = \sum_u dy_{p-u} w_u$$
 #
-# The first and the last pixels are seen by fewer outputs. If you put two zeros on either side of `dy`, one
-# less than the kernel has taps, then every pixel has three, and the formula is that of an ordinary
-# convolution: `dy` is the picture, and the kernel is turned around.
+# The first and the last pixels are used by fewer outputs. If you put two zeros on either side of `dy`, one
+# less than the kernel has taps, then every pixel collects from three entries, and the formula is that of an
+# ordinary convolution: `dy` is the image, and the kernel is flipped.
 
 # %%
 padded = np.pad(dy, 2)
-turned = w[::-1]
-again = np.array([sum(padded[p + u] * turned[u] for u in range(3)) for p in range(5)])
+flipped = w[::-1]
+again = np.array([sum(padded[p + u] * flipped[u] for u in range(3)) for p in range(5)])
 
-say(f"`dy` with its margin is `{padded}`, the turned kernel `{turned}`, and their convolution `{again}`.")
+say(f"The padded `dy` is `{padded}`, the flipped kernel `{flipped}`, and their convolution `{again}`.")
 assert (again == dx).all()
 
 # %% [markdown]
 # ## Two dimensions, and a stride
 #
-# Nothing new happens in two dimensions: rows and columns do the same, each on their own. With padding and
-# stride, tap $(u, v)$ of output $(i, j)$ looks at the pixel
+# Nothing new happens in two dimensions: the same holds for rows and for columns, independently. With padding
+# and stride, tap $(u, v)$ of output $(i, j)$ multiplies the pixel
 #
 # $$p = i S + u - P \qquad q = j S + v - P$$
 #
-# where $S$ is the stride and $P$ the rows and columns of zeros around the picture. (mbnp allows other
-# paddings on each side, and calls them top, bottom, left, right.) Backward you go the other way: given $p$,
-# which $i$ and $u$ fit? Only those where $p + P - u$ can be divided by $S$.
+# where $S$ is the stride and $P$ the rows and columns of zeros around the image. (mbnp allows a different
+# padding on each side: top, bottom, left, right.) Backward the question is reversed: given $p$, which $i$ and
+# $u$ are possible? Only those where $p + P - u$ is divisible by $S$.
 #
-# **Before you run the next cell:** a 3x3 kernel with padding 1. At stride 1 a pixel in the middle is seen
-# by nine outputs. At stride 2 there are a quarter as many outputs. Is every pixel then seen by nine
-# quarters of an output, so to speak, or by how many?
+# **Before you run the next cell:** a 3x3 kernel with padding 1. At stride 1 a pixel in the middle is used by
+# nine outputs. At stride 2 there are a quarter as many outputs, so on average a pixel is used by nine
+# quarters. How many outputs use a single pixel?
 
 
 # %%
-def seen_by(pixel, stride, size=5, kernel=3, padding=1):
-    """{(i, j): (u, v)}: the outputs that see `pixel`, and the tap that they see it with."""
+def used_by(pixel, stride, size=5, kernel=3, padding=1):
+    """Return {(i, j): (u, v)}: the outputs that use `pixel`, and the tap that each multiplies it by."""
     outputs = (size + 2 * padding - kernel) // stride + 1
     found = {}
     for i, j in np.ndindex(outputs, outputs):
@@ -182,9 +183,9 @@ def seen_by(pixel, stride, size=5, kernel=3, padding=1):
     return found, outputs
 
 
-a, b, c = (len(seen_by(pixel, stride)[0]) for pixel, stride in (((2, 2), 1), ((2, 2), 2), ((1, 1), 2)))
+a, b, c = (len(used_by(pixel, stride)[0]) for pixel, stride in (((2, 2), 1), ((2, 2), 2), ((1, 1), 2)))
 say(
-    f"Pixel (2, 2) is seen by {a} outputs at stride 1 and by {b} at stride 2, pixel (1, 1) at stride 2 by {c}."
+    f"Pixel (2, 2) is used by {a} outputs at stride 1 and by {b} at stride 2, pixel (1, 1) at stride 2 by {c}."
 )
 
 # %% tags=["hide-input"]
@@ -193,8 +194,8 @@ canvas(axes[0], 5, 5, "two pixels of x")
 for at in np.ndindex(5, 5):
     cell(axes[0], *at, *{(2, 2): ("A", VERMILION), (1, 1): ("B", VERMILION)}.get(at, ()))
 for ax, name, pixel, stride in zip(axes[1:], "AAB", [(2, 2), (2, 2), (1, 1)], [1, 2, 2], strict=True):
-    found, outputs = seen_by(pixel, stride)
-    canvas(ax, outputs, outputs, f"stride {stride}: {len(found)} see{'s' * (len(found) == 1)} {name}")
+    found, outputs = used_by(pixel, stride)
+    canvas(ax, outputs, outputs, f"stride {stride}: {len(found)} use{'s' * (len(found) == 1)} {name}")
     for at in np.ndindex(outputs, outputs):
         cell(
             ax,
@@ -205,81 +206,80 @@ for ax, name, pixel, stride in zip(axes[1:], "AAB", [(2, 2), (2, 2), (1, 1)], [1
         )
 show(
     fig,
-    "Two pixels and the outputs that see them: nine at stride 1, the kernel turned around; one or four at stride 2",
+    "Two pixels and the outputs that use them: nine at stride 1, with the flipped kernel; one or four at stride 2",
 )
 
 # %% [markdown]
-# The orange squares are the outputs that see the pixel, and inside is the tap $u,v$. At stride 1 you find
-# the kernel again, turned by 180 degrees: from `2,2` at the top left to `0,0` at the bottom right. At
-# stride 2 a pixel is seen by one, two or four outputs, depending on where it stands. Here are all of them,
-# counted by `conv.backward` itself: with `dy = 1` and `w = 1`, `dx` is the number of products that a pixel
-# is in.
+# The orange squares are the outputs that use the pixel, each with its tap $u,v$. At stride 1 you find the
+# kernel again, rotated by 180 degrees: from `2,2` at the top left to `0,0` at the bottom right. At stride 2 a
+# pixel is used by one, two or four outputs, depending on its position. Here are the counts for all pixels,
+# computed by `conv.backward` itself: with `dy = 1` and `w = 1`, `dx` is the number of windows that contain a
+# pixel.
 
 # %% tags=["hide-input"]
 fig, axes = figure(width=8, height=3.1, ncols=3)
 for ax, (stride, padding) in zip(axes, [(1, 0), (1, 1), (2, 1)], strict=True):
-    picture, ones = np.zeros((1, 7, 7, 1)), np.ones((3, 3, 1, 1))
+    image, ones = np.zeros((1, 7, 7, 1)), np.ones((3, 3, 1, 1))
     count = conv.backward(
-        np.ones_like(conv.forward(picture, ones, None, stride, padding)), picture, ones, stride, padding
+        np.ones_like(conv.forward(image, ones, None, stride, padding)), image, ones, stride, padding
     )
     counts = count[0][0, :, :, 0].astype(int)
     canvas(ax, 7, 7, f"stride {stride}, padding {padding}")
     for at in np.ndindex(7, 7):
-        share = counts[at] / 9
-        blue = tuple(1 - share * (1 - c) for c in (0.34, 0.71, 0.91))
+        fraction = counts[at] / 9
+        blue = tuple(1 - fraction * (1 - c) for c in (0.34, 0.71, 0.91))
         cell(ax, *at, str(counts[at]), blue)
 show(
     fig,
-    "How many windows each pixel is in: few at the edges without padding, and a chequerboard of 1, 2 and 4 at stride 2",
+    "The number of windows that contain each pixel: few at edges without padding, a checkerboard at stride 2",
 )
 
 # %% [markdown]
-# Without padding (left), a corner has a say in one output only. And at stride 2 (right), neighbours are
-# heard unevenly. Networks that draw pictures run strided convolutions backwards, and this pattern is the
-# chequerboard that their first attempts are covered with.
+# Without padding (left), a corner contributes to one output only. And at stride 2 (right), neighbouring
+# pixels contribute unevenly. Networks that generate images run strided convolutions backwards, and this
+# pattern is the source of the checkerboard artefacts in their output.
 #
 # ## In mbnp
 #
-# With pictures $n$, input channels $c$ and output channels $d$, the formula grows more letters and no more
-# ideas:
+# With images $n$, input channels $c$ and output channels $d$, the formula has more letters and no new ideas:
 #
 # $$y_{n,i,j,d} = \sum_{u,v,c} x_{n,p,q,c} w_{u,v,c,d} + b_d$$
 #
-# and each product passes `dy[n, i, j, d]` on to its pixel and to its weight. This is the definition that
-# everything else in mbnp is compared with. Find the two lines from above:
+# and each multiplication contributes to the gradient of its pixel and to that of its weight. Every other
+# implementation in mbnp is tested against this definition. Find the two lines from above:
 
 # %%
 source(conv.backward_loops)
 
 # %% [markdown]
-# Read it once with the eyes of a pixel and once with the eyes of a weight:
+# Read it once for a single pixel and once for a single weight:
 #
-# - $dx_{n,p,q,c}$ is a sum over the **outputs that see the pixel**, and over all $d$, because a pixel feeds
-#   every output channel. The loops do not search for these outputs. They walk over all outputs, and each
-#   adds its share where it looked.
-# - $dw_{u,v,c,d}$ is a sum over **all places** $i, j$ **and all pictures** $n$, because one and the same
-#   weight was used at all of them.
-# - $db_d$ is a sum of `dy` over the same places: the bias is a weight whose pixel is always 1.
+# - $dx_{n,p,q,c}$ is a sum over the **outputs that use the pixel**, and over all $d$, because a pixel
+#   contributes to every output channel. The loops do not search for these outputs. They go over all outputs,
+#   and each adds its contribution to the pixels that it used.
+# - $dw_{u,v,c,d}$ is a sum over **all positions** $i, j$ **and all images** $n$, because the same weight was
+#   used at all of them.
+# - $db_d$ is a sum of `dy` over the same positions: the bias is a weight whose pixel is always 1.
 #
 # ## The input gradient as a convolution
 #
-# Adding to where one looked ("scatter") and collecting from those who looked ("gather") give the same sums.
-# To gather at stride $S$, spread `dy` out first, with $S - 1$ zeros between its entries: the outputs that a
-# larger stride skipped come back as zeros. Then it is the row of pixels again: a margin of zeros, and the
-# kernel turned around. Input and output channels swap their roles.
+# Adding each output's contributions to the pixels that it used ("scatter") and collecting for each pixel from
+# the outputs that used it ("gather") give the same sums. To gather at stride $S$, spread `dy` out first, with
+# $S - 1$ zeros between its entries: the positions that the stride skipped become zeros. The rest is as for
+# one row of pixels: padding with zeros, and the flipped kernel. Input and output channels swap their roles.
 
 
 # %%
 def input_gradient(dy, w, stride, padding, size):
-    """dx (N, H, W, C) as a convolution of dy (N, OH, OW, D) with w (KH, KW, C, D) turned around."""
+    """Return dx (N, H, W, C): dy (N, OH, OW, D) convolved with the flipped w (KH, KW, C, D)."""
     (N, OH, OW, D), (KH, KW, _, _) = dy.shape, w.shape
     spread = np.zeros((N, (OH - 1) * stride + 1, (OW - 1) * stride + 1, D), dy.dtype)
     spread[:, ::stride, ::stride] = dy
-    margins = [  # as wide as dx needs: KH - 1 less the padding, and the rows that no window reached
+    borders = [  # as wide as dx needs: KH - 1 minus the padding, and the rows that no window reached
         (K - 1 - padding, full - 1 + padding - (O - 1) * stride)
         for K, full, O in zip((KH, KW), size, (OH, OW), strict=True)
     ]
-    return conv.forward(spread, w[::-1, ::-1].swapaxes(2, 3), padding=tuple(margins))
+    return conv.forward(spread, w[::-1, ::-1].swapaxes(2, 3), padding=tuple(borders))
 
 
 rows = []
@@ -295,40 +295,40 @@ for stride, padding, size in [(1, 0, (7, 9)), (1, 1, (7, 9)), (2, 1, (7, 9)), (2
 say(table(rows, ["stride", "padding", "x", "dy", "largest difference from `conv.backward`"]))
 
 # %% [markdown]
-# Frameworks offer this function as a layer of its own and call it *transposed convolution*, because it is
-# the transpose of the table above. (The older name "deconvolution" promises too much: it does not undo
-# anything.)
+# Frameworks offer this function as a layer of its own and call it *transposed convolution*, because it is the
+# transpose of the table above. (The older name "deconvolution" is misleading: it does not undo a
+# convolution.)
 #
 # ## The weight gradient as a correlation
 #
-# Fix a tap $(u, v)$ and ask which pixels it multiplies as the window moves. They are a copy of the picture,
-# shifted by $(u, v)$ and thinned out by the stride:
+# Fix a tap $(u, v)$ and ask which pixels it multiplies as the window moves. They are a copy of the image,
+# shifted by $(u, v)$ and subsampled by the stride:
 
 # %% tags=["hide-input"]
 fig, axes = figure(width=8, height=3.1, ncols=3)
 for ax, (u, v) in zip(axes, [(0, 0), (1, 1), (2, 1)], strict=True):
-    canvas(ax, 7, 7, f"tap {u},{v} meets")
+    canvas(ax, 7, 7, f"pixels of tap {u},{v}")
     for row, column in np.ndindex(7, 7):
-        margin = not (1 <= row < 6 and 1 <= column < 6)
+        border = not (1 <= row < 6 and 1 <= column < 6)
         met = row >= u and column >= v and (row - u) % 2 == 0 and (column - v) % 2 == 0
         met = met and row - u <= 4 and column - v <= 4
-        text = f"y[{(row - u) // 2},{(column - v) // 2}]" if met else "0" if margin else ""
-        cell(ax, row, column, text, ORANGE if met else "#e8e8e8" if margin else "white", size=8)
+        text = f"y[{(row - u) // 2},{(column - v) // 2}]" if met else "0" if border else ""
+        cell(ax, row, column, text, ORANGE if met else "#e8e8e8" if border else "white", size=8)
 show(
     fig,
-    "The pixels that the taps 0,0 and 1,1 and 2,1 meet at stride 2: the same pattern of nine, shifted by the tap",
+    "The pixels that the taps 0,0 and 1,1 and 2,1 multiply at stride 2: the same pattern of nine, shifted by the tap",
 )
 
 # %% [markdown]
-# (A 5x5 picture, padding 1 in grey, stride 2, nine outputs. In orange, the pixel that the tap multiplies
+# (A 5x5 image, padding 1 in grey, stride 2, nine outputs. In orange, the pixel that the tap multiplies
 # for each of them.)
 #
-# So `dw` for this tap is that shifted copy of `x`, multiplied with `dy` place by place and added up:
+# So `dw` for this tap is that shifted copy of `x`, multiplied elementwise by `dy` and summed:
 #
 # $$dw_{u,v,c,d} = \sum_{n,i,j} x_{n, iS+u-P, jS+v-P, c} \cdot dy_{n,i,j,d}$$
 #
-# `dy` slides over `x`, one step for each tap, with nothing turned around: a correlation. In NumPy the
-# shifted copy is a view, and the sum over $n, i, j$ is one matrix product:
+# `dy` slides over `x`, one step for each tap, and nothing is flipped: a correlation. In NumPy the shifted
+# copy is a view, and the sum over $n, i, j$ is one matrix product:
 
 # %%
 source(window.tap)
@@ -336,46 +336,46 @@ source(window.tap)
 
 # %%
 def weight_gradient(dy, x, kernel, stride, padding):
-    """dw (KH, KW, C, D): for each tap, what it saw, times what was wanted of it."""
+    """Return dw (KH, KW, C, D): for each tap, the pixels that it multiplied times dy, summed."""
     padded = window.pad(x, ((padding, padding), (padding, padding)))
     dw = np.zeros((*kernel, x.shape[3], dy.shape[3]), x.dtype)
     for u, v in np.ndindex(*kernel):
-        seen = window.tap(padded, u, v, (stride, stride), dy.shape[1:3])  # (N, OH, OW, C)
-        dw[u, v] = np.einsum("nijc,nijd->cd", seen, dy)
+        pixels = window.tap(padded, u, v, (stride, stride), dy.shape[1:3])  # (N, OH, OW, C)
+        dw[u, v] = np.einsum("nijc,nijd->cd", pixels, dy)
     return dw
 
 
 say(f"Largest difference from `conv.backward`: {np.abs(weight_gradient(dy, x, (3, 3), 3, 0) - dw).max():.0e}")
 
 # %% [markdown]
-# mbnp lays out all taps beside each other first, one row for each output pixel. Then both gradients are
-# matrix products, for which every computer has a very fast routine. Compare the comments, which name the
-# indices:
+# mbnp's NumPy implementation first puts the pixels of all taps side by side, one row for each output pixel
+# (lesson 1's im2col). Then both gradients are matrix products, for which every computer has a very fast
+# routine. Compare the comments, which name the indices:
 
 # %%
 source(conv.backward_numpy)
 
 # %% [markdown]
-# **Before you run the next cell:** a batch holds the same picture three times, with the same `dy` each
-# time. Compared with the batch that holds it once, is `dw` the same, three times as large, or a third? And
-# `dx` of each picture?
+# **Before you run the next cell:** a batch contains the same image three times, with the same `dy` each time.
+# Compared with a batch that contains it once, is `dw` the same, three times as large, or a third? And `dx` of
+# each image?
 
 # %%
 one = conv.backward(dy[:1], x[:1], w, 3)
 three = conv.backward(np.repeat(dy[:1], 3, axis=0), np.repeat(x[:1], 3, axis=0), w, 3)
 
 say(
-    f"`dw` of three pictures is {(three[1] / one[1]).mean():.0f} times `dw` of one. "
-    f"`dx` of the last picture differs from that of the only one by {np.abs(three[0][2] - one[0][0]).max():.0f}."
+    f"`dw` of three images is {(three[1] / one[1]).mean():.0f} times `dw` of one. "
+    f"`dx` of the last image differs from that of the only one by {np.abs(three[0][2] - one[0][0]).max():.0f}."
 )
 
 # %% [markdown]
 # `dw` is a sum over the batch, with no division by $N$. The division happens elsewhere, once: the loss is a
-# mean over the batch, so `dy` arrives with a factor $1/N$ in it. An operation that divides again trains
-# with a learning rate that depends on the batch size, and nobody notices for weeks.
+# mean over the batch, so `dy` arrives with a factor $1/N$ in it. If an operation divides again, the effective
+# learning rate depends on the batch size, and such a bug can go unnoticed for weeks.
 #
-# A **depthwise** convolution is the same with fewer letters. Each channel has a kernel of its own, so the
-# sum over $d$ is gone:
+# A **depthwise** convolution is the same with fewer indices. Each channel has a kernel of its own, so there
+# is no sum over $d$:
 
 # %%
 source(depthwise.backward_loops)
@@ -383,13 +383,13 @@ source(depthwise.backward_loops)
 # %% [markdown]
 # ## Is it right?
 #
-# You need no framework to find out. Move one weight by a small step $h$, see how the loss moves, and
+# You need no framework to find out. Change one weight by a small step $h$, see how the loss changes, and
 # compare:
 #
 # $$\frac{\partial L}{\partial w} \approx \frac{L(w + h) - L(w - h)}{2h}$$
 #
-# For $L$ take $\sum dy \cdot y$ with any `dy` that you like: its gradient with respect to $y$ is exactly
-# this `dy`.
+# For $L$ take $\sum dy \cdot y$ with any `dy` that you like: its gradient with respect to $y$ is exactly that
+# `dy`.
 
 # %%
 x, w = rng.standard_normal((2, 5, 6, 2)), rng.standard_normal((3, 3, 2, 2))
@@ -409,13 +409,13 @@ say(f"`conv.backward`:    `{dw[at]:.10f}`")
 
 # %% [markdown]
 # **Before you run the next cell:** how small should $h$ be? The smaller the better, as in a calculus book?
-# Try to say what goes wrong for a large $h$ and what for a small one, and whether anything goes wrong at
-# all for a large one *here*. (Look at how $y$ depends on a single weight.)
+# Try to say what goes wrong for a large $h$, what goes wrong for a small one, and whether a large $h$ does
+# any harm *here*. (Look at how $y$ depends on a single weight.)
 
 
 # %%
 def error_of_steps(curve, slope, dtype):
-    """The error of central differences for each step, relative: the worst of eight weights."""
+    """Return the relative error of central differences for each step: the worst of eight weights."""
     x_, w_, dy_ = x.astype(dtype), w.astype(dtype), dy.astype(dtype)
     exact = conv.backward(dy * slope(forward(x, w)), x, w, 2, 1)[1].reshape(-1)[:8]
     errors = []
@@ -433,29 +433,32 @@ def forward(x, w):
 
 
 steps = np.logspace(-11, 0, 8 if SMALL else 12)
-straight, curved = (lambda y: y, np.ones_like), (np.sin, np.cos)  # what the loss does with y, and its slope
+linear, nonlinear = (
+    (lambda y: y, np.ones_like),
+    (np.sin, np.cos),
+)  # the loss as a function of y, and its derivative
 
 # %% tags=["hide-input"]
 fig, axes = figure(width=7.5, height=3.5)
-axes.loglog(steps, error_of_steps(*curved, np.float32), "^-", color=ORANGE, label="curved loss, float32")
-axes.loglog(steps, error_of_steps(*curved, np.float64), "s-", color=BLUE, label="curved loss, float64")
 axes.loglog(
-    steps, error_of_steps(*straight, np.float64), "o--", color=VERMILION, label="straight loss, float64"
+    steps, error_of_steps(*nonlinear, np.float32), "^-", color=ORANGE, label="nonlinear loss, float32"
 )
+axes.loglog(steps, error_of_steps(*nonlinear, np.float64), "s-", color=BLUE, label="nonlinear loss, float64")
+axes.loglog(steps, error_of_steps(*linear, np.float64), "o--", color=VERMILION, label="linear loss, float64")
 axes.set(xlabel="step h", ylabel="error, relative to the largest entry", ylim=(1e-17, 1e6))
 axes.legend(frameon=False, loc="upper right")
 show(
     fig,
-    "Error of finite differences by step: a valley near 1e-5 for the curved loss, none for the straight one",
+    "Error of finite differences by step: a minimum near 1e-5 for the nonlinear loss, none for the linear one",
 )
 
 # %% [markdown]
-# Two errors fight. A small $h$ loses digits: two nearly equal losses are subtracted, and what is left is
-# rounding, divided by $h$. A large $h$ runs off the tangent, by about $h^2$. The blue curve has its best
-# place in between, near $10^{-5}$. In float32 (orange) the best place is hardly good enough to tell a right
-# gradient from a nearly right one, so check in float64. And the dashed line has no right arm: $y$ is a
-# straight line in each weight, so for the loss $\sum dy \cdot y$ no step is too large. Networks bend, at
-# ReLU and at the loss, so $h = 10^{-5}$ is the habit.
+# There are two sources of error. A small $h$ loses digits: two nearly equal losses are subtracted, and what
+# is left is rounding error, divided by $h$. A large $h$ leaves the tangent, by about $h^2$. The blue curve
+# has its minimum in between, near $10^{-5}$. In float32 (orange) the minimum is hardly low enough to tell a
+# right gradient from a nearly right one, so check in float64. And the dashed line does not rise on the right:
+# $y$ is linear in each weight, so for the loss $\sum dy \cdot y$ no step is too large. Networks are not
+# linear, because of ReLU and the loss, so $h = 10^{-5}$ is the usual choice.
 #
 # `gradcheck.compare` does this for every input of any operation, with a random `dy`, in float64:
 
@@ -468,33 +471,33 @@ def backward(dy, x, w):
 say("Errors of dx and dw: " + ", ".join(f"{e:.0e}" for e in gradcheck.compare(forward, backward, [x, w])))
 
 # %% [markdown]
-# A check is worth as much as the inputs that you give it. Here are three wrong backward passes:
+# A check is only as good as the inputs that you give it. Here are three wrong backward passes:
 
 
 # %%
-def unturned(dy, x, w):
-    """The kernel is not turned around."""
+def unflipped(dy, x, w):
+    """The kernel is not flipped."""
     return backward(dy, x, np.ascontiguousarray(w[::-1, ::-1]))[0], backward(dy, x, w)[1]
 
 
-def first_picture(dy, x, w):
-    """dw of the first picture only: the sum over the batch is missing."""
+def first_image(dy, x, w):
+    """dw of the first image only: the sum over the batch is missing."""
     return backward(dy, x, w)[0], backward(dy[:1], x[:1], w)[1]
 
 
 def swapped(dy, x, w):
-    """Input and output channels of the kernel are mixed up."""
+    """Input and output channels of the kernel are swapped."""
     return backward(dy, x, np.ascontiguousarray(w.swapaxes(2, 3)))[0], backward(dy, x, w)[1]
 
 
 try:
-    gradcheck.compare(forward, unturned, [x, w])
+    gradcheck.compare(forward, unflipped, [x, w])
 except MbnpError as error:
-    say(f"`unturned`: {error}")
+    say(f"`unflipped`: {error}")
 
 # %% [markdown]
 # **Before you run the next cell:** each of them is tried on random numbers, on a kernel of ones, and on a
-# batch of one picture. Which mistake gets past which test?
+# batch of one image. Which mistake passes which test?
 
 
 # %%
@@ -509,16 +512,16 @@ def verdict(wrong, inputs):
 tests = [[x, w], [x, np.ones_like(w)], [x[:1], w]]
 rows = [
     (wrong.__doc__, *(verdict(wrong, inputs) for inputs in tests))
-    for wrong in (unturned, first_picture, swapped)
+    for wrong in (unflipped, first_image, swapped)
 ]
-say(table(rows, ["mistake", "random numbers", "a kernel of ones", "one picture"]))
+say(table(rows, ["mistake", "random numbers", "a kernel of ones", "one image"]))
 
 # %% [markdown]
-# Numbers that are all alike hide everything that is a matter of order. Random numbers, odd sizes, different
-# channel counts, a stride, a batch of two or more: that is a test.
+# Equal numbers hide every mistake of order. Random numbers, odd sizes, different channel counts, a stride, a
+# batch of two or more: that is a test.
 #
-# The second opinion is PyTorch, whose channels come first, so that arrays change their order on the way in
-# and out:
+# The second reference is PyTorch. Its channels come first, so the arrays are transposed on the way in and
+# out:
 
 # %%
 if TORCH:
@@ -544,16 +547,16 @@ else:
 # %% [markdown]
 # ## Questions
 #
-# 1. The kernel `[1, 0, -1]` answers to edges. Turned around it is `[-1, 0, 1]`. What does its input
-#    gradient look like where `dy` is the same everywhere, and why must it be so?
-# 2. At stride 3 with a 3x3 kernel and no padding, how many outputs see each pixel? What does the input
+# 1. The kernel `[1, 0, -1]` responds to edges. Flipped it is `[-1, 0, 1]`. What does its input gradient look
+#    like where `dy` is the same everywhere, and why must it be so?
+# 2. At stride 3 with a 3x3 kernel and no padding, how many outputs use each pixel? What does the input
 #    gradient look like for a 1x1 kernel at stride 2?
-# 3. `forward_loops` never stores a padded picture. Where does padding go in `backward_loops`, and what
-#    would `dx` of the padding be good for?
-# 4. Forward needs $N \cdot OH \cdot OW \cdot K^2 \cdot C \cdot D$ products. How many does backward need?
-#    What does a training step then cost, compared with inference?
-# 5. `dx` of the network's very first layer is the gradient with respect to the pixels of the photograph.
-#    Training throws it away. What could you do with it? (Lesson 11 looks at it.)
+# 3. `forward_loops` never stores a padded image. Where is the padding in `backward_loops`, and would `dx` of
+#    the padding be of any use?
+# 4. Forward needs $N \cdot OH \cdot OW \cdot K^2 \cdot C \cdot D$ multiplications. How many does backward
+#    need? What does a training step then cost, compared with inference?
+# 5. `dx` of the network's first layer is the gradient with respect to the pixels of the image. Training does
+#    not need it. What could you do with it?
 #
 # ## Exercises
 #
@@ -561,13 +564,13 @@ else:
 #
 #     mbnp grade tutorials/exercises/03.py
 #
-# **1. `taps`**: for a pixel in row $p$, return a list-like array with one number for each output row: the
-# tap that it sees the pixel with, or -1 if it does not.
+# **1. `taps`**: for a pixel in row $p$, return an array with one number for each output row: the tap that it
+# multiplies the pixel by, or -1 if it does not use the pixel.
 #
 # <details><summary>Hint</summary>
 #
-# Solve $p = iS + u - P$ for $u$, and keep what is a tap. The number of output rows is
-# $\lfloor (H + 2P - K)/S \rfloor + 1$.
+# Solve $p = iS + u - P$ for $u$, and keep the values that are taps. The number of output rows is $\lfloor
+# (H + 2P - K)/S \rfloor + 1$.
 #
 # </details>
 #
@@ -586,9 +589,9 @@ else:
 #
 # <details><summary>Hint</summary>
 #
-# The safest way is to scatter: make a `dx` of the size of the padded picture, let every output add its
-# window to it, and cut the padding off at the end. If you gather instead, take care at stride 2: outputs
-# exist only where $p + P - u$ can be divided by the stride.
+# The safest way is to scatter: make a `dx` of the size of the padded image, add every output's contribution
+# to its window, and cut off the padding at the end. If you gather instead, take care at stride 2: outputs
+# exist only where $p + P - u$ is divisible by the stride.
 #
 # </details>
 #
@@ -602,8 +605,8 @@ else:
 #     padded = np.zeros((N, H + 2 * padding, W + 2 * padding, C), dy.dtype)
 #     for i in range(OH):
 #         for j in range(OW):
-#             share = np.einsum("nd,uvcd->nuvc", dy[:, i, j], w)
-#             padded[:, i * stride : i * stride + KH, j * stride : j * stride + KW] += share
+#             contribution = np.einsum("nd,uvcd->nuvc", dy[:, i, j], w)
+#             padded[:, i * stride : i * stride + KH, j * stride : j * stride + KW] += contribution
 #     return padded[:, padding : padding + H, padding : padding + W]
 # ```
 #
@@ -613,8 +616,8 @@ else:
 #
 # <details><summary>Hint</summary>
 #
-# For each tap: the shifted copy of the padded picture, every `stride`-th row and column of it, as many as
-# `dy` has. Then one `einsum` that sums over pictures and places.
+# For each tap: the shifted copy of the padded image, every `stride`-th row and column of it, as many as `dy`
+# has. Then one `einsum` that sums over images and positions.
 #
 # </details>
 #
@@ -628,8 +631,8 @@ else:
 #     dw = np.zeros((KH, KW, x.shape[3], D), x.dtype)
 #     for u in range(KH):
 #         for v in range(KW):
-#             seen = padded[:, u : u + stride * OH : stride, v : v + stride * OW : stride][:, :OH, :OW]
-#             dw[u, v] = np.einsum("nijc,nijd->cd", seen, dy)
+#             pixels = padded[:, u : u + stride * OH : stride, v : v + stride * OW : stride][:, :OH, :OW]
+#             dw[u, v] = np.einsum("nijc,nijd->cd", pixels, dy)
 #     return dw
 # ```
 #

@@ -4,9 +4,9 @@
 # **In batch normalisation every output depends on every value of its channel, in the whole batch. How do
 # you differentiate through that, and what does the layer do when there is no batch?**
 #
-# At the end you can derive the backward pass on a sheet of paper, say which variance goes where (there are
-# two, and PyTorch uses both in the same layer), and make the layer vanish into the convolution before it.
-# You need the chain rule, as in lesson 3. Half an hour.
+# At the end you can derive the backward pass on paper, say which variance is used where (there are two, and
+# PyTorch uses both in the same layer), and fold the layer into the convolution before it. You need the chain
+# rule, as in lesson 3. It takes about half an hour.
 
 # %%
 import importlib.util
@@ -20,20 +20,20 @@ from mbnp.fused import inference
 from mbnp.layers import BatchNorm, Conv
 from mbnp.ops import batchnorm
 
-TORCH = importlib.util.find_spec("torch") is not None  # the lesson goes on without it
+TORCH = importlib.util.find_spec("torch") is not None  # the lesson also runs without it
 rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## Five numbers
 #
-# Take one channel with five values. (In a network they are all pixels of all pictures of the batch:
+# Take one channel with five values. (In a network they are all the pixels of all the images of the batch:
 # $M = N \cdot H \cdot W$ of them. Here $M = 5$.)
 #
 # $$\mu = \frac1M \sum_m x_m \qquad \sigma^2 = \frac1M \sum_m (x_m - \mu)^2 \qquad s = \sqrt{\sigma^2 + \varepsilon}
 # \qquad \hat x_m = \frac{x_m - \mu}{s} \qquad y_m = \gamma \hat x_m + \beta$$
 #
-# The small $\varepsilon$ keeps the root away from zero; for now it is zero. $\gamma$ and $\beta$ are
-# learned, one number for each channel: what the layer takes away, the network may put back.
+# The small $\varepsilon$ keeps the root away from zero; for now it is zero. $\gamma$ and $\beta$ are learned,
+# one number for each channel: the scale and shift that normalising removes, the network can restore.
 
 # %%
 x = np.array([1.0, 3, 4, 5, 7])
@@ -50,14 +50,14 @@ say(
 )
 
 # %% [markdown]
-# mbnp's definition has the same five lines, once for each channel. `x` arrives as a table of `M` rows and
+# mbnp's definition has the same five lines, once for each channel. `x` is passed as a matrix of `M` rows and
 # `C` columns:
 
 # %%
 source(batchnorm.forward_loops)
 
 # %% [markdown]
-# What it does to three channels of a picture batch, before and after:
+# Here are three channels of a batch of images, before and after:
 
 # %%
 channels = rng.standard_normal((8, 16, 16, 3)) * [0.5, 1.0, 3.0] + [4.0, 0.0, -3.0]
@@ -80,26 +80,26 @@ for ax, values, title in zip(
             label=f"channel {c}",
         )
     ax.set(title=title, xlabel="value")
-axes[0].set_ylabel("how many")
+axes[0].set_ylabel("count")
 axes[0].legend(loc="upper left")
 show(fig, "Histograms of three channels: apart and of different widths in x, on top of each other in y")
 
 # %% [markdown]
 # ## Backward, one step at a time
 #
-# The loss tells us $dy_m = \partial L / \partial y_m$. Two gradients are quick, because $\gamma$ and
+# The later layers give us $dy_m = \partial L / \partial y_m$. Two gradients are quick, because $\gamma$ and
 # $\beta$ are a scale and a shift of all $M$ values:
 #
 # $$d\beta = \sum_m dy_m \qquad d\gamma = \sum_m dy_m \hat x_m$$
 #
-# For $dx_m$ watch what happens as you push $x_m$ a little. It acts in three ways: by itself, through the
-# mean, and through the spread $s$. The last two move *all* outputs of the channel. Go through them one
-# after the other, and check each formula against a real push by $h = 10^{-6}$.
+# For $dx_m$ watch what happens as you change $x_m$ a little. It acts in three ways: directly, through the
+# mean, and through the standard deviation $s$. The last two change *all* outputs of the channel. Take them
+# one after the other, and check each formula against a real change of $h = 10^{-6}$.
 
 
 # %%
-def push(function, h=1e-6):
-    """d function / d x[m] for each m, by central differences: one row for each m."""
+def slopes(function, h=1e-6):
+    """Return d function / d x[m] by central differences: one row for each m."""
     steps = h * np.eye(M)
     return np.array([(function(x + step) - function(x - step)) / (2 * h) for step in steps])
 
@@ -111,48 +111,49 @@ def numbers(a):
 say(
     table(
         [
-            ("$\\partial\\mu/\\partial x_m = 1/M$", numbers(np.full(M, 1 / M)), numbers(push(np.mean))),
+            ("$\\partial\\mu/\\partial x_m = 1/M$", numbers(np.full(M, 1 / M)), numbers(slopes(np.mean))),
             (
                 "$\\partial\\sigma^2/\\partial x_m = 2 (x_m - \\mu)/M$",
                 numbers(2 * (x - mean) / M),
-                numbers(push(np.var)),
+                numbers(slopes(np.var)),
             ),
-            ("$\\partial s/\\partial x_m = \\hat x_m/M$", numbers(xhat / M), numbers(push(np.std))),
+            ("$\\partial s/\\partial x_m = \\hat x_m/M$", numbers(xhat / M), numbers(slopes(np.std))),
         ],
-        ["step", "formula", "pushed"],
+        ["step", "formula", "finite differences"],
     )
 )
 
 # %% [markdown]
-# - **The mean.** It is a sum of $M$ values over $M$. Each push of one arrives as $1/M$.
-# - **The variance.** The square of $x_m - \mu$ gives $2(x_m - \mu)/M$. The push also moves $\mu$, in every
-#   square; but these shares add up to $-\frac2M \sum_k (x_k - \mu)\cdot\frac1M$, and differences from the
-#   mean add up to zero. So they are gone.
+# - **The mean.** It is a sum of $M$ values, divided by $M$. So a change of one value changes it by $1/M$ of
+#   that.
+# - **The variance.** The square of $x_m - \mu$ gives $2(x_m - \mu)/M$. The change also moves $\mu$, in every
+#   square; but these contributions add up to $-\frac2M \sum_k (x_k - \mu)\cdot\frac1M$, and differences from
+#   the mean add up to zero. So they vanish.
 # - **The root.** $\partial s/\partial\sigma^2 = 1/(2s)$, times the line above, is
 #   $(x_m - \mu)/(Ms) = \hat x_m/M$.
 #
-# Now $\hat x_k = (x_k - \mu)/s$ by the quotient rule, with all three of them (write $[k = m]$ for 1 if $k$
-# is $m$, else 0):
+# Now differentiate $\hat x_k = (x_k - \mu)/s$ by the quotient rule, with all three derivatives (write $[k =
+# m]$ for 1 if $k$ is $m$, else 0):
 #
 # $$\frac{\partial \hat x_k}{\partial x_m} = \frac{[k=m] - \frac1M}{s} - \frac{x_k - \mu}{s^2}\cdot\frac{\hat x_m}{M}
 # = \frac1s\left([k=m] - \frac1M - \frac{\hat x_k \hat x_m}{M}\right)$$
 #
-# This is a table with $M \times M$ entries. On five values you can look at it:
+# This is a matrix of $M \times M$ entries, the *Jacobian*. For five values you can look at it:
 
 # %%
-identity, means, spread = np.eye(M), np.full((M, M), 1 / M), np.outer(xhat, xhat) / M
-jacobian = (identity - means - spread) / s
-assert np.abs(push(lambda x: (x - x.mean()) / x.std()).T - jacobian).max() < 1e-8
+identity, through_mean, through_s = np.eye(M), np.full((M, M), 1 / M), np.outer(xhat, xhat) / M
+jacobian = (identity - through_mean - through_s) / s
+assert np.abs(slopes(lambda x: (x - x.mean()) / x.std()).T - jacobian).max() < 1e-8
 
 # %% tags=["hide-input"]
 fig, axes = figure(width=9, height=2.7, ncols=4)
 names = [
-    "by itself: $[k=m]$",
+    "directly: $[k=m]$",
     "through the mean: $-1/M$",
     "through $s$: $-\\hat x_k \\hat x_m/M$",
     "sum: $s\\;\\partial\\hat x_k/\\partial x_m$",
 ]
-for ax, values, name in zip(axes, (identity, -means, -spread, s * jacobian), names, strict=True):
+for ax, values, name in zip(axes, (identity, -through_mean, -through_s, s * jacobian), names, strict=True):
     ax.imshow(values, cmap="PuOr_r", vmin=-1.6, vmax=1.6)
     for k, m in np.ndindex(M, M):
         ax.text(
@@ -165,24 +166,27 @@ for ax, values, name in zip(axes, (identity, -means, -spread, s * jacobian), nam
         )
     ax.set_title(name, fontsize=9)
     ax.set_xticks([]), ax.set_yticks([])
-    ax.set_xlabel("pushed: m", fontsize=9)
-axes[0].set_ylabel("moved: k", fontsize=9)
+    ax.set_xlabel("input: m", fontsize=9)
+axes[0].set_ylabel("output: k", fontsize=9)
 for ax, sign in zip(axes, "++=", strict=False):
     ax.text(1.06, 0.5, sign, transform=ax.transAxes, ha="center", va="center", fontsize=14)
-show(fig, "Three 5x5 tables and their sum, the derivatives of the normalised values by the inputs")
+show(
+    fig,
+    "Three 5x5 matrices and their sum, the derivatives of the normalised values with respect to the inputs",
+)
 
 # %% [markdown]
-# (The `assert` in the cell compares the sum with pushes.) Add up any row of the last table: zero. Any
-# column: zero too. Keep this in mind for a moment.
+# (The `assert` in the cell above compares the Jacobian with finite differences.) Add up any row of the last
+# matrix: zero. Any column: zero too. Keep this in mind for a moment.
 #
-# The rest is bookkeeping. $dx_m$ collects from all outputs,
-# $\sum_k dy_k \gamma \partial\hat x_k/\partial x_m$, and the three parts of the table become three terms:
+# The rest is bookkeeping. $dx_m$ collects from all outputs, $\sum_k dy_k \gamma \partial\hat x_k/\partial
+# x_m$, and the three summands of the Jacobian become three terms:
 #
 # $$dx_m = \frac{\gamma}{s}\left(dy_m - \frac{d\beta}{M} - \frac{\hat x_m d\gamma}{M}\right)
 # \qquad\text{with}\qquad d\beta = \sum_k dy_k \quad d\gamma = \sum_k dy_k \hat x_k$$
 #
-# Nobody ever builds the table. Two sums over the channel are enough, and they are the two gradients that we
-# have anyway. Find each part of the formula in the code:
+# Nobody ever builds the Jacobian. Two sums over the channel are enough, and they are the two gradients that
+# are needed anyway. Find each term of the formula in the code:
 
 # %%
 source(batchnorm.backward_loops)
@@ -195,38 +199,37 @@ source(batchnorm.backward_loops)
 # | $d\gamma = \sum_k dy_k \hat x_k$ | `sum_dy_xhat += dy[m, c] * (x[m, c] - mean[c]) / s` |
 # | $dx_m$ | `dx[m, c] = gamma[c] / s * (dy[m, c] - sum_dy / M - xhat * sum_dy_xhat / M)` |
 #
-# On our five values, with a `dy` that would like to see only the last one larger:
+# For our five values, with a `dy` that is 1 for the last output and 0 for the others:
 
 
 # %%
 def backward(dy):
-    """dx of the five numbers, as written above; gamma is 1."""
+    """Return dx of the five numbers, as written above; gamma is 1."""
     return (dy - dy.sum() / M - xhat * (dy * xhat).sum() / M) / s
 
 
 dy = np.array([0.0, 0, 0, 0, 1])
-say(f"dx = {numbers(backward(dy))}, and by the table {numbers(dy @ jacobian)}.")
+say(f"dx = {numbers(backward(dy))}, and by the Jacobian {numbers(dy @ jacobian)}.")
 
 # %% [markdown]
 # ## A gradient of ones
 #
-# **Before you run the next cell:** the loss would like all five outputs to be larger, each by the same
-# amount: `dy` is all ones. What is `dx`? And what if `dy` is $\hat x$ itself, so that the loss would like
-# the values to spread?
+# **Before you run the next cell:** the loss grows with all five outputs equally: `dy` is all ones. What is
+# `dx`? And what if `dy` is $\hat x$ itself, so that the loss grows as the values move apart?
 
 # %%
 say(f"dy of ones: dx = {numbers(backward(np.ones(M)))}")
 say(f"dy = x̂: dx = {numbers(backward(xhat))}")
 
 # %% [markdown]
-# Nothing, twice. It must be so: add a number to all of $x$, and the layer subtracts it again. Stretch $x$,
-# and the layer divides it out again. There is no way to make all outputs larger by moving the inputs, so no
-# input gets the blame. What the formula does to `dy` is to take out these two directions, the shift and the
-# stretch, and to pass on the rest.
+# Zero, both times. It must be so: add a number to all of $x$, and the layer subtracts it again. Scale $x$,
+# and the layer divides by the scale again. No change of the inputs makes all outputs larger, so every input's
+# gradient is zero. The formula removes these two directions, the shift and the scale, from `dy`, and passes
+# on the rest.
 #
-# This has a practical side. The laziest of all tests sets `dy` to ones, or takes `y.sum()` as its loss. For
-# batch normalisation it compares zero with zero. Here are three backward passes with a mistake, and what
-# two tests make of them:
+# This has a practical consequence. The simplest test sets `dy` to ones, or takes `y.sum()` as its loss. For
+# batch normalisation such a test compares zero with zero. Here are three wrong backward passes, and the
+# verdicts of two tests on them:
 
 
 # %%
@@ -242,10 +245,10 @@ def backward_with(terms):
 
 
 attempts = {
-    "right": lambda dy, shift, stretch: dy - shift - stretch,
-    "the way through $s$ is forgotten": lambda dy, shift, stretch: dy - shift,
-    "its sign is wrong": lambda dy, shift, stretch: dy - shift + stretch,
-    "the statistics are taken for constants": lambda dy, shift, stretch: dy,
+    "right": lambda dy, shift, scale: dy - shift - scale,
+    "the path through $s$ is forgotten": lambda dy, shift, scale: dy - shift,
+    "its sign is wrong": lambda dy, shift, scale: dy - shift + scale,
+    "the statistics are treated as constants": lambda dy, shift, scale: dy,
 }
 
 
@@ -267,13 +270,13 @@ for name, terms in attempts.items():
 say(table(rows, ["backward pass", "test with `dy = 1`: is dx zero?", "test with a random `dy`"]))
 
 # %% [markdown]
-# Two of the three mistakes get past the test with ones. Test with random numbers, as `gradcheck` does.
+# Two of the three mistakes pass the test with ones. Test with random numbers, as `gradcheck` does.
 #
 # ## Two variances
 #
-# Our five values have the variance 4 if you divide the squares by $M = 5$, and 5 if you divide by
-# $M - 1 = 4$. The first is called biased: on average over many batches it is too small, by the factor
-# $(M-1)/M$, because the mean was fitted to the same few values. The second, unbiased, makes up for it.
+# Our five values have the variance 4 if you divide the squares by $M = 5$, and 5 if you divide by $M - 1 =
+# 4$. The first is called biased: on average over many batches it is too small, by the factor $(M-1)/M$,
+# because the mean was fitted to the same few values. The second, unbiased, corrects this.
 
 # %%
 draws = 2_000 if SMALL else 50_000
@@ -300,15 +303,16 @@ show(fig, "The average variance of small batches: below 1 if divided by M, at 1 
 # Which one does the layer use? Both:
 #
 # - The batch is normalised with the **biased** one, so that its variance becomes 1 exactly.
-# - The running average, for later, takes the **unbiased** one, which estimates the variance of all data.
+# - The running average, for inference, takes the **unbiased** one, which estimates the variance of all the
+#   data.
 
 # %%
 source(batchnorm.update_running)
 
 # %% [markdown]
-# **Before you run the next cell:** a fresh layer has a running mean of 0 and a running variance of 1. It
-# sees our five values once, with `momentum` 0.1 (the share of the *new* batch; some libraries mean the
-# other share). What are the two running statistics afterwards?
+# **Before you run the next cell:** a fresh layer has a running mean of 0 and a running variance of 1. It sees
+# our five values once, with `momentum` 0.1 (the weight of the *new* batch; some libraries mean the weight of
+# the old average). What are the two running statistics afterwards?
 
 # %%
 layer = BatchNorm(1, dtype=np.float64)
@@ -318,9 +322,9 @@ rows = [("mbnp", f"{layer.running_mean.value[0]:.3f}", f"{layer.running_var.valu
 if TORCH:
     import torch
 
-    twin = torch.nn.BatchNorm2d(1, dtype=torch.float64)
-    twin(torch.tensor(x.reshape(5, 1, 1, 1)))
-    rows.append(("PyTorch", f"{twin.running_mean.item():.3f}", f"{twin.running_var.item():.3f}"))
+    theirs = torch.nn.BatchNorm2d(1, dtype=torch.float64)
+    theirs(torch.tensor(x.reshape(5, 1, 1, 1)))
+    rows.append(("PyTorch", f"{theirs.running_mean.item():.3f}", f"{theirs.running_var.item():.3f}"))
 say(table(rows, ["", "running mean", "running variance"]))
 unbiased, biased = (0.9 * 1 + 0.1 * x.var(ddof=d) for d in (1, 0))
 say(
@@ -328,9 +332,9 @@ say(
 )
 say(
     f"""
-    In a network the difference is small. At batch 64 the last maps of lesson 5's network have 2x2 pixels, so
-    M = {64 * 2 * 2} and the two differ by {100 / (64 * 2 * 2 - 1):.1f} %. It grows as the batch shrinks, and it is the
-    kind of difference that makes two implementations disagree in the third digit for no visible reason.
+    In a network the difference is small. At batch size 64 the last feature maps of lesson 5's network have 2x2 pixels,
+    so M = {64 * 2 * 2} and the two differ by {100 / (64 * 2 * 2 - 1):.1f} %. It grows as the batch shrinks, and it is
+    the kind of difference that makes two implementations disagree in the third digit for no visible reason.
     """
 )
 
@@ -346,24 +350,24 @@ except MbnpError as error:
 # %% [markdown]
 # ## Training and inference
 #
-# In training, what a picture becomes depends on the company that it is in:
+# In training, the output for an image depends on the other images in the batch:
 
 # %%
 net = BatchNorm(2, dtype=np.float64)
-picture = rng.standard_normal((1, 4, 4, 2))
-calm, wild = (np.concatenate([picture, scale * rng.standard_normal((7, 4, 4, 2))]) for scale in (0.5, 4.0))
+image = rng.standard_normal((1, 4, 4, 2))
+narrow, wide = (np.concatenate([image, scale * rng.standard_normal((7, 4, 4, 2))]) for scale in (0.5, 4.0))
 
 rows = []
 for name, train in (("training", True), ("inference", False)):
-    rows.append((name, *(f"{net.forward(batch, train)[0, 0, 0, 0]:.3f}" for batch in (calm, wild))))
-say(table(rows, ["one pixel of one picture", "among calm ones", "among wild ones"]))
+    rows.append((name, *(f"{net.forward(batch, train)[0, 0, 0, 0]:.3f}" for batch in (narrow, wide))))
+say(table(rows, ["one pixel of one image", "beside small values", "beside large values"]))
 
 # %% [markdown]
-# A prediction must not depend on what else was in the batch, and often there is only one picture. So
-# inference takes the running averages instead. They need time to arrive:
+# A prediction must not depend on the rest of the batch, and often there is only one image. So inference uses
+# the running averages instead. They take a while to converge:
 #
-# **Before you run the next cell:** after ten batches, how much of the first guess (mean 0, variance 1) is
-# still in the running averages? A tenth of it goes with each batch.
+# **Before you run the next cell:** after ten batches, how much of the initial value (mean 0, variance 1) is
+# still in the running averages? Each batch removes a tenth of it.
 
 # %%
 layer = BatchNorm(1, dtype=np.float64)
@@ -386,13 +390,15 @@ axes.legend(loc="upper right", ncols=2)
 show(fig, "Running mean and variance approach those of the data within about forty batches")
 
 # %%
-say(f"After ten batches {100 * 0.9**10:.0f} % of the first guess is left, after forty {100 * 0.9**40:.1f} %.")
+say(
+    f"After ten batches {100 * 0.9**10:.0f} % of the initial value is left, after forty {100 * 0.9**40:.1f} %."
+)
 
 # %% [markdown]
-# So a network that you evaluate after five batches looks worse than it is. And two mistakes that everybody
-# makes once: forgetting to switch to inference for the evaluation (each accuracy then depends on the batch
-# size), and leaving training on while predicting (each prediction then changes the network). In mbnp
-# inference is the default; `train=True` is what you ask for.
+# So a network that you evaluate after five batches looks worse than it is. And two mistakes are common:
+# forgetting to switch to inference for the evaluation (the accuracy then depends on the batch size), and
+# predicting in training mode (each prediction then changes the network). In mbnp inference is the default;
+# training has to be asked for, with `train=True`.
 #
 # ## Folding
 #
@@ -402,8 +408,8 @@ say(f"After ten batches {100 * 0.9**10:.0f} % of the first guess is left, after 
 # $$\gamma \frac{w \cdot x + b - \mu}{s} + \beta
 # = \left(\frac{\gamma}{s} w\right) \cdot x + \left(\beta + (b - \mu) \frac{\gamma}{s}\right)$$
 #
-# which is a convolution again, with other weights and another bias. The layer costs nothing any more. This
-# is how mbnp's fast engine predicts:
+# which is a convolution again, with other weights and another bias. The layer then costs nothing. This is how
+# mbnp's fast engine runs inference:
 
 # %%
 source(inference.fold)
@@ -419,26 +425,27 @@ scale = bn.weight.value / np.sqrt(bn.running_var.value + bn.eps)
 one.weight.value = conv.weight.value * scale
 one.bias.value = bn.bias.value + (conv.bias.value - bn.running_mean.value) * scale
 
-pictures = rng.standard_normal((2, 6, 7, 3))
-difference = np.abs(one(pictures) - bn(conv(pictures))).max()
+images = rng.standard_normal((2, 6, 7, 3))
+difference = np.abs(one(images) - bn(conv(images))).max()
 say(f"One convolution instead of two layers: the largest difference is {difference:.0e}.")
 
 # %% [markdown]
-# Look at the bias $b$ in the formula. In inference it is merely shifted. In training it is worse off:
+# Look at the bias $b$ in the formula. In inference it becomes part of the new bias. In training it has no
+# effect at all:
 #
 # **Before you run the next cell:** the article's network gives its first convolution a bias, and batch
 # normalisation comes right after it. What is the gradient of this bias?
 
 # %%
-y = bn.forward(conv.forward(pictures, train=True), train=True)
+y = bn.forward(conv.forward(images, train=True), train=True)
 conv.backward(bn.backward(rng.standard_normal(y.shape)))
 dw, db = np.abs(conv.weight.grad).max(), np.abs(conv.bias.grad).max()
 say(f"Largest gradient of the weights: {dw:.2f}. Of the bias: {db:.0e}.")
 
 # %% [markdown]
-# Zero, up to rounding. The bias shifts a whole channel, and the layer takes every shift out again: it is
-# the gradient of ones once more. The 32 biases are harmless, they cost 32 numbers, and mbnp keeps them so
-# that the article's weights fit. Its other convolutions have `bias=False`, as they should.
+# Zero, up to rounding. The bias shifts a whole channel, and the layer removes every shift: the case of a `dy`
+# of ones once more. The 32 biases are harmless, they cost 32 numbers, and mbnp keeps them so that the
+# article's weights fit. The network's other convolutions have `bias=False`, as they should.
 #
 # ## A trap for float32
 #
@@ -460,15 +467,15 @@ say(
 )
 
 # %% [markdown]
-# A float32 has seven digits. The squares of 1,000 need all of them in front of the point, and the
-# difference of two such numbers is noise; it may even be negative, and its root is NaN. Subtract the mean
-# first, then square: that is the comment in `forward_numpy`:
+# A float32 has seven digits. The squares of numbers around 1,000 need all of them before the decimal point,
+# and the difference of two such numbers is noise; it may even be negative, and its square root is NaN.
+# Subtract the mean first, then square: the comment in `forward_numpy` says so:
 
 # %%
 source(batchnorm.forward_numpy)
 
 # %% [markdown]
-# Finally, the second opinion: PyTorch on a batch of pictures, outputs and all three gradients.
+# Finally, compare with PyTorch on a batch of images: the outputs and all three gradients.
 
 # %%
 if TORCH:
@@ -495,15 +502,16 @@ else:
 # %% [markdown]
 # ## Questions
 #
-# 1. You double all weights of a convolution that batch normalisation comes after. What happens to the
+# 1. You double all weights of a convolution that is followed by batch normalisation. What happens to the
 #    output of the layer? And to the gradient of the weights? (What does weight decay do to such weights,
 #    then?)
 # 2. With $M = 2$ values in a channel, what are the two entries of $\hat x$, whatever $x$ was? What is `dx`?
-# 3. Layer normalisation takes mean and variance over the channels of one picture instead. Which of this
-#    lesson's troubles does it not have?
-# 4. Why can the layer not be folded into the convolution *after* it, if that one pads its input with zeros?
-# 5. To fine-tune a network on very few pictures, people freeze its batch normalisation: running averages
-#    normalise, and stay as they are. Which terms of `dx` are left?
+# 3. Layer normalisation takes mean and variance over the channels of one image instead. Which of this
+#    lesson's problems does it not have?
+# 4. Why can the layer not be folded into the convolution *after* it, if that convolution pads its input with
+#    zeros?
+# 5. To fine-tune a network on very few images, people freeze its batch normalisation: it normalises with the
+#    running averages, which do not change. Which terms of `dx` are left?
 #
 # ## Exercises
 #
@@ -511,7 +519,7 @@ else:
 #
 #     mbnp grade tutorials/exercises/04.py
 #
-# **1. `batchnorm_forward`**: normalise a batch of pictures as in training.
+# **1. `batchnorm_forward`**: normalise a batch of images as in training.
 #
 # <details><summary>Hint</summary>
 #
@@ -553,11 +561,11 @@ else:
 #
 # </details>
 #
-# **3. `running_statistics`**: what the running averages are after one more batch, as PyTorch keeps them.
+# **3. `running_statistics`**: the running averages after one more batch, as PyTorch computes them.
 #
 # <details><summary>Hint</summary>
 #
-# `momentum` is the share of the new batch. The running variance takes the unbiased variance: `ddof=1` for
+# `momentum` is the weight of the new batch. The running variance takes the unbiased variance: `ddof=1` in
 # NumPy.
 #
 # </details>

@@ -5,8 +5,8 @@
 # with, and do both compute the same numbers?**
 #
 # At the end you can turn a PyTorch class into layers that you have written yourself, follow the shapes
-# through it, say how much of the picture a number in the last map has seen, and count parameters and
-# multiplications on your fingers. Half an hour.
+# through it, say how much of the image a number in the last feature map depends on, and count parameters and
+# multiplications by hand. It takes about half an hour.
 
 # %%
 import importlib.util
@@ -18,42 +18,43 @@ from matplotlib.patches import Rectangle
 from mbnp import cost, models, weights
 from mbnp.errors import MbnpError
 from mbnp.layers import AveragePool, BatchNorm, Conv, Depthwise, Flatten, Linear, Pointwise, ReLU, Sequential
-from mbnp.models.article import _network, separable_block
+from mbnp.models.article import _network
+from mbnp.models.blocks import separable_block
 from mbnp.network import Network
 from mbnp.ops import window
 
-TORCH = importlib.util.find_spec("torch") is not None  # the lesson goes on without it
+TORCH = importlib.util.find_spec("torch") is not None  # the lesson also runs without it
 rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## One block, by hand
 #
-# Everything in this network is made of one building block, so make one that fits on the screen: a picture
+# Everything in this network is made of one building block, so make one that fits on the screen: an image
 # of 4x4 pixels with one channel, a depthwise kernel of nine ones at stride 2 with padding 1, a pointwise
 # step to two channels with the weights 1 and -1, and ReLU. (Batch normalisation is left out; lesson 4 has
 # it.)
 #
-# **Before you run the next cell:** how large is the map after the depthwise step? Which pixels does its
-# first number add up? And what is left of the second channel?
+# **Before you run the next cell:** how large is the feature map after the depthwise step? Which pixels does
+# its first number add up? And what does ReLU leave of the second channel?
 
 # %%
-picture = np.arange(1.0, 17).reshape(1, 4, 4, 1)
+image = np.arange(1.0, 17).reshape(1, 4, 4, 1)
 block = Sequential([Depthwise(1, 3, stride=2, padding=1, bias=False), Pointwise(1, 2, bias=False), ReLU()])
 block["0"].weight.value = np.ones((3, 3, 1))
 block["1"].weight.value = np.array([[1, -1]])
 
-maps = block.activations(picture.astype(np.float32))
-say(f"The picture:\n```text\n{picture[0, :, :, 0].astype(int)}\n```")
+outputs = block.activations(image.astype(np.float32))
+say(f"The image:\n```text\n{image[0, :, :, 0].astype(int)}\n```")
 say(
-    f"After the depthwise step (the first is 1 + 2 + 5 + 6):\n```text\n{maps['0'][0, :, :, 0].astype(int)}\n```"
+    f"After the depthwise step (the first is 1 + 2 + 5 + 6):\n```text\n{outputs['0'][0, :, :, 0].astype(int)}\n```"
 )
 say(
-    f"After the pointwise step and ReLU, two channels a pixel:\n```text\n{maps['2'][0].astype(int).tolist()}\n```"
+    f"After the pointwise step and ReLU, two channels per pixel:\n```text\n{outputs['2'][0].astype(int).tolist()}\n```"
 )
 
 # %% [markdown]
-# The depthwise step looks around and never mixes channels. The pointwise step mixes channels and never
-# looks around. Eight times over, this is a MobileNet.
+# The depthwise step combines neighbouring pixels and never mixes channels. The pointwise step mixes channels
+# and never combines pixels. Eight such blocks make this MobileNet.
 #
 # ## The article's code
 #
@@ -115,7 +116,7 @@ if TORCH:
             out = self.conv2_7(out)
             out = self.conv2_8(out)
             out = F.avg_pool2d(out, 2)  # max pooling, kernel 2, stride 2
-            out = out.view(-1, 512)  # flatten the map
+            out = out.view(-1, 512)  # flatten the feature map
             out = self.fc(out)
             return out  # noqa: RET504 (as in the article)
 else:
@@ -124,9 +125,9 @@ else:
     )
 
 # %% [markdown]
-# A good, small network, clearly written. One slip is in a comment: the third line from the end says *max
-# pooling*, and the code takes the average, as MobileNet does. The code is right. (We come to
-# `view(-1, 512)` further down.)
+# A good, small network, clearly written. One comment has a mistake: the third line from the end says *max
+# pooling*, and the code takes the average, as MobileNet does. The code is right. (We come to `view(-1, 512)`
+# further down.)
 #
 # ## Line by line
 #
@@ -141,10 +142,11 @@ else:
 # | `out.view(-1, 512)` | `Flatten()` | |
 # | `nn.Linear(512, 10)` | `Linear(512, 10)` | (512, 10), bias (10,) |
 #
-# `groups=c` is PyTorch's way to say depthwise: as many groups as channels, so that each is alone in its
-# group. mbnp has layers of their own for the two steps, because they are computed in quite different ways.
+# `groups=c` is PyTorch's way to say depthwise: as many groups as channels, so that each channel is a group of
+# its own. mbnp has a separate layer for each of the two steps, because they are computed in quite different
+# ways.
 #
-# So build it. The eight lines `self.conv2_1 = ...` differ in two numbers each. A list of them is the
+# Now build it. The eight lines `self.conv2_1 = ...` differ in two numbers each. A list of these pairs is the
 # architecture; the rest is a loop:
 
 # %%
@@ -172,7 +174,7 @@ for i, (c_out, stride) in enumerate(BLOCKS, start=1):
 layers |= {"pool": AveragePool(2), "flatten": Flatten(), "fc": Linear(channels, 10)}
 mine = Network(layers, resolution=32)
 
-say(f"One picture in, {mine(rng.standard_normal((1, 32, 32, 3), dtype=np.float32)).shape[1]} logits out.")
+say(f"One image in, {mine(rng.standard_normal((1, 32, 32, 3), dtype=np.float32)).shape[1]} logits out.")
 
 # %% [markdown]
 # That is all. mbnp's own file does the same, with three more things: a width multiplier (lesson 8), a seed
@@ -190,12 +192,12 @@ first = ", ".join(f"`{name}`" for name in list(net.state())[:8])
 say(f"The same {len(net.state())} arrays, by name and shape. The first of them: {first}.")
 
 # %% [markdown]
-# The names are those of the PyTorch class: attribute, index in the `Sequential`, array. They are what makes
-# weights portable.
+# The names are those of the PyTorch class: attribute, index in the `Sequential`, array. Shared names are what
+# makes weights portable.
 #
-# Backward needs no code of its own. Every layer has a `backward` (lessons 3 and 4), the network is a chain,
-# and a loop from its end to its beginning is the whole engine. (The lines around the loop spare the layers
-# that nobody needs a gradient of.)
+# The network needs no backward pass of its own. Every layer has a `backward` (lessons 3 and 4), the network
+# is a chain, and a loop from its end to its beginning is the whole of backpropagation. (The lines around the
+# loop skip the layers whose gradient is not needed.)
 
 # %%
 source(Sequential.backward)
@@ -203,12 +205,12 @@ source(Sequential.backward)
 # %% [markdown]
 # ## Shapes
 #
-# A window of $K$ taps at stride $S$ with $P$ zeros on either side makes of $H$ rows
+# A window of $K$ taps at stride $S$ with $P$ zeros on either side turns $H$ rows into
 #
 # $$O = \left\lfloor \frac{H + 2P - K}{S} \right\rfloor + 1$$
 #
-# rows: the first window, and one more for every $S$ rows that are left. The bracket rounds down: a window
-# that would reach beyond the end is not taken.
+# rows: the first window, and one more for every $S$ rows that are left. The brackets round down: a window
+# that would reach beyond the end does not count.
 
 # %%
 source(window.output_size)
@@ -226,69 +228,69 @@ for name, layer, before, after in net.walk((32, 32, 3)):
 say(table(rows, ["layer", "kind", "in", "out"]))
 
 # %% [markdown]
-# While the map shrinks, the channels grow: each time the pixels become a quarter, the channels double.
+# As the feature map shrinks, the number of channels grows: whenever the pixels fall to a quarter, the
+# channels double.
 #
-# **Before you run the next cell:** 33 is odd. What does stride 2 make of 33 rows, and of what it made?
-# Which sizes of picture end at a map that a 2x2 pool turns into a single pixel?
+# **Before you run the next cell:** 33 is odd. How many rows does stride 2 make of 33, and of that result in
+# turn? Which image sizes end in a feature map that a 2x2 pool turns into a single pixel?
 
 
 # %%
 def sizes(h):
-    """The map after the four blocks of stride 2, and after the pool."""
-    found = [h]
+    """Return the rows of the feature map after each of the four blocks of stride 2, and after the pool."""
+    rows = [h]
     for _ in range(4):
-        found.append((found[-1] + 2 * 1 - 3) // 2 + 1)
-    found.append((found[-1] - 2) // 2 + 1)
-    return found
+        rows.append((rows[-1] + 2 * 1 - 3) // 2 + 1)
+    rows.append((rows[-1] - 2) // 2 + 1)
+    return rows
 
 
 rows = []
 for h in (16, 17, 32, 33, 48, 49, 64):
     try:
         net.output_shape((h, h, 3))
-        verdict = "taken"
+        verdict = "accepted"
     except MbnpError:
-        verdict = "refused"
+        verdict = "rejected"
     rows.append((str(h), " → ".join(map(str, sizes(h))), verdict))
-say(table(rows, ["picture", "map, stride 2 by stride 2, then the pool", "mbnp"]))
-taken = [h for h in range(1, 100) if sizes(h)[-1] == 1]
-say(f"One pixel is left for pictures of {taken[0]} to {taken[-1]} pixels.")
+say(table(rows, ["image", "feature map after each stride 2, then the pool", "mbnp"]))
+accepted = [h for h in range(1, 100) if sizes(h)[-1] == 1]
+say(f"One pixel is left for images of {accepted[0]} to {accepted[-1]} pixels.")
 
 # %% [markdown]
-# **Before you run the next cell:** and what does the article's class say to one picture of 64x64? Its
-# pooled map has 2x2 pixels of 512 channels, and then comes `view(-1, 512)`: "make rows of 512, as many as
-# it takes".
+# **Before you run the next cell:** and what does the article's class do with one image of 64x64? Its pooled
+# feature map has 2x2 pixels of 512 channels, and then comes `view(-1, 512)`: "make rows of 512 numbers, as
+# many as there are".
 
 # %%
 if TORCH:
     with torch.no_grad():
         shape = tuple(MobileNet().eval()(torch.randn(1, 3, 64, 64)).shape)
-    say(f"One picture in, an output of shape {shape} out, and no complaint.")
+    say(f"One image in, an output of shape {shape} out, and no error.")
 try:
     net(rng.standard_normal((1, 64, 64, 3), dtype=np.float32))
 except MbnpError as error:
     say(f"mbnp: `MbnpError: {error}`")
 
 # %% [markdown]
-# Four predictions for one picture, each made of 512 numbers that do not belong together (in PyTorch's
-# layout a row of 512 is 128 channels of four pixels each). For the article's pictures of 32x32 the line is
-# right. `out.flatten(1)` would have stopped at `fc` with an error for all others. A `-1` in a reshape is a
-# wish: write the number that you know.
+# Four predictions for one image, each made of 512 numbers that do not belong together (in PyTorch's layout a
+# row of 512 is 128 channels of four pixels each). For the article's images of 32x32 the line is right. With
+# `out.flatten(1)`, `fc` would raise an error for all other sizes. A `-1` in a reshape hides mistakes: write
+# the number that you know.
 #
-# ## What a number has seen
+# ## The receptive field
 #
-# The receptive field of an output is the part of the picture that it depends on. For one 3x3 convolution it
-# is three pixels wide. The next layer's taps stand on neighbouring outputs, which are `jump` pixels of the
-# picture apart, so each layer adds $K - 1$ such steps, and each stride makes the steps of the layers behind
-# it longer:
+# The receptive field of an output is the part of the image that it depends on. For one 3x3 convolution it is
+# three pixels wide. The next layer's taps multiply neighbouring outputs, which are `jump` pixels of the image
+# apart, so each layer adds $K - 1$ such steps, and each stride makes the steps of all later layers longer:
 #
 # $$\text{field} \leftarrow \text{field} + (K - 1)\cdot\text{jump} \qquad \text{jump} \leftarrow \text{jump}\cdot S$$
 #
-# Both start at 1. The first three by hand: `conv1` sees $1 + 2\cdot1 = 3$ pixels. `conv2_1`:
-# $3 + 2\cdot1 = 5$. `conv2_2`: $5 + 2\cdot1 = 7$, and only now, after its stride 2, the jump becomes 2.
-# Pointwise steps have $K = 1$ and add nothing.
+# Both start at 1. The first three by hand: `conv1` depends on $1 + 2\cdot1 = 3$ pixels. `conv2_1`: $3 +
+# 2\cdot1 = 5$. `conv2_2`: $5 + 2\cdot1 = 7$, and only now, after its stride 2, the jump becomes 2. Pointwise
+# steps have $K = 1$ and add nothing.
 #
-# **Before you run the next cell:** which is the first layer whose numbers can see the whole picture, 32
+# **Before you run the next cell:** which is the first layer whose receptive field covers the whole image, 32
 # pixels wide?
 
 # %%
@@ -310,28 +312,28 @@ axes.barh(list(fields), list(fields.values()), color=colours)
 for row, f in enumerate(fields.values()):
     axes.text(f - 0.8, row, str(f), va="center", ha="right", color="white" if f < 32 else "black")
 axes.axvline(32, color=VERMILION, linestyle="--", linewidth=1.5)
-axes.text(32.6, -0.1, "the picture: 32", color=VERMILION, va="center")
+axes.text(32.6, -0.1, "the image: 32", color=VERMILION, va="center")
 axes.invert_yaxis()
 axes.set_xlabel("receptive field (pixels, in each direction)")
 axes.set_xlim(0, 86)
-show(fig, "Receptive field of each block, growing from 3 pixels to more than twice the picture's width")
+show(fig, "Receptive field of each block, growing from 3 pixels to more than twice the image's width")
 
 # %%
 whole = next(name for name, f in fields.items() if f >= 32)
 before = list(fields)[list(fields).index(whole) - 1]
-say(f"`{before}` just misses it with {fields[before]} pixels; `{whole}` has {fields[whole]}.")
+say(f"`{before}` just falls short with {fields[before]} pixels; `{whole}` has {fields[whole]}.")
 
 # %% [markdown]
-# Do not believe a formula that you can test. The receptive field is where the gradient is not zero: put a 1
-# on one number in the middle of a map, go backwards (lesson 3), and look where in the picture something
-# arrives. All weights are made positive, so that nothing cancels, and batch normalisation is frozen, so
-# that it does not connect everything with everything (lesson 4). The picture is larger than usual, 96x96,
-# to leave room.
+# Test a formula whenever you can. The receptive field is where the gradient is not zero: set the gradient of
+# one number in the middle of a feature map to 1, run the backward pass (lesson 3), and look where the
+# gradient of the image is not zero. All weights are made positive, so that nothing cancels, and batch
+# normalisation is frozen, so that it does not connect every pixel with every other (lesson 4). The image is
+# larger than usual, 96x96, to leave room.
 
 
 # %%
-def seen(last, size=96):
-    """The gradient of the middle of `last`'s output with respect to the picture, its largest entry 1: (size, size)."""
+def gradient_of_image(last, size=96):
+    """Return the gradient of the middle of `last`'s output by the image (size, size), scaled to a maximum of 1."""
     names = list(fields)[: list(fields).index(last) + 1]
     part = Sequential({name: mine[name] for name in names})
     for _, layer in part.leaves():
@@ -346,17 +348,19 @@ def seen(last, size=96):
     return dx / dx.max()
 
 
-influence = {name: seen(name) for name in ("conv2_3", "conv2_5", "conv2_8")}
-for name, arrived in influence.items():
-    rows, columns = (np.count_nonzero(arrived.any(axis)) for axis in (1, 0))
+influence = {name: gradient_of_image(name) for name in ("conv2_3", "conv2_5", "conv2_8")}
+for name, gradient in influence.items():
+    rows, columns = (np.count_nonzero(gradient.any(axis)) for axis in (1, 0))
     assert rows == columns == fields[name]
-    say(f"`{name}`: something arrives in {rows} x {columns} pixels, and the formula says {fields[name]}.")
+    say(
+        f"`{name}`: the gradient is not zero in {rows} x {columns} pixels, and the formula says {fields[name]}."
+    )
 
 # %% tags=["hide-input"]
 fig, axes = figure(width=9, height=3.1, ncols=4, width_ratios=[1, 1, 1, 0.05])
-for ax, (name, arrived) in zip(axes, influence.items(), strict=False):
-    image = ax.imshow(arrived, cmap="cividis")
-    top, left, size = np.argmax(arrived.any(axis=1)), np.argmax(arrived.any(axis=0)), fields[name]
+for ax, (name, gradient) in zip(axes, influence.items(), strict=False):
+    heat_map = ax.imshow(gradient, cmap="cividis")
+    top, left, size = np.argmax(gradient.any(axis=1)), np.argmax(gradient.any(axis=0)), fields[name]
     for at, width, style in (
         ((left, top), size, {"edgecolor": ORANGE}),
         ((32, 32), 32, {"edgecolor": "white", "ls": "--"}),
@@ -364,38 +368,35 @@ for ax, (name, arrived) in zip(axes, influence.items(), strict=False):
         ax.add_patch(Rectangle(np.array(at) - 0.5, width, width, fill=False, linewidth=1.5, **style))
     ax.set_title(f"{name}: {size} x {size} pixels", fontsize=10)
     ax.set_xticks([0, 48, 95]), ax.set_yticks([0, 48, 95])
-fig.colorbar(image, cax=axes[3], label="influence, 1 at most")
+fig.colorbar(heat_map, cax=axes[3], label="gradient, scaled to at most 1")
 show(
     fig,
-    "Heat maps of the gradient on a 96 x 96 picture: square receptive fields that fade towards their edges",
+    "Heat maps of the gradient on a 96 x 96 image: square receptive fields that fade towards their edges",
 )
 
 # %% [markdown]
-# Orange is the receptive field as measured; the white dashes show 32x32 for comparison. Within its field,
-# an output does not care for all pixels alike: the middle is in many more windows than the rim. What counts
-# in effect is much smaller than the number in the bar chart. The faint grid on the right is lesson 3's
-# chequerboard. (Luo and others, "Understanding the effective receptive field in deep convolutional neural
-# networks", arXiv:1701.04128.)
+# Orange is the receptive field as measured; the white dashes show 32x32 for comparison. Not all pixels of the
+# receptive field have the same influence: those in the middle are in many more windows than those at the rim.
+# The *effective* receptive field is much smaller than the number in the bar chart. The faint grid on the
+# right is lesson 3's checkerboard. (Luo and others, "Understanding the effective receptive field in deep
+# convolutional neural networks", arXiv:1701.04128.)
 #
 # ## What it costs
 #
-# Take `conv2_2`: 32 channels in, 64 out, stride 2, and a map of 16x16 behind it. Parameters first:
+# Take `conv2_2`: 32 channels in, 64 out, stride 2, and an output of 16x16 pixels. Here are its parameters and
+# MACs:
 
 # %%
 k, c, d, h = 3, 32, 64, 16
-parts = [
+layers_of_block = [
     ("depthwise", "K·K·C", k * k * c, "O·O·K·K·C", h * h * k * k * c),
     ("BatchNorm", "2·C", 2 * c, "", 0),
     ("pointwise", "C·D", c * d, "O·O·C·D", h * h * c * d),
     ("BatchNorm", "2·D", 2 * d, "", 0),
 ]
-parameters, macs = sum(p[2] for p in parts), sum(p[4] for p in parts)
-rows = [(name, f1, f"{n:,}", f2, f"{m:,}" if m else "") for name, f1, n, f2, m in parts]
-say(
-    table(
-        [*rows, ("**together**", "", f"{parameters:,}", "", f"{macs:,}")], ["", "parameters", "", "MACs", ""]
-    )
-)
+parameters, macs = sum(p[2] for p in layers_of_block), sum(p[4] for p in layers_of_block)
+rows = [(name, f1, f"{n:,}", f2, f"{m:,}" if m else "") for name, f1, n, f2, m in layers_of_block]
+say(table([*rows, ("**total**", "", f"{parameters:,}", "", f"{macs:,}")], ["", "parameters", "", "MACs", ""]))
 
 counted = [row for row in cost.of(net).rows if row.name.startswith("conv2_2.")]
 assert sum(row.params for row in counted) == parameters
@@ -403,13 +404,13 @@ assert sum(row.macs for row in counted) == macs
 
 # %% [markdown]
 # A MAC is one multiplication and the addition that goes with it. Every weight of a convolution is used once
-# for each pixel that it *writes*, so it is the size of the output that counts. A running mean is not a
-# parameter: nobody learns it. The whole network, counted by mbnp:
+# for each pixel that the convolution *writes*, so the size of the output counts. A running mean is not a
+# parameter: it is not learned. The whole network, counted by mbnp:
 
 # %%
 counted = cost.of(net, (32, 32, 3))
 say(
-    f"**{counted.params:,} parameters, {counted.macs:,} MACs** for a picture of 32x32: {counted.flops:,} FLOPs."
+    f"**{counted.params:,} parameters, {counted.macs:,} MACs** for an image of 32x32: {counted.flops:,} FLOPs."
 )
 
 as_in_the_article = sum(
@@ -420,7 +421,7 @@ as_in_the_article = sum(
 say(
     f"""
     The article's formulas take H and W of the *input*. At stride 1 that is the same. At stride 2 they count four pixels
-    for each one that is computed, and the four depthwise convolutions of stride 2 would bring the sum to
+    for each one that is computed, and the four depthwise convolutions of stride 2 would bring the total to
     {as_in_the_article:,.0f}. The article also calls the result FLOPs, and explains them as operations *per second*.
     It is a number of operations, not a rate, and this number is that of the MACs, half of the FLOPs. (Lesson 2 counts
     them one by one.)
@@ -445,38 +446,40 @@ for ax, what, unit, label in (
     left = np.zeros(len(names))
     for kind, (colour, title) in kinds.items():
         rows = [row for row in counted.rows if row.kind == kind]
-        share = [sum(getattr(r, what) for r in rows if r.name.split(".")[0] == name) / unit for name in names]
-        ax.barh(names, share, left=left, color=colour, label=title, edgecolor="white", linewidth=0.5)
-        left += share
+        amounts = [
+            sum(getattr(r, what) for r in rows if r.name.split(".")[0] == name) / unit for name in names
+        ]
+        ax.barh(names, amounts, left=left, color=colour, label=title, edgecolor="white", linewidth=0.5)
+        left += amounts
     ax.set_xlabel(label)
 axes[0].invert_yaxis()
 axes[0].legend(loc="center right")
 show(
     fig,
-    "Parameters and MACs of each block: parameters gather in the last blocks, MACs are spread over all of them",
+    "Parameters and MACs of each block: most parameters are in the last blocks, MACs are spread over all of them",
 )
 
 # %% [markdown]
-# The parameters sit at the end, where there are many channels. The multiplications are spread more evenly,
-# because each halving of the map pays for the doubling of the channels.
+# Most parameters are at the end, where there are many channels. The multiplications are spread more evenly,
+# because each halving of the feature map makes up for the doubling of the channels.
 
 # %%
 last = sum(row.params for row in counted.rows if row.name.startswith("conv2_8."))
 shares = {kind: 100 * share for kind, share in counted.shares().items()}
 say(
     f"""
-    The last block has {100 * last / counted.params:.0f} % of the parameters. And the depthwise steps, which do all
-    the looking around, take {shares["Depthwise"]:.0f} % of the multiplications, the pointwise steps
-    {shares["Pointwise"]:.0f} %. (Of the multiplications, that is. Lesson 9 takes the time.)
+    The last block has {100 * last / counted.params:.0f} % of the parameters. And the depthwise steps, which alone
+    combine neighbouring pixels, take {shares["Depthwise"]:.0f} % of the multiplications, the pointwise steps
+    {shares["Pointwise"]:.0f} %. (These are multiplications. Lesson 9 measures the time.)
     """
 )
 
 # %% [markdown]
 # ## The same numbers?
 #
-# Now the weights of the PyTorch class go into the mbnp network, and the same pictures through both. Two
-# layouts have to be translated. PyTorch's pictures have their channels first, $(N, C, H, W)$. And its
-# weights have another order of axes:
+# Now load the weights of the PyTorch class into the mbnp network, and run the same images through both. Two
+# layouts have to be converted. PyTorch's images have their channels first, $(N, C, H, W)$. And its weights
+# have another order of axes:
 #
 # | | PyTorch | mbnp |
 # | --- | --- | --- |
@@ -485,12 +488,12 @@ say(
 # | pointwise | (D, C, 1, 1) | (C, D) |
 # | linear | (D, C) | (C, D) |
 #
-# `weights.from_torch` does the second. (One batch goes through the fresh network first, with momentum 1, so
-# that it leaves its own statistics behind, lesson 4. With a mean of 0 and a variance of 1 the signal would
-# fade away from block to block.)
+# `weights.from_torch` converts the weights. (First, one batch goes through the untrained PyTorch network with
+# momentum 1, so that the running statistics become those of that batch; see lesson 4. With a mean of 0 and a
+# variance of 1 the activations would get smaller from block to block.)
 #
-# **Before you run the next cell:** in float64 a number has 16 digits, and the network adds up products in
-# another order than PyTorch does. How many digits do you expect the two to share at the end?
+# **Before you run the next cell:** in float64 a number has 16 digits, and mbnp adds up products in another
+# order than PyTorch. In how many digits do you expect the two to agree at the end?
 
 # %%
 if TORCH:
@@ -522,7 +525,8 @@ if TORCH:
     say(table(rows, ["output of", "shape", "largest difference, relative"]))
 
 # %% [markdown]
-# The same function. And backwards, in training, with batch statistics and a random gradient on top:
+# The same function. And the backward pass, in training, with batch statistics and a random gradient of the
+# logits:
 
 # %%
 if TORCH:
@@ -531,7 +535,7 @@ if TORCH:
     ours.forward(x, train=True)
     ours.backward(dy)
 
-    other = models.create("mobilenet-v1-small", num_classes=10, dtype=np.float64)  # to translate the layout
+    other = models.create("mobilenet-v1-small", num_classes=10, dtype=np.float64)  # to convert the layout
     state = theirs.state_dict()
     weights.from_torch(other, state | {name: p.grad for name, p in theirs.named_parameters()})
     gradients = {name: p.value for name, p in other.parameters().items()}
@@ -545,8 +549,8 @@ if TORCH:
     say(table(rows, ["gradient of", "largest difference, relative"]))
 
 # %% [markdown]
-# Shapes are a good guard against mistakes of layout, but not a perfect one. `conv2_1.3.weight` maps 32
-# channels to 32. Turned the wrong way it fits as well:
+# Shapes are a good check against mistakes of layout, but not a perfect one. `conv2_1.3.weight` maps 32
+# channels to 32. Transposed, it fits as well:
 
 # %%
 if TORCH:
@@ -556,21 +560,20 @@ if TORCH:
     wrong["conv2_1"]["3"].weight.value = state["conv2_1.3.weight"][:, :, 0, 0].numpy()  # (D, C), not (C, D)
     change = np.abs(wrong(x) - right).max() / np.abs(right).max()
     assert change > 0.01
-    say(
-        f"No complaint, and logits that are off by {change:.1f} times the largest. Compare numbers, not shapes."
-    )
+    say(f"No error, and logits that are off by {change:.1f} times the largest. Compare numbers, not shapes.")
 
 # %% [markdown]
 # ## Questions
 #
-# 1. The first convolution has `bias=True` and the others have not. What is its bias good for? (Lesson 4
+# 1. The first convolution has `bias=True` and the others do not. What is its bias good for? (Lesson 4
 #    measured its gradient.)
-# 2. Replace `AveragePool(2)` by a global average. Which sizes of picture does the network take then, and
-#    what becomes of the article's `view(-1, 512)`?
-# 3. MobileNetV1 for 224x224 pictures begins with stride 2. Why does this one begin with stride 1?
-# 4. The last map sees further than the picture is wide. Is that a waste? What do its outer taps look at?
+# 2. Replace `AveragePool(2)` by a global average. Which image sizes does the network accept then, and what
+#    becomes of the article's `view(-1, 512)`?
+# 3. MobileNetV1 for 224x224 images begins with stride 2. Why does this one begin with stride 1?
+# 4. The receptive field of the last feature map is wider than the image. Is that a waste? What do its outer
+#    taps multiply?
 # 5. With a standard 3x3 convolution for each separable block, how many parameters would `conv2_8` have?
-#    (`mbnp summary standard-small` tells. Lesson 7 trains it.)
+#    (`mbnp summary standard-small` shows it. Lesson 7 trains that network.)
 #
 # ## Exercises
 #
@@ -578,11 +581,11 @@ if TORCH:
 #
 #     mbnp grade tutorials/exercises/05.py
 #
-# **1. `map_sizes`**: how large the map is after each of a row of 3x3 convolutions with padding 1.
+# **1. `map_sizes`**: the size of the feature map after each of a chain of 3x3 convolutions with padding 1.
 #
 # <details><summary>Hint</summary>
 #
-# The formula, over and over, each time with the size from before. `//` rounds down.
+# Apply the formula again and again, each time to the size from before. `//` rounds down.
 #
 # </details>
 #
@@ -599,12 +602,13 @@ if TORCH:
 #
 # </details>
 #
-# **2. `receptive_field`**: how many pixels, in each direction, a number behind the last layer depends on.
+# **2. `receptive_field`**: the number of pixels, in each direction, that one output of the last layer depends
+# on.
 #
 # <details><summary>Hint</summary>
 #
-# Two numbers, `field` and `jump`, both 1 at the start. A layer's own stride acts on the layers behind it,
-# so it comes last.
+# Two numbers, `field` and `jump`, both 1 at the start. A layer's own stride acts on the layers after it, so
+# it comes last.
 #
 # </details>
 #
@@ -626,7 +630,7 @@ if TORCH:
 #
 # <details><summary>Hint</summary>
 #
-# Parameters: the first convolution has a bias, the others have not; each convolution is followed by batch
+# Parameters: the first convolution has a bias, the others do not; each convolution is followed by batch
 # normalisation with two learned numbers for each channel; the last layer has a bias. MACs: the weights of a
 # convolution times the pixels of its output; the size changes with the depthwise step, so the pointwise one
 # works on the new size. Normalisation and biases count no MACs.

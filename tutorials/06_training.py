@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 6. Training
 #
-# **A new network is a few hundred thousand random numbers, and it is wrong nine times out of ten. How do they
+# **A new network is a few hundred thousand random numbers, and it is wrong nine times out of ten. How does it
 # become a network that is right, and how do you notice in the first minute that something is broken, instead
 # of after an hour?**
 #
-# At the end you can train a network and not be fooled: you know what the loss must be before the first step,
-# you have a test that finds most bugs in seconds, you can choose a learning rate from a picture, and you can
-# read what the network gets wrong. You need lesson 5. Half an hour.
+# At the end you can train a network and check that it works: you know what the loss must be before the first
+# step, you have a test that finds most bugs in seconds, you can choose a learning rate from a plot, and you
+# can see what the network gets wrong. You need lesson 5. It takes about half an hour.
 
 # %%
 import dataclasses
@@ -20,23 +20,25 @@ from lesson import BLACK, BLUE, GREEN, SMALL, VERMILION, figure, say, show, sour
 from mbnp import datasets, fused, models, optim, train
 from mbnp.errors import DivergedError
 from mbnp.ops import softmax_cross_entropy as cross_entropy
+from mbnp.optim import schedules
 
 # %% [markdown]
-# ## The pictures
+# ## The images
 #
-# Where the variable `MBNP_DATA` names CIFAR-10, this lesson takes 10,000 of its photographs. Otherwise it
-# draws its own: *shapes10*, ten shapes on busy backgrounds, often with a bar across. The page that you may be
-# reading was made with those. A label is a number from 0 to 9, the place of the right name in a list.
+# If the environment variable `MBNP_DATA` names CIFAR-10, this lesson uses 10,000 of its photographs.
+# Otherwise mbnp draws a data set of its own: *shapes10*, ten shapes on busy backgrounds, often with a bar
+# across them. The rendered page of this lesson was made with shapes10. A label is a number from 0 to 9, the
+# index of the right class in a list of names.
 
 # %%
 counts = (320, 100) if SMALL else (10_000, 2_000)
 spec = os.environ.get("MBNP_DATA") or "shapes10"
 data = datasets.shapes10.make(*counts) if spec == "shapes10" else datasets.load(spec)
-parts = [
+splits = [
     datasets.Split(split.images[:count], split.labels[:count])
     for split, count in zip((data.train, data.test), counts, strict=True)
 ]
-data = dataclasses.replace(data, train=parts[0], test=parts[1])
+data = dataclasses.replace(data, train=splits[0], test=splits[1])
 say(f"{data}. The classes: {', '.join(data.classes)}.")
 
 fig, axes = figure(8, 2.2, nrows=2, ncols=10)
@@ -45,21 +47,21 @@ for label, column in enumerate(axes.T):
         ax.imshow(data.train.images[i])
         ax.axis("off")
     column[0].set_title(data.classes[label], fontsize=10)
-show(fig, "Two training pictures of each of the ten classes")
+show(fig, "Two training images of each of the ten classes")
 
 # %% [markdown]
-# ## One number for how wrong
+# ## One number for the error
 #
 # The network gives each class a score, a *logit*, and any score is allowed. Training needs one number that
-# says how bad the scores are, with a slope everywhere. It is made in two moves. Softmax turns the scores $z$
-# of a picture into probabilities $p$, which are positive and add up to 1. The loss is then how surprised we
-# are to see the right class, $-\log$ of its probability: 0 if the network was certain of it, large if it had
-# ruled it out.
+# says how bad the scores are, and that can be differentiated everywhere. It is computed in two steps. Softmax
+# turns the scores $z$ of an image into probabilities $p$, which are positive and add up to 1. The loss of the
+# image, its *cross-entropy*, is then $-\log$ of the right class's probability: 0 if the network was certain
+# of it, large if it considered it nearly impossible.
 #
 # $$p_d = \frac{e^{z_d}}{\sum_k e^{z_k}} \qquad L = \frac1N \sum_n -\log p_{n, \text{label}_n}$$
 #
-# $N$ is the number of pictures, $d$ and $k$ run over the classes, and $\log$ is the natural logarithm, so
-# that losses are in *nats*. Two pictures and three classes by hand:
+# $N$ is the number of images, $d$ and $k$ run over the classes, and $\log$ is the natural logarithm, so
+# that losses are in *nats*. Two images and three classes by hand:
 
 # %%
 logits = np.array([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
@@ -67,26 +69,27 @@ labels = np.array([0, 2])
 
 powers = np.exp(logits)
 p = powers / powers.sum(axis=1, keepdims=True)
-surprise = -np.log(p[np.arange(2), labels])
+losses = -np.log(p[np.arange(2), labels])
 rows = [
     [
         n,
         ", ".join(f"{z:g}" for z in logits[n]),
         ", ".join(f"{q:.3f}" for q in p[n]),
         labels[n],
-        f"{surprise[n]:.3f}",
+        f"{losses[n]:.3f}",
     ]
     for n in range(2)
 ]
-say(table(rows, ["picture", "logits", "probabilities", "label", "-log p[label]"]))
+say(table(rows, ["image", "logits", "probabilities", "label", "-log p[label]"]))
 say(
-    f"The loss is the mean of the last column, {surprise.mean():.4f}. "
+    f"The loss is the mean of the last column, {losses.mean():.4f}. "
     f"mbnp says {cross_entropy.forward(logits, labels):.4f}."
 )
 
 # %% [markdown]
-# **Before you run the next cell:** you may move each of the six logits by a little. Which way would you move
-# the three of the first picture to make the loss smaller? And for which picture do the logits matter more?
+# **Before you run the next cell:** you may change each of the six logits a little. In which direction would
+# you change the three of the first image to make the loss smaller? And for which image do the logits matter
+# more?
 
 # %%
 target = np.array([[1, 0, 0], [0, 0, 1]])
@@ -94,20 +97,21 @@ by_hand = (p - target) / 2
 say(
     table(
         [[n, *(f"{g:+.3f}" for g in by_hand[n]), f"{abs(by_hand[n].sum()):.3f}"] for n in range(2)],
-        ["picture", "dL/dz 0", "dL/dz 1", "dL/dz 2", "sum"],
+        ["image", "dL/dz 0", "dL/dz 1", "dL/dz 2", "sum"],
     )
 )
 assert np.allclose(by_hand, cross_entropy.backward(logits, labels))
 
 # %% [markdown]
-# The gradient is what the network said minus what it should have said, divided by the number of pictures:
+# The gradient is the predicted probability minus the desired one, divided by the number of images:
 #
 # $$\frac{\partial L}{\partial z_{n,d}} = \frac{p_{n,d} - [d = \text{label}_n]}{N}$$
 #
 # The bracket is 1 for the right class and 0 for the others. Three things are worth remembering. Each row adds
-# up to 0: what one class wins, the others lose. The second picture pulls harder, because the network knew
-# less about it. And the $1/N$ is easily forgotten. Without it everything still learns, but the learning rate
-# means something else at every batch size. Here is mbnp's own, as plain loops:
+# up to 0: what one class gains, the others lose. The second image has the larger gradient, because the
+# network was less certain about it. And the $1/N$ is easily forgotten. Without it the network still learns,
+# but the learning rate then means something different for every batch size. Here is mbnp's own
+# implementation, as plain loops:
 
 # %%
 source(cross_entropy.backward_loops)
@@ -118,8 +122,8 @@ source(cross_entropy.backward_loops)
 #
 # ## Check 1: the loss before the first step
 #
-# **Before you run the next cell:** an untrained network has ten outputs and no opinion. What does it give
-# each class, and what is $-\log$ of that?
+# **Before you run the next cell:** an untrained network has ten outputs and no reason to prefer any class.
+# Which probability does it give each of them, and what is $-\log$ of that?
 
 # %%
 net = models.mobilenet_v1_small(seed=0)
@@ -127,50 +131,53 @@ rng = np.random.default_rng(0)
 batches = datasets.batches(data.train, 64, rng, mean=data.mean, std=data.std)
 x, y = next(batches)
 logits = fused.convert(net).forward(x, train=True)
-first_loss, spread = float(cross_entropy.forward(logits, y)), float(logits.std())
+first_loss, sigma = float(cross_entropy.forward(logits, y)), float(logits.std())
 say(
-    f"Expected: log 10 = {math.log(10):.4f}. Measured: **{first_loss:.4f}**. Right answers: "
-    f"{np.mean(logits.argmax(axis=1) == y):.0%} of 64."
+    f"Expected: log 10 = {math.log(10):.4f}. Measured: **{first_loss:.4f}**. Accuracy: "
+    f"{np.mean(logits.argmax(axis=1) == y):.0%} of 64 images."
 )
 
 # %% [markdown]
 # $-\log \frac1{10} = \log 10$. This is the cheapest test there is: one forward pass. Much more than $\log 10$
-# means that the network starts with strong opinions, all of them baseless: weights too large, pictures not
-# normalised, labels that do not fit the outputs. Why is it a little more than $\log 10$ even so? Because the
-# logits are not equal but random. If they have the spread (standard deviation) $\sigma$ and know nothing of
-# the labels, then, as long as $\sigma$ is small, $L \approx \log D + \sigma^2/2$ for $D$ classes. We can blow
-# the network's logits up and watch.
+# means that the network starts with confident predictions that have no basis: the weights are too large, the
+# images are not normalised, or the labels do not fit the outputs. Why is the loss a little more than $\log
+# 10$ even so? Because the logits are not equal but random. If they have the standard deviation $\sigma$ and
+# are independent of the labels, then, as long as $\sigma$ is small, $L \approx \log D + \sigma^2/2$ for $D$
+# classes. We can scale the network's logits up and watch.
 
 # %%
 factors = np.linspace(0, 12, 49)
 losses = [float(cross_entropy.forward(np.float32(f) * logits, y)) for f in factors]
 
 fig, ax = figure(8, 3.2)
-ax.plot(factors * spread, losses, color=BLUE, label="measured: this network's logits, times a factor")
-near = factors * spread < 1.7
+ax.plot(factors * sigma, losses, color=BLUE, label="measured: this network's logits, times a factor")
+near = factors * sigma < 1.7
 ax.plot(
-    factors[near] * spread,
-    math.log(10) + (factors[near] * spread) ** 2 / 2,
+    factors[near] * sigma,
+    math.log(10) + (factors[near] * sigma) ** 2 / 2,
     "--",
     color=VERMILION,
     label=r"$\log 10 + \sigma^2/2$",
 )
 ax.axhline(math.log(10), color=BLACK, lw=0.8, ls=":", label="log 10")
-ax.plot([spread], [first_loss], "o", color=BLACK, ms=7, label="as they are")
-ax.set_xlabel(r"spread $\sigma$ of the logits of an untrained network")
+ax.plot([sigma], [first_loss], "o", color=BLACK, ms=7, label="as they are")
+ax.set_xlabel(r"standard deviation $\sigma$ of the logits of an untrained network")
 ax.set_ylabel("loss (nats)")
 ax.set_ylim(bottom=2)
 ax.legend()
-show(fig, "The loss of an untrained network is log 10 for small logits and grows with their spread")
+show(
+    fig, "The loss of an untrained network is log 10 for small logits and grows with their standard deviation"
+)
 
 # %% [markdown]
-# A network that knows nothing does best by saying nothing. Confident and wrong is the only way to do worse.
+# A network that knows nothing does best with equal probabilities. The only way to do worse is to be confident
+# and wrong.
 #
 # ## One step
 #
-# Everything is in place: lesson 3 and 4 gave every layer its backward, lesson 5 chained them. One step is:
-# forget the old gradients, go forward, go back, and move every weight a little against its gradient. This is
-# mbnp's, with what it does when the loss is no longer a number:
+# Everything is ready: lessons 3 and 4 gave every layer its backward pass, and lesson 5 chained them. One step
+# is: set the gradients to zero, run forward, run backward, and change every weight a little against its
+# gradient. This is mbnp's step, including what it does when the loss is NaN or infinite:
 
 # %%
 source(train._step)
@@ -178,13 +185,13 @@ source(train._step)
 # %% [markdown]
 # ## Check 2: overfit one batch
 #
-# Before you train on 10,000 pictures, train on 64, the same 64 again and again. A network with thousands of
-# weights for each picture must be able to learn 64 labels by heart. If the loss does not go to nearly 0, do
-# not tune anything: something is broken. A wrong gradient, a layer that gets none, an update with the wrong
-# sign, a learning rate off by a thousand: this test finds them in a few seconds.
+# Before you train on 10,000 images, train on 64, the same 64 again and again. A network with thousands of
+# weights for each image must be able to memorise 64 labels. If the loss does not go to nearly 0, do not tune
+# anything: something is broken. A wrong gradient, a layer that gets none, an update with the wrong sign, a
+# learning rate that is wrong by a factor of a thousand: this test finds them in a few seconds.
 #
-# Does it also find labels that do not belong to their pictures? **Before you run the next cell:** we do it
-# twice, once with the right labels and once with labels drawn by dice. Does the loss go to 0 the second time?
+# Does it also find labels that do not belong to their images? **Before you run the next cell:** we do it
+# twice, once with the right labels and once with random labels. Does the loss go to 0 the second time?
 
 
 # %%
@@ -194,47 +201,48 @@ def overfit(labels, steps=4 if SMALL else 60):
     return [train.step(net, opt, x, labels) for _ in range(steps)]
 
 
-honest, dice = overfit(y), overfit(np.random.default_rng(1).integers(0, 10, len(y)))
+right_labels, random_labels = overfit(y), overfit(np.random.default_rng(1).integers(0, 10, len(y)))
 
 fig, ax = figure(8, 3.2)
-ax.semilogy(honest, color=BLUE, label="right labels")
-ax.semilogy(dice, "--", color=VERMILION, label="labels drawn by dice")
+ax.semilogy(right_labels, color=BLUE, label="right labels")
+ax.semilogy(random_labels, "--", color=VERMILION, label="random labels")
 ax.axhline(math.log(10), color=BLACK, lw=0.8, ls=":", label="log 10")
-ax.set_xlabel("step, always on the same 64 pictures")
+ax.set_xlabel("step, always on the same 64 images")
 ax.set_ylabel("loss (nats), logarithmic")
 ax.legend()
 show(fig, "The loss on one batch falls towards zero with right labels and with random ones")
 say(
-    f"After {len(honest)} steps the loss is {honest[-1]:.5f} with the right labels and {dice[-1]:.5f} with random ones."
+    f"After {len(right_labels)} steps the loss is {right_labels[-1]:.5f} with the right labels and "
+    f"{random_labels[-1]:.5f} with random ones."
 )
 
 # %% [markdown]
-# It learns nonsense just as well. So this test says that the machinery works: gradients arrive and have the
-# right sign. It says nothing about whether the network has understood anything. Only pictures that it has
-# never seen can say that, which is why the test pictures are kept apart. (Zhang et al. did this with all of
+# The network memorises random labels just as well. So this test shows that training works: every layer gets a
+# gradient, with the right sign. It does not show that the network generalises. Only images that it has never
+# seen can show that, which is why the test images are kept apart. (Zhang et al. did this with all of
 # ImageNet, "Understanding deep learning requires rethinking generalization", arXiv:1611.03530.)
 #
 # ## How large a step?
 #
-# The learning rate is the one setting that matters more than all others together. Leslie Smith's range test
-# (section 3.3 of arXiv:1506.01186) finds it in one short run: begin with a rate that is far too small,
-# multiply it a little after each batch, and write down the loss. Too small, and nothing moves. Too large, and
-# the loss rises.
+# The learning rate matters more than all other settings together. Leslie Smith's range test (section 3.3 of
+# arXiv:1506.01186) finds it in one short run: begin with a rate that is far too small, increase it by a
+# constant factor after each batch, and record the loss. If the rate is too small, nothing happens. If it is
+# too large, the loss rises.
 #
-# Where do we begin? A fresh network is nearly deaf to pictures that are new in every batch and to rates that
-# begin near zero: for the first hundred steps hardly anything happens (one batch that came again and again at
-# a high rate, as in check 2, is much easier). The test would only show where it blows up. So we do it twice,
-# with a fresh network and with one that has had two epochs at a modest rate. (An epoch is once through all
-# training pictures.)
+# Which network do we test? An untrained network hardly learns from images that are new in every batch and at
+# rates that begin near zero: for the first hundred steps its loss hardly changes (one batch repeated at a
+# high rate, as in check 2, is much easier). The test would only show where training diverges. So we do it
+# twice, with an untrained network and with one that has been trained for two epochs at a moderate rate. (An
+# epoch is one pass over all training images.)
 #
 # **Before you run the next cell:** the rate runs from 0.0001 to 10. At which rate do you expect the loss to
-# begin to fall, and at which to blow up?
+# begin to fall, and at which to diverge?
 
 # %%
-fresh = models.mobilenet_v1_small(seed=0)
-young = models.mobilenet_v1_small(seed=0)
-modest = train.Recipe(epochs=1 if SMALL else 2, lr=0.05, schedule="constant", augment=False)
-train.fit(fused.convert(young), data, modest)
+untrained = models.mobilenet_v1_small(seed=0)
+trained = models.mobilenet_v1_small(seed=0)
+moderate = train.Recipe(epochs=1 if SMALL else 2, lr=0.05, schedule="constant", augment=False)
+train.fit(fused.convert(trained), data, moderate)
 
 
 def range_test(net, low=1e-4, high=10.0, steps=5 if SMALL else 110):
@@ -246,46 +254,51 @@ def range_test(net, low=1e-4, high=10.0, steps=5 if SMALL else 110):
         opt.set(lr=rate)
         try:
             losses.append(train.step(net, opt, x, y))
-        except DivergedError:  # the loss is infinite: there is nothing beyond
+        except DivergedError:  # the loss is not finite: larger rates are useless
             break
     smooth = [np.mean(losses[max(0, i - 4) : i + 5]) for i in range(len(losses))]
     return rates[: len(losses)], np.array(losses), np.array(smooth)
 
 
 fig, ax = figure(8, 3.6)
-for net, name, colour, line in ((fresh, "fresh", VERMILION, "--"), (young, "after two epochs", BLUE, "-")):
+for net, name, colour, line in (
+    (untrained, "untrained", VERMILION, "--"),
+    (trained, "after two epochs", BLUE, "-"),
+):
     rates, losses, smooth = range_test(fused.convert(net))
     ax.semilogx(rates, losses, ".", color=colour, alpha=0.35, ms=4)
     ax.semilogx(rates, smooth, line, color=colour, label=name)
 ax.axhline(math.log(10), color=BLACK, lw=0.8, ls=":", label="log 10")
-ax.axvline(0.1, color=GREEN, ls="-.", label="what we take: 0.1")
+ax.axvline(0.1, color=GREEN, ls="-.", label="our choice: 0.1")
 ax.set_xlabel("learning rate, a little larger after every batch")
 ax.set_ylabel("loss (nats), mean of nine batches")
 ax.set_ylim(0, 5)
 ax.legend(loc="upper left")
-show(fig, "Learning-rate range test: the loss is flat at small rates, then falls, then blows up")
+show(fig, "Learning-rate range test: the loss is flat at small rates, then falls, then diverges")
 
 best = rates[smooth.argmin()]
 too_large = rates[(rates > best) & (smooth > 2 * smooth[0])]
-blown = too_large[0] if len(too_large) else rates[-1]
+diverged = too_large[0] if len(too_large) else rates[-1]
 say(
     f"After two epochs the loss begins at {smooth[0]:.2f}, is lowest, {smooth.min():.2f}, at about {best:.2g}, "
-    f"and at {blown:.2g} it is twice what it was."
+    f"and at {diverged:.2g} it is twice what it was."
 )
 
 # %% [markdown]
-# Three regions: too small to matter, useful, too large. (Beyond, the loss comes back to $\log 10$: BatchNorm
-# keeps the numbers finite, but all has been forgotten, and the network guesses again.) The useful one is
-# about as wide as a factor of ten, and we take its upper end, 0.1: as large as it can be without blowing up.
-# That is daring for a whole run, but the schedule below stays there only for a moment. Read such a plot for
-# its order of magnitude, not for its second digit. The axis is logarithmic, and every batch is seen at one
-# rate only.
+# Three regions: too small to matter, useful, too large. (At still larger rates the loss comes back to $\log
+# 10$: BatchNorm keeps the numbers finite, but what was learned is lost, and the network guesses again.) The
+# useful region spans about a factor of ten, and we take its upper end, 0.1: as large as possible without
+# divergence. For a whole run that would be risky, but the schedule below stays there only briefly. Read only
+# the order of magnitude from such a plot, not the second digit. The axis is logarithmic, and every batch is
+# seen at one rate only.
 #
 # ## A rate for each step
 #
-# A large rate crosses the landscape quickly and cannot settle; a small one settles wherever it stands. So we
-# use both, in a *one-cycle* schedule: up to the peak while the network is young, then slowly down to almost
-# nothing. Momentum, which keeps a step going in the direction of the ones before, goes the other way.
+# A large rate makes fast progress but cannot settle in a minimum; a small one settles in whatever minimum is
+# near. So we use both, in a *one-cycle* schedule: up to the peak early in training, then slowly down to
+# almost zero. Momentum, which keeps each step going in the direction of the previous ones, moves the other
+# way. The learning rate and the momentum are all that the update rule of stochastic gradient descent needs,
+# besides weight decay. Here they are: half a cosine for the schedule, and the rule.
 
 # %%
 total = 5 * (len(data.train) // 64)
@@ -298,37 +311,37 @@ left.set(title="learning rate", xlabel="step")
 right.plot([s["momentum"] for s in at], color=VERMILION)
 right.set(title="momentum", xlabel="step")
 show(fig, "One cycle: the learning rate goes up and then down, momentum the other way")
-source(optim._between)
+source(schedules._between, optim.SGD.update)
 
 # %% [markdown]
-# ## More pictures than there are
+# ## Augmentation: more images than there are
 #
-# A shape is still the same shape two pixels to the left. Moving and mirroring the pictures at random gives
-# the network new ones in every epoch, so it cannot learn
-# them by heart. What moves in from outside is the picture's own reflection. The first column is the original.
+# A shape is still the same shape two pixels to the left. Shifting and mirroring the images at random gives
+# the network new ones in every epoch, so it cannot memorise them. The pixels that are shifted in from outside
+# are the image's own reflection. The first column is the original.
 
 # %%
 fig, axes = figure(8, 2.6, nrows=3, ncols=10)
 some = data.train.images[:3]
-for row, picture in zip(axes, some, strict=True):
-    moved = datasets.augment(np.repeat(picture[None], 9, axis=0), np.random.default_rng(2))
-    for ax, image in zip(row, [picture, *moved], strict=True):
+for row, original in zip(axes, some, strict=True):
+    moved = datasets.augment(np.repeat(original[None], 9, axis=0), np.random.default_rng(2))
+    for ax, image in zip(row, [original, *moved], strict=True):
         ax.imshow(image)
         ax.axis("off")
 axes[0, 0].set_title("original", fontsize=10)
 axes[0, 1].set_title("as the network sees it", fontsize=10, loc="left")
-show(fig, "Three pictures and nine random shifts and mirror images of each")
+show(fig, "Three images and nine random shifts and mirror images of each")
 source(datasets.augment)
 
 # %% [markdown]
-# An augmentation says: this must not change the answer. Look whether that is true of your pictures. A
-# mirrored car is a car. A mirrored 3 is not a 3. And in shapes10 a crescent is always open to the right, so a
-# mirrored one is still called a crescent but never comes up in the test.
+# An augmentation assumes that the change does not change the class. Check whether that is true of your
+# images. A mirrored car is a car. A mirrored 3 is not a 3. And in shapes10 a crescent is always open to the
+# right, so a mirrored one is still labelled a crescent but never occurs in the test images.
 #
 # ## Training
 #
-# Now all of it. **Before you run the next cell:** the curves show accuracy on the training pictures and on
-# test pictures that the network never learns from. Which of the two will be higher, and why?
+# Now the whole training run. **Before you run the next cell:** the curves show accuracy on the training
+# images and on test images that the network never learns from. Which of the two will be higher, and why?
 
 # %%
 recipe = train.Recipe(epochs=2 if SMALL else 5, seed=0)
@@ -376,30 +389,32 @@ error = 100 * math.sqrt(accuracy * (1 - accuracy) / len(data.test))
 behind = sum(r.accuracy < r.test_accuracy for r in history)
 say(
     f"**Test accuracy {accuracy:.2%}** after {sum(r.seconds for r in history):.0f} seconds. One standard error, from "
-    f"having {len(data.test):,} test pictures and not infinitely many, is {error:.1f} percentage points. "
+    f"having {len(data.test):,} test images and not infinitely many, is {error:.1f} percentage points. "
     f"In {behind} of {len(history)} epochs the test accuracy is the higher one."
 )
 
 # %% [markdown]
-# The training numbers are taken *while* the network learns, from moved and mirrored pictures, so they are the
-# mean over an epoch of a network that was worse at its beginning. The test comes at the epoch's end, with
-# unmoved pictures. That is why the test can be ahead. A training curve far above the test curve would mean
-# something else: pictures learned by heart.
+# The training numbers are taken *while* the network learns, from shifted and mirrored images, so they are the
+# mean over an epoch at whose beginning the network was worse. The test comes at the epoch's end, with
+# unchanged images. That is why the test accuracy can be the higher one. A training curve far above the test
+# curve would mean something else: memorised images, that is, overfitting.
 #
-# We have not chosen anything by looking at the test pictures: not the epoch, not the rate. Whoever tries
-# twenty settings and reports the best test accuracy reports luck as well.
+# We have not chosen anything by looking at the test images: neither the epoch nor the learning rate. If you
+# try twenty settings and report the best test accuracy, part of what you report is luck.
 #
-# ## What it confuses
+# ## Which classes it confuses
 #
-# One number hides a lot. A confusion matrix has a row for what a picture shows and a column for what the
-# network said.
+# One number hides a lot. A confusion matrix has a row for each true class and a column for each predicted
+# class.
 
 # %%
 confusion = np.zeros((10, 10), int)
 np.add.at(confusion, (data.test.labels, predicted), 1)
 
 fig, ax = figure(6.4, 5.4)
-ax.imshow(np.sqrt(confusion), cmap="Blues")  # the root, so that single mistakes are seen beside hundreds
+ax.imshow(
+    np.sqrt(confusion), cmap="Blues"
+)  # the square root, so that single mistakes are visible beside hundreds
 for i, j in np.ndindex(10, 10):
     if confusion[i, j]:
         white = confusion[i, j] > 0.4 * confusion.max()
@@ -408,10 +423,10 @@ for i, j in np.ndindex(10, 10):
         )
 ax.set_xticks(range(10), data.classes, rotation=45, ha="right")
 ax.set_yticks(range(10), data.classes)
-ax.set_xlabel("the network said")
-ax.set_ylabel("the picture shows")
+ax.set_xlabel("predicted class")
+ax.set_ylabel("true class")
 ax.spines[:].set_visible(False)
-show(fig, "Confusion matrix: how often each class was taken for each other one")
+show(fig, "Confusion matrix: how often each class was predicted as each other class")
 
 off = confusion - np.diag(np.diag(confusion))
 i, j = np.unravel_index(off.argmax(), off.shape)
@@ -425,44 +440,48 @@ say(
 # %% [markdown]
 # ## Look at the mistakes
 #
-# The best ten minutes in machine learning are spent looking at what is wrong. Sort the mistakes by how sure
-# the network was. You will often find wrong labels, pictures that nobody could name, or a pattern that you
-# can fix.
+# Ten minutes spent looking at the mistakes are always worth it. Sort them by how confident the network was.
+# You will often find wrong labels, images that nobody could recognise, or a pattern that you can fix.
 
 # %%
 x = datasets.normalise(data.test.images, data.mean, data.std)
-p = np.concatenate([cross_entropy.softmax(fast(part)) for part in np.array_split(x, max(1, len(x) // 250))])
+p = np.concatenate([cross_entropy.softmax(fast(chunk)) for chunk in np.array_split(x, max(1, len(x) // 250))])
 wrong = np.flatnonzero(predicted != data.test.labels)
-surest = wrong[np.argsort(-p[wrong, predicted[wrong]])][:12]
+most_confident = wrong[np.argsort(-p[wrong, predicted[wrong]])][:12]
 
 fig, axes = figure(8, 3.6, nrows=2, ncols=6)
 for ax in axes.flat:
     ax.axis("off")
-for ax, i in zip(axes.flat, surest, strict=False):
-    said, shown = data.classes[predicted[i]], data.classes[data.test.labels[i]]
+for ax, i in zip(axes.flat, most_confident, strict=False):
+    guess, truth = data.classes[predicted[i]], data.classes[data.test.labels[i]]
     ax.imshow(data.test.images[i])
-    ax.set_title(f"{said} {p[i, predicted[i]]:.0%}\nis: {shown}", fontsize=10)
-show(fig, "The mistakes that the network was surest of, with what it said and what is right")
-say(f"{len(wrong)} of {len(data.test):,} test pictures are wrong; these are the ones it was surest of.")
+    ax.set_title(f"{guess} {p[i, predicted[i]]:.0%}\nis: {truth}", fontsize=10)
+show(fig, "The mistakes with the highest confidence, with the predicted and the true class")
+say(
+    f"{len(wrong)} of {len(data.test):,} test images are classified wrongly. "
+    "These are the most confident mistakes."
+)
 
 # %% [markdown]
-# Could you tell? A shape half outside or in nearly the colours of its background is hard for you, too. Others
-# you would name at a glance, and these are the interesting ones. Look for what they have in common: a bar, a
-# shadow, a texture. Then ask whether there are enough training pictures with just that. Lesson 11 looks at
-# which pixels made the network say what it said.
+# Could you classify them? A shape half outside the image or in nearly the colours of its background is hard
+# for you, too. Others you would recognise at a glance, and these are the interesting ones. Look for what they
+# have in common: a bar, a shadow, a texture. Then ask whether there are enough training images with that
+# feature. Lesson 11 looks at which pixels led the network to its prediction.
 #
-# The article that mbnp began with ends with the advice to exchange one line of "the train.py from before" and
+# The article that mbnp began with ends with the advice to replace one line of "the train.py from before" and
 # to run it. That script is not part of the article. Now you have one, and it is shorter than you may have
-# thought: `mbnp/train.py`.
+# thought: `mbnp/train.py`. It also takes a loss of your own, `train.step(..., loss=...)`, and a function that
+# may change the gradients before the update, such as one that clips them, `train.step(...,
+# on_gradients=...)`.
 #
 # ## Questions
 #
 # 1. A network for 1000 classes starts with a loss of 6.91. Is that good? And one that starts with 11?
 # 2. Your loss does not fall. Overfitting one batch works. Name two things that may be wrong, and two that
-#    cannot be.
+#    cannot.
 # 3. Somebody computes the sum of the losses of a batch instead of the mean. Which learning rate gives them
 #    the same training as ours at batch size 64?
-# 4. Why does the gradient of each picture's logits add up to zero? Which change of the logits changes no
+# 4. Why does the gradient of each image's logits add up to zero? Which change of the logits changes no
 #    probability?
 # 5. Mirroring helps with photographs of animals. What would it do to a network that reads road signs?
 # 6. The test accuracy of two runs differs by half a percentage point. What must you know before you call one
@@ -478,8 +497,8 @@ say(f"{len(wrong)} of {len(data.test):,} test pictures are wrong; these are the 
 #
 # <details><summary>Hint</summary>
 #
-# Probabilities minus 1 at the right class, divided by the number of pictures. To reach one number in each
-# row, index with two lists: `dlogits[np.arange(N), labels]`. Mind logits as large as 200.
+# Probabilities minus 1 at the right class, divided by the number of images. To address one number in each
+# row, index with two arrays: `dlogits[np.arange(N), labels]`. Take care of logits as large as 200.
 #
 # </details>
 #
@@ -523,12 +542,12 @@ say(f"{len(wrong)} of {len(data.test):,} test pictures are wrong; these are the 
 #
 # </details>
 #
-# **3. `mirror_and_crop`**: an augmentation whose random draws are already made.
+# **3. `mirror_and_crop`**: an augmentation whose random numbers are given.
 #
 # <details><summary>Hint</summary>
 #
-# One picture after the other is fine. `np.pad` has a mode for the reflection, and takes a pair for every
-# axis: the channels get `(0, 0)`. After the cut, `[:, ::-1]` of one picture (H, W, C) mirrors it.
+# One image after the other is fine. `np.pad` has a mode for the reflection, and takes a pair for every axis:
+# the channels get `(0, 0)`. After the crop, `[:, ::-1]` of one image (H, W, C) mirrors it.
 #
 # </details>
 #

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 8. Width and resolution
 #
-# **Your network is too slow for the telephone it is meant for, by a factor of four. You can make it thinner,
-# or show it smaller pictures. Which?**
+# **Your network is too slow for the phone it is meant for, by a factor of four. You can make it thinner, or
+# give it smaller images. Which?**
 #
-# At the end you can say what either does to multiplications, parameters, memory and time, draw the front of
-# networks that are worth having, and read the paper's sixteen points as what they are: a menu. You need
-# lessons 5 and 6. Half an hour.
+# At the end you can say what either does to multiplications, parameters, memory and time, draw the Pareto
+# front of the networks that are worth having, and read the paper's sixteen points as what they are: a menu.
+# You need lessons 5 and 6. It takes about half an hour.
 
 # %%
 import dataclasses
@@ -17,21 +17,22 @@ from lesson import BLACK, BLUE, GREEN, PURPLE, SMALL, VERMILION, figure, say, sh
 from PIL import Image
 
 from mbnp import cost, datasets, fused, models, train
+from mbnp.layers import Conv
 from mbnp.models import build
 
 # %% [markdown]
-# ## One layer, two knobs
+# ## One layer, two multipliers
 #
-# The paper has two numbers to scale a network with. The *width multiplier* $\alpha$ takes that share of every
-# layer's channels. The *resolution multiplier* $\rho$ takes that share of every map's height and width,
-# simply because the pictures are that much smaller. A pointwise convolution from $M$ to $N$ channels on a map
-# of $H \times W$ then costs
+# The paper has two numbers to scale a network with. The *width multiplier* $\alpha$ scales the number of
+# channels of every layer. The *resolution multiplier* $\rho$ scales the height and width of every feature
+# map, simply because the images are that much smaller. A pointwise convolution from $M$ to $N$ channels on a
+# feature map of $H \times W$ then costs
 #
 # $$\rho H \cdot \rho W \cdot \alpha M \cdot \alpha N = \alpha^2 \rho^2 \cdot H W M N$$
 #
 # **Before you run the next cell:** take 8x8 pixels and 16 to 32 channels. What do half the width and half the
 # resolution do to the MACs, to the weights, and to the numbers that the layer writes? Only one of the three
-# comes out the same for both.
+# is the same for both.
 
 # %%
 layers = {"as it is": (8, 16, 32), "half the width": (8, 8, 16), "half the resolution": (4, 16, 32)}
@@ -49,23 +50,25 @@ say(
             ]
             for name, (size, c_in, c_out) in layers.items()
         ],
-        ["", "map", "channels in", "channels out", "MACs", "weights", "numbers written"],
+        ["", "feature map", "channels in", "channels out", "MACs", "weights", "numbers written"],
     )
 )
 
 # %% [markdown]
-# The MACs fall to a quarter both ways. Half the width has a quarter of the weights and writes half as many
-# numbers. Half the resolution keeps all the weights and writes a quarter as many numbers. If the download is
-# too large, resolution will not help you. If memory traffic is what takes the time, it helps more than width.
+# The MACs fall to a quarter both ways. With half the width, the layer has a quarter of the weights and writes
+# half as many numbers. With half the resolution, it keeps all the weights and writes a quarter as many
+# numbers. If the download is too large, a lower resolution will not help you. If memory traffic takes the
+# time, it helps more than a smaller width.
 #
 # Not everything is a pointwise convolution. A depthwise one costs $\rho^2 H W \cdot K^2 \cdot \alpha M$: only
-# one factor $\alpha$, because each channel is on its own. So is the first layer, whose 3 input channels do
-# not shrink, and the classifier, whose outputs do not. The power of the whole is therefore below 2. In mbnp
-# the knobs are one line and no line: channels are rounded down, and the resolution is not in the network at
-# all, it follows from the picture.
+# one factor $\alpha$, because each channel is on its own. The same holds for the first layer, whose 3 input
+# channels do not shrink, and for the classifier, whose outputs do not. The exponent for the whole network is
+# therefore below 2. In mbnp the width multiplier is one line: channels are rounded down. The resolution is
+# not part of the network at all, it follows from the image. The cost of a convolution is the output pixels
+# times the number of weights:
 
 # %%
-source(build.scaled, cost._macs)
+source(build.scaled, Conv.macs)
 
 # %%
 widths, sizes = np.arange(0.25, 1.01, 0.125), np.arange(17, 49)
@@ -73,22 +76,28 @@ whole = cost.of(models.mobilenet_v1_small()).macs
 by_width = [cost.of(models.mobilenet_v1_small(width_mult=float(w))).macs / whole for w in widths]
 net = models.mobilenet_v1_small()
 by_size = [cost.of(net, (int(s), int(s), 3)).macs / whole for s in sizes]
-power_w = np.polyfit(np.log(widths), np.log(by_width), 1)[0]
-power_s = np.polyfit(np.log(sizes / 32), np.log(by_size), 1)[0]
+exponent_w = np.polyfit(np.log(widths), np.log(by_width), 1)[0]
+exponent_s = np.polyfit(np.log(sizes / 32), np.log(by_size), 1)[0]
 
 fig, ax = figure(8, 3.6)
-share = np.geomspace(0.25, 1.5, 20)
-ax.loglog(share, share**2, color=BLACK, lw=0.8, ls=":", label="share squared")
-ax.loglog(widths, by_width, "o", color=BLUE, label=f"width: power {power_w:.2f}")
+fraction = np.geomspace(0.25, 1.5, 20)
+ax.loglog(fraction, fraction**2, color=BLACK, lw=0.8, ls=":", label="fraction squared")
+ax.loglog(widths, by_width, "o", color=BLUE, label=f"width: exponent {exponent_w:.2f}")
 ax.loglog(
-    sizes / 32, by_size, "s", color=VERMILION, ms=4, mfc="none", label=f"resolution: power {power_s:.2f}"
+    sizes / 32,
+    by_size,
+    "s",
+    color=VERMILION,
+    ms=4,
+    mfc="none",
+    label=f"resolution: exponent {exponent_s:.2f}",
 )
 ticks = [0.25, 0.5, 0.75, 1, 1.5]
 ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
 ax.set_yticks([0.0625, 0.25, 1], ["1/16", "1/4", "1"])
 ax.minorticks_off()
-ax.set_xlabel("share of the channels, or of the 32 pixels")
-ax.set_ylabel("share of the MACs")
+ax.set_xlabel("fraction of the channels, or of the 32 pixels")
+ax.set_ylabel("fraction of the MACs")
 ax.legend()
 show(
     fig,
@@ -97,18 +106,19 @@ show(
 
 large = [cost.of(models.mobilenet_v1(width_mult=w)).macs for w in (0.25, 0.5, 0.75, 1.0)]
 say(
-    f"Between a quarter of the width and all of it the power is {power_w:.2f} here, and "
+    f"Between a quarter of the width and all of it the exponent is {exponent_w:.2f} here, and "
     f"{np.polyfit(np.log([0.25, 0.5, 0.75, 1.0]), np.log(large), 1)[0]:.2f} for "
     "the paper's network, whose layers are wider."
 )
 
 # %% [markdown]
-# The squares of resolution go up in small steps, because maps have whole rows: 17 pixels at stride 2 make 9,
-# just as 18 do. This network takes 17 to 48 pixels, since its last map must pool to a single pixel.
+# The points for the resolution rise in small steps, because feature maps have whole rows: 17 pixels at stride
+# 2 make 9, just as 18 do. This network accepts 17 to 48 pixels, since its last feature map must pool to a
+# single pixel.
 #
-# A word on names. Some libraries call the width multiplier `depth_multiplier`, and some tutorials call *that*
-# the resolution multiplier. The depth of a network is how many layers it has, and neither knob touches it.
-# Here they are `width_mult` and `resolution`.
+# A note on names. Some libraries call the width multiplier `depth_multiplier`, and some tutorials call *that*
+# the resolution multiplier. The depth of a network is its number of layers, and neither multiplier changes
+# it. In mbnp they are called `width_mult` and `resolution`.
 #
 # ## The paper's sixteen points
 #
@@ -149,7 +159,7 @@ WIDTH_STYLE = {1.0: (BLUE, "o"), 0.75: (VERMILION, "s"), 0.5: (GREEN, "^"), 0.25
 
 
 def front(points):
-    """The points that no other one beats, by growing cost. points: (MACs, accuracy)."""
+    """Return the points that no other point dominates, by increasing cost. points: (MACs, accuracy)."""
     kept, best = [], -math.inf
     for macs, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if accuracy > best:
@@ -160,20 +170,22 @@ def front(points):
 
 def draw(ax, points, labels=(), above=False):
     """A line for each width, a grey line for the front. points: (width, pixels) -> (MACs, accuracy)."""
-    ax.plot(*zip(*front(points.values()), strict=True), color="#BBBBBB", lw=5, zorder=0, label="front")
+    ax.plot(*zip(*front(points.values()), strict=True), color="#BBBBBB", lw=5, zorder=0, label="Pareto front")
     for width, (colour, marker) in WIDTH_STYLE.items():
-        mine = sorted((pixels, *points[w, pixels]) for w, pixels in points if w == width)
-        x, y = [macs for _, macs, _ in mine], [accuracy for *_, accuracy in mine]
+        line = sorted((pixels, *points[w, pixels]) for w, pixels in points if w == width)
+        x, y = [macs for _, macs, _ in line], [accuracy for *_, accuracy in line]
         ax.plot(x, y, marker + "-", color=colour, lw=1, label=f"width {width:g}")
-        for pixels, macs, accuracy in mine:
+        for pixels, macs, accuracy in line:
             if (width, pixels) in labels:
-                place = {"xytext": (-5, 6), "ha": "right"} if above and width == 1 else {"xytext": (6, -11)}
+                position = (
+                    {"xytext": (-5, 6), "ha": "right"} if above and width == 1 else {"xytext": (6, -11)}
+                )
                 ax.annotate(
-                    f"{pixels} px", (macs, accuracy), textcoords="offset points", color=colour, **place
+                    f"{pixels} px", (macs, accuracy), textcoords="offset points", color=colour, **position
                 )
     ax.set_xscale("log")
     ax.margins(y=0.08)
-    ax.set_xlabel("million MACs a picture")
+    ax.set_xlabel("million MACs per image")
 
 
 millions = {key: (macs / 1e6, accuracy) for key, (macs, accuracy) in paper.items()}
@@ -183,9 +195,9 @@ ax.set_xticks([10, 30, 100, 300, 600], ["10", "30", "100", "300", "600"])
 ax.minorticks_off()
 ax.set_ylabel("ImageNet top-1 accuracy (%)")
 ax.legend(loc="lower right")
-show(fig, "The paper's sixteen networks: accuracy against MACs, and the front of those that no other beats")
+show(fig, "The paper's sixteen networks: accuracy against MACs, and the Pareto front")
 
-asked = {"half": ((0.75, 224), (1.0, 160)), "quarter": ((0.5, 224), (0.75, 160), (1.0, 128))}
+choices = {"half": ((0.75, 224), (1.0, 160)), "quarter": ((0.5, 224), (0.75, 160), (1.0, 128))}
 say(
     table(
         [
@@ -195,35 +207,36 @@ say(
                 f"{paper[w, p][0] / paper[1.0, 224][0]:.2f}",
                 f"{paper[w, p][1]} %",
             ]
-            for goal, points in asked.items()
+            for goal, points in choices.items()
             for w, p in points
         ],
-        ["", "width at pixels", "share of the MACs", "top-1 accuracy"],
+        ["", "width at pixels", "fraction of the MACs", "top-1 accuracy"],
     )
 )
 kept = front(paper.values())
 off = [f"{w:g} at {p}" for (w, p), point in paper.items() if point not in kept]
 halved = np.diff([paper[w, 224][1] for w in (0.25, 0.5, 1.0)])
 say(
-    f"{len(kept)} of the sixteen are on the front; not on it: {', '.join(off) or 'none'}. From 0.25 to 0.5 the width "
-    f"buys {halved[0]:.1f} points, from 0.5 to 1 only {halved[1]:.1f}."
+    f"{len(kept)} of the sixteen are on the Pareto front; not on it: {', '.join(off) or 'none'}. From 0.25 to 0.5 the "
+    f"width adds {halved[0]:.1f} points, from 0.5 to 1 only {halved[1]:.1f}."
 )
 
 # %% [markdown]
-# Two lessons are in this picture. Going down, both knobs are nearly as good as each other at first: the lines
-# of the widths lie almost on one another. And the price of either grows the further you turn it: the last
-# halving of the width costs far more than the first. So do not turn one knob to its end. For about a quarter
-# of the MACs, a little of both beats fewer pixels alone outright, and for little more work it is clearly
-# ahead of fewer channels alone.
+# This figure shows two things. When you begin to reduce the cost, both multipliers are about equally good:
+# the lines of the widths nearly coincide. And the further you reduce either of them, the more accuracy each
+# step costs: the last halving of the width costs far more than the first. So do not push one of them to its
+# extreme. For about a quarter of the MACs, a little of both is better than fewer pixels alone, and for
+# slightly more work it is clearly better than fewer channels alone.
 #
-# A point is on the *front* (Pareto's) if no other one is at least as cheap and at least as good, and better
-# at one of them. Only those are worth having, and which of them is for you depends on your telephone.
+# A point is on the *Pareto front* if no other point is at least as cheap and at least as accurate, and better
+# in one of the two. Only those networks are worth having, and which of them is right for you depends on your
+# phone.
 #
 # ## Measured here, at small scale
 #
-# The same with the article's network and shapes10: ten networks, each trained from scratch for three epochs,
-# on fewer pictures than in lesson 7. First, the smaller pictures. Pillow averages over the pixels that fall
-# into a new one.
+# The same experiment with the article's network and shapes10: ten networks, each trained from scratch for
+# three epochs, on fewer images than in lesson 7. First, the smaller images. Pillow makes each new pixel the
+# average of the old pixels that it covers.
 
 # %%
 RESOLUTIONS = (32, 24, 18)
@@ -249,12 +262,12 @@ for row, pixels in zip(axes, RESOLUTIONS, strict=True):
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     row[0].set_ylabel(f"{pixels} px")
-show(fig, "Nine test pictures at 32, 24 and 18 pixels")
+show(fig, "Nine test images at 32, 24 and 18 pixels")
 
 # %% [markdown]
 # **Before you run the next cell:** width 0.75 at 32 pixels and width 1 at 24 pixels cost nearly the same
-# number of MACs. Which will be more accurate on these pictures? And will the widest network at the highest
-# resolution win after a training this short?
+# number of MACs. Which will be more accurate on these images? And will the widest network at the highest
+# resolution be the best after such a short training?
 
 # %%
 CHOSEN = [(0.75, 32), *((width, pixels) for pixels in RESOLUTIONS for width in (1.0, 0.5, 0.25))]
@@ -295,24 +308,24 @@ say(
             "million MACs",
             "parameters",
             "activations, kB",
-            "ms a picture",
+            "ms per image",
             "test accuracy, %",
         ],
     )
 )
 
 # %% [markdown]
-# How much of that is luck? One standard error from having so many test pictures is easily computed. The luck
-# of the seed is not, so we train the cheapest network at 32 pixels twice more.
+# How much of that is chance? The standard error that comes from the finite number of test images is easily
+# computed. The effect of the seed is not, so we train the cheapest network at 32 pixels twice more.
 
 # %%
 again = [measured[0.25, 32][1], *(trained(0.25, 32, seed)[1] for seed in ((1,) if SMALL else (1, 2)))]
 a = measured[0.25, 32][1] / 100
 sampling = 100 * math.sqrt(a * (1 - a) / len(data.test))
-spread = float(np.std(again, ddof=1))
+deviation = float(np.std(again, ddof=1))
 say(
-    f"Width 0.25 at 32 pixels with {len(again)} seeds: {', '.join(f'{a:.1f}' for a in again)} %. They spread by "
-    f"{spread:.1f} points; {len(data.test):,} test pictures alone explain {sampling:.1f}."
+    f"Width 0.25 at 32 pixels with {len(again)} seeds: {', '.join(f'{a:.1f}' for a in again)} %. Their standard "
+    f"deviation is {deviation:.1f} points; having only {len(data.test):,} test images explains {sampling:.1f} of it."
 )
 
 # %%
@@ -338,32 +351,32 @@ best = max(measured, key=lambda key: measured[key][1])
 say(
     f"Width 0.75 at 32 pixels: {thin[0]:.2f} million MACs and {thin[1]:.1f} %. Width 1 at 24 pixels: "
     f"{coarse[0]:.2f} million and {coarse[1]:.1f} %. Most accurate: width {best[0]:g} at {best[1]} pixels. "
-    f"On the front: {', '.join(on_front)}."
+    f"On the Pareto front: {', '.join(on_front)}."
 )
 
 # %% [markdown]
-# Differences smaller than about twice that spread are not results, and in so short a run most differences
-# between neighbours here are smaller. What is left is the whole picture: from one end to the other, cost buys
-# accuracy.
+# Differences smaller than about twice that standard deviation mean nothing, and in such short runs most
+# differences between neighbours are smaller. What is left is the overall trend: networks that cost more are
+# more accurate.
 #
-# Compare the two pictures. In the paper's, the lines of different widths nearly coincide: at 224 pixels there
-# is detail to spare, and fewer pixels cost no more than fewer channels. Whether that is so with ours, these
-# runs are too few to say; there is reason to doubt it. Our pictures have 32 pixels to begin with, and the bar,
-# the noise and the outline of a shape are already a pixel or two wide. What holds on one task need not hold on
-# another. A task with fine detail loses more from fewer
-# pixels, a task with a thousand classes more from fewer channels. That is why the paper gives a menu and not
-# a recipe, and why it is worth an evening to draw this for your own pictures.
+# Compare the two plots. In the paper's, the lines of different widths nearly coincide: at 224 pixels there is
+# detail to spare, and fewer pixels cost no more accuracy than fewer channels. Our runs are too few to say
+# whether that holds here; there is reason to doubt it. Our images have 32 pixels to begin with, and the bar,
+# the noise and the outline of a shape are already only a pixel or two wide. What holds for one task need not
+# hold for another. A task with fine detail loses more from fewer pixels, a task with a thousand classes more
+# from fewer channels. That is why the paper gives a menu and not a recipe, and why it is worth an evening to
+# draw this plot for your own images.
 #
-# Look at the milliseconds in the table, too. They fall more slowly than the MACs. Small layers leave the
+# Look at the milliseconds in the table, too. They fall more slowly than the MACs. Small layers give the
 # processor less to do at a time. Lesson 9 is about that.
 #
 # ## Questions
 #
-# 1. Which of the two knobs changes the size of the file that you ship?
-# 2. The widths are multiples of 0.25, so that the channels are multiples of 8. Who likes that, and why?
+# 1. Which of the two multipliers changes the size of the file that you ship?
+# 2. The widths are multiples of 0.25, so that the channels are multiples of 8. What is the advantage of that?
 # 3. Why does a network trained at 224 pixels run at 128 pixels without an error, and why is it worse there
 #    than one trained at 128?
-# 4. You must halve the memory for activations in a training step. Compare the knobs.
+# 4. You must halve the memory for activations in a training step. Compare the two multipliers.
 # 5. What would a *depth* multiplier be, and how would the cost grow with it?
 # 6. Somebody measures forty networks once each and reports the best. What have they found?
 #
@@ -377,9 +390,9 @@ say(
 #
 # <details><summary>Hint</summary>
 #
-# Go from layer to layer and keep two numbers, the size of the map and its channels. With a 3x3 kernel and
-# padding 1, stride $S$ makes $\lfloor (\text{size} - 1) / S \rfloor + 1$ rows. The depthwise convolution has
-# the stride, so both halves of a block are counted at the new size.
+# Go from layer to layer and keep two numbers, the size of the feature map and its channels. With a 3x3 kernel
+# and padding 1, stride $S$ makes $\lfloor (\text{size} - 1) / S \rfloor + 1$ rows. The depthwise convolution
+# has the stride, so both halves of a block are counted at the new size.
 #
 # </details>
 #
@@ -400,12 +413,12 @@ say(
 #
 # </details>
 #
-# **2. `pareto_front`**: which networks does no other one beat?
+# **2. `pareto_front`**: which networks are not dominated by another one?
 #
 # <details><summary>Hint</summary>
 #
 # For each point ask whether *any* point is at least as cheap, at least as good, and strictly better in one of
-# the two. A point never beats itself that way. Two loops, or one with arrays inside, are fast enough.
+# the two. No point dominates itself. Two loops, or one with arrays inside, are fast enough.
 #
 # </details>
 #

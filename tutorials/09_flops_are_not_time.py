@@ -6,7 +6,7 @@
 #
 # At the end you can count the bytes of a layer as well as its FLOPs, say from two numbers of your machine how
 # fast a layer can be at most, and tell which of your layers would profit from fewer multiplications and which
-# would not. You need lesson 2. Half an hour.
+# would not. You need lesson 2. It takes about half an hour.
 
 # %%
 import math
@@ -30,7 +30,8 @@ from lesson import (
 )
 
 from mbnp import backend, cost, models
-from mbnp.bench import jobs, machine, parts, report
+from mbnp.bench import machine, profile
+from mbnp.bench.workload import Workload
 from mbnp.ops import conv, depthwise, pointwise, relu
 
 THREADS = min(2, backend.max_threads())
@@ -48,8 +49,8 @@ warn_if_busy()
 # %% [markdown]
 # ## The disappointment, measured
 #
-# A block from the middle of the network: 64 pictures of 16x16 pixels, 128 channels in and 128 out. Lesson 2
-# counted the two ways to do it.
+# A block from the middle of the network: 64 images of 16x16 pixels, 128 channels in and 128 out. Lesson 2
+# counted the multiplications of both kinds of convolution.
 
 # %%
 N, S, C = (4 if SMALL else 64), 16, 128
@@ -68,8 +69,8 @@ say(
 )
 
 # %% [markdown]
-# **Before you run the next cell:** how many times faster will the separable pair be, measured? And of its two
-# halves, the depthwise one has seven percent of the multiplications. How much of the time does it take?
+# **Before you run the next cell:** how many times faster will the measured time of the separable pair be? And
+# the depthwise half has seven percent of the pair's multiplications. How much of the time does it take?
 
 # %%
 seconds = {
@@ -92,26 +93,28 @@ say(
 )
 
 # %% [markdown]
-# Time is FLOPs divided by FLOPs *a second*, and the last column is not the same for everybody. The processor that does
-# so many billion operations a second in a standard convolution does a fraction of that in a depthwise one, and less in
-# a ReLU. It did not slow down. It was waiting.
+# Time is FLOPs divided by FLOPs *per second*, and the last column is not the same for every operation. The
+# same processor does far fewer operations per second in a depthwise convolution than in a standard one, and
+# fewer still in a ReLU. The processor did not slow down. It was waiting.
 #
-# (FLOPs are two for a multiply-accumulate, as in lesson 2. The ReLU gets one for each number, for its comparison.
-# And a word about words: FLOPs are a *number* of operations, and GFLOP/s a speed. The article that mbnp began with
-# calls the number "per second". It is an easy slip: the abbreviation reads like one.)
+# (FLOPs are two for a multiply-accumulate, as in lesson 2. The ReLU gets one for each number, for its
+# comparison. And a note on the terms: FLOPs are a *number* of operations, and GFLOP/s a speed. The article
+# that mbnp began with calls the number "per second", an easy confusion, because the abbreviation looks like
+# that of a speed.)
 #
 # ## What it was waiting for
 #
-# Before a number can be multiplied, it has to come from memory, and the result has to go back. So count two things:
-# FLOPs, and **bytes moved**. Take a map small enough to do it by hand: one picture of 4x4 pixels with 2 channels,
-# 32 numbers of 4 bytes. An ideal program reads every input and every weight once, and writes every output once.
+# Before a number can be multiplied, it has to come from memory, and the result has to go back. So count two
+# things: FLOPs, and **bytes moved**. Take a feature map that is small enough to do it by hand: one image of
+# 4x4 pixels with 2 channels, 32 numbers of 4 bytes. An ideal program reads every input and every weight once,
+# and writes every output once.
 
 # %%
-MAP = 4 * 4 * 2  # numbers in a map
+NUMBERS = 4 * 4 * 2  # in the feature map
 
 
-def count(flops_each, weights, numbers=MAP):
-    """FLOPs, the bytes that must at least move, and their ratio; `flops_each` for one output number."""
+def count(flops_each, weights, numbers=NUMBERS):
+    """Return the FLOPs, the least bytes moved, and their ratio; `flops_each` is for one output number."""
     total, moved = numbers * flops_each, 4 * (numbers + numbers + weights)
     return total, moved, total / moved
 
@@ -123,21 +126,22 @@ by_hand = {
     "standard 3x3, 2 to 2": count(2 * 3 * 3 * 2, 3 * 3 * 2 * 2),
 }
 rows = [[name, f"{f:,}", f"{b:,}", f"{i:.2f}"] for name, (f, b, i) in by_hand.items()]
-say(table(rows, ["operation", "FLOPs", "bytes", "FLOPs a byte"]))
+say(table(rows, ["operation", "FLOPs", "bytes", "FLOPs per byte"]))
 
 # %% [markdown]
-# The last column has a name, **arithmetic intensity**. It says how much work there is for every byte that has to
-# come and go:
+# The last column is called **arithmetic intensity**. It says how much work there is for every byte that has
+# to be moved:
 #
 # $$I = \frac{\text{FLOPs}}{\text{bytes moved}}$$
 #
-# For a large map the few weights do not matter, and with $C$ channels in, $C$ out, kernel $K$ and 4 bytes a number,
+# For a large feature map the few weights do not matter, and with $C$ channels in, $C$ out, kernel $K$ and 4
+# bytes per number,
 #
 # $$I_\text{depthwise} = \frac{2K^2}{4+4} \qquad I_\text{pointwise} = \frac{2C}{4+4} \qquad
 # I_\text{standard} = \frac{2K^2C}{4+4}$$
 #
-# **Before you run the next cell:** with two channels the pointwise convolution had the least to do for its bytes,
-# ReLU aside. What happens to each of the three when there are 128 channels, or 512?
+# **Before you run the next cell:** with two channels the pointwise convolution had the lowest intensity,
+# apart from ReLU. What happens to each of the three when there are 128 channels, or 512?
 
 # %%
 channels = 2 ** np.arange(1, 10)
@@ -155,48 +159,52 @@ axes.set_xticks(channels, [str(c) for c in channels])
 axes.minorticks_off()
 axes.yaxis.set_major_formatter("{x:g}")
 axes.set_xlabel("channels in and out")
-axes.set_ylabel("FLOPs a byte")
-axes.set_title("Only what mixes channels gets more to do for each byte")
+axes.set_ylabel("FLOPs per byte")
+axes.set_title("Only operations that mix channels get more work per byte")
 axes.grid(alpha=0.3)
 axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show(
     fig,
-    "FLOPs a byte against the number of channels: standard and pointwise convolution rise, depthwise and ReLU are flat",
+    "FLOPs per byte against channels: standard and pointwise convolution rise, depthwise and ReLU are flat",
 )
 
 # %% [markdown]
-# A depthwise convolution looks at each channel by itself. Twice the channels are twice the FLOPs and twice the bytes:
-# it never gets any better. A convolution that mixes uses every number it has fetched once for each output channel.
-# That is the whole secret. The separable block has moved nearly all of its *FLOPs* into the operation that has a
-# high intensity, which is what makes it a good idea; but all the *bytes* of the depthwise half are still there.
+# A depthwise convolution processes each channel by itself. Twice the channels are twice the FLOPs and twice
+# the bytes: its intensity never gets any better. A convolution that mixes channels uses every number it has
+# loaded once for each output channel. That is the whole difference. The separable block has nearly all of its
+# *FLOPs* in the operation with a high intensity, which is what makes it a good idea; but all the *bytes* of
+# the depthwise half remain.
 #
 # ## Two numbers of your machine
 #
-# How many FLOPs a byte are enough? That depends on the machine, and on two numbers of it. The first is how fast it
-# multiplies when nothing has to be fetched. The best we can do is a large matrix product. The second is how fast it
-# moves numbers when nothing has to be computed: a copy between arrays that no cache can hold.
+# How many FLOPs per byte are enough? That depends on two numbers of the machine. The first is its speed of
+# computing when nothing has to be loaded from memory: a large matrix product comes closest to that. The
+# second is its speed of moving numbers when nothing has to be computed: a copy between arrays that are too
+# large for any cache.
 
 # %%
 with backend.one_blas_thread():
     a = normal(1024, 1024)
-    product = fastest(lambda: a @ a)
+    matmul = fastest(lambda: a @ a)
 long, copy = np.ones(2**25, np.float32), np.empty(2**25, np.float32)
 moving = fastest(lambda: np.copyto(copy, long))
 say(
-    f"One thread: {2 * 1024**3 / product / 1e9:.0f} GFLOP/s, and {2 * long.nbytes / moving / 1e9:.0f} GB/s "
+    f"One thread: {2 * 1024**3 / matmul / 1e9:.0f} GFLOP/s, and {2 * long.nbytes / moving / 1e9:.0f} GB/s "
     f"(read and written)."
 )
-long = copy = None  # a quarter of a gigabyte is wanted back
+long = copy = None  # free a quarter of a gigabyte
 
 # %% [markdown]
-# `mbnp bench` measures the same two things a little more carefully: on several threads, the best of many rounds,
-# and the bandwidth twice, in arrays far larger than the last cache and in arrays that fit into half of it.
+# `mbnp bench` measures the same two numbers a little more carefully: on several threads, as the best of many
+# rounds, and the bandwidth twice, with arrays far larger than the last-level cache and with arrays that fit
+# into half of it.
 
 # %%
-source(machine._products, machine._triad)
+source(machine._matmuls, machine._triad)
 
 # %% [markdown]
-# **Before you run the next cell:** it measures with one thread and with two. Which of the three numbers will double?
+# **Before you run the next cell:** the next cell measures with one thread and with two. Which of the three
+# numbers will double?
 
 # %%
 rounds = 2 if SMALL else 30
@@ -205,36 +213,32 @@ rows = [
     [f"{threads}", f"{p.gflops:.0f}", f"{p.cache:.0f}", f"{p.memory:.0f}", f"{p.gflops / p.memory:.0f}"]
     for threads, p in peaks.items()
 ]
-say(
-    table(
-        rows, ["threads", "products, GFLOP/s", "last cache, GB/s", "memory, GB/s", "FLOPs a byte to be busy"]
-    )
-)
+say(table(rows, ["threads", "matmul, GFLOP/s", "last cache, GB/s", "memory, GB/s", "FLOPs per byte needed"]))
 peak = peaks[THREADS]
 if THREADS == 2:
     more = [getattr(peaks[2], name) / getattr(peaks[1], name) for name in ("gflops", "cache", "memory")]
     say(
-        f"From one thread to two: products x{more[0]:.2f}, cache x{more[1]:.2f}, memory x{more[2]:.2f}. Every core "
-        f"brings its own multipliers. The memory is shared by all of them, and on some machines one core can "
-        f"nearly use it up: a factor near 1 says that this is one of them."
+        f"From one thread to two: matmul x{more[0]:.2f}, cache x{more[1]:.2f}, memory x{more[2]:.2f}. Every core "
+        f"has its own arithmetic units. The memory is shared by all of them, and on some machines one core can "
+        f"nearly saturate it: a factor near 1 means that this is one of them."
     )
 say(
-    f"This is {machine.processor()} with {machine.last_cache_bytes() >> 20} MB of last cache. To keep its multipliers "
-    f"busy, a layer whose arrays come from memory has to do {peak.gflops / peak.memory:.0f} FLOPs for each byte. A "
+    f"This is {machine.processor()} with {machine.last_cache_bytes() >> 20} MB of last cache. To keep its units "
+    f"busy, a layer whose arrays come from memory has to do {peak.gflops / peak.memory:.0f} FLOPs per byte. A "
     f"depthwise 3x3 convolution does {by_hand['depthwise 3x3'][2]:.1f} to 2.25."
 )
 
 # %% [markdown]
 # ## The roofline
 #
-# Put the two limits together. In one second, a layer of intensity $I$ cannot do more than the machine's peak $P$; and
-# it cannot do more than $I$ FLOPs for each of the $B$ bytes that arrive:
+# Combine the two limits. In one second, a layer of intensity $I$ cannot do more FLOPs than the machine's peak
+# $P$; and it cannot do more than $I$ FLOPs for each of the $B$ bytes that are moved:
 #
 # $$\text{FLOP/s} \le \min(P, B \cdot I)$$
 #
-# Drawn on logarithmic axes, this is a slope and then a flat roof, and it is called the **roofline** (Williams,
-# Waterman and Patterson, 2009). Under the slope, only fewer *bytes* can make a layer faster. Under the flat part, only
-# fewer *FLOPs* can. Ten lines draw it:
+# On logarithmic axes this is a slope followed by a flat roof, and it is called the **roofline** (Williams,
+# Waterman and Patterson, 2009). Under the slope a layer is *memory-bound*: only fewer *bytes* can make it
+# faster. Under the flat part it is *compute-bound*: only fewer *FLOPs* can. Ten lines draw it:
 
 # %%
 intensity = {
@@ -252,14 +256,17 @@ looks = {
 
 
 def roofs(axes, peak, lowest):
-    """The two slopes and the flat roof, over the intensities from 0.06 to 1000."""
+    """Draw the two slopes and the flat roof, over the intensities from 0.06 to 1000."""
     at = np.geomspace(0.06, 1000, 200)
     for bandwidth, name, style in ((peak.cache, "last cache", "-"), (peak.memory, "memory", "--")):
         label = f"{name}: {bandwidth:.0f} GB/s"
         axes.loglog(at, np.minimum(peak.gflops, bandwidth * at), style, color="grey", label=label)
     axes.plot([], [], " ", label=f"(top: {peak.gflops:.0f} GFLOP/s)")
     axes.set(
-        xlim=(0.06, 1000), ylim=(min(1, lowest / 2), 2 * peak.gflops), xlabel="FLOPs a byte", ylabel="GFLOP/s"
+        xlim=(0.06, 1000),
+        ylim=(min(1, lowest / 2), 2 * peak.gflops),
+        xlabel="FLOPs per byte",
+        ylabel="GFLOP/s",
     )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
@@ -270,14 +277,15 @@ fig, axes = figure(width=7.5, height=4.2)
 roofs(axes, peak, min(rate.values()))
 for name, (colour, marker) in looks.items():
     axes.plot(intensity[name], rate[name], marker, color=colour, markersize=9, label=name)
-axes.set_title("Grey: what this machine allows. Points: what the four operations reached")
+axes.set_title("Grey: the limits of this machine. Points: the four operations, measured")
 axes.legend(loc="lower right", ncols=2, fontsize=9)
 show(fig, "Roofline with four operations: ReLU far left, depthwise next, pointwise and standard far right")
 
 # %% [markdown]
-# The least time that a layer can take is the larger of two: its FLOPs by the peak, its bytes by the bandwidth. Which
-# bandwidth? Here the same maps are used again and again, so they are in the last cache. Inside a whole network other
-# maps have pushed them out of it, at least in part. So here are both.
+# The least time that a layer can take is the larger of two times: its FLOPs divided by the peak, and its
+# bytes divided by the bandwidth. Which bandwidth? Here the same arrays are used again and again, so they are
+# in the last cache. In a whole network other feature maps have evicted them, at least in part. So the table
+# has both.
 
 # %%
 rows, bounds = [], {}
@@ -292,33 +300,33 @@ say(
         [
             "operation",
             "computing, ms",
-            "fetching from the last cache",
-            "fetching from memory",
+            "loading from the last cache",
+            "loading from memory",
             "measured, ms",
         ],
     )
 )
 near, far = (bounds["standard"][k] / (bounds["depthwise"][k] + bounds["pointwise"][k]) for k in (0, 1))
 say(
-    f"If every operation were as fast as its roof allows, the pair would be {near:.1f} times faster than the standard "
-    f"convolution with its maps in the last cache, and {far:.1f} times with its maps in memory. The ReLU and the two "
-    f"convolutions that mix channels take {1e3 * seconds['ReLU'] / bounds['ReLU'][0]:.1f}, "
+    f"If every operation reached its bound, the pair would be {near:.1f} times faster than the standard "
+    f"convolution with its arrays in the last cache, and {far:.1f} times with its arrays in memory. The ReLU and the "
+    f"two convolutions that mix channels take {1e3 * seconds['ReLU'] / bounds['ReLU'][0]:.1f}, "
     f"{1e3 * seconds['standard'] / bounds['standard'][0]:.1f} and "
     f"{1e3 * seconds['pointwise'] / bounds['pointwise'][0]:.1f} times their bound. The depthwise one takes "
-    f"{1e3 * seconds['depthwise'] / bounds['depthwise'][0]:.1f} times its bound. There must be another roof, and "
-    f"we have not drawn it yet. Keep the question."
+    f"{1e3 * seconds['depthwise'] / bounds['depthwise'][0]:.1f} times its bound. There must be another limit, "
+    f"which we have not drawn yet. Keep the question in mind."
 )
 
 # %% [markdown]
 # ## The whole network
 #
-# Here is the article's network, a training step of the readable layers, layer by layer. `mbnp.bench.parts` puts a
-# stopwatch on every layer's forward and backward while the real step runs.
+# Here is the article's network, a training step of the reference layers, layer by layer. `mbnp.bench` times
+# every layer's forward and backward pass while the real step runs.
 
 # %%
-job = jobs.Job("training", "mobilenet-v1-small", 4 if SMALL else 64, 32, THREADS)
-measured = parts.training(job.network(), job, steps=1 if SMALL else 7)
-shares = report.shares(measured)
+workload = Workload("training", "mobilenet-v1-small", 4 if SMALL else 64, 32, THREADS)
+measured = profile.measure(workload.network(), workload, steps=1 if SMALL else 7)
+shares = measured.shares()
 rows = [[kind, f"{f:.1%}", f"{s:.1%}"] for kind, (f, s, _) in shares.items()]
 rows.append(["loss, optimiser, Python", "", f"{1 - sum(s for _, s, _ in shares.values()):.1%}"])
 say(table(rows, ["kind", "share of the FLOPs", "share of the time"]))
@@ -332,21 +340,29 @@ left.barh(
     at - 0.2, [100 * shares[k][1] for k in names], 0.38, color=ORANGE, label="% of the time", hatch="//"
 )
 left.set_yticks(at, names)
-left.set_title("Who works, who takes time")
+left.set_title("Work and time")
 left.legend(loc="center right", fontsize=9)
 roofs(
     right,
     peak,
-    min(r.gflops for row in measured.rows if row.forward.flops for r in (row.forward, row.backward)),
+    min(r.gflops for row in measured.rows if row.forward.flops for r in row.rates),
 )
 for kind, name in (("standard", "standard"), ("pointwise", "pointwise"), ("depthwise", "depthwise")):
     colour, marker = looks[name]
-    of = [row for row in measured.rows if row.kind == kind]
+    found = [row for row in measured.rows if row.kind == kind]
     right.plot(
-        [r.forward.intensity for r in of], [r.forward.gflops for r in of], marker, color=colour, label=name
+        [r.forward.intensity for r in found],
+        [r.forward.gflops for r in found],
+        marker,
+        color=colour,
+        label=name,
     )
     right.plot(
-        [r.backward.intensity for r in of], [r.backward.gflops for r in of], marker, color=colour, mfc="none"
+        [r.backward.intensity for r in found],
+        [r.backward.gflops for r in found],
+        marker,
+        color=colour,
+        mfc="none",
     )
 right.set_title("Every convolution; hollow: backward")
 right.legend(loc="lower right", fontsize=8, ncols=2)
@@ -364,20 +380,21 @@ say(
 )
 
 # %% [markdown]
-# A cost table in MACs is a table of the part that is already fast. Keep this picture in mind when you read that a new
-# block "halves the FLOPs".
+# A table of MACs lists the operations that are already fast. Keep this figure in mind when you read that a
+# new block "halves the FLOPs".
 #
-# ## Where numbers are: caches
+# ## Caches
 #
-# "Memory" has been one number so far, or two. Really it is a staircase. Close to each core there is a very fast and
-# very small cache, behind it a larger and slower one, and then one that all cores share. A loop that reads the same
-# arrays again and again runs at the speed of the smallest cache that holds all of them.
+# "Memory" has been one number so far, or two. In fact there is a hierarchy. Close to each core there is a
+# very fast and very small cache (L1), after it a larger and slower one (L2), and then one that all cores
+# share. A loop that reads the same arrays again and again runs at the speed of the smallest cache that holds
+# all of them.
 
 
 # %%
 @backend.jit
 def again(a, b, out, times):
-    """out = a + r*b, `times` times over the same arrays: two loads and a store for each number."""
+    """Compute out = a + r*b, `times` times over the same arrays: two loads and a store for each number."""
     for r in range(times):
         factor = np.float32(r)
         for i in range(out.size):
@@ -385,14 +402,14 @@ def again(a, b, out, times):
 
 
 def bandwidth(total):
-    """GB/s of one thread, over and over three arrays of `total` bytes together."""
+    """Return the GB/s of one thread that goes again and again over three arrays of `total` bytes together."""
     a, b, out = (np.ones(total // 12, np.float32) for _ in range(3))
     times = max(1, (2**22 if SMALL else 2**28) // total)
     return 12 * out.size * times / fastest(lambda: again(a, b, out, times), repeat=7) / 1e9
 
 
 caches = {}
-for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):  # Linux says, others do not
+for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):  # only on Linux
     if (index / "type").read_text().strip() != "Instruction":
         level, size = (index / "level").read_text().strip(), (index / "size").read_text().strip()
         caches[f"L{level}"] = int(size.rstrip("K")) << 10
@@ -418,72 +435,75 @@ axes.set_ylim(bottom=0)
 axes.set(xlabel="three arrays together", ylabel="GB/s, one thread")
 axes.set_title("The same loop over arrays of different size")
 axes.grid(alpha=0.3)
-show(fig, "Bandwidth against array size: a staircase that goes down where a cache is full")
+show(fig, "Bandwidth against array size: it falls in steps, wherever a cache is full")
 
 # %%
 deep = cost.of(models.create("mobilenet-v1-small"), (32, 32, 3))
 largest = max(4 * math.prod(row.output_shape) for row in deep.rows)
 say(
     f"From {speeds[0]:.0f} GB/s in the smallest arrays to {speeds[-1]:.0f} in the largest ones, on the same core. The "
-    f"largest map of the article's network is {largest / 1e3:,.0f} kB for one picture and "
-    f"{64 * largest / 1e6:.1f} MB for 64 of them. So it matters whether you send 64 pictures through one "
-    f"layer and then through the next, or a few pictures through several layers while they are in a near cache."
+    f"largest feature map of the article's network is {largest / 1e3:,.0f} kB for one image and "
+    f"{64 * largest / 1e6:.1f} MB for 64 of them. So it matters whether you send 64 images through one "
+    f"layer and then through the next, or a few images through several layers while they are in a fast cache."
 )
 
 # %% [markdown]
-# ## The roof that was missing
+# ## The missing roof
 #
-# Now back to the depthwise convolution, which stays further below its roofs than the others. Here is the kernel that
-# we measured. Look at its last line only: how many numbers does it load for one multiply-accumulate, and how many
-# does it store?
+# Now back to the depthwise convolution, which is further below its bound than the others. Here is the kernel
+# that we measured. Look at its last line only: how many numbers does it load for one multiply-accumulate, and
+# how many does it store?
 
 # %%
 source(depthwise._forward_kernel)
 
 # %% [markdown]
-# The pixel, the weight and the sum so far are loaded, and the new sum is stored: 16 bytes for 2 FLOPs. Those bytes do
-# not come from memory. The row of pixels, the weights and the row of sums are all in the first cache. But even
-# the first cache is not infinitely fast, and by *its* bytes the kernel's intensity is 2/16, not 2.25.
+# The pixel, the weight and the sum so far are loaded, and the new sum is stored: 16 bytes for 2 FLOPs. Those
+# bytes do not come from memory. The row of pixels, the weights and the row of sums are all in the L1 cache.
+# But even the L1 cache is not infinitely fast, and counted by *its* bytes the kernel's intensity is 2/16, not
+# 2.25.
 
 # %%
-nearest = THREADS * max(speeds)  # every core has a first cache of its own
+nearest = THREADS * max(speeds)  # every core has an L1 cache of its own
 limit = 2 / 16 * nearest
 say(
-    f"In the first cache the loop above reached {max(speeds):.0f} GB/s on one thread. On {THREADS}, {nearest:.0f} GB/s "
-    f"at 2/16 FLOPs a byte are {limit:.0f} GFLOP/s: that is the roof of this kernel, and it reached "
-    f"{rate['depthwise']:.0f}. The multipliers could do {peak.gflops:.0f}."
+    f"In the L1 cache the loop above reached {max(speeds):.0f} GB/s on one thread. On {THREADS}, {nearest:.0f} GB/s "
+    f"at 2/16 FLOPs per byte are {limit:.0f} GFLOP/s: that is the roof of this kernel, and it reached "
+    f"{rate['depthwise']:.0f}. The arithmetic units could do {peak.gflops:.0f}."
 )
 
 # %% [markdown]
-# A kernel that keeps the nine weights and the sum in registers would load one pixel for each product and store one
-# sum for nine of them: 40 bytes for 18 FLOPs. Same FLOPs, same formula, a roof that is almost four times higher. There
-# is a roofline for every step of the staircase, and a program has to stay below all of them. A matrix product is fast
-# because it was written with that in mind, for every step; lesson 10 does it for the depthwise convolution.
+# A kernel that keeps the nine weights and the sum in registers would load one pixel for each multiplication
+# and store one sum for nine of them: 40 bytes for 18 FLOPs. Same FLOPs, same formula, a roof that is almost
+# four times higher. There is a roofline for every level of the memory hierarchy, and a program has to stay
+# below all of them. Matrix product libraries are fast because they are written for every level; lesson 10
+# does the same for the depthwise convolution.
 #
 # ## Channels first, channels last
 #
-# A picture of $H \times W$ pixels and $C$ channels is one long run of numbers, and somebody has to decide in which
-# order. PyTorch's default is **channels first**: all of channel 0, row by row, then all of channel 1. mbnp, and
-# TensorFlow, have **channels last**: all channels of pixel (0, 0), then of its right neighbour.
+# In memory an image of $H \times W$ pixels and $C$ channels is one long sequence of numbers, and there is a
+# choice of order. PyTorch's default is **channels first**: all of channel 0, row by row, then all of
+# channel 1. mbnp and TensorFlow use **channels last**: all channels of pixel (0, 0), then those of its
+# right neighbour.
 
 # %%
-tiny = np.arange(12).reshape(2, 2, 3)  # two rows, two columns, three channels; the numbers say where they lie
+tiny = np.arange(12).reshape(2, 2, 3)  # two rows, two columns, three channels; each number is its position
 say(f"Channels last, in memory: `{tiny.ravel()}`. Channel 0 is `{tiny[..., 0].ravel()}`: every third number.")
 first = np.ascontiguousarray(tiny.transpose(2, 0, 1))
 say(
-    f"The same map, channels first: `{first.ravel()}`. Now a *pixel* is spread out: (0, 0) has every fourth number."
+    f"The same array, channels first: `{first.ravel()}`. Now a *pixel* is scattered: (0, 0) has every fourth number."
 )
 
 # %% [markdown]
-# Memory does not come in numbers but in lines of 64 bytes, 16 neighbouring float32. And a vector instruction works on
-# 8 or 16 *neighbours*. So the innermost loop should run over what lies side by side, and it should be long. For a
-# depthwise convolution, both orders have a natural loop:
+# Memory is not loaded by single numbers but by cache lines of 64 bytes, 16 neighbouring float32. And a vector
+# instruction works on 8 or 16 *neighbouring* numbers. So the innermost loop should run over numbers that are
+# side by side in memory, and it should be long. For a depthwise convolution, both orders have a natural loop:
 
 
 # %%
 @backend.jit
 def channels_first(x, w, y):
-    """x (N, C, H+2, W+2), padded; w (C, 3, 3); y (N, C, H, W). Innermost: along a row of one channel."""
+    """Convolve x (N, C, H+2, W+2), padded, with w (C, 3, 3) into y (N, C, H, W). Innermost: a row of one channel."""
     N, C, H, W = y.shape
     for n in range(N):
         for c in range(C):
@@ -498,7 +518,7 @@ def channels_first(x, w, y):
 
 @backend.jit
 def channels_last(x, w, y):
-    """x (N, H+2, W+2, C), padded; w (3, 3, C); y (N, H, W, C). Innermost: along the channels of one pixel."""
+    """Convolve x (N, H+2, W+2, C), padded, with w (3, 3, C) into y (N, H, W, C). Innermost: a pixel's channels."""
     N, H, W, C = y.shape
     for n in range(N):
         for i in range(H):
@@ -512,7 +532,7 @@ def channels_last(x, w, y):
 
 
 def both_ways(batch, size, c):
-    """Milliseconds of a depthwise and a pointwise convolution, (first, last) each, on one thread."""
+    """Return the seconds of a depthwise and a pointwise convolution, (first, last) each, on one thread."""
     last, wd, wp = normal(batch, size + 2, size + 2, c), normal(3, 3, c), normal(c, c)
     first, wd_first = (
         np.ascontiguousarray(last.transpose(0, 3, 1, 2)),
@@ -542,17 +562,18 @@ def both_ways(batch, size, c):
 
 
 # %% [markdown]
-# A pointwise convolution is a matrix product either way: channels last it is *one* product of all pixels with the
-# weights; channels first it is one product for each picture, weights times pixels.
+# A pointwise convolution is a matrix product in either order: with channels last it is *one* matrix product
+# of all pixels with the weights; with channels first it is one matrix product for each image, weights times
+# pixels.
 #
-# **Before you run the next cell:** early in the network a map has 32x32 pixels and 32 channels, at the end 4x4
-# pixels and 512. How long is the innermost loop of each order? Which order wins where?
+# **Before you run the next cell:** early in the network a feature map has 32x32 pixels and 32 channels, at
+# the end 4x4 pixels and 512. How long is the innermost loop in each order? Which order is faster where?
 
 # %%
-rows, wins = [], {}
+rows, ratios = [], {}
 for size, c in ((32, 32), (16, 128), (4, 512)):
     for name, (first, last) in both_ways(2 if SMALL else 64, size, c).items():
-        wins[name, size] = first / last
+        ratios[name, size] = first / last
         loop = f"{size} or {c}" if name == "depthwise" else ""
         rows.append(
             [
@@ -566,21 +587,29 @@ for size, c in ((32, 32), (16, 128), (4, 512)):
         )
 say(
     table(
-        rows, ["map", "operation", "innermost loop, first or last", "first, ms", "last, ms", "first / last"]
+        rows,
+        [
+            "feature map",
+            "operation",
+            "innermost loop, first or last",
+            "first, ms",
+            "last, ms",
+            "first / last",
+        ],
     )
 )
 say(
-    f"On the small and deep map, channels last is {wins['depthwise', 4]:.1f} times as fast for the depthwise "
-    f"convolution and {wins['pointwise', 4]:.1f} times for the pointwise one; on the large and shallow map the "
-    f"factors are {wins['depthwise', 32]:.1f} and {wins['pointwise', 32]:.1f}."
+    f"On the small feature map, channels last is {ratios['depthwise', 4]:.1f} times as fast for the depthwise "
+    f"convolution and {ratios['pointwise', 4]:.1f} times for the pointwise one; on the large feature map the "
+    f"factors are {ratios['depthwise', 32]:.1f} and {ratios['pointwise', 32]:.1f}."
 )
 
 # %% [markdown]
-# Channels get more as maps get smaller, so an inner loop over channels only ever gets longer, while one over a row
-# shrinks to four numbers, less than one vector. (On the large and shallow map both loops are equally long, and
-# channels first even has the simpler one: its weight is the same all along.) And one product of all pixels stays
-# large where one for each picture becomes thin. This is why mbnp keeps channels last, and why PyTorch has
-# `memory_format=torch.channels_last`.
+# The number of channels grows as the feature maps get smaller, so an inner loop over channels only gets
+# longer, while one over a row shrinks to four numbers, less than one vector. (On the large feature map both
+# loops are equally long, and channels first even has the simpler one: it uses one weight throughout.) And one
+# matrix product of all pixels stays large where one for each image becomes thin. This is why mbnp keeps
+# channels last, and why PyTorch has `memory_format=torch.channels_last`.
 #
 # ## Two threads
 #
@@ -604,21 +633,22 @@ for name, call in calls.items():
 say(table(rows, ["operation", "1 thread, ms", f"{THREADS} threads, ms", "gain"]))
 
 # %% [markdown]
-# Two cores bring twice the multipliers and twice the near caches. What gains less than a factor of two waited for
-# something that both of them use: the last cache, the memory, the system, which hands out fresh memory for every
-# result, or another program that wanted a core, too. What gains more had each half of its arrays in a nearer cache.
+# Two cores have twice the arithmetic units and twice the private caches. An operation that gains less than a
+# factor of two waited for something that both cores share: the last cache, the memory, the operating system,
+# which provides fresh memory for every result, or another program that needed a core. An operation that gains
+# more had each half of its arrays in a faster cache.
 #
 # ## So why is it not faster?
 #
-# - Time is not FLOPs. It is FLOPs by a rate, and the rate depends on how many FLOPs there are for each byte.
-# - A layer takes at least the largest of several times: its FLOPs by the machine's peak, and its bytes by the bandwidth
-#   of every level that they come through.
-# - A standard convolution has plenty of FLOPs for each byte. MobileNet removes FLOPs just where they were cheapest. It
-#   removes no bytes; it even adds a map between the two halves.
-# - The pointwise half keeps the high intensity, short of a factor of nine. So the block *is* faster, and by a lot.
-#   Only not by the ratio of the multiplications.
-# - Where bytes are the limit, counting FLOPs is pointless. Move fewer bytes: normalise and clip while a number is in a
-#   register anyway, and write it once. That is the next lesson.
+# - Time is not FLOPs. It is FLOPs divided by a rate, and the rate depends on the number of FLOPs per byte.
+# - A layer takes at least the largest of several times: its FLOPs divided by the machine's peak, and its
+#   bytes divided by the bandwidth of every level of the memory hierarchy that they pass through.
+# - A standard convolution has many FLOPs per byte. MobileNet removes FLOPs exactly where they were cheapest.
+#   It removes no bytes; it even adds a feature map between the two halves.
+# - The pointwise half keeps a high intensity, a ninth of the standard convolution's. So the block *is*
+#   faster, and by a lot, but not by the ratio of the multiplications.
+# - Where bytes are the limit, counting FLOPs is pointless. Move fewer bytes: normalise and clamp a number
+#   while it is in a register anyway, and write it once. That is the next lesson.
 #
 # ## Questions
 #
@@ -627,19 +657,20 @@ say(table(rows, ["operation", "1 thread, ms", f"{THREADS} threads, ms", "gain"])
 #    much longer should it take?
 # 3. With float16 instead of float32, what happens to the intensity of each operation, and to the time of a layer
 #    under the slope?
-# 4. Your machine gets twice the cores and the same memory. Which points of the roofline can move up?
+# 4. Your machine gets twice the cores and the same memory. Which points of the roofline plot can move up?
 # 5. Why can a point lie above the dashed line? Why can none lie above the solid one, if its bytes were counted right?
-# 6. With a batch of one picture, the weights are not negligible any more. For which layers of the network does that
+# 6. With a batch of one image, the weights are not negligible any more. For which layers of the network does that
 #    change the intensity most?
 #
 # ## Exercises
 #
-# The stubs are in [`tutorials/exercises/09.py`](exercises/09.py). `mbnp grade tutorials/exercises/09.py` tells
-# you how you did.
+# The stubs are in [`tutorials/exercises/09.py`](exercises/09.py). `mbnp grade tutorials/exercises/09.py`
+# checks your answers.
 #
-# **`depthwise_intensity(n, h, w, c, k, itemsize)`**: the FLOPs a byte of a depthwise convolution with stride 1 and
-# padding that keeps the size, for n pictures of h x w pixels and c channels, a kernel of k x k, and numbers of
-# `itemsize` bytes. Count the input, the weights and the output once each; taps that fall on the padding count as work.
+# **`depthwise_intensity(n, h, w, c, k, itemsize)`**: the FLOPs per byte of a depthwise convolution with
+# stride 1 and padding that keeps the size, for n images of h x w pixels and c channels, a kernel of k x k,
+# and numbers of `itemsize` bytes. Count the input, the weights and the output once each; taps that fall on
+# the padding count as work.
 #
 # <details><summary>Hint</summary>
 #
@@ -658,12 +689,12 @@ say(table(rows, ["operation", "1 thread, ms", f"{THREADS} threads, ms", "gain"])
 #
 # </details>
 #
-# **`attainable(intensity, gflops, bandwidth)`**: the roofline: the most GFLOP/s that layers of these intensities (an
-# array, FLOPs a byte) can reach on a machine of so many GFLOP/s and GB/s.
+# **`attainable(intensity, gflops, bandwidth)`**: the roofline: the most GFLOP/s that layers of these
+# intensities (an array, FLOPs per byte) can reach on a machine with the given GFLOP/s and GB/s.
 #
 # <details><summary>Hint</summary>
 #
-# GB/s times FLOPs a byte is GFLOP/s. `np.minimum` takes an array and a number.
+# GB/s times FLOPs per byte is GFLOP/s. `np.minimum` takes an array and a number.
 #
 # </details>
 #
@@ -679,8 +710,9 @@ say(table(rows, ["operation", "1 thread, ms", f"{THREADS} threads, ms", "gain"])
 #
 # </details>
 #
-# **`offset_last(n, c, i, j, shape)`**: a number stands at `[n, c, i, j]` of an array of `shape` (N, C, H, W), channels
-# first. Where in memory, counted in numbers from the beginning, does it stand when the array is stored channels last?
+# **`offset_last(n, c, i, j, shape)`**: a number is at `[n, c, i, j]` of an array of `shape` (N, C, H, W),
+# channels first. Where in memory, counted in numbers from the beginning, is it when the array is stored
+# channels last?
 #
 # <details><summary>Hint</summary>
 #

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 11. Looking inside
 #
-# **The network says "star", and it is a star. But what did it look at: the star, the background, or the fact
+# **The network predicts "star", and it is a star. But what did it use: the star, the background, or the fact
 # that most objects are in the middle?**
 #
-# At the end you can show what a filter has learnt and what a block does to an edge, find a filter that has
-# died, make a map of where a network looks, and, which is harder, test whether the map means anything. You need
-# lessons 5 and 6. Half an hour.
+# At the end you can show what a filter has learned and how a block responds to an edge, find a dead filter,
+# make a map of where a network looks, and, which is harder, test whether the map means anything. You need
+# lessons 5 and 6. It takes about half an hour.
 
 # %%
 import numpy as np
@@ -15,7 +15,7 @@ from lesson import BLACK, BLUE, ORANGE, SKY, SMALL, VERMILION, figure, say, show
 from mbnp import backend, cost, datasets, fused, train
 from mbnp.datasets import shapes10
 from mbnp.layers import GlobalAveragePool, Linear
-from mbnp.models.article import separable_block, standard_block
+from mbnp.models.blocks import separable_block, standard_block
 from mbnp.network import Network
 from mbnp.ops import linear, pool, relu, softmax_cross_entropy
 
@@ -24,19 +24,19 @@ backend.set_num_threads(min(2, backend.max_threads()))
 # %% [markdown]
 # ## A network to look into
 #
-# We train one, for three epochs, on shapes10: pictures that mbnp draws itself. That has a great advantage for
-# this lesson: it knows for every picture on which pixels the object is seen.
+# We train one, for three epochs, on shapes10: images that mbnp draws itself. That has a great advantage for
+# this lesson: for every image it is known which pixels show the object.
 #
-# It is the article's network, cut short. The full one shrinks the last map of a 32x32 picture to 2x2 cells, and
-# "it looked at the upper left quarter" is not much of an answer. This one stops at 8x8, and ends in an average
-# over the whole map and a linear layer, as the paper's MobileNet does.
+# It is the article's network, shortened. In the full one the last feature map of a 32x32 image has 2x2 cells,
+# and "it looked at the upper left quarter" is not much of an answer. This one stops at 8x8, and ends in an
+# average over the whole feature map and a linear layer, as the paper's MobileNet does.
 
 # %%
 BLOCKS = [(64, 2), (64, 1), (128, 2), (128, 1), (128, 1)]  # channels out, stride
 
 
 def short_network(classes, seed=0):
-    """A MobileNet for 32x32 pictures whose last map has 8x8 cells."""
+    """Build a MobileNet for 32x32 images whose last feature map has 8x8 cells."""
     rng, channels = np.random.default_rng(seed), 32
     layers = {"conv1": standard_block(3, channels, 1, rng, np.float32)}
     for k, (c_out, stride) in enumerate(BLOCKS, start=1):
@@ -57,12 +57,12 @@ x = datasets.normalise(test.images, data.mean, data.std)
 predicted = fast.forward(x).argmax(axis=1)
 say(
     f"{cost.of(net, (32, 32, 3)).params:,} parameters, {len(history)} epochs, {sum(r.seconds for r in history):.0f} s: "
-    f"{history[-1].test_accuracy:.1%} of the test pictures are right. On average the object covers "
-    f"{masks.mean():.0%} of a picture."
+    f"test accuracy {history[-1].test_accuracy:.1%}. On average the object covers "
+    f"{masks.mean():.0%} of an image."
 )
 
 # %%
-first = [int(np.flatnonzero(test.labels == k)[0]) for k in range(10)]  # the first test picture of each class
+first = [int(np.flatnonzero(test.labels == k)[0]) for k in range(10)]  # the first test image of each class
 fig, axes = figure(width=8.5, height=2.1, nrows=2, ncols=10)
 for column, n in enumerate(first):
     axes[0, column].imshow(test.images[n])
@@ -72,17 +72,17 @@ for axis in axes.flat:
     axis.set_axis_off()
 show(
     fig,
-    "A picture of each of the ten classes, and below it the mask of the pixels on which the object is seen",
+    "An image of each of the ten classes, and below it the mask of the pixels that show the object",
 )
 
 # %% [markdown]
 # ## The first filters
 #
-# The first layer is the only one whose filters can be looked at as they are: 3x3 pixels, red, green and blue. A
-# filter answers most to a picture that looks like itself.
+# The first layer is the only one whose filters can be looked at as they are: 3x3 pixels, red, green and blue.
+# A filter responds most strongly to an image that looks like the filter.
 #
-# **Before you run the next cell:** shapes10 gives every object a random colour. Will the filters look for
-# colours, for brightness, or for edges?
+# **Before you run the next cell:** shapes10 gives every object a random colour. Will the filters respond to
+# colours, to brightness, or to edges?
 
 # %%
 w = net["conv1"]["0"].weight.value  # (3, 3, 3, 32): kernel, colours in, channels out
@@ -96,15 +96,15 @@ show(fig, "Thirty-two filters of three by three coloured pixels")
 
 
 # %% [markdown]
-# They look colourful. But so does any random filter: of 27 random weights hardly ever do the three colours
-# agree. To say what was *learnt*, compare with the same filters before training. Every filter is a sum of four
-# parts: what all of its weights have in common, what only the pixels have in common, what only the colours have
-# in common, and the rest.
+# They look colourful. But so does any random filter: in 27 random weights the three colours hardly ever
+# agree. To say what was *learned*, compare with the same filters before training. Every filter is a sum of
+# four components: the mean of all its weights, what remains constant over the pixels, what remains constant
+# over the colours, and the rest.
 
 
 # %%
-def parts(w):
-    """How the energy of filters (3, 3, 3, C) is shared among their four parts, on average."""
+def components(w):
+    """Return the fraction of the energy of filters (3, 3, 3, C) in each of the four components, on average."""
     grey, even = w.mean(axis=2, keepdims=True), w.mean(axis=(0, 1), keepdims=True)
     both = even.mean(axis=2, keepdims=True)
     found = {
@@ -115,31 +115,32 @@ def parts(w):
     }
     energy = np.square(w).sum(axis=(0, 1, 2))
     return {
-        name: (np.square(np.broadcast_to(part, w.shape)).sum(axis=(0, 1, 2)) / energy).mean()
-        for name, part in found.items()
+        name: (np.square(np.broadcast_to(component, w.shape)).sum(axis=(0, 1, 2)) / energy).mean()
+        for name, component in found.items()
     }
 
 
-untrained, trained = parts(short_network(len(data.classes))["conv1"]["0"].weight.value), parts(w)
+untrained, trained = components(short_network(len(data.classes))["conv1"]["0"].weight.value), components(w)
 say(
     table(
         [[n, f"{untrained[n]:.0%}", f"{trained[n]:.0%}"] for n in trained],
-        ["look for", "before training", "after"],
+        ["component", "before training", "after training"],
     )
 )
 grown = max(trained, key=lambda name: trained[name] / untrained[name])
 say(
-    f"What grew most: {grown}, from {untrained[grown]:.0%} to {trained[grown]:.0%}. shapes10 paints every object "
-    f"in a colour that is at least a quarter of the colour circle away from its background, so a filter that tells "
-    f"colours apart has an easy start."
+    f"The component that grew most: {grown}, from {untrained[grown]:.0%} to {trained[grown]:.0%}. shapes10 "
+    f"paints every object in a colour that is at least a quarter of the colour circle away from its "
+    f"background, so a filter that "
+    f"distinguishes colours is useful from the start."
 )
 
 # %% [markdown]
-# ## What a block does to an edge
+# ## How a block responds to an edge
 #
-# From the second layer on there are too many channels to look at a filter directly. Instead, show the layer
-# something simple and see what it makes of it. The simplest thing there is in a picture is an edge. By hand: a
-# row of six pixels, dark on the left, bright on the right, and a block of two depthwise filters.
+# From the second layer on there are too many channels to look at a filter directly. Instead, give the layer a
+# simple input and look at its output. The simplest structure in an image is an edge. By hand: a row of six
+# pixels, dark on the left, bright on the right, and a block with two depthwise filters.
 
 # %%
 row = np.array([0, 0, 0, 1, 1, 1])
@@ -152,23 +153,24 @@ mixed = np.maximum(after["mean"] - after["difference"], 0)
 say(f"pointwise, mean - difference, then ReLU: `{mixed.round(2)}`")
 
 # %% [markdown]
-# The depthwise convolution *finds*: each channel answers to one thing around each pixel, here to a change and
-# to brightness. The pointwise convolution *decides*: bright **and not** an edge. Neither could do it alone: a
-# depthwise filter does not know other channels, a pointwise one does not know other pixels.
+# The depthwise convolution *detects*: each channel responds to one pattern around each pixel, here to a
+# change and to brightness. The pointwise convolution *combines*: bright **and not** an edge. Neither could do
+# it alone: a depthwise filter has no access to other channels, a pointwise one none to other pixels.
 #
-# Now the trained network. We show it a vertical edge between blue and orange, and the same edge lying down.
-# What does every channel of the second block answer on the edge, compared with the two surfaces on either side?
+# Now the trained network. Its input is a vertical edge between blue and orange, and the same edge as a
+# horizontal one. How does every channel of the second block respond to the edge, compared with the plain
+# areas on either side?
 
 # %%
 colours = np.array([[60, 110, 170], [220, 130, 60]], np.uint8)
 vertical = np.broadcast_to(colours[np.arange(32) // 16], (32, 32, 3))  # every row: 16 pixels blue, 16 orange
 edges = datasets.normalise(np.stack([vertical, vertical.transpose(1, 0, 2)]), data.mean, data.std)
-seen = net.activations(edges)
+responses = net.activations(edges)
 
 
-def edge_response(maps):
-    """(2, C): how much a channel's answer at the edge is above its answer on both even surfaces."""
-    down_right = np.stack([maps[0, 8], maps[1, :, 8]])  # across the edge: (2, 16, C)
+def edge_response(features):
+    """Return (2, C): by how much a channel's response at the edge exceeds that on both plain areas."""
+    down_right = np.stack([features[0, 8], features[1, :, 8]])  # across the edge: (2, 16, C)
     at_edge, dark, bright = down_right[:, 6:10].max(axis=1), down_right[:, 3], down_right[:, 12]
     return at_edge - np.maximum(dark, bright)
 
@@ -178,46 +180,47 @@ for axes, name, title, colour in (
     (left, "block2.2", "after the depthwise convolution", VERMILION),
     (right, "block2.5", "after the pointwise convolution", BLUE),
 ):
-    down, across = edge_response(seen[name])
+    down, across = edge_response(responses[name])
     limit = 1.1 * max(np.abs(down).max(), np.abs(across).max(), 0.1)
     axes.axhline(0, color="lightgrey", zorder=0)
     axes.axvline(0, color="lightgrey", zorder=0)
     axes.plot(down, across, "o", color=colour, markersize=5, alpha=0.8)
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=title)
-    axes.set_xlabel("answer to a vertical edge")
-    axes.set_ylabel("answer to a horizontal edge")
+    axes.set_xlabel("response to a vertical edge")
+    axes.set_ylabel("response to a horizontal edge")
 fig.suptitle("Block 2: each point is one of its 64 channels", fontsize=11)
 show(
     fig,
-    "Answer of each channel to a vertical against a horizontal edge, after depthwise and after pointwise convolution",
+    "Response of each channel to a vertical and a horizontal edge, after depthwise and after pointwise convolution",
 )
 
 # %%
 rows = []
 for name, what in (("block2.2", "depthwise"), ("block2.5", "pointwise")):
-    down, across = edge_response(seen[name])
+    down, across = edge_response(responses[name])
     one, both = (down > 0.1) ^ (across > 0.1), (down > 0.1) & (across > 0.1)
     rows.append([what, f"{one.sum()}", f"{both.sum()}", f"{(~one & ~both).sum()}"])
 say(table(rows, ["after the", "one direction only", "both directions", "neither"]))
 
 # %% [markdown]
-# Near an axis is a channel that answers to one direction only; near the diagonal, one for which an edge is an
-# edge. Channels at zero, or below, answer to even surfaces, or to something that is not an edge at all.
+# A channel near an axis responds to one direction only; a channel near the diagonal responds to edges of
+# both. Channels at zero, or below, respond to plain areas, or to something that is not an edge at all.
 #
 # ## Feature maps
 #
-# Here is one picture on its way through the network, in each layer the six channels whose answer varies most.
+# Here is one image on its way through the network, with the six channels of each layer whose values vary
+# most.
 
 # %%
-picture = next(
+star = next(
     (n for n in range(len(x)) if predicted[n] == test.labels[n] == data.classes.index("star")), first[8]
 )
-maps = net.activations(x[picture : picture + 1])
+activations = net.activations(x[star : star + 1])
 stages = ["conv1.2", "block1.5", "block3.5", "block5.5"]
 fig, axes = figure(width=8.5, height=5, nrows=len(stages), ncols=7)
 for line, name in zip(axes, stages, strict=True):
-    a = maps[name][0]
-    line[0].imshow(test.images[picture])
+    a = activations[name][0]
+    line[0].imshow(test.images[star])
     line[0].set_ylabel(f"{name}\n{a.shape[0]}x{a.shape[1]}x{a.shape[2]}", fontsize=9)
     for axis, c in zip(line[1:], np.argsort(-a.std(axis=(0, 1)))[:6], strict=True):
         axis.imshow(a[..., c], cmap="cividis")
@@ -226,27 +229,27 @@ for line, name in zip(axes, stages, strict=True):
         axis.set(xticks=[], yticks=[])
 show(
     fig,
-    "Feature maps of a picture of a star: the whole star in early layers, a few bright cells in the last one",
+    "Feature maps of an image of a star: the whole star in early layers, a few bright cells in the last one",
 )
 
 # %% [markdown]
-# Early maps still are the picture, with the object told from its background by colour. Later ones show parts,
-# and at the end there are a few cells that say "something here". The later the layer, the less it looks like
-# the picture, and the more each cell knows of its surroundings.
+# Early feature maps still look like the image, with the object separated from its background by colour. Later
+# ones show parts of it, and at the end there are a few active cells. The later the layer, the less it looks
+# like the image, and the larger the area of the image that each cell depends on.
 #
 # ## Where does it look? Class activation maps
 #
-# The end of the network is an average over the map and a linear layer. Write down the logit of class $k$, with
-# $f$ the last map, $w$ the weights of the linear layer, $b$ its bias:
+# The end of the network is an average over the last feature map and a linear layer. Write down the logit of
+# class $k$, with $f$ the last feature map, $w$ the weights of the linear layer, $b$ its bias:
 #
 # $$\text{logit}_k = \sum_c w_{ck}\Big(\frac{1}{HW}\sum_{i,j} f_{ijc}\Big) + b_k
 # = \frac{1}{HW}\sum_{i,j}\underbrace{\Big(\sum_c w_{ck} f_{ijc}\Big)}_{M_k(i,j)} + b_k$$
 #
-# Two sums have changed places, and under the brace stands a map: what each cell *contributes* to the class. Its
-# average is the logit. Zhou et al. called it **class activation map** ("Learning Deep Features for
-# Discriminative Localization", 2016, [arXiv:1512.04150](https://arxiv.org/abs/1512.04150)). It costs nothing,
-# and it is exact: not an explanation of the network, but the network. By hand, with 2x2 cells, two channels,
-# and one class:
+# The two sums have changed places, and the expression over the brace is a map of what each cell *contributes*
+# to the class. Its average, plus the bias, is the logit. Zhou et al. called it **class activation map**
+# ("Learning Deep Features for Discriminative Localization", 2016,
+# [arXiv:1512.04150](https://arxiv.org/abs/1512.04150)). It costs nothing, and it is exact: it is not a model
+# of the network, but the network's own computation. By hand, with 2x2 cells, two channels, and one class:
 
 # %%
 f4 = np.array([[[1.0, 0.0], [3.0, 1.0]], [[0.0, 2.0], [0.0, 1.0]]])  # (2, 2, 2): rows, columns, channels
@@ -263,34 +266,34 @@ source(pool.global_average_forward_numpy, linear.forward_numpy)
 
 
 # %%
-def last_map(pictures):
-    """The map (N, 8, 8, C) that goes into the average."""
+def last_feature_map(images):
+    """Return the feature map (N, 8, 8, C) that is averaged."""
     for name in ("conv1", *(f"block{k}" for k in range(1, len(BLOCKS) + 1))):
-        pictures = net[name].forward(pictures)
-    return pictures
+        images = net[name].forward(images)
+    return images
 
 
-features = np.concatenate([last_map(x[start : start + 250]) for start in range(0, len(x), 250)])
+features = np.concatenate([last_feature_map(x[start : start + 250]) for start in range(0, len(x), 250)])
 fc = net["fc"].weight.value, net["fc"].bias.value
 contribution = np.einsum("nijc,cn->nij", features, fc[0][:, predicted])  # (N, 8, 8)
 
 logit = net.forward(x[:50])[np.arange(50), predicted[:50]]
 error = np.abs(contribution[:50].mean(axis=(1, 2)) + fc[1][predicted[:50]] - logit).max()
 say(
-    f"Mean of the map plus bias against the network's logit, 50 pictures: the largest difference is {error:.1e}."
+    f"Mean of the class activation map plus bias against the logit, 50 images: the largest difference is {error:.1e}."
 )
 
 # %% [markdown]
-# To look at a map we drop what speaks *against* the class, scale it to 1, and enlarge it to the picture's size,
-# with straight lines between the middles of the cells.
+# To display a class activation map we set negative contributions to 0, scale the maximum to 1, and enlarge
+# the map to the image's size by linear interpolation between the centres of the cells.
 
 # %%
-middles = 4 * np.arange(8) + 1.5  # of the cells, in pixels
-enlarge = np.array([np.interp(np.arange(32), middles, row) for row in np.eye(8)])  # (8, 32)
+centres = 4 * np.arange(8) + 1.5  # of the cells, in pixels
+enlarge = np.array([np.interp(np.arange(32), centres, row) for row in np.eye(8)])  # (8, 32)
 
 
 def heat(contribution):
-    """Maps (N, 32, 32) from 0 to 1; all 0 where nothing speaks for the class."""
+    """Return maps (N, 32, 32) from 0 to 1; all 0 where no contribution is positive."""
     positive = np.maximum(contribution, 0)
     top = positive.max(axis=(1, 2), keepdims=True)
     positive = positive / np.where(top > 0, top, 1)
@@ -307,60 +310,59 @@ for column, n in enumerate(first):
     axes[0, column].set_title(data.classes[predicted[n]], fontsize=9)
 for axis in axes.flat:
     axis.set_axis_off()
-fig.suptitle("What it said, and where the evidence was; white: the object's outline", fontsize=11)
+fig.suptitle("The predicted class and its class activation map; white: the object's outline", fontsize=11)
 show(
     fig,
-    "Ten pictures with the predicted class, and below them class activation maps with the outline of the object",
+    "Ten images with the predicted class, and below them class activation maps with the outline of the object",
 )
 
 # %% [markdown]
-# Pretty. And this is where most such studies end. But a picture of a map convinces everybody of what they
-# believed before. So let us test it.
+# This looks convincing, and many such studies end here. But a heat map is easily read as a confirmation of
+# what one already believes. So let us test it.
 #
 # ## Does the map mean anything?
 #
-# The **pointing game**: take the brightest pixel of each map. Is it on the object? And what would somebody get
-# who has never seen the picture?
+# The **pointing game**: take the brightest pixel of each map. Is it on the object? And what would a method
+# score that does not look at the image at all?
 #
 # **Before you run the next cell:** a pixel at random is on the object in about a fifth of the cases. What is
-# your guess for the map's brightest pixel? And for somebody who always points at the middle of the picture?
+# your guess for the map's brightest pixel? And for a method that always points at the middle of the image?
 
 # %%
-everyone = np.arange(len(x))
+indices = np.arange(len(x))
 flat_masks = masks.reshape(len(x), -1)
 peak = cam.reshape(len(x), -1).argmax(axis=1)
-hit = flat_masks[everyone, peak]
+hit = flat_masks[indices, peak]
 in_the_middle = masks[:, 15:17, 15:17].mean(axis=(1, 2))
-others = flat_masks[np.roll(everyone, 1), peak]  # the same peak, on the object of the next picture
+others = flat_masks[np.roll(indices, 1), peak]  # the same peak, on the object of the next image
 wide = np.pad(masks, ((0, 0), (2, 2), (2, 2)))
 near = np.any([wide[:, i : i + 32, j : j + 32] for i in range(5) for j in range(5)], axis=0)
 off_centre = ~masks[:, 15:17, 15:17].any(axis=(1, 2))
 
 rows = [
     ["a random pixel", f"{masks.mean():.1%}"],
-    ["always the middle of the picture, the mean of its four pixels", f"{in_the_middle.mean():.1%}"],
+    ["always the middle of the image, the mean of its four pixels", f"{in_the_middle.mean():.1%}"],
     ["the map's peak", f"{hit.mean():.1%}"],
-    ["the map's peak, with the mask of another picture", f"{others.mean():.1%}"],
+    ["the map's peak, with the mask of another image", f"{others.mean():.1%}"],
     [
         "the map's peak, at most 2 pixels beside the object",
-        f"{near.reshape(len(x), -1)[everyone, peak].mean():.1%}",
+        f"{near.reshape(len(x), -1)[indices, peak].mean():.1%}",
     ],
     [
         f"the map's peak, where none of the four is on the object ({off_centre.mean():.0%})",
         f"{hit[off_centre].mean():.1%}",
     ],
 ]
-say(table(rows, ["who points", "on the object"]))
+say(table(rows, ["pixel", "on the object"]))
 say(
-    f"{hit.mean():.0%} looks good against {masks.mean():.0%}. Against somebody who points at the middle with "
-    f"closed eyes, and gets {in_the_middle.mean():.0%}, it looks different. A result without the right baseline is no "
-    f"result."
+    f"{hit.mean():.0%} looks good against {masks.mean():.0%}. Compared with always pointing at the middle, which "
+    f"scores {in_the_middle.mean():.0%}, it looks different. A result without the right baseline means nothing."
 )
 
 # %% [markdown]
-# The other lines help to understand it. With the mask of *another* picture a map that only knew "objects are in
-# the middle" would score just as well as with its own. And where the middle is not on the object, whoever
-# points there gets nothing. So the map does follow the object. Why then does its peak miss? Look at the classes
+# The other lines help to understand it. With the mask of *another* image a map that only knew "objects are in
+# the middle" would score just as well as with its own. And where the middle is not on the object, pointing
+# there scores nothing. So the map does follow the object. Why then does its peak miss? Look at the classes
 # one by one.
 
 # %%
@@ -382,33 +384,33 @@ axes.set_ylabel("on the object, %")
 axes.set_title("The pointing game, class by class")
 axes.set_ylim(0, 119)
 axes.legend(loc="upper center", ncols=3)
-show(fig, "Bars: share of hits of the map's peak and of the picture's middle for each class")
+show(fig, "Bars: fraction of hits of the map's peak and of the image's middle for each class")
 
 # %%
 ring, crescent = data.classes.index("ring"), data.classes.index("crescent")
-sees, apart = 3, 1  # pixels that a cell sees in each direction, and pixels between two cells
+field, jump = 3, 1  # receptive field of a cell in each direction, and pixels between two cells
 for _, stride in BLOCKS:
-    sees, apart = sees + 2 * apart, apart * stride
+    field, jump = field + 2 * jump, jump * stride
 say(
-    f"The ring: {by_class[ring][0]:.0%}. Whoever recognises a ring has to see both sides of it, and the cell that sees "
-    f"both sides is the one in the *hole*. The crescent, whose middle is empty, too: {by_class[crescent][0]:.0%}, "
-    f"against {by_class[crescent][1]:.0%} in the middle of the picture. A cell of the last map sees {sees} pixels in "
-    f"each direction, which is most of a picture."
+    f"The ring: {by_class[ring][0]:.0%}. To recognise a ring, a cell has to see both sides of it, and the cell that "
+    f"sees both sides is the one in the *hole*. The crescent, whose middle is empty, too: {by_class[crescent][0]:.0%}, "
+    f"against {by_class[crescent][1]:.0%} in the middle of the image. The receptive field of a cell is {field} pixels "
+    f"in each direction, which is most of an image."
 )
 
 # %% [markdown]
-# So "this cell contributes" does not say "what matters lies *in* this cell". It says "what matters can be seen
-# *from* here".
+# So "this cell contributes" does not mean "the evidence is *in* this cell". It means "the evidence is in the
+# receptive field of this cell".
 #
-# Now the whole map instead of its peak. Call "object" all that is brighter than some threshold, and compare
-# with the mask by the **intersection over union**: the pixels in both, by the pixels in either. 1 is perfect.
-# The threshold is chosen on training pictures, as it must be, and so is the rival: a disc in the middle of the
-# picture, always the same.
+# Now the whole map instead of its peak. Take all pixels above a threshold as the object, and compare them
+# with the mask by the **intersection over union**: the number of pixels in both, divided by the number of
+# pixels in either. 1 is perfect. The threshold is chosen on training images, as it must be, and so is the
+# baseline: a disc in the middle of the image, always the same.
 
 
 # %%
 def iou(found, truth):
-    """Intersection over union (N,) of two stacks of masks (N, H, W)."""
+    """Return the intersection over union (N,) of two stacks of masks (N, H, W)."""
     return (found & truth).sum(axis=(1, 2)) / np.maximum((found | truth).sum(axis=(1, 2)), 1)
 
 
@@ -416,7 +418,7 @@ tuning = slice(0, 50 if SMALL else 500)
 x_train = datasets.normalise(data.train.images[tuning], data.mean, data.std)
 masks_train = data.train.masks[tuning]
 guess = fast.forward(x_train).argmax(axis=1)
-cam_train = heat(np.einsum("nijc,cn->nij", last_map(x_train), fc[0][:, guess]))
+cam_train = heat(np.einsum("nijc,cn->nij", last_feature_map(x_train), fc[0][:, guess]))
 yy, xx = np.mgrid[:32, :32] - 15.5
 
 
@@ -427,24 +429,29 @@ def disc(radius, count):
 thresholds, radii = np.arange(0.05, 0.95, 0.05), range(4, 20)
 threshold = max(thresholds, key=lambda t: iou(cam_train > t, masks_train).mean())
 radius = max(radii, key=lambda r: iou(disc(r, len(masks_train)), masks_train).mean())
-overlap, rival = iou(cam > threshold, masks), iou(disc(radius, len(masks)), masks)
+overlap, baseline = iou(cam > threshold, masks), iou(disc(radius, len(masks)), masks)
 rows = [
     [f"the map above {threshold:.2f}", f"{overlap.mean():.3f}", f"{overlap[off_centre].mean():.3f}"],
-    [f"a disc of radius {radius} in the middle", f"{rival.mean():.3f}", f"{rival[off_centre].mean():.3f}"],
-    ["the whole picture", *(f"{iou(disc(99, len(m)), m).mean():.3f}" for m in (masks, masks[off_centre]))],
+    [
+        f"a disc of radius {radius} in the middle",
+        f"{baseline.mean():.3f}",
+        f"{baseline[off_centre].mean():.3f}",
+    ],
+    ["the whole image", *(f"{iou(disc(99, len(m)), m).mean():.3f}" for m in (masks, masks[off_centre]))],
 ]
-say(table(rows, ["intersection over union of", "all pictures", "where the middle is not on the object"]))
+say(table(rows, ["intersection over union of", "all images", "where the middle is not on the object"]))
 
 # %% [markdown]
-# Eight by eight cells, each of which sees most of the picture, do not draw an outline. A class activation map
-# is an honest answer to "how much does each cell add to the logit?" and only a hint to "where is it?". Nobody
-# has told this network where the objects are; judge for yourself how much it found out by the way.
+# Eight by eight cells, each with a receptive field of most of the image, cannot draw an outline. A class
+# activation map is an exact answer to "how much does each cell add to the logit?" and only a hint to "where
+# is the object?". This network was never told where the objects are; judge for yourself how much it learned
+# about that.
 #
 # ## A dead filter
 #
 # ReLU gives 0 for everything negative, and its gradient there is 0, too. If a channel is negative for every
-# pixel of every picture, nothing of it arrives at the loss, and nothing comes back: no gradient, no change, for
-# ever. Such a channel is **dead**. It costs as many multiplications as a living one.
+# pixel of every image, it has no effect on the loss, and it gets no gradient, so it never changes again. Such
+# a channel is **dead**. It costs as many multiplications as any other.
 
 # %%
 source(relu.backward_numpy)
@@ -459,23 +466,23 @@ for start in range(0, min(len(x), 500), 250):
     for name, a in net.activations(x[start : start + 250]).items():
         if name.endswith((".2", ".5")):  # the outputs of ReLU
             alive.setdefault(name, []).append((a > 0).mean(axis=(0, 1, 2)))
-alive = {name: np.mean(shares, axis=0) for name, shares in alive.items()}
-dead = sum(int((share == 0).sum()) for share in alive.values())
-channels = sum(share.size for share in alive.values())
+alive = {name: np.mean(fractions, axis=0) for name, fractions in alive.items()}
+dead = sum(int((fraction == 0).sum()) for fraction in alive.values())
+channels = sum(fraction.size for fraction in alive.values())
 lowest = min(alive, key=lambda name: alive[name].min())
 say(
-    f"{dead} of {channels} channels are never above zero. The most silent one, in `{lowest}`, is above zero for "
+    f"{dead} of {channels} channels are never above zero. The least active one, in `{lowest}`, is above zero for "
     f"{alive[lowest].min():.1%} of its pixels."
 )
 
 # %% [markdown]
-# BatchNorm gives every channel mean $\beta$ and spread $\gamma$, whatever the convolution before it does. As
-# long as $\beta$ is not many times $-|\gamma|$, some pixels are above zero. A convolution that could die of one
-# update that was too large is saved here; without BatchNorm, or with a learning rate that drives $\gamma$
-# towards zero, look again.
+# BatchNorm gives every channel the mean $\beta$ and the standard deviation $|\gamma|$, whatever the
+# convolution before it does. As long as $\beta$ is not many times $-|\gamma|$, some pixels are above zero.
+# Without BatchNorm, one update that is too large can make a channel negative everywhere. Check again for
+# networks without BatchNorm, or if a learning rate drives $\gamma$ towards zero.
 #
-# So we have to kill one ourselves, to see what it would look like. $\gamma = 0$ and $\beta = -1$ make
-# BatchNorm's output $-1$ everywhere.
+# So we make one ourselves, to see what it looks like. $\gamma = 0$ and $\beta = -1$ make BatchNorm's output
+# $-1$ everywhere.
 
 # %%
 bn = net["block2"]["1"]
@@ -483,19 +490,19 @@ gamma, beta = bn.weight.value.copy(), bn.bias.value.copy()
 
 
 def kill(channel):
-    """Let the depthwise channel of block 2 be -1 before its ReLU, all others as they were trained."""
+    """Set the depthwise channel of block 2 to -1 before its ReLU, and all others as they were trained."""
     new_gamma, new_beta = gamma.copy(), beta.copy()
     if channel is not None:
         new_gamma[channel], new_beta[channel] = 0, -1
     bn.weight.value, bn.bias.value = new_gamma, new_beta
 
 
-def gradients(pictures, labels):
-    """The gradient of each depthwise kernel of block 2, its length (C,), and of gamma and beta."""
+def gradients(images, labels):
+    """Return the sum of absolute gradients of each depthwise kernel of block 2 (C,), and those of gamma and beta."""
     statistics = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
     for parameter in net.parameters().values():
         parameter.grad[...] = 0
-    logits = net.forward(pictures, train=True)
+    logits = net.forward(images, train=True)
     net.backward(softmax_cross_entropy.backward(logits, labels))
     for (
         name,
@@ -518,9 +525,9 @@ say(
 )
 
 # %% [markdown]
-# Exactly zero, all three. Gradient descent will never wake it up.
+# Exactly zero, all three. Gradient descent will never revive it.
 #
-# Does anybody miss it? Let us kill every channel of block 2's depthwise convolution, one at a time.
+# Does the network need it? Let us disable every channel of block 2's depthwise convolution, one at a time.
 #
 # **Before you run the next cell:** there are 64. For how many of them will the accuracy fall by more than one
 # percentage point?
@@ -539,47 +546,47 @@ fig, axes = figure(width=8, height=2.8)
 ranked = np.argsort(-lost)
 axes.bar(range(len(lost)), lost[ranked], color=[VERMILION if v > 1 else SKY for v in lost[ranked]])
 axes.axhline(0, color=BLACK, linewidth=0.8)
-axes.set(
-    xlabel="channels of block 2's depthwise convolution, the most missed one first", ylabel="points lost"
-)
+axes.set(xlabel="channels of block 2's depthwise convolution, the largest loss first", ylabel="points lost")
 axes.set_title("Accuracy lost when one channel is dead")
-show(fig, "Bars: accuracy that is lost when one channel is dead, the most missed channel first")
+show(fig, "Bars: accuracy that is lost when one channel is dead, the largest loss first")
 
 say(
-    f"Of {len(lost)} channels, {int(np.sum(lost > 1))} are missed by more than a point; the worst loss is "
-    f"{lost.max():.1f} points. Without any one of {int(np.sum(lost <= 0))} others, as many of the {len(x[some])} "
-    f"pictures are right as before, or more."
+    f"Of {len(lost)} channels, {int(np.sum(lost > 1))} cost more than a percentage point; the largest loss is "
+    f"{lost.max():.1f} points. Without any one of {int(np.sum(lost <= 0))} others, the accuracy on the {len(x[some])} "
+    f"images is the same, or higher."
 )
 
 # %% [markdown]
-# Hardly any channel is indispensable by itself, and it would be wrong to conclude that all of them are
-# superfluous. They stand in for each other. (Networks are made smaller this way: remove what is missed least,
-# train on, repeat.)
+# Hardly any single channel is indispensable, but it would be wrong to conclude that all of them are
+# superfluous: they can replace each other. (*Pruning* makes networks smaller this way: remove the channels
+# that matter least, continue training, repeat.)
 #
 # ## Questions
 #
-# 1. Why can the filters of the second layer not be shown as little coloured pictures?
+# 1. Why can the filters of the second layer not be shown as small colour images?
 # 2. A depthwise filter whose nine weights are all positive: what does it do to an edge?
 # 3. The bias of the linear layer is in no class activation map. Does that matter for the question where the
 #    network looked?
-# 4. How would you make the map of "why star and not cross"? Which weights would you use?
-# 5. The article's network averages a 2x2 map, and then comes the linear layer. Could you make its class
+# 4. How would you make a map of "why star and not cross"? Which weights would you use?
+# 5. The article's network averages a 2x2 feature map, and then comes the linear layer. Could you make its
+#    class
 #    activation map?
 # 6. Which baseline would you ask for when somebody shows you where a network looks in photographs?
-# 7. Weight decay pulls gamma and beta towards zero. Can it wake a dead channel?
+# 7. Weight decay pulls gamma and beta towards zero. Can it revive a dead channel?
 #
 # ## Exercises
 #
-# The stubs are in [`tutorials/exercises/11.py`](exercises/11.py). `mbnp grade tutorials/exercises/11.py` tells
-# you how you did.
+# The stubs are in [`tutorials/exercises/11.py`](exercises/11.py). `mbnp grade tutorials/exercises/11.py`
+# checks your answers.
 #
-# **`class_activation_map(features, w, classes)`**: for each picture n, the map of class classes[n], without
-# what is negative and scaled so that its largest value is 1 (all 0 where nothing is positive).
+# **`class_activation_map(features, w, classes)`**: for each image n, the class activation map of class
+# classes[n], with negative contributions set to 0 and scaled so that its largest value is 1 (all 0 where
+# nothing is positive).
 #
 # <details><summary>Hint</summary>
 #
-# `w[:, classes]` has a column for each picture: `np.einsum("nijc,cn->nij", ...)`. Then ReLU, then divide each
-# picture by its own maximum, but not by 0.
+# `w[:, classes]` has a column for each image: `np.einsum("nijc,cn->nij", ...)`. Then ReLU, then divide each
+# image by its own maximum, but not by 0.
 #
 # </details>
 #
@@ -596,7 +603,7 @@ say(
 # </details>
 #
 # **`intersection_over_union(found, truth)`**: of two stacks of masks (N, H, W), bool, a number for each
-# picture. Two empty masks agree: 1.
+# image. Two empty masks agree: 1.
 #
 # <details><summary>Hint</summary>
 #
@@ -616,11 +623,11 @@ say(
 # </details>
 #
 # **`dead_channels(a)`**: which channels of a ReLU's output a (N, H, W, C) are zero on every pixel of every
-# picture, (C,) bool.
+# image, (C,) bool.
 #
 # <details><summary>Hint</summary>
 #
-# One pixel above zero, in one picture, is a sign of life.
+# One pixel above zero, in one image, is enough: the channel is not dead.
 #
 # </details>
 #

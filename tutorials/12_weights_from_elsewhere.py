@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 12. Weights from elsewhere
 #
-# **Somebody else has trained the network that you need. Their file loads without a complaint. How do you know
+# **Somebody else has trained the network that you need. Their file loads without an error. How do you know
 # that the weights do in your network what they did in theirs?**
 #
-# At the end you can bring weights over from PyTorch, find the layer at which two networks part, name the three
-# conventions that no file of weights mentions, and take a network elsewhere as ONNX. You need lesson 5; lesson
-# 4 helps. Half an hour.
+# At the end you can convert weights from PyTorch, find the first layer at which two networks differ, name the
+# three conventions that no file of weights contains, and export a network as ONNX. You need lesson 5; lesson
+# 4 helps. It takes about half an hour.
 
 # %%
 import dataclasses
@@ -22,22 +22,22 @@ from mbnp import datasets, fused, models, train, weights
 from mbnp.errors import MbnpError
 from mbnp.layers import BatchNorm, Depthwise, Pointwise, ReLU
 from mbnp.ops import window
-from mbnp.weights import torch_names
+from mbnp.weights import layouts
 
-TORCH = importlib.util.find_spec("torch") is not None  # the lesson goes on without it
+TORCH = importlib.util.find_spec("torch") is not None  # the lesson also runs without it
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))  # and without these
 temporary = tempfile.TemporaryDirectory()
-folder = Path(temporary.name)  # for the files of this lesson; it goes when Python ends
+folder = Path(temporary.name)  # for the files of this lesson; deleted when Python ends
 
 # %% [markdown]
-# ## Numbers with an address
+# ## The order of the axes
 #
 # A weight file is a list of names and arrays. The first thing that can go wrong is the order of the axes.
-# PyTorch keeps the weight of a convolution as (O, I, K, K): output channel, input channel, row, column. mbnp
-# keeps it as (K, K, I, O), because its pictures have their channels last.
+# PyTorch stores the weight of a convolution as (O, I, K, K): output channel, input channel, row, column. mbnp
+# stores it as (K, K, I, O), because its images have their channels last.
 #
-# Take 2 output channels, 3 input channels and a kernel of 2x2, and write into each place its own address: the
-# number 1201 stands at output 1, input 2, row 0, column 1.
+# Take 2 output channels, 3 input channels and a kernel of 2x2, and let each number be its own index: the
+# number 1201 is at output 1, input 2, row 0, column 1.
 
 # %%
 O, I, K = 2, 3, 2
@@ -48,8 +48,8 @@ theirs = np.array(
     ]
 )
 
-moved = theirs.transpose(2, 3, 1, 0)  # axes move: row, column, input, output
-reshaped = theirs.reshape(K, K, I, O)  # borders move, numbers stay
+transposed = theirs.transpose(2, 3, 1, 0)  # reorders the axes: row, column, input, output
+reshaped = theirs.reshape(K, K, I, O)  # keeps the order in memory
 
 # %% [markdown]
 # Both are (2, 2, 3, 2) now. Both would load.
@@ -59,31 +59,42 @@ reshaped = theirs.reshape(K, K, I, O)  # borders move, numbers stay
 
 
 # %%
-def address(numbers):
+def as_text(numbers):
     return "\n".join("  ".join(f"{n:04d}" for n in row) for row in numbers)
 
 
-say(f"`moved[0, 1]`: a row for each input, a column for each output.\n```text\n{address(moved[0, 1])}\n```")
-say(f"`reshaped[0, 1]`:\n```text\n{address(reshaped[0, 1])}\n```")
-right = np.mean(reshaped == moved)
 say(
-    f"In `moved` every number is from row 0, column 1. In `reshaped` the taps, inputs and outputs are shuffled: "
-    f"{right:.0%} of its numbers are where they belong, {np.sum(reshaped == moved)} of {moved.size}. "
+    f"`transposed[0, 1]`: a row for each input, a column for each output.\n```text\n{as_text(transposed[0, 1])}\n```"
+)
+say(f"`reshaped[0, 1]`:\n```text\n{as_text(reshaped[0, 1])}\n```")
+right = np.mean(reshaped == transposed)
+say(
+    f"In `transposed` every number is from row 0, column 1. In `reshaped` the taps, inputs and outputs are shuffled: "
+    f"{right:.0%} of its numbers are where they belong, {np.sum(reshaped == transposed)} of {transposed.size}. "
     f"The shapes are the same."
 )
 
 # %% [markdown]
-# `transpose` moves axes. `reshape` draws new borders into the same row of numbers. Remember which one you want
-# when a shape does not fit; here is mbnp's own code, one line for each kind of layer:
+# `transpose` reorders axes. `reshape` divides the same sequence of numbers differently. Remember which one
+# you need when a shape does not fit. mbnp has the axes of every layer's weight in one table, with h and w for
+# the kernel's rows and columns, i and o for the channels in and out, c for channels that do not mix, and 1
+# for an axis of length one. One function reads it, for every file format:
 
 # %%
-source(torch_names._ours)
+say(
+    table(
+        [(kind.__name__, *(f"`{axes[name]}`" for name in axes)) for kind, axes in layouts.AXES.items()],
+        ["layer", "mbnp", "PyTorch", "Keras"],
+    )
+)
+source(layouts.convert)
 
 # %% [markdown]
-# ## A network with a past
+# ## A trained network
 #
-# Random weights would do to compare numbers, but you want to see what a mistake does to answers. So here is a
-# small network of the article's kind, half as wide, that learns the ten shapes in a few seconds (lesson 6).
+# Random weights would be enough to compare numbers, but you want to see what a mistake does to predictions.
+# So here is a small network of the article's kind, half as wide, that learns the ten shapes in a few seconds
+# (lesson 6).
 
 # %%
 data = datasets.load("shapes10")
@@ -97,26 +108,26 @@ if SMALL:
 trained = models.mobilenet_v1_small(width_mult=0.5, seed=0)
 history = train.fit(fused.convert(trained), data, train.Recipe(epochs=1 if SMALL else 3, seed=0))
 
-pictures = datasets.normalise(data.test.images, data.mean, data.std)
+images = datasets.normalise(data.test.images, data.mean, data.std)
 labels = data.test.labels
-x = pictures[: 20 if SMALL else 100]  # enough to compare numbers
+x = images[: 20 if SMALL else 100]  # enough to compare numbers
 
 
 def logits_of(net):
-    """Of all test pictures, by the fast engine (lesson 10), which keeps padding, eps and activation as they are."""
-    return fused.convert(net)(pictures)
+    """Return the logits of all test images. The fast engine (lesson 10) keeps padding, eps and activation."""
+    return fused.convert(net)(images)
 
 
 def accuracy(logits):
     return float(np.mean(logits.argmax(axis=1) == labels))
 
 
-say(f"Right for **{accuracy(logits_of(trained)):.1%}** of {len(labels):,} test pictures.")
+say(f"Accuracy on {len(labels):,} test images: **{accuracy(logits_of(trained)):.1%}**.")
 
 # %% [markdown]
-# Now it goes to PyTorch, and from here on PyTorch is "elsewhere": a class that somebody else wrote, its weights
-# in a `.pt` file, and you with nothing but the two. (If PyTorch is not installed, the lesson lets mbnp's own
-# network play that part, in float64.)
+# Now we export it to PyTorch, and from here on PyTorch is "elsewhere": a class that somebody else wrote, and
+# its weights in a `.pt` file, are all that you have. (If PyTorch is not installed, the lesson uses mbnp's own
+# network in float64 instead.)
 
 # %%
 if TORCH:
@@ -154,10 +165,11 @@ if TORCH:
 # %% [markdown]
 # ## Loading
 #
-# A state dict is PyTorch's word for the list of names and arrays. A name is the path to a layer, and the last
-# part of it says which array. `weights.load` looks at names and shapes, recognises whose network it is, builds
-# it, and checks every single array before it copies the first. (It takes `.safetensors` too. A `.pt` file is a
-# pickle, a program that makes objects; mbnp lets only PyTorch's weights-only loader near it.)
+# A *state dict* is PyTorch's term for the list of names and arrays. A name is the path to a layer, followed
+# by the name of the array. `weights.load` looks at names and shapes, recognises the architecture, builds it,
+# and checks every single array before it copies the first. (It also reads `.safetensors`. A `.pt` file is a
+# pickle, a program that creates objects and could do anything; mbnp opens it only with PyTorch's weights-only
+# loader.)
 
 # %%
 if TORCH:
@@ -183,24 +195,24 @@ else:
     say("PyTorch is not installed here; `pip install -e '.[tutorials]'` brings it.")
 
 # %% [markdown]
-# All names fit, all shapes fit. Is it the same network? Lesson 5 ended with a weight that fitted in shape and
-# was turned the wrong way. The proof is in the activations: the output of every layer, theirs and yours, for the same
-# pictures.
+# All names fit, all shapes fit. Is it the same network? Lesson 5 ended with a weight that was transposed the
+# wrong way and whose shape still fitted. Only the activations can prove it: the output of every layer, theirs
+# and yours, for the same images.
 #
-# PyTorch lets you listen with a *hook*, a function that is called with each output of a layer. mbnp has
-# `net.activations`. Their maps are (N, C, H, W), so they are turned round before they are compared.
+# In PyTorch you record them with a *hook*, a function that is called with each output of a layer. mbnp has
+# `net.activations`. Their feature maps are (N, C, H, W), so they are transposed before they are compared.
 
 # %%
 layers = dict(net.leaves())  # every layer that is no container, by name
 if TORCH:
-    heard = {}
+    recorded = {}
     for name in layers:
         elsewhere.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: heard.update({name: output.numpy()})
+            lambda module, inputs, output, name=name: recorded.update({name: output.numpy()})
         )
     with torch.no_grad():
         elsewhere(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-    true = {name: y.transpose(0, 2, 3, 1) if y.ndim == 4 else y for name, y in heard.items()}
+    true = {name: y.transpose(0, 2, 3, 1) if y.ndim == 4 else y for name, y in recorded.items()}
 else:
     exact = models.mobilenet_v1_small(width_mult=0.5, dtype=np.float64)
     exact.load_state(trained.state())
@@ -208,12 +220,12 @@ else:
 
 
 def difference(ours, theirs):
-    """The largest difference of two arrays, relative to the largest number of theirs."""
+    """Return the largest difference of two arrays, relative to the largest number of theirs."""
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def from_the_start(net):
-    """How far each layer's output is from theirs, when both begin with the same pictures."""
+    """Return the difference of each layer's output from theirs, when both begin with the same images."""
     ours = net.activations(x)
     return {name: difference(ours[name], theirs) for name, theirs in true.items()}
 
@@ -230,15 +242,14 @@ say(
 )
 
 # %% [markdown]
-# That is rounding: float32 has about seven digits, and the two do not round in the same
-# places. Keep the picture of it in mind: a flat line, a little above $10^{-7}$. This is what *the same network*
-# looks like.
+# That is rounding: float32 has about seven digits, and the two do not round in the same places. Remember what
+# this looks like: a flat line, a little above $10^{-7}$. This is what *the same network* looks like.
 #
 # ## The same weights, three mistakes
 #
-# Most MobileNets that you find are not PyTorch's. TensorFlow's have three conventions of their own, and people
-# carry weights between the two every day. Suppose your weights are from PyTorch, and the network was built after
-# a TensorFlow tutorial (or the other way round: it is the same mistake).
+# Many MobileNets that you find are TensorFlow's, which has three conventions of its own, and weights are
+# converted between the two every day. Suppose your weights are from PyTorch, and the network was built from a
+# TensorFlow tutorial (or the other way round: it is the same mistake).
 #
 # | | PyTorch | Keras's MobileNet |
 # | --- | --- | --- |
@@ -246,12 +257,12 @@ say(
 # | eps in $\sqrt{\sigma^2 + \text{eps}}$ of BatchNorm | 1e-5 | 1e-3 |
 # | activation | ReLU | ReLU6, $\min(\max(x, 0), 6)$ |
 #
-# None of them has an array. So none of them is in the file.
+# None of them is an array. So none of them is in the file.
 
 
 # %%
 def built(padding=False, eps=False, relu6=False):
-    """The network with their weights and some of TensorFlow's conventions."""
+    """Build the network with their weights and some of TensorFlow's conventions."""
     other = models.mobilenet_v1_small(width_mult=0.5)
     for _, layer in other.leaves():
         if padding and isinstance(layer, Depthwise) and layer.options["stride"] == 2:
@@ -268,20 +279,20 @@ def built(padding=False, eps=False, relu6=False):
 
 
 mistakes = {"padding (0, 1)": built(padding=True), "eps 1e-3": built(eps=True), "ReLU6": built(relu6=True)}
-say(f"{len(mistakes)} networks built, {len(mistakes)} times all names and shapes fit, no complaint.")
+say(f"{len(mistakes)} networks built; in all of them every name and shape fits, and there is no error.")
 
 # %% [markdown]
-# **Before you run the next cell:** strides of 2 are in the blocks 2, 4, 6 and 8. There is BatchNorm behind every
-# convolution, and ReLU behind every BatchNorm. For each of the three mistakes: which is the first layer whose
-# output is wrong? And which mistake costs the most right answers?
+# **Before you run the next cell:** strides of 2 are in the blocks 2, 4, 6 and 8. There is BatchNorm after
+# every convolution, and ReLU after every BatchNorm. For each of the three mistakes: which is the first layer
+# whose output is wrong? And which mistake costs the most accuracy?
 
 # %%
 curves = {name: from_the_start(other) for name, other in mistakes.items()}
 logits = {name: logits_of(other) for name, other in (("none", net), *mistakes.items())}
-answers = logits["none"].argmax(axis=1)
+predictions = logits["none"].argmax(axis=1)
 rows = [("none", "none", f"{loaded['fc']:.0e}", f"{1:.1%}", f"{accuracy(logits['none']):.1%}")]
 for name in mistakes:
-    same = np.mean(logits[name].argmax(axis=1) == answers)
+    same = np.mean(logits[name].argmax(axis=1) == predictions)
     rows.append(
         (
             name,
@@ -292,7 +303,9 @@ for name in mistakes:
         )
     )
 say(
-    table(rows, ["mistake", "first wrong layer", "logits off by (of the largest)", "same answer", "accuracy"])
+    table(
+        rows, ["mistake", "first wrong layer", "error of the logits, relative", "same prediction", "accuracy"]
+    )
 )
 
 # %% tags=["hide-input"]
@@ -301,7 +314,7 @@ starts = [k for k, name in enumerate(names) if k == 0 or name.split(".")[0] != n
 
 
 def layer_axis(axes):
-    """A log scale for differences, and the blocks' names along the layers."""
+    """Set a log scale for differences, and the blocks' names along the layers."""
     axes.set(
         yscale="log", ylim=(3e-9, 5), xlim=(-1, len(names)), ylabel="difference (1 = the largest number)"
     )
@@ -320,7 +333,7 @@ for name, colour, marker in lines:
     )
 axes.plot(np.maximum(list(loaded.values()), 1e-8), "-", color=BLACK, lw=1.5, label="no mistake")
 layer_axis(axes)
-axes.set_title("How far each layer's output is from theirs (0 is drawn at 1e-8)")
+axes.set_title("Difference of each layer's output from theirs (0 is drawn at 1e-8)")
 axes.legend(loc="lower right", ncols=2)
 show(
     fig,
@@ -329,12 +342,12 @@ show(
 )
 
 # %% [markdown]
-# Each curve lies on the black one, leaves it at one layer, and never comes back. Where it leaves is where the
-# mistake is. Look at the size of the numbers, too:
+# Each curve follows the black one, leaves it at one layer, and never comes back. The mistake is in the layer
+# where it leaves. Look at the size of the differences, too:
 
 # %%
 pad_loss = accuracy(logits["none"]) - accuracy(logits["padding (0, 1)"])
-quiet = {name: np.sum(logits[name].argmax(axis=1) != answers) for name in ("eps 1e-3", "ReLU6")}
+quiet = {name: np.sum(logits[name].argmax(axis=1) != predictions) for name in ("eps 1e-3", "ReLU6")}
 variance = min(
     float(layer.running_var.value.min()) for layer in layers.values() if isinstance(layer, BatchNorm)
 )
@@ -342,25 +355,26 @@ peaks = {name: float(true[name].max()) for name, layer in layers.items() if isin
 over = [name for name, peak in peaks.items() if peak > 6]
 say(
     f"""
-    - **padding** is right up to the first stride of 2. It costs {100 * pad_loss:.0f} percentage points of
-      accuracy. You would notice, and may still blame the training.
-    - **eps** is wrong at the very first BatchNorm, and changes {quiet["eps 1e-3"]} of {len(labels):,} answers. The
-      smallest running variance in this network is {variance:.3f}; to it, 1e-3 adds {1e-3 / variance:.0%}. To a variance
-      of 1 it adds nothing that anybody sees.
+    - With the wrong **padding** everything is right up to the first stride of 2. It costs {100 * pad_loss:.0f}
+      percentage points of accuracy. You would notice, and might still blame the training.
+    - The wrong **eps** shows at the very first BatchNorm, and changes {quiet["eps 1e-3"]} of {len(labels):,}
+      predictions. The smallest running variance in this network is {variance:.3f}; to it, 1e-3 adds
+      {1e-3 / variance:.0%}. For a variance of 1 the difference is negligible.
     - **ReLU6** is right as long as nothing is larger than 6. The first ReLU's largest output is
       {next(iter(peaks.values())):.1f}, the largest of all is {max(peaks.values()):.1f}; {len(over)} of {len(peaks)}
-      ReLUs go beyond 6{f", `{over[0]}` first" if over else ""}. It changes {quiet["ReLU6"]} answers. With other
-      pictures it may be none, or many.
+      ReLUs exceed 6{f", `{over[0]}` first" if over else ""}. It changes {quiet["ReLU6"]} predictions. With other
+      images it may be none, or many.
     """
 )
 
 # %% [markdown]
-# The last two are the dangerous ones. A network that is a little worse than its paper looks like a network that
-# was trained a little worse. No accuracy will tell you; the curve does, with a handful of pictures.
+# The last two are the dangerous ones. A network that is a little worse than its paper looks like a network
+# that was trained a little worse. The accuracy will not show the mistake; the curve does, with only a few
+# images.
 #
 # ## Off by one pixel
 #
-# Why does the padding cost so much? Draw which pixels the windows look at. One row of eight pixels, a window of
+# Why does the padding cost so much? Draw which pixels the windows cover. One row of eight pixels, a window of
 # three, stride 2, four outputs:
 
 # %% tags=["hide-input"]
@@ -402,11 +416,12 @@ show(
 )
 
 # %% [markdown]
-# Grey squares are the zeros of the padding, blue bars are the windows, orange squares their middles. PyTorch's
-# outputs look at the even pixels, those of SAME at the odd ones: the whole grid is shifted by a pixel. The third
-# row is SAME with an odd size, and there it is PyTorch's padding.
+# Grey squares are the zeros of the padding, blue bars are the windows, orange squares their centres.
+# PyTorch's windows are centred on the even pixels, those of SAME on the odd ones: the whole grid is shifted
+# by a pixel. The third row is SAME with an odd size, and there it equals PyTorch's padding.
 #
-# SAME asks for $O = \lceil H / S \rceil$ outputs, and pads what the last window needs, the odd zero at the end:
+# SAME makes $O = \lceil H / S \rceil$ outputs, and adds as many zeros as the last window needs, the odd one
+# at the end:
 #
 # $$P = \max((O - 1) S + K - H, 0)$$
 #
@@ -416,14 +431,14 @@ show(
 source(window.same_padding)
 
 # %% [markdown]
-# **Before you run the next cell:** which of these rows are (1, 1), PyTorch's?
+# **Before you run the next cell:** in which rows of the table is SAME equal to PyTorch's (1, 1)?
 
 # %%
 rows = []
 for size, stride in ((32, 1), (32, 2), (33, 2), (224, 2), (225, 2), (7, 2)):
     pair = window.same_padding(size, 3, stride)
     rows.append((size, stride, str(pair), "the same" if pair == (1, 1) else "**a pixel off**"))
-say(table(rows, ["size", "stride", "SAME", "against PyTorch's (1, 1)"]))
+say(table(rows, ["size", "stride", "SAME", "compared with PyTorch's (1, 1)"]))
 
 jump, shifts = 1, []
 for _, layer in net.leaves():
@@ -432,28 +447,28 @@ for _, layer in net.leaves():
         jump *= 2
 say(
     f"""
-    And it adds up. A pixel of a deeper map is many pixels of the picture wide (the jump of lesson 5), so the
-    {len(shifts)} strides of 2 shift the grid by {" + ".join(map(str, shifts))} = **{sum(shifts)} pixels** of a picture
-    that has 32. With SAME, and with these weights, the last map looks at a picture pushed to the side by nearly half of
-    its width.
+    And the shifts add up. A pixel of a deeper feature map covers many pixels of the image (lesson 5's jump), so the
+    {len(shifts)} strides of 2 shift the grid by {" + ".join(map(str, shifts))} = **{sum(shifts)} pixels** of an image
+    that has 32. With SAME, and with these weights, the last feature map sees an image that is shifted by nearly half
+    of its width.
     """
 )
 
 # %% [markdown]
-# Two traps in this table. At odd sizes the mistake is not there: a test with a picture of 33 or 225 pixels passes.
-# And Keras's MobileNet writes its depthwise padding as an explicit (0, 1), so that *it* differs from SAME at odd
-# sizes.
+# There are two pitfalls in this table. At odd sizes the two paddings agree: a test with an image of 33 or 225
+# pixels passes. And Keras's MobileNet has an explicit padding of (0, 1) before its depthwise convolutions, so
+# that *it* differs from SAME at odd sizes.
 #
 # ## All at once
 #
-# A network from a real tutorial has all three. The curve from the start shows you only the first of them; what
-# comes after is wrong anyway. So change the question: give each layer **their** input, and ask only for what it
-# does to it itself.
+# A network from a real tutorial has all three mistakes. The curve from the start shows only the first of
+# them; everything after it is wrong anyway. So change the test: give each layer **their** input, and compare
+# only what the layer itself does.
 
 
 # %%
 def one_by_one(net):
-    """How far each layer's output is from theirs, when it gets their input."""
+    """Return the difference of each layer's output from theirs, when it gets their input."""
     found, before = {}, x
     for name, layer in net.leaves():
         found[name] = difference(layer(before), true[name])
@@ -470,8 +485,8 @@ say(
 )
 
 # %% [markdown]
-# **Before you run the next cell:** of the layers with weights, which kinds will stand out, and which will lie on
-# the floor?
+# **Before you run the next cell:** which kinds of layers will stand out, and which will be at the level of
+# rounding?
 
 # %% tags=["hide-input"]
 fig, axes = figure(8.6, 3.9)
@@ -517,12 +532,13 @@ for kind in (Depthwise, Pointwise, BatchNorm, ReLU):
 say(table(rows, ["kind", "off", "largest", "which"]))
 
 # %% [markdown]
-# There they are: the depthwise layers of stride 2 and no other, each BatchNorm, the ReLUs that go beyond 6. The
-# pointwise layers have their weights right. This one cell finds a wrong axis, a missing bias, a forgotten
-# transpose and a wrong eps alike. Write it whenever you bring weights over, before you look at any accuracy.
+# There they are: the depthwise layers of stride 2 and no others, each BatchNorm, the ReLUs whose input
+# exceeds 6. The pointwise layers are right. This test finds a wrong axis, a missing bias, a forgotten
+# transpose and a wrong eps alike. Write it whenever you convert weights, before you look at any accuracy.
 #
-# mbnp does not guess: `weights.load` on a Keras file builds the network with Keras's conventions. And a `.pt` file
-# of the network with the mistakes is refused, because nobody could read from it what it needs:
+# mbnp does not guess: `weights.load` on a Keras file builds the network with Keras's conventions. And it
+# refuses to write a `.pt` file of the network with the mistakes, because the file cannot contain those
+# conventions:
 
 # %%
 if TORCH:
@@ -534,10 +550,10 @@ if TORCH:
 # %% [markdown]
 # ## A file that says what it means
 #
-# ONNX is a file format that holds the *graph*: which operation comes after which, with what padding and what eps,
-# and the weights with it. `weights.save` writes one. You choose the order of the input's axes, and whether each
-# BatchNorm is folded into the convolution before it (lessons 4 and 10). Then onnxruntime, which knows nothing of
-# mbnp, runs the file.
+# ONNX is a file format that contains the *graph*: the order of the operations, the padding and eps of each,
+# and the weights. `weights.save` writes one. You choose the order of the input's axes, and whether each
+# BatchNorm is folded into the convolution before it (lessons 4 and 10). Then ONNX Runtime, which knows
+# nothing about mbnp, runs the file.
 #
 # **Before you run the next cell:** there are 17 convolutions here and 17 BatchNorms. What does folding do to the
 # number of nodes, and to the file's size?
@@ -547,17 +563,17 @@ if ONNX:
     import onnx
     import onnxruntime
 
-    def run(path, images):
+    def run(path, inputs):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return session.run(None, {session.get_inputs()[0].name: images})[0]
+        return session.run(None, {session.get_inputs()[0].name: inputs})[0]
 
     expected, rows = net(x), []
     for layout in ("NCHW", "NHWC"):
-        images = x if layout == "NHWC" else x.transpose(0, 3, 1, 2).copy()
+        inputs = x if layout == "NHWC" else x.transpose(0, 3, 1, 2).copy()
         for fold in (False, True):
             path = folder / f"{layout}-{'folded' if fold else 'kept'}.onnx"
             weights.save(net, path, layout=layout, fold=fold)
-            off = difference(run(path, images), expected)
+            off = difference(run(path, inputs), expected)
             assert off < 1e-4
             rows.append(
                 (
@@ -568,16 +584,16 @@ if ONNX:
                     f"{off:.0e}",
                 )
             )
-    say(table(rows, ["input", "BatchNorm", "nodes", "kB", "off from mbnp"]))
+    say(table(rows, ["input", "BatchNorm", "nodes", "kB", "difference from mbnp"]))
 else:
     say("onnx and onnxruntime are not installed here; `pip install -e '.[tutorials]'` brings them.")
 
 # %% [markdown]
-# The weights are nearly all of the file, and a BatchNorm has few. But each node that is gone is a trip through
-# memory that is gone (lesson 10). The order of the axes costs one node, a transpose at the entrance.
+# Most of the file is weights, and a BatchNorm has few of them. But each removed node saves a pass through
+# memory (lesson 10). The order of the axes costs one node, a transpose at the input.
 #
-# And the three conventions? Export the right network and the one with all mistakes, BatchNorm kept, and look into
-# the files:
+# And the three conventions? Export the right network and the one with all mistakes, with BatchNorm kept, and
+# look into the files:
 
 # %%
 if ONNX:
@@ -587,8 +603,8 @@ if ONNX:
         for name in ("NCHW-kept.onnx", "everything.onnx")
     ]
 
-    def said(node):
-        """A node's operation, and what it says of padding and eps."""
+    def describe(node):
+        """Return a node's operation, with its padding and eps."""
         values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         chosen = {key: values[key] for key in ("pads", "auto_pad", "epsilon") if key in values}
         text = [
@@ -598,13 +614,14 @@ if ONNX:
         return f"`{' '.join([node.op_type, *text])}`"
 
     rows = [
-        (f"`{name}`", *(said(graph[name]) for graph in graphs))
+        (f"`{name}`", *(describe(graph[name]) for graph in graphs))
         for name in ("conv2_2.0", "conv2_2.1", "conv2_2.2")
     ]
     say(table(rows, ["node", "the right network", "all mistakes"]))
 
 # %% [markdown]
-# It is all there. That is the difference between a list of arrays and a network. And so the way back is safe:
+# All three are there. That is the difference between a list of arrays and a network. So importing the file
+# again is safe:
 
 # %%
 if ONNX:
@@ -612,27 +629,28 @@ if ONNX:
     left = sum(isinstance(layer, BatchNorm) for _, layer in again.leaves())
     say(
         f"""
-        Imported again, the folded network has {left} BatchNorms, logits that are {difference(again(x), expected):.0e}
-        off, and an accuracy of {accuracy(logits_of(again)):.1%}. The one with all mistakes comes back with all of them:
-        its logits are {difference(wrong(x), everything(x)):.0e} off from what it was, at
-        {accuracy(logits_of(wrong)):.1%}.
+        Imported again, the folded network has {left} BatchNorms, logits that differ by
+        {difference(again(x), expected):.0e}, and an accuracy of {accuracy(logits_of(again)):.1%}. The one with all
+        mistakes comes back with all of them: its logits differ by {difference(wrong(x), everything(x)):.0e} from those
+        before the export, with an accuracy of {accuracy(logits_of(wrong)):.1%}.
         """
     )
 
 # %% [markdown]
-# One convention is still not said: what was done to the *picture*. mbnp writes mean, spread and class names into
-# its own files and into ONNX's metadata. Files of others often do not have them, and then you must ask.
+# One convention is still missing: the preprocessing of the *image*. mbnp writes mean, standard deviation and
+# class names into its own files and into ONNX's metadata. Other people's files often do not contain them, and
+# then you must ask.
 #
 # ## Questions
 #
-# 1. A network was trained on pictures of `x / 127.5 - 1`, and you feed it `(x / 255 - mean) / std`. Which of this
+# 1. A network was trained on images of `x / 127.5 - 1`, and you feed it `(x / 255 - mean) / std`. Which of this
 #    lesson's plots shows it, and at which layer?
-# 2. You feed BGR pictures to a network that was trained on RGB. Repair it without touching a picture: which array
-#    do you change, and how?
-# 3. Your weights are Keras's, your network is PyTorch's, and you may train for one more epoch. Which of the three
-#    mistakes will it forgive?
-# 4. `everything` was compared with 100 pictures. Why is one enough for padding and eps, and maybe not for ReLU6?
-# 5. Why does the flat line of the right network lie at about 1e-7 and not at 0? Where would it lie in float64? And
+# 2. You feed BGR images to a network that was trained on RGB. Correct it without changing the images: which
+#    array do you change, and how?
+# 3. Your weights are Keras's, your network is PyTorch's, and you may train for one more epoch. Which of the
+#    three mistakes will the training compensate?
+# 4. `everything` was compared with 100 images. Why is one enough for padding and eps, and maybe not for ReLU6?
+# 5. Why is the flat line of the right network at about 1e-7 and not at 0? Where would it be in float64? And
 #    what would you think of a line at 1e-3 that is just as flat?
 #
 # ## Exercises
@@ -645,8 +663,8 @@ if ONNX:
 #
 # <details><summary>Hint</summary>
 #
-# For each axis of the result ask which axis of `w` it was. A depthwise weight has an axis of length 1: take it away
-# with an index, `w[:, 0]`.
+# For each axis of the result ask which axis of `w` it was. A depthwise weight has an axis of length 1: remove
+# it with an index, `w[:, 0]`.
 #
 # </details>
 #
@@ -665,8 +683,8 @@ if ONNX:
 #
 # <details><summary>Hint</summary>
 #
-# First the number of outputs, rounded up: `-(-size // stride)`. Then: where does the last window begin, and where
-# does it end? What does the picture lack there? It may lack nothing.
+# First the number of outputs, rounded up: `-(-size // stride)`. Then: where does the last window begin, and
+# where does it end? How many pixels beyond the end of the row is that? It may be none.
 #
 # </details>
 #
@@ -681,12 +699,12 @@ if ONNX:
 #
 # </details>
 #
-# **3. `first_difference`**: the first layer at which two networks part.
+# **3. `first_difference`**: the first layer at which two networks differ.
 #
 # <details><summary>Hint</summary>
 #
-# Bring their maps to channels last; arrays of two axes stay as they are. The measure is this lesson's
-# `difference`. Return from inside the loop.
+# Transpose their feature maps to channels last; arrays of two axes stay as they are. The measure is this
+# lesson's `difference`. Return from inside the loop.
 #
 # </details>
 #

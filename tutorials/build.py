@@ -53,7 +53,7 @@ TEMPLATE = """\
 
 
 class LessonError(Exception):
-    """A lesson that did not run to its end, as one line: which lesson, which cell, what happened."""
+    """A lesson that failed, as one line: which lesson, which cell, what happened."""
 
 
 def main() -> int:
@@ -84,22 +84,22 @@ def main() -> int:
             f"{lesson.stem:32} {seconds:6.1f} s  {_figures_size(page) / 1e3:5.0f} kB of figures", flush=True
         )
     if len(chosen) > 1:
-        print(f"{'together':32} {total:6.1f} s")
+        print(f"{'total':32} {total:6.1f} s")
     return 1 if failed else 0
 
 
 def lessons() -> list[Path]:
-    """The sources, in order."""
+    """Return the sources, in order."""
     return sorted(HERE.glob("[0-9][0-9]_*.py"))
 
 
 def page_of(lesson: Path) -> Path:
-    """Where a lesson's page is."""
+    """Return the path of a lesson's page."""
     return RENDERED / f"{lesson.stem}.md"
 
 
 def is_fresh(lesson: Path) -> bool:
-    """Was the page made from the current lesson, lesson.py and mbnp code, between the current neighbours?"""
+    """Return whether the page was made from the current lesson, lesson.py and mbnp code, with the current links."""
     try:
         first, *rest = page_of(lesson).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -140,7 +140,7 @@ def _chosen(names: list[str], everything: bool) -> list[Path]:
 
 
 def _environment() -> dict[str, str]:
-    """Full size, the data that mbnp draws itself, no backend but the default: what a fresh clone has."""
+    """Return the environment of a fresh clone: full size, the data that mbnp draws itself, the default backend."""
     ours = ("MBNP_LESSONS", "MBNP_DATA", "MBNP_BACKEND", "MPLBACKEND")
     env = {name: value for name, value in os.environ.items() if name not in ours}
     return {**env, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # or the kernel warns about frozen modules
@@ -179,7 +179,7 @@ def _execute(lesson: Path) -> Any:
 
 
 def _failing_line(lesson: Path, notebook: Any, traceback: str = "") -> str:
-    """The last cell that was begun, and the line in it that failed, or where the cell starts."""
+    """Name the last cell that was begun, and the line in it that failed, or the cell's first line."""
     begun = [k for k, cell in enumerate(notebook.cells) if cell.get("execution_count") or cell.get("outputs")]
     number = max(begun, default=0)
     code = notebook.cells[number].source
@@ -190,7 +190,7 @@ def _failing_line(lesson: Path, notebook: Any, traceback: str = "") -> str:
 
 
 def _pass_on_warnings(lesson: Path, notebook: Any) -> None:
-    """What a lesson writes to stderr is for whoever builds, not for the page."""
+    """Print what a lesson wrote to stderr, and take it off the page."""
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if output.get("name") == "stderr":
@@ -200,7 +200,7 @@ def _pass_on_warnings(lesson: Path, notebook: Any) -> None:
 
 
 def _convert(notebook: Any, folder: str) -> tuple[str, dict[str, bytes]]:
-    """The page's body, and its figures by their path beside the page."""
+    """Return the page's body, and its figures by their path beside the page."""
     from jinja2 import DictLoader
     from nbconvert import MarkdownExporter
     from traitlets.config import Config
@@ -219,7 +219,7 @@ def _convert(notebook: Any, folder: str) -> tuple[str, dict[str, bytes]]:
 
 
 def _relink(target: re.Match[str]) -> str:
-    """A link beside the lesson, seen from the page's folder; a lesson becomes its page."""
+    """Return a lesson's relative link as it is from the page's folder; a lesson becomes its page."""
     file = HERE / target[0]
     if not file.exists():
         return target[0]
@@ -227,15 +227,15 @@ def _relink(target: re.Match[str]) -> str:
 
 
 def _tidy(body: str) -> str:
-    """One blank line between blocks; code keeps its own."""
-    pieces = re.split(r"(^```.*?^```$)", body, flags=re.MULTILINE | re.DOTALL)
-    for k in range(0, len(pieces), 2):
-        pieces[k] = re.sub(r"[ \t]*\n(?:[ \t]*\n)+", "\n\n", pieces[k])
-    return "".join(pieces).strip()
+    """Leave one blank line between blocks; code keeps its own."""
+    blocks = re.split(r"(^```.*?^```$)", body, flags=re.MULTILINE | re.DOTALL)
+    for k in range(0, len(blocks), 2):
+        blocks[k] = re.sub(r"[ \t]*\n(?:[ \t]*\n)+", "\n\n", blocks[k])
+    return "".join(blocks).strip()
 
 
 def _write(page: str, figures: dict[str, bytes], path: Path) -> Path:
-    """All of it beside the old page first, then both change places: a failure before that leaves the old one whole."""
+    """Write everything beside the old page, then replace the old one: a failure before that leaves it untouched."""
     folder = path.with_name(f"{path.stem}_files")
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -254,7 +254,7 @@ def _write(page: str, figures: dict[str, bytes], path: Path) -> Path:
 
 
 def _stamp(lesson: Path, shown: list[str]) -> str:
-    """The first line of a page."""
+    """Return the first line of a page."""
     digest = hashlib.sha256()
     for file in (lesson, HERE / "lesson.py"):
         digest.update(file.read_text(encoding="utf-8").encode())  # as text: line ends differ between systems
@@ -265,7 +265,7 @@ def _stamp(lesson: Path, shown: list[str]) -> str:
 
 
 def _code(name: str) -> str:
-    """The source of module:qualname as it is now; nothing if there is no such thing any more."""
+    """Return the source of module:qualname as it is now; nothing if there is no such thing any more."""
     module, _, qualname = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -277,7 +277,7 @@ def _code(name: str) -> str:
 
 
 def _links(lesson: Path) -> str:
-    """The line at the top and the bottom of a page: its neighbours, the map, its exercises."""
+    """Return the line at the top and the bottom of a page: its neighbours, all lessons, its source and exercises."""
     order = lessons()
     at = order.index(lesson) if lesson in order else 0
     before, after = order[:at][-1:], order[at + 1 :][:1]

@@ -16,8 +16,8 @@ from typing import Any
 
 SMALL = os.environ.get("MBNP_LESSONS") == "small"
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart. Give lines that cross
-# different markers or dashes too: some readers print.
+# Okabe and Ito's colours, which people with any kind of colour vision can distinguish. Give lines that cross
+# different markers or dashes too, for readers who print.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
@@ -29,7 +29,7 @@ _STYLE = {
     "axes.titlesize": 11,
     "figure.constrained_layout.use": True,
     "figure.dpi": 110,
-    "figure.facecolor": "white",  # opaque: black labels are read on dark pages too
+    "figure.facecolor": "white",  # opaque, so that black labels are legible on dark pages too
     "font.size": 10,
     "image.interpolation": "nearest",
     "legend.frameon": False,
@@ -43,7 +43,7 @@ def say(text: str) -> None:
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
-    """A table in Markdown, to be shown with `say`. Columns of numbers are right-aligned."""
+    """Return a table in Markdown, to be shown with `say`. Columns of numbers are right-aligned."""
     rows = [[cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in rows]
     numeric = [all(_is_number(row[k]) for row in rows) for k in range(len(header))]
     lines = [header, ["---:" if right else "---" for right in numeric], *rows]
@@ -52,14 +52,14 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
 
 def source(*code: Callable | str) -> None:
     """Show code of mbnp as it stands: functions and classes, or text. A page is stale once it has changed."""
-    parts = [part if isinstance(part, str) else inspect.getsource(_plain(part)) for part in code]
-    names = [f"{_plain(part).__module__}:{part.__qualname__}" for part in code if not isinstance(part, str)]
-    text = "\n\n\n".join(textwrap.dedent(part).strip("\n") for part in parts)
+    texts = [item if isinstance(item, str) else inspect.getsource(_plain(item)) for item in code]
+    names = [f"{_plain(item).__module__}:{item.__qualname__}" for item in code if not isinstance(item, str)]
+    text = "\n\n\n".join(textwrap.dedent(each).strip("\n") for each in texts)
     _display(f"```python\n{text}\n```", shown=[name for name in names if not name.startswith("__main__")])
 
 
 def figure(width: float = 8, height: float = 3.5, **subplots: Any) -> tuple[Any, Any]:
-    """`(figure, axes)` of matplotlib in the style of the lessons, in inches; `subplots` as in plt.subplots."""
+    """Make matplotlib's `(figure, axes)` in the style of the lessons, in inches; `subplots` as in plt.subplots."""
     import matplotlib.pyplot as plt
 
     plt.rcParams.update(_STYLE)
@@ -67,7 +67,7 @@ def figure(width: float = 8, height: float = 3.5, **subplots: Any) -> tuple[Any,
 
 
 def show(fig: Any, alt: str = "") -> None:
-    """Show a figure and close it. `alt` says in words what there is to see; without it, the titles do."""
+    """Show a figure and close it. `alt` describes it in words; without it, the titles do."""
     import matplotlib.pyplot as plt
 
     titles = [fig.get_suptitle(), *(axes.get_title() for axes in fig.axes)]
@@ -78,7 +78,7 @@ def show(fig: Any, alt: str = "") -> None:
         png = io.BytesIO()
         fig.savefig(png, format="png", pil_kwargs={"optimize": True})
         display(Image(png.getvalue(), format="png", alt=alt))
-    elif plt.get_backend().lower() == "agg":  # nothing to open a window on
+    elif plt.get_backend().lower() == "agg":  # there is no screen
         print(f"[figure: {alt}]\n")
     else:
         plt.show()
@@ -86,13 +86,15 @@ def show(fig: Any, alt: str = "") -> None:
 
 
 def grid(axes: Any, numbers: Any, title: str = "", box: tuple[int, int, int, int] | None = None) -> None:
-    """Draw a small matrix with its numbers written in; `box` (row, column, height, width) frames a part of it."""
+    """Draw a small matrix with its numbers written in; `box` (row, column, height, width) frames a region."""
     import numpy as np
     from matplotlib.patches import Rectangle
 
     numbers = np.asarray(numbers)
     limit = max(float(np.abs(numbers).max()), 1e-9)
-    axes.imshow(numbers, cmap="RdBu_r", vmin=-2 * limit, vmax=2 * limit)  # pale, so that the numbers are read
+    axes.imshow(
+        numbers, cmap="RdBu_r", vmin=-2 * limit, vmax=2 * limit
+    )  # pale, so that the numbers stay legible
     for (row, column), number in np.ndenumerate(numbers):
         axes.text(column, row, f"{number:g}", ha="center", va="center")
     if box:
@@ -106,12 +108,12 @@ def grid(axes: Any, numbers: Any, title: str = "", box: tuple[int, int, int, int
 
 
 def timed(call: Callable[[], object], repeat: int = 7) -> float:
-    """Median seconds of `call()`, after one run that compiles and warms up."""
+    """Return the median seconds of `call()`, after one run that compiles and warms up."""
     return statistics.median(_seconds(call, repeat))
 
 
 def fastest(call: Callable[[], object], repeat: int = 30) -> float:
-    """Seconds of the fastest of many calls: whatever else the machine does meanwhile can only add to it."""
+    """Return the seconds of the fastest of many calls: other programs on the machine can only add to it."""
     return min(_seconds(call, repeat))
 
 
@@ -126,9 +128,9 @@ def _seconds(call: Callable[[], object], repeat: int) -> list[float]:
 
 
 def warn_if_busy() -> None:
-    """Say so where other programs would spoil the times that follow."""
+    """Show a warning if other programs would distort the times that follow."""
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
-        say("**Other programs are busy on this machine. The times on this page are worth little.**")
+        say("**Other programs are busy on this machine. The times on this page are unreliable.**")
 
 
 def _plain(code: Any) -> Any:

@@ -1,6 +1,6 @@
 """Exercises of the lessons and their grader: `mbnp grade tutorials/exercises/01.py`.
 
-`lessons/` has the exercises as data, `exercise.py` compares what a reader's function returns with what is right.
+`lessons/` has the exercises as data, `exercise.py` compares what a reader's function returns with the reference.
 """
 
 import importlib
@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a file: the lesson it belongs to, and one outcome for each of its exercises."""
+    """The result for a file: the lesson it belongs to, and one outcome for each of its exercises."""
 
     lesson: int
     outcomes: Sequence[Outcome]
@@ -47,18 +47,18 @@ class Report:
 
 
 def lessons() -> list[int]:
-    """The lessons that have exercises."""
+    """Return the numbers of the lessons that have exercises."""
     names = [module.name for module in pkgutil.iter_modules(lesson_files.__path__)]
     return sorted(int(name[-2:]) for name in names if name.startswith("lesson_"))
 
 
 def exercises(lesson: int) -> Sequence[Exercise]:
-    """The exercises of a lesson, in order."""
+    """Return the exercises of a lesson, in order."""
     return importlib.import_module(f"mbnp.grading.lessons.lesson_{lesson:02}").EXERCISES
 
 
 def golden(lesson: int) -> dict[str, np.ndarray]:
-    """What PyTorch computed, by `golden_key`; empty where it has no such operation."""
+    """Return what PyTorch computed, by `golden_key`; empty where it has no such operation."""
     file = resources.files(lesson_files) / "golden" / f"{lesson:02}.npz"
     if not file.is_file():
         return {}
@@ -67,9 +67,9 @@ def golden(lesson: int) -> dict[str, np.ndarray]:
 
 
 def grade_file(path: str | Path) -> Report:
-    """Grade the exercises in a file of the reader's. MbnpError if it cannot be run or has none of them.
+    """Grade the exercises in a reader's file. Raise MbnpError if it cannot be run or has none of them.
 
-    The file is executed: it is the reader's own program. Which lesson it belongs to is seen from its functions.
+    The file is executed: it is the reader's own program. Its functions tell which lesson it belongs to.
     """
     path = Path(path)
     found = _run(path)
@@ -99,7 +99,7 @@ def _lesson_of(path: Path, names: set[str]) -> int:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    """The names that a reader's file defines. MbnpError, one line, if it does not run to its end."""
+    """Return the names that a reader's file defines. Raise MbnpError, one line, if it does not run to its end."""
     if path.is_dir():
         raise MbnpError(f"{path} is a folder: name a file in it, such as {path / '01.py'}")
     try:
@@ -121,7 +121,7 @@ def _run(path: Path) -> dict[str, Any]:
             exec(code, module.__dict__)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit too: a reader's exit is not ours
+    except BaseException as error:  # SystemExit too: a reader's exit must not end the grader
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
         ]

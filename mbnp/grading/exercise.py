@@ -1,8 +1,8 @@
-"""One exercise: the cases it is tried on, what is right, and the mistakes that people make.
+"""One exercise: its cases, the reference, and the mistakes that people make.
 
-A reader's function is called on copies of each case's arguments. What it returns is compared with mbnp's own
+A reader's function is called on copies of each case's arguments. Its result is compared with that of mbnp's own
 function and, where there is one, with a golden value that PyTorch computed. If it is wrong, the known mistakes are
-run on the same case: the one that gives the reader's very result is the likely reason.
+run on the same case: the one that gives exactly the reader's result is the likely reason.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ SECONDS = 20  # more than this for one exercise is an endless loop
 
 
 class Mistake(NamedTuple):
-    """A wrong function that people write, and what to tell them: how it comes about and what to check."""
+    """A wrong function that people write, and the message for it: the reason, and what to check."""
 
     message: str
     wrong: Callable
@@ -33,14 +33,14 @@ class Mistake(NamedTuple):
 
 @dataclass(frozen=True)
 class Exercise:
-    """What a reader is to write.
+    """A function for the reader to write.
 
     name: the function's
     cases: the arguments of each trial by their names, or a function that makes them from a seed
     reference: mbnp's own function, called with the same arguments
     mistakes: the first one that explains all results, or else the first wrong one, is reported
-    rtol: how far a number may be off, relative to the largest of the expected array
-    outputs: the names of what is returned, if it is a tuple, such as ("dx", "dw", "db")
+    rtol: the largest error of a number, relative to the largest of the expected array
+    outputs: the names of the results, if there is a tuple of them, such as ("dx", "dw", "db")
     """
 
     name: str
@@ -51,21 +51,21 @@ class Exercise:
     outputs: Sequence[str] = ()
 
     def make_cases(self) -> list[Case]:
-        """The trials, the same ones every time."""
+        """Return the cases, the same ones every time."""
         return list(self.cases(0) if callable(self.cases) else self.cases)
 
-    def part_name(self, k: int) -> str:
-        """What the k-th of several results is called."""
+    def output_name(self, k: int) -> str:
+        """Return the name of the k-th of several results."""
         return self.outputs[k] if k < len(self.outputs) else f"result {k}"
 
 
 @dataclass
 class Outcome:
-    """What became of one exercise. `status` is "solved", "not yet" or "wrong"; the rest says what is wrong.
+    """The result for one exercise. `status` is "solved", "not yet" or "wrong"; the rest says what is wrong.
 
     problem: one line, such as "y[0, 2, 1, 3] is 0.5, expected 1.25 (3 of 24 numbers are off)"
     case: the arguments for which it happened, in words
-    likely: why, if that can be told
+    likely: the likely reason, if there is one
     printed: what the function printed
     """
 
@@ -79,7 +79,7 @@ class Outcome:
 
 @dataclass
 class _Trial:
-    """One call: what came back, or what was raised, and what was found wrong with it."""
+    """One call: the result, or the exception, and what is wrong with it."""
 
     case: Case
     result: Any = None
@@ -90,7 +90,7 @@ class _Trial:
 
 
 def grade(exercise: Exercise, function: Callable, golden: Mapping[str, np.ndarray] | None = None) -> Outcome:
-    """Try the reader's function on every case. golden: arrays by the keys that `golden_key` gives."""
+    """Run the reader's function on every case. golden: arrays by the keys that `golden_key` gives."""
     outcome = Outcome(exercise.name, "solved")
     trials: list[_Trial] = []
     with captured() as printed:
@@ -116,9 +116,9 @@ def grade(exercise: Exercise, function: Callable, golden: Mapping[str, np.ndarra
     return outcome
 
 
-def golden_key(name: str, number: int, part: str = "") -> str:
-    """The key of a golden array: the exercise, the case's number from 0, and the output where there are several."""
-    return f"{name}.{number}.{part}" if part else f"{name}.{number}"
+def golden_key(name: str, number: int, output: str = "") -> str:
+    """Return the key of a golden array: the exercise, the case from 0, and the output where there are several."""
+    return f"{name}.{number}.{output}" if output else f"{name}.{number}"
 
 
 # --- one call ---
@@ -129,7 +129,7 @@ def _try(exercise: Exercise, function: Callable, case: Case) -> _Trial:
     arguments = copy.deepcopy(case)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("default")  # NumPy's, of an overflow and the like, are shown to the reader
+            warnings.simplefilter("default")  # show NumPy's warnings, such as of an overflow, to the reader
             trial.result = function(**arguments)
     except TooLongError:
         raise
@@ -153,7 +153,7 @@ def _try(exercise: Exercise, function: Callable, case: Case) -> _Trial:
 
 
 def _line_of(error: BaseException, function: Callable) -> str:
-    """The last line of the reader's file that the error passed through."""
+    """Return the last line of the reader's file in the error's traceback."""
     code = getattr(function, "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if code and frame.filename == code.co_filename]
@@ -161,12 +161,12 @@ def _line_of(error: BaseException, function: Callable) -> str:
 
 
 class TooLongError(BaseException):
-    """A reader's code did not end. Not an Exception, so that a reader's `except Exception` does not swallow it."""
+    """The time limit is exceeded. Not an Exception, so that a reader's `except Exception` does not catch it."""
 
 
 @contextlib.contextmanager
 def time_limit() -> Iterator[None]:
-    """Raise TooLongError after SECONDS, where the system has such an alarm; elsewhere Ctrl-C is the way."""
+    """Raise TooLongError after SECONDS, where the system has such an alarm; elsewhere Ctrl-C has to do."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -185,7 +185,7 @@ def time_limit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def captured() -> Iterator[io.StringIO]:
-    """What is printed within the block, instead of on the screen."""
+    """Yield the text that the block prints, which does not reach the screen."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         yield text
@@ -206,7 +206,7 @@ def _compare(exercise: Exercise, trial: _Trial, number: int, golden: Mapping[str
         trial.problem = f"it returned {_kind(got)}, expected a tuple of {len(expected)}: {names}"
         return
     for k, (mine, yours) in enumerate(zip(expected, got, strict=True) if several else [(expected, got)]):
-        name = exercise.part_name(k) if several else ""
+        name = exercise.output_name(k) if several else ""
         _compare_one(exercise, trial, name, mine, yours)
         torchs = golden.get(golden_key(exercise.name, number, name))
         if not trial.problem and torchs is not None:
@@ -220,7 +220,7 @@ def _compare(exercise: Exercise, trial: _Trial, number: int, golden: Mapping[str
 
 
 def _like(golden: np.ndarray, mine: Any) -> Any:
-    """A golden array as what mbnp returns: an array of its dtype, a number, or a tuple of numbers."""
+    """Convert a golden array to what mbnp returns: an array of its dtype, a number, or a tuple of numbers."""
     if isinstance(mine, np.ndarray | np.generic):
         return golden.astype(mine.dtype)
     return type(mine)(golden.tolist())
@@ -249,15 +249,15 @@ def _compare_one(exercise: Exercise, trial: _Trial, name: str, expected: Any, go
         trial.only_type = True
         if array.dtype == np.float64:
             trial.likely = (
-                "float64 promotion: np.zeros, np.ones, np.arange and np.array([0.5]) are float64 unless they are "
-                "told otherwise, and float64 wins in every product. Give them dtype=x.dtype"
+                "float64 promotion: np.zeros, np.ones, np.arange and np.array([0.5]) are float64 by default, and any "
+                "operation with a float64 array gives float64. Give them dtype=x.dtype"
             )
         elif wanted.dtype.kind == "f" and array.dtype.kind in "iu":
             trial.likely = "whole numbers: was // used for /, or an array made of integers?"
 
 
 def _compare_exact(it: str, expected: Any, got: Any) -> tuple[str, str]:
-    """Counts, shapes, names: the problem and its likely reason, both empty if they are equal."""
+    """Compare counts, shapes, names: return the problem and its likely reason, both empty if they are equal."""
     plain = (
         got.item() if isinstance(got, np.generic) or (isinstance(got, np.ndarray) and got.ndim == 0) else got
     )
@@ -276,7 +276,7 @@ def _compare_exact(it: str, expected: Any, got: Any) -> tuple[str, str]:
 
 
 def _differs(got: np.ndarray, expected: np.ndarray, rtol: float) -> np.ndarray:
-    """Where the two are further apart than rtol times the largest expected number; NaN is far from all but NaN."""
+    """Return where the two differ by more than rtol times the largest expected number; NaN equals only NaN."""
     if expected.dtype.kind in "biuSU" and got.dtype.kind in "biuSU":
         return np.asarray(got != expected)
     finite = np.abs(expected[np.isfinite(expected)])
@@ -287,7 +287,7 @@ def _differs(got: np.ndarray, expected: np.ndarray, rtol: float) -> np.ndarray:
 
 
 def _values(name: str, got: np.ndarray, expected: np.ndarray, differs: np.ndarray) -> str:
-    """The worst number: where it is, what it is and what it should be."""
+    """Describe the worst number: its position, its value and the expected one."""
     unwanted = np.isnan(got) & ~np.isnan(expected)
     gap = np.where(unwanted, np.inf, np.abs(got.astype(np.float64) - expected))
     worst = np.unravel_index(int(np.argmax(np.where(differs, gap, -1.0))), expected.shape)
@@ -297,7 +297,7 @@ def _values(name: str, got: np.ndarray, expected: np.ndarray, differs: np.ndarra
 
 
 def _guess(got: np.ndarray, expected: np.ndarray, exercise: Exercise) -> str:
-    """Ways to be wrong that every operation knows."""
+    """Return a likely reason that can apply to any operation, or nothing."""
     if np.isnan(got).any() and not np.isnan(expected).any():
         return "NaN: a division by zero, the root or logarithm of a negative number, or np.empty never filled"
     if not np.isfinite(got).all():
@@ -319,7 +319,7 @@ def _guess(got: np.ndarray, expected: np.ndarray, exercise: Exercise) -> str:
         factor = float((got.astype(np.float64) * expected).sum() / (expected.astype(np.float64) ** 2).sum())
         if same(factor * expected) and (expected.size > 1 or factor == -1):
             if abs(factor + 1) < 1e-6:
-                return "the sign is turned round"
+                return "the sign is wrong"
             return f"every number is {factor:.6g} times what it should be: a mean for a sum, or a factor left out?"
     return ""
 
@@ -328,7 +328,7 @@ def _guess(got: np.ndarray, expected: np.ndarray, exercise: Exercise) -> str:
 
 
 def _known_mistake(exercise: Exercise, trials: Sequence[_Trial], first: _Trial) -> str:
-    """The message of the mistake that explains every trial, else of one that explains the first failure."""
+    """Return the message of the mistake that explains every trial, else of one that explains the first failure."""
     for explained in (trials, [first]):
         for mistake in exercise.mistakes:
             if all(_explains(mistake, trial, exercise.rtol) for trial in explained):
@@ -358,7 +358,7 @@ def _types(value: Any) -> Any:
 
 
 def _equal(a: Any, b: Any, rtol: float) -> bool:
-    """The same numbers, whatever their dtype."""
+    """Return whether the numbers are the same, whatever their dtype."""
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(_equal(x, y, rtol) for x, y in zip(a, b, strict=True))
     if a is None or b is None or isinstance(a, str | dict) or isinstance(b, str | dict):
@@ -370,7 +370,7 @@ def _equal(a: Any, b: Any, rtol: float) -> bool:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Exactly the same, NaN included."""
+    """Return whether the two are exactly the same, NaN included."""
     if isinstance(a, np.ndarray):
         same_kind = isinstance(b, np.ndarray) and a.shape == b.shape and a.dtype == b.dtype
         return bool(same_kind and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
@@ -385,7 +385,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _as_array(value: Any) -> np.ndarray | None:
-    """`value` as an array of numbers, or None if it is not that."""
+    """Return `value` as an array of numbers, or None if it is not one."""
     if value is None or isinstance(value, str | dict | set) or callable(value):
         return None
     try:
@@ -417,15 +417,15 @@ def _short(value: Any) -> str:
 
 
 def _describe(case: Case) -> str:
-    """The arguments: arrays by their shape, others as they are."""
+    """Describe the arguments: arrays by their shape, others as they are."""
 
-    def word(value: Any) -> str:
+    def text_of(value: Any) -> str:
         if isinstance(value, (list, tuple)) and any(isinstance(x, np.ndarray) for x in value):
-            shapes = ", ".join(word(x) for x in value[:3])
+            shapes = ", ".join(text_of(x) for x in value[:3])
             return f"[{shapes}{', ...' if len(value) > 3 else ''}]"
         if not isinstance(value, np.ndarray):
             return _short(value)
         text = " ".join(np.array2string(value, precision=3, separator=", ").split())
         return text if value.size <= 9 else str(value.shape)
 
-    return ", ".join(f"{name} {word(value)}" for name, value in case.items())
+    return ", ".join(f"{name} {text_of(value)}" for name, value in case.items())

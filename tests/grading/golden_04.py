@@ -27,5 +27,5 @@ def _running(running_mean, running_var, x, momentum):
 
 
 def _tensor(a):
-    """A copy in float64, channels first."""
+    """Copy an array to a float64 tensor, channels first."""
     return torch.tensor((a.transpose(0, 3, 1, 2) if a.ndim == 4 else a).astype(np.float64))

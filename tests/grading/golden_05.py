@@ -20,7 +20,7 @@ def _sizes(size, strides):
 
 
 def _field(layers):
-    """The pixels that a single output's gradient reaches."""
+    """Count the pixels that a single output's gradient reaches."""
     x = torch.zeros(1, 1, 400, dtype=torch.float64, requires_grad=True)
     y = x
     for kernel, stride in layers:

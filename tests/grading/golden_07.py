@@ -1,4 +1,4 @@
-"""Lesson 7's exercises by PyTorch: the FLOPs that it counts in grouped and full convolutions, its std_mean."""
+"""Lesson 7's exercises by PyTorch: the FLOPs that it counts in grouped and standard convolutions, its std_mean."""
 
 import numpy as np
 import torch

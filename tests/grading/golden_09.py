@@ -1,4 +1,4 @@
-"""Lesson 9's exercises by PyTorch, where it has them: where it keeps a number in its channels_last layout."""
+"""Lesson 9's exercises by PyTorch, where it has them: the position of a number in its channels_last layout."""
 
 import numpy as np
 import torch

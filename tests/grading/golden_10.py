@@ -34,7 +34,7 @@ def _normalise_relu(z, mean, var, gamma, beta, eps):
 
 
 def _combine(counts, means, m2s):
-    """By torch.var_mean, from pixels that are made to have just these statistics."""
+    """Compute them by torch.var_mean, from pixels that are made to have exactly these statistics."""
     pixels = []
     for n, mean, m2 in zip(counts, _tensor(means), _tensor(m2s), strict=True):
         # n pixels with this mean and m2: one up, one down by sqrt(m2 / 2), the others on the mean.

@@ -1,4 +1,4 @@
-"""Lesson 11's exercises by PyTorch: maps as the gradient of the logit by the last map, and counts of pixels."""
+"""Lesson 11's exercises by PyTorch: class activation maps from the gradient of the logit, and counts of pixels."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ def torch_golden(name: str, case: dict) -> np.ndarray:
 
 
 def _cam(features, w, classes):
-    """A cell's contribution is its features times the slope of the logit by them, which is the weights by the cells."""
+    """A cell's contribution is its features times the gradient of the logit with respect to them."""
     f = torch.tensor(features.astype(np.float64), requires_grad=True)
     logits = F.linear(f.mean((1, 2)), torch.tensor(w.T.astype(np.float64)))
     logits[torch.arange(len(classes)), torch.tensor(classes)].sum().backward()

@@ -1,4 +1,4 @@
-"""Lesson 12's exercises by PyTorch: what a weight does, what its own "same" pads, and its measure of difference."""
+"""Lesson 12's exercises by PyTorch: its convolution, its padding "same", and its measure of difference."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ def torch_golden(name: str, case: dict) -> np.ndarray | tuple[np.ndarray, ...] |
 
 
 def _weight(w, depthwise):
-    """Each number from what F.conv2d answers to a single bright pixel, at (p, q) of channel c."""
+    """Read each number from the output of F.conv2d for a single bright pixel, at (p, q) of channel c."""
     w = torch.tensor(w)
     c_out, c_in, kh, kw = w.shape
     channels = c_out if depthwise else c_in
@@ -23,7 +23,7 @@ def _weight(w, depthwise):
 
 
 def _same(size, kernel, stride):
-    """The outer taps see as many zeros as were put there. PyTorch has "same" at stride 1, and warns of even kernels."""
+    """Count the zeros that the outer taps multiply. PyTorch has "same" at stride 1, and warns of even kernels."""
     if stride > 1 or kernel % 2 == 0:
         return None
     x = torch.ones(1, 1, size)

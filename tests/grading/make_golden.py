@@ -2,7 +2,6 @@
 
     python tests/grading/make_golden.py
 
-
 golden_NN.py beside this file has `torch_golden(name, case)` for the exercises of lesson NN: an array, or a tuple of
 arrays in the order of the exercise's outputs, or None where PyTorch has no such operation.
 """
@@ -19,7 +18,7 @@ GOLDEN = Path(grading.__file__).parent / "lessons" / "golden"
 
 
 def make(lesson: int) -> dict[str, np.ndarray]:
-    """PyTorch's results for every case of every exercise, by `grading.golden_key`."""
+    """Return PyTorch's results for every case of every exercise, by `grading.golden_key`."""
     file = HERE / f"golden_{lesson:02}.py"
     if not file.exists():
         return {}
@@ -32,15 +31,15 @@ def make(lesson: int) -> dict[str, np.ndarray]:
             result = module.torch_golden(exercise.name, case)
             if result is None:
                 continue
-            parts = result if isinstance(result, tuple) else (result,)
-            for k, part in enumerate(parts):
-                name = exercise.part_name(k) if isinstance(result, tuple) else ""
-                arrays[grading.golden_key(exercise.name, number, name)] = np.asarray(part)
+            outputs = result if isinstance(result, tuple) else (result,)
+            for k, output in enumerate(outputs):
+                name = exercise.output_name(k) if isinstance(result, tuple) else ""
+                arrays[grading.golden_key(exercise.name, number, name)] = np.asarray(output)
     return arrays
 
 
 def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    """The same keys and types, and numbers that differ by no more than another version of PyTorch may round them."""
+    """Return whether keys and types are the same, and numbers but for the rounding of another PyTorch version."""
     return a.keys() == b.keys() and all(_near(a[key], b[key]) for key in a)
 
 

@@ -1,4 +1,4 @@
-"""The grader as a reader meets it: one clear line for every way to be wrong, and status 0 only when all is right."""
+"""The grader from the command line: one clear line for every mistake, and status 0 only when all is right."""
 
 import contextlib
 
@@ -22,7 +22,7 @@ def convolve(x, w, b, stride, padding):
 
 
 def grade(tmp_path, capsys, text, name="answers.py"):
-    """Exit status, lines on stdout and lines on stderr of `mbnp grade` for a file with this text."""
+    """Return the exit status and the lines on stdout and stderr of `mbnp grade` for a file with this text."""
     file = tmp_path / name
     file.write_text(text, encoding="utf-8")
     status = cli.main(["grade", str(file)])
@@ -165,7 +165,7 @@ ARRAYS = {
         "result[1, 2] is 3, expected 6 (5 of 6",
         "every number is 0.5 times what it should be",
     ),
-    "sign": (lambda x: -2 * x, "result[1, 2] is -6, expected 6 (5 of 6", "the sign is turned round"),
+    "sign": (lambda x: -2 * x, "result[1, 2] is -6, expected 6 (5 of 6", "the sign is wrong"),
     "NaN": (
         lambda x: np.sqrt(x) ** 2 * 2,
         "result[0, 0] is nan, expected -4 (2 of 6",

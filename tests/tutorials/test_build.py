@@ -1,4 +1,4 @@
-"""The builder: what a page looks like, when it is stale, and what a failing lesson leaves behind."""
+"""The builder: the form of a page, when it is stale, and the effect of a failing lesson."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.tutorials.pieces import TUTORIALS, builder
+from tests.tutorials.helpers import TUTORIALS, builder
 
 LESSON = """\
 # %% [markdown]
@@ -29,7 +29,7 @@ source(window.same_padding)
 # %%
 print("plain <output>")
 print("a warning", file=sys.stderr)
-say(table([["a", 1_000, 0.5]], ["name", "count", "share"]))
+say(table([["a", 1_000, 0.5]], ["name", "count", "fraction"]))
 
 # %% tags=["hide-input"]
 fig, axes = figure()
@@ -55,7 +55,7 @@ show(fig, "a line that rises")
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """build.py with a folder of lessons of its own: 13, between a 12 and a 14."""
+    """Import build.py, with a folder of lessons of its own: 13, between a 12 and a 14."""
     module = builder()
     (tmp_path / "lesson.py").write_text(
         (TUTORIALS / "lesson.py").read_text(encoding="utf-8"), encoding="utf-8"
@@ -69,7 +69,7 @@ def build(tmp_path, monkeypatch):
 
 
 def run(build, *names):
-    """`python build.py NAMES` in that folder, in a process of its own: its tools leave sockets to the collector."""
+    """Run `python build.py NAMES` in that folder, in a process of its own, as its tools do not close their sockets."""
     code = (
         f"import sys; sys.path.insert(0, {str(TUTORIALS)!r}); import build; from pathlib import Path\n"
         f"build.HERE = Path({str(build.HERE)!r}); build.RENDERED = build.HERE / 'rendered'\n"
@@ -91,18 +91,18 @@ def test_page_and_staleness(build, monkeypatch):
     links = "[← 12. Before](12_before.md) · [All lessons](../README.md) · [Source](../13_try.py) · "
     links += "[Exercises](../exercises/13.py) · [14. After →](14_after.md)"
     assert page.splitlines()[2] == page.splitlines()[-1] == links
-    for piece in (
+    for text in (
         "\n\n# 13. A lesson\n\n**Is it so?** $x^2$\n\n```python\nimport sys\n",
         "```\n\nIt is 42.\n\n```python\nsource(window.same_padding)\n```\n\n```python\ndef same_padding(",
         "\n\n```text\nplain <output>\n```\n\n",
-        "\n\n| name | count | share |\n| --- | ---: | ---: |\n| a | 1,000 | 0.5 |\n\n",
+        "\n\n| name | count | fraction |\n| --- | ---: | ---: |\n| a | 1,000 | 0.5 |\n\n",
         "<details><summary>The code of this figure</summary>\n\n```python\nfig, axes = figure()",
         "```\n\n</details>\n\n![a line that rises](13_try_files/4.png)\n\nSee ",
         "\n\n<details><summary>Solution</summary>\n\n```python\ndef f():\n    return 1\n\n\ng = f\n",
         "\ng = f\n```\n\n</details>\n\n---\n",
         "\n\nSee [the lesson after](14_after.md), [the tools](../lesson.py) and [the web](https://example.org/lesson.py).",
     ):
-        assert piece in page
+        assert text in page
     assert "a warning" not in page.replace('print("a warning"', "")
     assert [file.name for file in build.RENDERED.glob("13_try_files/*")] == ["4.png"]
 

@@ -1,4 +1,4 @@
-"""Every exercise can be solved as the lesson says, and every known mistake is told apart from the others."""
+"""Every exercise can be solved as the lesson says, and every known mistake is distinguished from the others."""
 
 import ast
 
@@ -6,7 +6,7 @@ import pytest
 
 from mbnp import grading
 from tests.grading import make_golden
-from tests.tutorials.pieces import LESSONS, TUTORIALS, solutions
+from tests.tutorials.helpers import LESSONS, TUTORIALS, solutions
 
 NUMBERS = [int(lesson.stem[:2]) for lesson in LESSONS]
 each_lesson = pytest.mark.parametrize("number", NUMBERS)

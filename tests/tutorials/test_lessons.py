@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from tests.tutorials.pieces import LESSONS, TUTORIALS, builder
+from tests.tutorials.helpers import LESSONS, TUTORIALS, builder
 
 build = builder()
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
@@ -25,7 +25,7 @@ def test_there_are_twelve():
 
 
 def run(lesson):
-    """`python LESSON` at the small size, with nothing of this machine's: no data, no screen."""
+    """Run `python LESSON` at the small size, without this machine's data and screen."""
     env = {name: value for name, value in os.environ.items() if name not in ("MBNP_DATA", "MBNP_BACKEND")}
     return subprocess.run(
         [sys.executable, lesson.name],
@@ -40,7 +40,7 @@ def run(lesson):
 
 @pytest.fixture(scope="module")
 def runs(request):
-    """Those lessons that are to be tested, two at a time, each on one thread."""
+    """Run the lessons to be tested, two at a time, each on one thread."""
     chosen = [item.callspec.params["lesson"] for item in request.session.items if "runs" in item.fixturenames]
     with ThreadPoolExecutor(2) as pool:
         yield {lesson: pool.submit(run, lesson) for lesson in chosen}
@@ -64,13 +64,13 @@ def test_page_has_its_figures_and_no_other(lesson):
     named = re.findall(r"^!\[(.+)\]\((.+)\)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     folder = page.with_name(f"{page.stem}_files")
     assert {name for _, name in named} == {f"{folder.name}/{file.name}" for file in folder.glob("*")}
-    assert named, "a lesson has a picture"
+    assert named, "a lesson has a figure"
     for alt, name in named:
         with Image.open(page.parent / name) as image:
             assert image.width <= 1000, "as wide as a page"
             opaque = "A" not in image.getbands() or image.getchannel("A").getextrema()[0] == 255
-            assert opaque, "black labels need their white ground on a dark page"
-        assert len(alt) > 20, f"{name}: say in words what there is to see"
+            assert opaque, "black labels need a white background on a dark page"
+        assert len(alt) > 20, f"{name}: describe it in words"
 
 
 def test_figures_are_small_together():
@@ -79,7 +79,7 @@ def test_figures_are_small_together():
 
 @each_lesson
 def test_form(lesson):
-    """The question first, a prediction, questions and exercises at the end, links that lead somewhere."""
+    """A lesson has the question first, a prediction, questions and exercises at the end, and links that exist."""
     text = lesson.read_text(encoding="utf-8")
     number = int(lesson.stem[:2])
     prose = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
@@ -94,10 +94,18 @@ def test_form(lesson):
         assert (build.RENDERED / target).exists(), target
 
 
-def test_maps_name_every_lesson():
+def test_readmes_link_every_lesson():
     for name in ("README.md", "README.zh-CN.md"):
         text = (TUTORIALS / name).read_text(encoding="utf-8")
         for lesson in LESSONS:
             assert f"(rendered/{lesson.stem}.md)" in text, f"{name} lacks {lesson.stem}"
         for target in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (TUTORIALS / target).exists(), target
+
+
+def test_glossary_names_files_that_exist():
+    text = (TUTORIALS / "glossary.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if re.match(r"\| (?!term|---)", line)]
+    assert all(row.count("|") == 5 and re.search(r"[\u4e00-\u9fff]|ReLU", row) for row in rows)
+    for path in re.findall(r"`(mbnp/[\w/.]+)`", text):
+        assert (TUTORIALS.parent / path).exists(), path

@@ -4,16 +4,16 @@ import numpy as np
 
 
 def taps(p, size, kernel, stride, padding):
-    """Who sees row p of the picture: for each output row, the tap that it looks at p with, or -1 if it does not.
+    """Return for each output row the tap that multiplies row p of the image, or -1 if that output does not use it.
 
-    size: rows of the picture; kernel: rows of the kernel; stride; padding: rows of zeros on either side.
-    Returns whole numbers, as many as there are output rows.
+    size: rows of the image; kernel: rows of the kernel; stride; padding: rows of zeros on either side.
+    The result is an array of whole numbers, one for each output row.
     """
     raise NotImplementedError
 
 
 def conv_dx(dy, w, shape, stride, padding):
-    """The gradient of a convolution with respect to its input, of the shape `shape` = (N, H, W, C).
+    """Return the gradient of a convolution with respect to its input, of the shape `shape` = (N, H, W, C).
 
     dy (N, OH, OW, D): the gradient with respect to the output; w (KH, KW, C, D); stride, padding: one number
     each, for rows and columns. dx has the dtype of dy.
@@ -22,7 +22,7 @@ def conv_dx(dy, w, shape, stride, padding):
 
 
 def conv_dw(dy, x, kernel, stride, padding):
-    """The gradient of a convolution with respect to its weights, (KH, KW, C, D).
+    """Return the gradient of a convolution with respect to its weights, (KH, KW, C, D).
 
     dy (N, OH, OW, D); x (N, H, W, C); kernel: (KH, KW); stride, padding: one number each, for rows and columns.
     dw has the dtype of x.

@@ -6,20 +6,20 @@ from mbnp.models.article import BLOCKS, STEM
 
 
 def scaled_macs(width, resolution):
-    """MACs of the article's network at a width and a resolution, for one picture, an int.
+    """Return the MACs of the article's network at a width and a resolution, for one image, an int.
 
     STEM: the channels of the first convolution (3x3, stride 1, from 3 channels). BLOCKS: (channels out, stride) of
     each separable block, whose depthwise 3x3 has the stride. All padding is 1. The channels of every layer are
-    int(c * width). The last map is pooled to one pixel, and a linear layer makes 10 logits of it. Biases, BatchNorm
-    and pooling are not counted.
+    int(c * width). The last feature map is pooled to one pixel, and a linear layer computes 10 logits from it.
+    Biases, BatchNorm and pooling are not counted.
     """
     raise NotImplementedError
 
 
 def pareto_front(macs, accuracy):
-    """Which networks nobody beats: a mask (P,) of bool, true for each point that is on the front.
+    """Return a mask (P,) of bool, true for each point that is on the Pareto front.
 
-    macs (P,), accuracy (P,). One point beats another if it costs no more and is no less accurate, and is strictly
+    macs (P,), accuracy (P,). One point dominates another if it costs no more and is no less accurate, and is strictly
     better in at least one of the two.
     """
     raise NotImplementedError

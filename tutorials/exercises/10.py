@@ -4,7 +4,7 @@ import numpy as np
 
 
 def fold(w, b, gamma, beta, mean, var, eps):
-    """Weights (KH, KW, C, D) and bias (D,) of the one convolution that is a convolution and the BatchNorm after it.
+    """Return weights (KH, KW, C, D) and bias (D,) of one convolution that includes the BatchNorm after it.
 
     w (KH, KW, C, D), b (D,): the convolution's; gamma, beta, mean, var (D,), eps: of the BatchNorm in inference.
     Both results have the dtype of w.
@@ -13,15 +13,15 @@ def fold(w, b, gamma, beta, mean, var, eps):
 
 
 def normalise_relu(z, mean, var, gamma, beta, eps):
-    """BatchNorm with the given statistics, then ReLU: a new array like z (N, H, W, C), which is left as it is.
+    """Return BatchNorm of z with the given statistics, then ReLU: a new array like z (N, H, W, C).
 
-    mean, var, gamma, beta (C,); eps is added to the variance before the root.
+    mean, var, gamma, beta (C,); eps is added to the variance before the root. z is not changed.
     """
     raise NotImplementedError
 
 
 def combine(counts, means, m2s):
-    """Mean (C,) and biased variance (C,) of all pixels, from the statistics of T tiles.
+    """Return the mean (C,) and biased variance (C,) of all pixels, from the statistics of T tiles.
 
     counts (T,): pixels of each tile; means (T, C); m2s (T, C): the sum of squared deviations of each tile's pixels
     from the tile's own mean.

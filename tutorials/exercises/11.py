@@ -4,16 +4,17 @@ import numpy as np
 
 
 def class_activation_map(features, w, classes):
-    """For each picture the map of one class (N, H, W): negative contributions are 0, and the largest value is 1.
+    """Return each image's class activation map (N, H, W): negative contributions are 0, the largest value is 1.
 
-    features (N, H, W, C): the map before the average; w (C, K): of the linear layer after it; classes (N,): integers,
-    the class of each picture. A map without a positive contribution is 0 everywhere. The dtype is that of features.
+    features (N, H, W, C): the last feature map, before the average; w (C, K): of the linear layer after it;
+    classes (N,): integers, the class of each image. A map without a positive contribution is 0 everywhere.
+    The dtype is that of features.
     """
     raise NotImplementedError
 
 
 def intersection_over_union(found, truth):
-    """For each picture (N,) the pixels in both masks by the pixels in either; 1 where both masks are empty.
+    """Return for each image (N,) the pixels in both masks divided by those in either; 1 where both masks are empty.
 
     found, truth (N, H, W): bool. The result is float64.
     """
@@ -21,5 +22,5 @@ def intersection_over_union(found, truth):
 
 
 def dead_channels(a):
-    """Which channels are zero on every pixel of every picture, (C,) bool. a (N, H, W, C): the output of a ReLU."""
+    """Return the channels that are zero on every pixel of every image, (C,) bool. a (N, H, W, C): a ReLU's output."""
     raise NotImplementedError

@@ -48,11 +48,11 @@ SIZE_MISTAKES = [
     ),
 ]
 
-# --- conv_pixel: one number of the output of one picture ---
+# --- conv_pixel: one number of the output of one image ---
 
 
 def _pixel(x, w, i, j, d, stride, padding):
-    """One output number, by mbnp's own convolution."""
+    """Compute one output number by mbnp's own convolution."""
     return conv.forward(x[None], w, None, stride, padding)[0, i, j, d]
 
 
@@ -73,7 +73,7 @@ def _pixel_cases(seed: int) -> list[Case]:
 
 
 def _pixel_loops(x, w, i, j, d, row, inside=None, kernel=None, channels=None):
-    """The definition with one thing exchanged: where a tap looks, which taps count, which weight it has."""
+    """Compute the definition with one thing changed: the pixel of a tap, which taps count, or their weights."""
     H, W, C = x.shape
     KH, KW, _, _ = w.shape
     total = 0.0
@@ -90,7 +90,7 @@ def _pixel_loops(x, w, i, j, d, row, inside=None, kernel=None, channels=None):
 
 PIXEL_MISTAKES = [
     Mistake(
-        "padding: tap (u, v) looks at row i*stride + u - padding, and the - padding is missing",
+        "padding: tap (u, v) multiplies row i*stride + u - padding, and the - padding is missing",
         lambda x, w, i, j, d, stride, padding: _pixel_loops(x, w, i, j, d, lambda a, u: a * stride + u),
     ),
     Mistake(
@@ -122,7 +122,7 @@ PIXEL_MISTAKES = [
         ),
     ),
     Mistake(
-        "flipped kernel: the kernel is turned by 180 degrees, as in mathematics. Networks take w[u, v] as it stands",
+        "flipped kernel: the kernel is rotated by 180 degrees, as in mathematics. Networks use w[u, v] as it is",
         lambda x, w, i, j, d, stride, padding: _pixel_loops(
             x, w, i, j, d, lambda a, u: a * stride + u - padding, kernel="flipped"
         ),
@@ -171,7 +171,7 @@ def _one_sided(x, w, b, stride, padding):
 
 
 def _channels_first(x, w, b, stride, padding):
-    """Rows of windows in the order (C, KH, KW) meet weights in the order (KH, KW, C)."""
+    """Multiply windows in the order (C, KH, KW) by weights in the order (KH, KW, C)."""
     KH, KW, C, D = w.shape
     return conv.forward(x, w.reshape(C, KH, KW, D).transpose(1, 2, 0, 3).copy(), b, stride, padding)
 
@@ -185,19 +185,21 @@ CONVOLVE_MISTAKES = [
         "padding: all of it is at the end. It belongs on both sides: ((0, 0), (p, p), (p, p), (0, 0)) for np.pad",
         _one_sided,
     ),
-    Mistake("padding: the margin repeats the edge of the picture. It is zeros: mode='constant'", _same_edge),
+    Mistake(
+        "padding: the border repeats the edge of the image. It has to be zeros: mode='constant'", _same_edge
+    ),
     Mistake(
         "stride: it is left out. Take every stride-th window: windows[:, ::stride, ::stride]",
         lambda x, w, b, stride, padding: conv.forward(x, w, b, 1, padding),
     ),
     Mistake(
-        "flipped kernel: the kernel is turned by 180 degrees, as in mathematics (and in scipy.signal.convolve). "
-        "Networks take w[u, v] as it stands",
+        "flipped kernel: the kernel is rotated by 180 degrees, as in mathematics (and in scipy.signal.convolve). "
+        "Networks use w[u, v] as it is",
         lambda x, w, b, stride, padding: conv.forward(x, w[::-1, ::-1].copy(), b, stride, padding),
     ),
     Mistake(
         "transposed kernel: sliding_window_view puts the window's axes last, (N, OH, OW, C, KH, KW), so the rows must "
-        "be brought into the order of w, (KH, KW, C), before the product",
+        "be brought into the order of w, (KH, KW, C), before the matrix product",
         _channels_first,
     ),
     Mistake(

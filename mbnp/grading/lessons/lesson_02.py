@@ -1,4 +1,4 @@
-"""The exercises of lesson 2: a depthwise and a pointwise convolution, and what they cost."""
+"""The exercises of lesson 2: a depthwise and a pointwise convolution, and their cost."""
 
 import numpy as np
 
@@ -50,7 +50,7 @@ DEPTHWISE_MISTAKES = [
         lambda x, w, stride, padding: _depthwise(x, w, 1, padding),
     ),
     Mistake(
-        "flipped kernel: it is turned by 180 degrees. Networks take w[u, v] as it stands",
+        "flipped kernel: it is rotated by 180 degrees. Networks use w[u, v] as it is",
         lambda x, w, stride, padding: _depthwise(x, w[::-1, ::-1].copy(), stride, padding),
     ),
     Mistake(
@@ -108,8 +108,8 @@ POINTWISE_MISTAKES = [
 
 
 def _separable_macs(H, W, K, c_in, c_out, stride):
-    margin = (K // 2, K // 2)
-    OH, OW = output_size((H, W), (K, K), (stride, stride), (margin, margin))
+    padding = (K // 2, K // 2)
+    OH, OW = output_size((H, W), (K, K), (stride, stride), (padding, padding))
     return cost.separable(OH, OW, K, c_in, c_out)
 
 
@@ -129,19 +129,19 @@ def _truncated(H, W, K, c_in, c_out, stride):
 
 
 def _only_first(H, W, K, c_in, c_out, stride):
-    margin = (K // 2, K // 2)
-    OH, OW = output_size((H, W), (K, K), (stride, stride), (margin, margin))
+    padding = (K // 2, K // 2)
+    OH, OW = output_size((H, W), (K, K), (stride, stride), (padding, padding))
     return cost.depthwise(OH, OW, K, c_in) + cost.pointwise(H, W, c_in, c_out)
 
 
 MACS_MISTAKES = [
     Mistake(
         "stride: these are the input's H and W. A convolution works once for every pixel that it writes, so the "
-        "output's count (the article has the same slip)",
+        "output's size counts (the article makes the same mistake)",
         lambda H, W, K, c_in, c_out, stride: cost.separable(H, W, K, c_in, c_out),
     ),
     Mistake(
-        "integer division: / gives a float, and half a pixel now and then. Use // for the output's size",
+        "integer division: / gives a float, and sometimes half a pixel. Use // for the output's size",
         lambda H, W, K, c_in, c_out, stride: (H / stride) * (W / stride) * (K * K * c_in + c_in * c_out),
     ),
     Mistake(
@@ -153,18 +153,18 @@ MACS_MISTAKES = [
         _only_first,
     ),
     Mistake(
-        "channels: the depthwise convolution has one kernel a channel, so it costs K·K·c_in a pixel, without c_out",
+        "channels: the depthwise convolution has one kernel per channel, so it costs K·K·c_in per pixel, without c_out",
         lambda H, W, K, c_in, c_out, stride: (
             _separable_macs(H, W, K, c_in, c_out, stride)
             + (c_out - 1) * (_separable_macs(H, W, K, c_in, 0, stride))
         ),
     ),
     Mistake(
-        "FLOPs: that is twice as many. One MAC is a product and the addition after it",
+        "FLOPs: that is twice as many. One MAC is a multiplication and the addition after it",
         lambda H, W, K, c_in, c_out, stride: 2 * _separable_macs(H, W, K, c_in, c_out, stride),
     ),
     Mistake(
-        "these are parameters, not products: every weight is used once for each pixel of the output",
+        "these are parameters, not MACs: every weight is used once for each pixel of the output",
         lambda H, W, K, c_in, c_out, stride: cost.separable(1, 1, K, c_in, c_out),
     ),
 ]

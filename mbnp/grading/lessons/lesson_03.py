@@ -1,4 +1,4 @@
-"""The exercises of lesson 3: which taps see a pixel, and the two gradients of a convolution."""
+"""The exercises of lesson 3: which taps use a pixel, and the two gradients of a convolution."""
 
 import math
 
@@ -8,7 +8,7 @@ from mbnp.grading.exercise import Case, Exercise, Mistake
 from mbnp.ops import conv
 from mbnp.ops.window import output_size
 
-# --- taps: who sees a row of the picture ---
+# --- taps: the outputs that use a row of the image ---
 
 
 def _taps(p, size, kernel, stride, padding):
@@ -21,7 +21,7 @@ def _tap(u, kernel):
 
 
 def _taps_with(look, rows=lambda size, kernel, stride, padding: (size + 2 * padding - kernel) // stride + 1):
-    """`taps` with another idea of the tap, `look(p, i, stride, padding)`, or of the number of outputs."""
+    """Make `taps` with another formula for the tap, `look(p, i, stride, padding)`, or for the number of outputs."""
 
     def wrong(p, size, kernel, stride, padding):
         count = rows(size, kernel, stride, padding)
@@ -31,7 +31,7 @@ def _taps_with(look, rows=lambda size, kernel, stride, padding: (size + 2 * padd
 
 
 def _by_division(p, size, kernel, stride, padding):
-    """Asks each tap for its output, and takes i = (p + padding - u) // stride without a look at the remainder."""
+    """Compute the output of each tap, i = (p + padding - u) // stride, without a test of the remainder."""
     found = _taps(p, size, kernel, stride, padding) * 0 - 1
     for u in range(kernel):
         i = (p + padding - u) // stride
@@ -58,7 +58,7 @@ def _right(p, i, stride, padding):
 
 TAPS_MISTAKES = [
     Mistake(
-        "padding: it is left out. Row p of the picture is row p + padding of the padded one",
+        "padding: it is left out. Row p of the image is row p + padding of the padded one",
         _taps_with(lambda p, i, stride, padding: p - i * stride),
     ),
     Mistake(
@@ -66,12 +66,12 @@ TAPS_MISTAKES = [
         _taps_with(lambda p, i, stride, padding: p - padding - i * stride),
     ),
     Mistake(
-        "stride: output i begins at row i*stride of the padded picture, not at row i",
+        "stride: output i begins at row i*stride of the padded image, not at row i",
         _taps_with(lambda p, i, stride, padding: p + padding - i),
     ),
     Mistake(
-        "integer division: // also gives an output where p + padding - u cannot be divided by the stride, and no "
-        "window begins there. Ask for the remainder, or go from i to u, which needs no division",
+        "integer division: // also gives an output where p + padding - u is not divisible by the stride, and no "
+        "window begins there. Test the remainder, or compute u from i, which needs no division",
         _by_division,
     ),
     Mistake(
@@ -100,7 +100,7 @@ TAPS_MISTAKES = [
 
 # --- conv_dx, conv_dw ---
 
-GEOMETRY = (  # size of the picture, kernel, stride, padding
+GEOMETRY = (  # size of the image, kernel, stride, padding
     ((5, 6), (3, 3), 1, 0),
     ((5, 6), (3, 3), 1, 1),
     ((7, 6), (3, 3), 2, 1),
@@ -110,7 +110,7 @@ GEOMETRY = (  # size of the picture, kernel, stride, padding
 
 
 def _arrays(seed: int):
-    """For each geometry: dy, x, w, stride, padding."""
+    """Yield dy, x, w, stride, padding for each geometry."""
     rng = np.random.default_rng(seed)
     for size, kernel, stride, padding in GEOMETRY:
         x = rng.standard_normal((2, *size, 2), dtype=np.float32)
@@ -143,14 +143,14 @@ def _dw(dy, x, kernel, stride, padding):
 
 
 def _scatter(dy, w, shape, look, add=True):
-    """dx where tap u of output i is taken to look at row `look(i, u)`; rows that do not exist are skipped."""
+    """Return dx as if tap u of output i multiplied row `look(i, u)`; rows that do not exist are skipped."""
     (N, H, W, C), (KH, KW, _, _) = shape, w.shape
     dx = np.zeros((N, H, W, C), dy.dtype)
     for i, j, u, v in np.ndindex(*dy.shape[1:3], KH, KW):
         p, q = look(i, u), look(j, v)
         if 0 <= p < H and 0 <= q < W:
-            share = dy[:, i, j] @ w[u, v].T
-            dx[:, p, q] = dx[:, p, q] + share if add else share
+            term = dy[:, i, j] @ w[u, v].T
+            dx[:, p, q] = dx[:, p, q] + term if add else term
     return dx
 
 
@@ -170,28 +170,29 @@ def _uncropped(dy, w, shape, stride, padding):
 
 
 def _correlate(dy, x, kernel, look, add=True):
-    """dw where tap u of output i is taken to look at row `look(i, u)`; rows that do not exist are skipped."""
+    """Return dw as if tap u of output i multiplied row `look(i, u)`; rows that do not exist are skipped."""
     _, H, W, C = x.shape
     dw = np.zeros((*kernel, C, dy.shape[3]), x.dtype)
     for i, j, u, v in np.ndindex(*dy.shape[1:3], *kernel):
         p, q = look(i, u), look(j, v)
         if 0 <= p < H and 0 <= q < W:
-            share = x[:, p, q].T @ dy[:, i, j]
-            dw[u, v] = dw[u, v] + share if add else share
+            term = x[:, p, q].T @ dy[:, i, j]
+            dw[u, v] = dw[u, v] + term if add else term
     return dw
 
 
 DX_MISTAKES = [
     Mistake(
-        "padding: everything is `padding` rows too far down and columns too far right. Tap u of output i looks at row "
-        "i*stride + u - padding; a padded dx is cut on both sides, [:, padding : padding + H, padding : padding + W]",
+        "padding: everything is `padding` rows too far down and columns too far right. Tap u of output i "
+        "multiplies row i*stride + u - padding; a padded dx is cut on both sides, [:, padding : padding + H, "
+        "padding : padding + W]",
         lambda dy, w, shape, stride, padding: _scatter(dy, w, shape, lambda i, u: i * stride + u),
     ),
     Mistake(
-        "padding: this is the gradient of the padded picture. Cut the padding off, on every side", _uncropped
+        "padding: this is the gradient of the padded image. Cut the padding off, on every side", _uncropped
     ),
     Mistake(
-        "stride: output i looks at rows from i*stride, not from i",
+        "stride: the window of output i begins at row i*stride, not at row i",
         lambda dy, w, shape, stride, padding: _scatter(dy, w, shape, lambda i, u: i + u - padding),
     ),
     Mistake(
@@ -204,8 +205,8 @@ DX_MISTAKES = [
         _gather_without_remainder,
     ),
     Mistake(
-        "flipped kernel: it is turned by 180 degrees once too often, or once too little. If you scatter, use w as it "
-        "stands; if you slide a window over dy, use w[::-1, ::-1]",
+        "flipped kernel: it is rotated by 180 degrees once too often, or once too little. If you scatter, use w as it "
+        "is; if you slide a window over dy, use w[::-1, ::-1]",
         lambda dy, w, shape, stride, padding: _dx(dy, w[::-1, ::-1].copy(), shape, stride, padding),
     ),
     Mistake(
@@ -219,13 +220,13 @@ DX_MISTAKES = [
         ),
     ),
     Mistake(
-        "missing sum: windows overlap, and the last one to write wins. Use += for what each output adds",
+        "missing sum: windows overlap, and the last one overwrites the others. Use += for each output's contribution",
         lambda dy, w, shape, stride, padding: _scatter(
             dy, w, shape, lambda i, u: i * stride + u - padding, add=False
         ),
     ),
     Mistake(
-        "missing sum: only the first output channel counts. A pixel feeds all of them: sum over d",
+        "missing sum: only the first output channel counts. A pixel contributes to all of them: sum over d",
         lambda dy, w, shape, stride, padding: _dx(
             dy[..., :1].copy(), w[..., :1].copy(), shape, stride, padding
         ),
@@ -234,35 +235,36 @@ DX_MISTAKES = [
 
 DW_MISTAKES = [
     Mistake(
-        "missing sum over the batch: this is dw of the first picture only. One weight serves all: sum over n",
+        "missing sum over the batch: this is dw of the first image only. All images use the same weight: sum over n",
         lambda dy, x, kernel, stride, padding: _dw(dy[:1], x[:1], kernel, stride, padding),
     ),
     Mistake(
-        "missing sum over the batch: this is dw of the last picture only. Pictures are added (+=), not assigned (=)",
+        "missing sum over the batch: this is dw of the last image only. Images are added (+=), not assigned (=)",
         lambda dy, x, kernel, stride, padding: _dw(dy[-1:], x[-1:], kernel, stride, padding),
     ),
     Mistake(
-        "sum over the batch: this is the mean over its pictures. The loss has divided by N already, in dy",
+        "sum over the batch: this is the mean over its images. The loss has divided by N already, in dy",
         lambda dy, x, kernel, stride, padding: _dw(dy, x, kernel, stride, padding) / np.float32(len(x)),
     ),
     Mistake(
-        "sum over the batch: each picture's dw stands by itself, (N, KH, KW, C, D). One weight serves all: sum over n",
+        "sum over the batch: each image has a dw of its own, (N, KH, KW, C, D). All images use the same "
+        "weight: sum over n",
         lambda dy, x, kernel, stride, padding: np.stack(
             [_dw(dy[n : n + 1], x[n : n + 1], kernel, stride, padding) for n in range(len(x))]
         ),
     ),
     Mistake(
-        "missing sum: the last output pixel to write wins. Use += for what each output adds",
+        "missing sum: the last output pixel overwrites the others. Use += for each output's contribution",
         lambda dy, x, kernel, stride, padding: _correlate(
             dy, x, kernel, lambda i, u: i * stride + u - padding, add=False
         ),
     ),
     Mistake(
-        "padding: tap u of output i looks at row i*stride + u - padding of the picture, and the - padding is missing",
+        "padding: tap u of output i multiplies row i*stride + u - padding of the image, and the - padding is missing",
         lambda dy, x, kernel, stride, padding: _correlate(dy, x, kernel, lambda i, u: i * stride + u),
     ),
     Mistake(
-        "stride: output i looks at rows from i*stride, not from i",
+        "stride: the window of output i begins at row i*stride, not at row i",
         lambda dy, x, kernel, stride, padding: _correlate(dy, x, kernel, lambda i, u: i + u - padding),
     ),
     Mistake(
@@ -272,7 +274,7 @@ DW_MISTAKES = [
         ),
     ),
     Mistake(
-        "flipped kernel: the weight gradient is a correlation, tap by tap. Nothing is turned around here",
+        "flipped kernel: the weight gradient is a correlation, tap by tap. Nothing is flipped here",
         lambda dy, x, kernel, stride, padding: _dw(dy, x, kernel, stride, padding)[::-1, ::-1],
     ),
     Mistake(

@@ -9,7 +9,7 @@ PIXELS = (0, 1, 2)  # the axes of all values of a channel
 
 
 def _arrays(seed: int):
-    """For each case: dy, x, gamma, beta and an eps. Few values, so that M and M - 1 are far apart."""
+    """Yield dy, x, gamma, beta and eps for each case. Few values, so that M and M - 1 are far apart."""
     rng = np.random.default_rng(seed)
     for shape, centre, eps in (((2, 2, 3, 3), 0, 1e-5), ((3, 3, 2, 4), 2, 0.3), ((4, 3, 2, 2), -40, 1e-3)):
         C = shape[-1]
@@ -55,15 +55,15 @@ def _running(running_mean, running_var, x, momentum):
 
 
 def _forward_over(axes):
-    """Mean and variance over other axes."""
+    """Make a forward with mean and variance over other axes."""
     return lambda x, gamma, beta, eps: (
         gamma * (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps) + beta
     )
 
 
-def _forward_by(spread):
-    """Divides by `spread(x, eps)`."""
-    return lambda x, gamma, beta, eps: gamma * (x - x.mean(PIXELS)) / spread(x, eps) + beta
+def _forward_by(deviation):
+    """Make a forward that divides by `deviation(x, eps)`."""
+    return lambda x, gamma, beta, eps: gamma * (x - x.mean(PIXELS)) / deviation(x, eps) + beta
 
 
 FORWARD_MISTAKES = [
@@ -76,11 +76,11 @@ FORWARD_MISTAKES = [
         _forward_over(-1),
     ),
     Mistake(
-        "axes: mean and variance over the batch, for each pixel. All pixels of a channel share theirs: axis=(0, 1, 2)",
+        "axes: mean and variance over the batch, for each pixel. All pixels of a channel have the same: axis=(0, 1, 2)",
         _forward_over(0),
     ),
     Mistake(
-        "axes: mean and variance of each picture by itself. The batch counts too: axis=(0, 1, 2)",
+        "axes: mean and variance of each image by itself. The batch counts too: axis=(0, 1, 2)",
         _forward_over((1, 2)),
     ),
     Mistake(
@@ -92,7 +92,7 @@ FORWARD_MISTAKES = [
         _forward_over(None),
     ),
     Mistake(
-        "eps is added outside the root. It belongs under it, sqrt(var + eps)",
+        "eps is added outside the square root. It belongs inside, sqrt(var + eps)",
         _forward_by(lambda x, eps: x.std(PIXELS) + np.float32(eps)),
     ),
     Mistake(
@@ -100,7 +100,7 @@ FORWARD_MISTAKES = [
         _forward_by(lambda x, eps: x.std(PIXELS)),
     ),
     Mistake(
-        "divided by the variance where the root of it belongs",
+        "it divides by the variance instead of its square root",
         _forward_by(lambda x, eps: x.var(PIXELS) + np.float32(eps)),
     ),
     Mistake(
@@ -112,80 +112,80 @@ FORWARD_MISTAKES = [
         lambda x, gamma, beta, eps: (x - x.mean(PIXELS)) / np.sqrt(x.var(PIXELS) + np.float32(eps)),
     ),
     Mistake(
-        "cancellation: the mean of the squares less the square of the mean loses its digits in float32 where the mean "
+        "cancellation: the mean of the squares minus the square of the mean loses its digits in float32 where the mean "
         "is large. Subtract the mean first, then square",
         _forward_by(lambda x, eps: np.sqrt((x * x).mean(PIXELS) - x.mean(PIXELS) ** 2 + eps)),
     ),
 ]
 
-# --- backward: dx = gamma/s (dy - mean(dy) - xhat mean(dy xhat)) with one thing exchanged ---
+# --- backward: dx = gamma/s (dy - mean(dy) - xhat mean(dy xhat)) with one thing changed ---
 
 
-def _dx_with(terms=lambda dy, shift, stretch: dy - shift - stretch, spread=None, scale=None, less=0):
-    """terms: what is added up; spread(x, eps): s; scale(gamma, s): the factor in front; less: M less this."""
+def _dx_with(terms=lambda dy, shift, scale: dy - shift - scale, deviation=None, factor=None, less=0):
+    """Make a backward: terms is the sum, deviation(x, eps) s, factor(gamma, s) in front, less subtracted from M."""
 
     def wrong(dy, x, gamma, eps):
-        s = np.sqrt(x.var(PIXELS) + np.float32(eps)) if spread is None else spread(x, eps)
+        s = np.sqrt(x.var(PIXELS) + np.float32(eps)) if deviation is None else deviation(x, eps)
         xhat = (x - x.mean(PIXELS)) / s
         M = np.float32(x.size // x.shape[-1] - less)
-        shift, stretch = dy.sum(PIXELS) / M, xhat * (dy * xhat).sum(PIXELS) / M
-        return (gamma / s if scale is None else scale(gamma, s)) * terms(dy, shift, stretch)
+        shift, scale = dy.sum(PIXELS) / M, xhat * (dy * xhat).sum(PIXELS) / M
+        return (gamma / s if factor is None else factor(gamma, s)) * terms(dy, shift, scale)
 
     return wrong
 
 
 def _dx_sums(dy, x, gamma, eps):
-    """The two sums are not divided by M."""
+    """Do not divide the two sums by M."""
     M = np.float32(x.size // x.shape[-1])
-    return _dx_with(lambda dy, shift, stretch: dy - M * shift - M * stretch)(dy, x, gamma, eps)
+    return _dx_with(lambda dy, shift, scale: dy - M * shift - M * scale)(dy, x, gamma, eps)
 
 
 DX_MISTAKES = [
     Mistake(
-        "the statistics are taken for constants, as in inference. x also acts through the mean and through s",
-        _dx_with(lambda dy, shift, stretch: dy),
+        "the statistics are treated as constants, as in inference. x also acts through the mean and through s",
+        _dx_with(lambda dy, shift, scale: dy),
     ),
     Mistake(
-        "the way through the mean is missing: subtract sum(dy) / M",
-        _dx_with(lambda dy, shift, stretch: dy - stretch),
+        "the path through the mean is missing: subtract sum(dy) / M",
+        _dx_with(lambda dy, shift, scale: dy - scale),
     ),
     Mistake(
-        "the way through s is missing: subtract xhat * sum(dy * xhat) / M",
-        _dx_with(lambda dy, shift, stretch: dy - shift),
+        "the path through s is missing: subtract xhat * sum(dy * xhat) / M",
+        _dx_with(lambda dy, shift, scale: dy - shift),
     ),
     Mistake(
-        "sign: the way through s is subtracted, too",
-        _dx_with(lambda dy, shift, stretch: dy - shift + stretch),
+        "sign: the path through s is subtracted, too",
+        _dx_with(lambda dy, shift, scale: dy - shift + scale),
     ),
     Mistake(
-        "sign: the way through the mean is subtracted, too",
-        _dx_with(lambda dy, shift, stretch: dy + shift - stretch),
+        "sign: the path through the mean is subtracted, too",
+        _dx_with(lambda dy, shift, scale: dy + shift - scale),
     ),
     Mistake("missing division: both sums are divided by M, the number of values in a channel", _dx_sums),
-    Mistake("M - 1: both sums are divided by M here, because the variance was", _dx_with(less=1)),
+    Mistake("M - 1: both sums are divided by M, because the variance is", _dx_with(less=1)),
     Mistake(
-        "unbiased variance: s is made of the biased one, divided by M and not by M - 1",
-        _dx_with(spread=lambda x, eps: np.sqrt(x.var(PIXELS, ddof=1) + np.float32(eps))),
+        "unbiased variance: s is the root of the biased one, divided by M and not by M - 1",
+        _dx_with(deviation=lambda x, eps: np.sqrt(x.var(PIXELS, ddof=1) + np.float32(eps))),
     ),
     Mistake(
-        "eps is added outside the root. It belongs under it, s = sqrt(var + eps)",
-        _dx_with(spread=lambda x, eps: x.std(PIXELS) + np.float32(eps)),
+        "eps is added outside the square root. It belongs inside, s = sqrt(var + eps)",
+        _dx_with(deviation=lambda x, eps: x.std(PIXELS) + np.float32(eps)),
     ),
     Mistake(
         "eps is left out: s = sqrt(var + eps)",
-        _dx_with(spread=lambda x, eps: x.std(PIXELS)),
+        _dx_with(deviation=lambda x, eps: x.std(PIXELS)),
     ),
     Mistake(
         "gamma is left out: dy reaches xhat through gamma, dx = gamma / s * (...)",
-        _dx_with(scale=lambda gamma, s: 1 / s),
+        _dx_with(factor=lambda gamma, s: 1 / s),
     ),
     Mistake(
         "the division by s in front is left out: dx = gamma / s * (...)",
-        _dx_with(scale=lambda gamma, s: gamma),
+        _dx_with(factor=lambda gamma, s: gamma),
     ),
     Mistake(
-        "divided by the variance in front where s, the root of it, belongs",
-        _dx_with(scale=lambda gamma, s: gamma / s**2),
+        "the factor in front divides by the variance instead of s, its square root",
+        _dx_with(factor=lambda gamma, s: gamma / s**2),
     ),
     Mistake(
         "xhat is x - mean here, not divided by s",
@@ -195,7 +195,7 @@ DX_MISTAKES = [
         ),
     ),
     Mistake(
-        "missing sum over the batch: the two sums run over each picture's pixels. They run over n too: axis=(0, 1, 2)",
+        "missing sum over the batch: the two sums run over each image's pixels. They run over n too: axis=(0, 1, 2)",
         lambda dy, x, gamma, eps: np.concatenate(
             [_with_batch_statistics(dy[n : n + 1], x[n : n + 1], x, gamma, eps) for n in range(len(x))]
         ),
@@ -212,11 +212,11 @@ def _with_batch_statistics(dy, x, batch, gamma, eps):
 # --- running statistics ---
 
 
-def _running_with(mean=lambda x: x.mean(PIXELS), var=lambda x: x.var(PIXELS, ddof=1), share=lambda m: m):
-    """Other statistics of the batch, or another share of it."""
+def _running_with(mean=lambda x: x.mean(PIXELS), var=lambda x: x.var(PIXELS, ddof=1), weight=lambda m: m):
+    """Make an update with other statistics of the batch, or another weight of it."""
 
     def wrong(running_mean, running_var, x, momentum):
-        new = share(momentum)
+        new = weight(momentum)
         return (1 - new) * running_mean + new * mean(x), (1 - new) * running_var + new * var(x)
 
     return wrong
@@ -224,28 +224,30 @@ def _running_with(mean=lambda x: x.mean(PIXELS), var=lambda x: x.var(PIXELS, ddo
 
 RUNNING_MISTAKES = [
     Mistake(
-        "biased variance: the running variance takes the unbiased one, divided by M - 1. ddof=1",
+        "biased variance: the running variance uses the unbiased one, divided by M - 1. ddof=1",
         _running_with(var=lambda x: x.var(PIXELS)),
     ),
     Mistake(
-        "momentum is the share of the new batch, and 1 - momentum that of the old average (Keras has it the other way)",
-        _running_with(share=lambda m: 1 - m),
+        "momentum is the weight of the new batch, and 1 - momentum that of the old average (Keras has it the "
+        "other way)",
+        _running_with(weight=lambda m: 1 - m),
     ),
     Mistake(
-        "momentum and the variance: momentum is the share of the new batch, and the variance the unbiased one (ddof=1)",
-        _running_with(var=lambda x: x.var(PIXELS), share=lambda m: 1 - m),
+        "momentum and the variance: momentum is the weight of the new batch, and the variance the unbiased one "
+        "(ddof=1)",
+        _running_with(var=lambda x: x.var(PIXELS), weight=lambda m: 1 - m),
     ),
     Mistake(
-        "the running variance takes the standard deviation",
+        "the running variance is updated with the standard deviation",
         _running_with(var=lambda x: x.std(PIXELS, ddof=1)),
     ),
     Mistake(
-        "M is the number of pictures here. A channel has N*H*W values, and M - 1 is one less than that",
+        "M is taken as the number of images. A channel has N*H*W values, and M - 1 is one less than that",
         _running_with(var=lambda x: x.var(PIXELS) * np.float32(len(x) / (len(x) - 1))),
     ),
     Mistake(
         "the old average is forgotten: (1 - momentum) * running + momentum * new",
-        _running_with(share=lambda m: 1),
+        _running_with(weight=lambda m: 1),
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""The exercises of lesson 5: sizes of maps, receptive fields, parameters and MACs of a network."""
+"""The exercises of lesson 5: sizes of feature maps, receptive fields, parameters and MACs of a network."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def _size(size, stride):
 
 
 def _sizes_with(step, first=False):
-    """`step(size, stride)` instead of the right one; `first`: always from the picture's size."""
+    """Make `map_sizes` with another `step(size, stride)`; `first`: always from the image's size."""
 
     def wrong(size, strides):
         sizes = [size]
@@ -45,11 +45,11 @@ SIZE_MISTAKES = [
     ),
     Mistake(
         "integer division: size // stride is right for even sizes only. With padding 1 an odd size has room for one "
-        "window more: (size + 2 - 3) // stride + 1",
+        "more window: (size + 2 - 3) // stride + 1",
         _sizes_with(lambda size, stride: size // stride),
     ),
     Mistake(
-        "rounding: the last window must end inside the padded picture, so round down, not up",
+        "rounding: the last window must end inside the padded image, so round down, not up",
         _sizes_with(lambda size, stride: -(-(size - 1) // stride) + 1),
     ),
     Mistake(
@@ -64,12 +64,15 @@ SIZE_MISTAKES = [
         "padding: it is on both sides, so it counts twice: size + 2",
         _sizes_with(lambda size, stride: (size + 1 - 3) // stride + 1),
     ),
-    Mistake("each layer begins with the map that the one before it made", _sizes_with(_size, first=True)),
     Mistake(
-        "stride: it is left out; the maps never shrink", _sizes_with(lambda size, stride: _size(size, 1))
+        "each layer's input is the feature map that the previous layer made", _sizes_with(_size, first=True)
     ),
     Mistake(
-        "the size of the picture itself is in the list: leave it out",
+        "stride: it is left out; the feature maps never shrink",
+        _sizes_with(lambda size, stride: _size(size, 1)),
+    ),
+    Mistake(
+        "the size of the image itself is in the list: leave it out",
         lambda size, strides: np.array([size, *_sizes_with(_size)(size, strides)]),
     ),
 ]
@@ -78,7 +81,7 @@ SIZE_MISTAKES = [
 
 
 def _field(layers):
-    """From the last layer to the first: one output, then the inputs that it needs, then theirs."""
+    """Go from the last layer to the first: one output, then the inputs that it needs, then theirs."""
     needed = 1
     for kernel, stride in reversed(layers):
         needed = (needed - 1) * stride + kernel
@@ -86,7 +89,7 @@ def _field(layers):
 
 
 def _field_with(grow, step=lambda jump, stride: jump * stride, stride_first=False):
-    """From the first layer to the last, with `grow(field, kernel, jump)` and `step(jump, stride)`."""
+    """Make a loop from the first layer to the last, with `grow(field, kernel, jump)` and `step(jump, stride)`."""
 
     def wrong(layers):
         field = jump = 1
@@ -117,11 +120,11 @@ FIELDS: list[Case] = [
 
 FIELD_MISTAKES = [
     Mistake(
-        "stride: a layer's own stride widens the windows behind it, not its own. First the field, then the jump",
+        "stride: a layer's own stride widens the windows of later layers, not its own. First the field, then the jump",
         _field_with(_grow, stride_first=True),
     ),
     Mistake(
-        "stride: the jump is left out. Behind a stride, neighbouring outputs are further apart in the picture",
+        "stride: the jump is left out. After a stride, neighbouring outputs are further apart in the image",
         _field_with(_grow, step=lambda jump, stride: 1),
     ),
     Mistake(
@@ -177,9 +180,9 @@ def _count_with(
     flops=1,
     widen=True,
 ):
-    """The sums by hand, with one thing exchanged.
+    """Make `count` by hand, with one thing changed.
 
-    norm: numbers of BatchNorm a channel; biases: of the blocks' convolutions; kernel: of the pointwise step;
+    norm: BatchNorm's numbers per channel; biases: of the blocks' convolutions; kernel: of the pointwise step;
     shrink(size, stride): the next size; written: count the pixels of the output, else of the block's input;
     flops: operations in a MAC; widen: a block's channels are the next one's input.
     """
@@ -224,11 +227,12 @@ COUNTS: list[Case] = [
 
 COUNT_MISTAKES = [
     Mistake(
-        "BatchNorm: running mean and variance are counted, too. Nobody learns them: 2 numbers for each channel, not 4",
+        "BatchNorm: running mean and variance are counted, too. They are not learned: 2 numbers for each "
+        "channel, not 4",
         _count_with(norm=4),
     ),
     Mistake(
-        "BatchNorm: its scale and shift are missing, 2 numbers for each channel behind every convolution",
+        "BatchNorm: its scale and shift are missing, 2 numbers for each channel after every convolution",
         _count_with(norm=0),
     ),
     Mistake("bias: the first convolution has one, `stem` numbers", _count_with(stem_bias=0)),
@@ -240,7 +244,7 @@ COUNT_MISTAKES = [
         _count_with(kernel=3),
     ),
     Mistake(
-        "channels: each block takes the channels that the one before it made: channels = c_out",
+        "channels: each block takes the output channels of the previous one: channels = c_out",
         _count_with(widen=False),
     ),
     Mistake(
@@ -248,10 +252,10 @@ COUNT_MISTAKES = [
         _depthwise_by_input,
     ),
     Mistake(
-        "stride: MACs count the pixels behind the stride. Shrink the map before you count the block",
+        "stride: MACs count the pixels after the stride. Shrink the feature map before you count the block",
         _count_with(written=False),
     ),
-    Mistake("stride: the map never shrinks", _count_with(shrink=lambda size, stride: size)),
+    Mistake("stride: the feature map never shrinks", _count_with(shrink=lambda size, stride: size)),
     Mistake(
         "integer division: size // stride is right for even sizes only: (size + 2 - 3) // stride + 1",
         _count_with(shrink=lambda size, stride: size // stride),

@@ -49,15 +49,15 @@ def _whole_columns(logits, labels):
 
 GRADIENT_MISTAKES = [
     Mistake(
-        "batch: the division by N is missing. The loss is the mean over the N pictures, so its gradient is, too",
+        "batch: the division by N is missing. The loss is the mean over the N images, so its gradient is, too",
         lambda logits, labels: _softmax(logits) - _one_hot(logits, labels),
     ),
     Mistake(
-        "batch: the division is by the number of classes; the mean is over the N pictures, len(labels)",
+        "batch: the division is by the number of classes; the mean is over the N images, len(labels)",
         lambda logits, labels: (_softmax(logits) - _one_hot(logits, labels)) / logits.shape[1],
     ),
     Mistake(
-        "batch: the division is by all N*D numbers; only the N pictures are averaged over",
+        "batch: the division is by all N*D numbers; only the N images are averaged over",
         lambda logits, labels: (_softmax(logits) - _one_hot(logits, labels)) / logits.size,
     ),
     Mistake(
@@ -65,7 +65,7 @@ GRADIENT_MISTAKES = [
         lambda logits, labels: (logits - _one_hot(logits, labels)) / len(labels),
     ),
     Mistake(
-        "softmax: it runs down the pictures instead of along the classes: axis=1, with keepdims=True",
+        "softmax: it runs over the images instead of the classes: axis=1, with keepdims=True",
         lambda logits, labels: (_softmax(logits, axis=0) - _one_hot(logits, labels)) / len(labels),
     ),
     Mistake(
@@ -74,13 +74,13 @@ GRADIENT_MISTAKES = [
         _overflowing,
     ),
     Mistake(
-        "indexing: dlogits[:, labels] takes whole columns. One number in each row is meant: "
+        "indexing: dlogits[:, labels] takes whole columns. It should be one number in each row: "
         "dlogits[np.arange(N), labels]",
         _whole_columns,
     ),
     Mistake(
-        "sign: it is target minus probability, which points to where the loss grows smaller. The gradient points "
-        "to where it grows: probability minus target",
+        "sign: it is target minus probability, the direction in which the loss falls. The gradient is "
+        "the direction in which it rises: probability minus target",
         lambda logits, labels: (_one_hot(logits, labels) - _softmax(logits)) / len(labels),
     ),
     Mistake(
@@ -99,12 +99,12 @@ def _one_cycle(peak, total, warm):
     return np.array([at(step)["lr"] for step in range(total)])
 
 
-def _cosine(start, end, share):
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+def _cosine(start, end, fraction):
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
 
 
 def _cycle(peak, total, warm, top=None, last=None, start=START, end=END, between=_cosine):
-    """The schedule with something exchanged."""
+    """Compute the schedule with one thing changed."""
     top, last = (warm * total - 1 if top is None else top), (total - 1 if last is None else last)
     lrs = np.empty(total)
     for step in range(total):
@@ -116,7 +116,7 @@ def _cycle(peak, total, warm, top=None, last=None, start=START, end=END, between
 
 
 def _two_halves(peak, total, warm):
-    """Each half from its own first step to its own last one: two steps have the peak."""
+    """Compute each half from its own first step to its own last one: two steps have the peak."""
     up = int(warm * total)
     rise = [_cosine(START * peak, peak, step / (up - 1)) for step in range(up)]
     fall = [_cosine(peak, END * peak, step / (total - up - 1)) for step in range(total - up)]
@@ -125,7 +125,7 @@ def _two_halves(peak, total, warm):
 
 CYCLE_MISTAKES = [
     Mistake(
-        "off by one: two steps in a row have the peak. The way down starts from the peak's own step, "
+        "off by one: two steps in a row have the peak. The second half starts from the peak's own step, "
         "(step - top) / (last - top), so the step after it is already lower",
         _two_halves,
     ),
@@ -142,19 +142,19 @@ CYCLE_MISTAKES = [
         lambda peak, total, warm: _cycle(peak, total, warm, top=warm * total),
     ),
     Mistake(
-        "integer division: the peak lies at warm*total - 1 with its fraction; it is not rounded to a whole step",
+        "integer division: the peak is at warm*total - 1, a fraction included; it is not rounded to a whole step",
         lambda peak, total, warm: _cycle(peak, total, warm, top=int(warm * total) - 1),
     ),
     Mistake(
         "shape: the two halves are straight lines; each is half a cosine, flat at both of its ends",
         lambda peak, total, warm: _cycle(
-            peak, total, warm, between=lambda start, end, share: start + (end - start) * share
+            peak, total, warm, between=lambda start, end, fraction: start + (end - start) * fraction
         ),
     ),
     Mistake(
-        "shape: the cosine begins at its wrong end. cos(pi * share) is 1 at the start and -1 at the end",
+        "shape: the cosine begins at its wrong end. cos(pi * fraction) is 1 at the start and -1 at the end",
         lambda peak, total, warm: _cycle(
-            peak, total, warm, between=lambda start, end, share: _cosine(end, start, share)
+            peak, total, warm, between=lambda start, end, fraction: _cosine(end, start, fraction)
         ),
     ),
     Mistake(
@@ -174,7 +174,7 @@ CYCLE_MISTAKES = [
         lambda peak, total, warm: _cycle(peak, total, warm, end=1e-4),
     ),
     Mistake(
-        "warm-up: there is none. The first share `warm` of the steps goes up, from peak / 25 to the peak",
+        "warm-up: there is none. The first fraction `warm` of the steps goes up, from peak / 25 to the peak",
         lambda peak, total, warm: np.array(
             [_cosine(peak, END * peak, step / (total - 1)) for step in range(total)]
         ),
@@ -185,7 +185,7 @@ CYCLE_MISTAKES = [
 
 
 class _Chosen:
-    """A generator whose draws are decided beforehand, so that `augment` can be asked for certain moves."""
+    """A generator of given numbers, so that `augment` makes given shifts."""
 
     def __init__(self, top, left, mirrored):
         self.moves, self.mirrored = np.stack([top, left]), mirrored
@@ -224,12 +224,12 @@ def _crop_cases(seed: int) -> list[Case]:
 
 
 def _crop(images, top, left, mirrored, pad, mode="reflect", flip=np.s_[:, ::-1], first=False):
-    """Picture by picture, with something exchanged."""
+    """Augment image by image, with one thing changed."""
     n, h, w, _ = images.shape
     crops = np.empty_like(images)
     for i in range(n):
-        picture = images[i][flip] if first and mirrored[i] else images[i]
-        padded = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)), mode=mode)
+        image = images[i][flip] if first and mirrored[i] else images[i]
+        padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode=mode)
         crop = padded[top[i] : top[i] + h, left[i] : left[i] + w]
         crops[i] = crop[flip] if mirrored[i] and not first else crop
     return crops
@@ -248,32 +248,32 @@ def _padded_channels(images, top, left, mirrored, pad):
     return _crop(wider, top, left, mirrored, pad)
 
 
-def _first_picture_decides(images, top, left, mirrored, pad):
+def _first_image_decides(images, top, left, mirrored, pad):
     n = len(images)
     return _crop(images, np.repeat(top[:1], n), np.repeat(left[:1], n), mirrored, pad)
 
 
 CROP_MISTAKES = [
     Mistake(
-        "mirror: the picture is upside down: [::-1] of one picture turns its rows round. Columns are axis 1: [:, ::-1]",
+        "mirror: the image is upside down: [::-1] of one image reverses its rows. Columns are axis 1: [:, ::-1]",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, flip=np.s_[::-1]),
     ),
     Mistake(
-        "mirror: red and blue are exchanged: [..., ::-1] turns the last axis round, and the last one is the channels",
+        "mirror: red and blue are swapped: [..., ::-1] reverses the last axis, which is the channels",
         lambda images, top, left, mirrored, pad: _crop(
             images, top, left, mirrored, pad, flip=np.s_[..., ::-1]
         ),
     ),
     Mistake(
-        "mirror: no picture is mirrored",
+        "mirror: no image is mirrored",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, np.zeros_like(mirrored), pad),
     ),
     Mistake(
-        "mirror: every picture is mirrored; only those where `mirrored` is true should be",
+        "mirror: every image is mirrored; only those where `mirrored` is true should be",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, np.ones_like(mirrored), pad),
     ),
     Mistake(
-        "mirror: the pictures are mirrored that should not be, and the others are not",
+        "mirror: the images are mirrored that should not be, and the others are not",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, ~mirrored, pad),
     ),
     Mistake(
@@ -281,11 +281,12 @@ CROP_MISTAKES = [
         lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, first=True),
     ),
     Mistake(
-        "crop: top and left are exchanged: top counts rows (axis 0 of a picture), left counts columns (axis 1)",
+        "crop: top and left are swapped: top counts rows (axis 0 of an image), left counts columns (axis 1)",
         lambda images, top, left, mirrored, pad: _crop(images, left, top, mirrored, pad),
     ),
     Mistake(
-        "padding: what moves in is black. It is the picture's own reflection: np.pad(..., mode='reflect')",
+        "padding: the pixels that are shifted in are black. They should be the image's own reflection: "
+        "np.pad(..., mode='reflect')",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, mode="constant"),
     ),
     Mistake(
@@ -293,20 +294,21 @@ CROP_MISTAKES = [
         _padded_channels,
     ),
     Mistake(
-        "padding: the edge pixel is repeated (mode='edge'); a reflection is meant: mode='reflect'",
+        "padding: the edge pixel is repeated (mode='edge'); it should be a reflection: mode='reflect'",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, mode="edge"),
     ),
     Mistake(
-        "padding: the edge pixel appears twice (mode='symmetric'); with mode='reflect' it is the mirror's axis",
+        "padding: the edge pixel appears twice (mode='symmetric'); with mode='reflect' it is the axis of the "
+        "reflection",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, mode="symmetric"),
     ),
     Mistake(
-        "padding: what leaves the picture on one side comes in on the other (np.roll). Pad by reflection, then crop",
+        "padding: what leaves the image on one side comes in on the other (np.roll). Pad by reflection, then crop",
         _rolled,
     ),
     Mistake(
-        "batch: all pictures move like the first; picture i has its own top[i] and left[i]",
-        _first_picture_decides,
+        "batch: all images are shifted like the first; image i has its own top[i] and left[i]",
+        _first_image_decides,
     ),
 ]
 

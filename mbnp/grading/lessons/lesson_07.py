@@ -1,4 +1,4 @@
-"""The exercises of lesson 7: the cost of a separable block against a full convolution, two nets over several seeds."""
+"""The exercises of lesson 7: the cost of a separable block, and two networks compared over several seeds."""
 
 import math
 
@@ -28,12 +28,13 @@ RATIO_MISTAKES = [
         lambda k, c_in, c_out: 1 // c_out + 1 / k**2,
     ),
     Mistake(
-        "upside down: it is full over separable; the ratio asked for is separable over full, below 1 where it saves",
+        "upside down: it is standard over separable; the ratio should be separable over standard, below 1 "
+        "where it saves",
         lambda k, c_in, c_out: (k * k * c_in * c_out) / (k * k * c_in + c_in * c_out),
     ),
     Mistake(
         "channels: the depthwise convolution has one kernel for each of the c_in channels, k*k*c_in, and c_in cancels. "
-        "What stays is 1/c_out, not 1/c_in",
+        "What remains is 1/c_out, not 1/c_in",
         lambda k, c_in, c_out: 1 / c_in + 1 / k**2,
     ),
     Mistake(
@@ -49,15 +50,15 @@ RATIO_MISTAKES = [
         lambda k, c_in, c_out: 1 / c_out * 1 / k**2,
     ),
     Mistake(
-        "depthwise: its cost is missing, 1/c_out of the full convolution's",
+        "depthwise: its cost is missing, 1/c_out of the standard convolution's",
         lambda k, c_in, c_out: 1 / k**2,
     ),
     Mistake(
-        "pointwise: its cost is missing, 1/k**2 of the full convolution's",
+        "pointwise: its cost is missing, 1/k**2 of the standard convolution's",
         lambda k, c_in, c_out: 1 / c_out,
     ),
     Mistake(
-        "operator precedence: a / k * k * c divides once and then multiplies. Put the denominator into brackets",
+        "operator precedence: a / k * k * c divides once and then multiplies. Put the denominator in brackets",
         lambda k, c_in, c_out: (k * k * c_in + c_in * c_out) / k * k * c_in * c_out,
     ),
 ]
@@ -74,14 +75,14 @@ def _run_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     cases = [{"first": np.array([70.0, 74.0, 72.0]), "second": np.array([75.0, 80.0, 76.0])}]
     for count, gap in ((2, 1.5), (5, -3.0), (8, 0.2)):
-        luck = 4 * rng.standard_normal(count)  # of the seed, which both networks share
-        first, second = 80 + luck + rng.standard_normal((2, count))
+        offset = 4 * rng.standard_normal(count)  # of the seed, which both networks share
+        first, second = 80 + offset + rng.standard_normal((2, count))
         cases.append({"first": first, "second": second + gap})
     return cases
 
 
 def _with_error(error, centre=np.mean):
-    """The difference, and an `error` worked out from (d, first, second)."""
+    """Return the difference, and an `error` computed from (d, first, second)."""
 
     def wrong(first, second):
         d = second - first
@@ -92,17 +93,17 @@ def _with_error(error, centre=np.mean):
 
 PAIR_MISTAKES = [
     Mistake(
-        "spread for error: this is how far single runs lie apart. The mean of S runs is known better: divide by "
-        "sqrt(S)",
+        "standard deviation for error: this is how far single runs are apart. The mean of S runs is known "
+        "better: divide by sqrt(S)",
         _with_error(lambda d, first, second: d.std(ddof=1)),
     ),
     Mistake(
-        "np.std divides by S unless it is told otherwise. The mean was taken from the same numbers, which leaves "
+        "np.std divides by S by default. The mean was taken from the same numbers, which leaves "
         "S - 1: d.std(ddof=1)",
         _with_error(lambda d, first, second: d.std() / math.sqrt(len(d))),
     ),
     Mistake(
-        "np.std divides by S unless it is told otherwise (ddof=1 divides by S - 1), and the error of a mean of S runs "
+        "np.std divides by S by default (ddof=1 divides by S - 1), and the error of a mean of S runs "
         "is smaller again by sqrt(S)",
         _with_error(lambda d, first, second: d.std()),
     ),
@@ -111,22 +112,23 @@ PAIR_MISTAKES = [
         _with_error(lambda d, first, second: d.std(ddof=1) / len(d)),
     ),
     Mistake(
-        "variance for spread: the error has the unit of an accuracy, so take the root: std, not var",
+        "variance for standard deviation: the error has the unit of an accuracy, so take the root: std, not var",
         _with_error(lambda d, first, second: d.var(ddof=1) / len(d)),
     ),
     Mistake(
-        "not paired: run s of both networks shares its seed. Take the difference of each pair first, then its spread",
+        "not paired: run s of both networks has the same seed. Take the difference of each pair first, then "
+        "its standard deviation",
         _with_error(
             lambda d, first, second: math.sqrt((first.var(ddof=1) + second.var(ddof=1)) / len(d)),
         ),
     ),
     Mistake(
-        "not paired: run s of both networks shares its seed. Take the difference of each pair first, then its spread "
-        "(with ddof=1)",
+        "not paired: run s of both networks has the same seed. Take the difference of each pair first, then "
+        "its standard deviation (with ddof=1)",
         _with_error(lambda d, first, second: math.sqrt((first.var() + second.var()) / len(d))),
     ),
     Mistake(
-        "sign: it is first minus second. Asked for is by how much the second is better: second - first",
+        "sign: it is first minus second. It should be by how much the second is better: second - first",
         lambda first, second: _paired_difference(second, first),
     ),
     Mistake(

@@ -1,4 +1,4 @@
-"""The exercises of lesson 8: the MACs of a scaled network, and which networks are worth having."""
+"""The exercises of lesson 8: the MACs of a scaled network, and the networks on the Pareto front."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def _halved(size, stride):
 def _count(
     width, resolution, scale=lambda c, width: int(c * width), shrink=_halved, c_in=3, article=False, **without
 ):
-    """The definition with something exchanged; without: stem, depthwise, pointwise or classifier = 0 leaves it out."""
+    """Count with one thing changed; without: stem, depthwise, pointwise or classifier = 0 leaves it out."""
     size = resolution
     channels = scale(STEM, width)
     total = without.get("stem", 1) * size * size * 9 * c_in * channels
@@ -49,24 +49,25 @@ MACS_MISTAKES = [
     ),
     Mistake(
         "output size: with padding 1 and a 3x3 kernel, stride 2 leaves (size - 1) // 2 + 1 rows; size // 2 loses one "
-        "of an odd map",
+        "of an odd feature map",
         lambda width, resolution: _count(width, resolution, shrink=lambda size, stride: size // stride),
     ),
     Mistake(
-        "output size: a map has whole rows; use // instead of /",
+        "output size: a feature map has whole rows; use // instead of /",
         lambda width, resolution: _count(width, resolution, shrink=lambda size, stride: size / stride),
     ),
     Mistake(
-        "output size: MACs are counted at the height and width of what a layer writes. The depthwise convolution at "
+        "output size: MACs are counted at the height and width of a layer's output. The depthwise convolution at "
         "stride 2 was counted at those of its input, four times too many",
         lambda width, resolution: _count(width, resolution, article=True),
     ),
     Mistake(
-        "stride: the maps never shrink; each stride of 2 halves their height and width for all that follows",
+        "stride: the feature maps never shrink; each stride of 2 halves their height and width for all later layers",
         lambda width, resolution: _count(width, resolution, shrink=lambda size, stride: size),
     ),
     Mistake(
-        "width: the pictures still have 3 channels; the width multiplier scales only what the network makes itself",
+        "width: the images still have 3 channels; the width multiplier scales only the channels of the "
+        "network's own feature maps",
         lambda width, resolution: _count(width, resolution, c_in=int(3 * width)),
     ),
     Mistake(
@@ -80,8 +81,8 @@ MACS_MISTAKES = [
         lambda width, resolution: int(width**2 * _count(1.0, resolution)),
     ),
     Mistake(
-        "resolution: (resolution / 32)**2 is only nearly right, because the classifier does not shrink and maps have "
-        "whole rows. Follow the size from layer to layer",
+        "resolution: (resolution / 32)**2 is only nearly right, because the classifier does not shrink and "
+        "feature maps have whole rows. Follow the size from layer to layer",
         lambda width, resolution: int((resolution / 32) ** 2 * _count(width, 32)),
     ),
     Mistake(
@@ -93,11 +94,11 @@ MACS_MISTAKES = [
         lambda width, resolution: _count(width, resolution, stem=0),
     ),
     Mistake(
-        "the classifier is missing: its 10 outputs each take one MAC a channel",
+        "the classifier is missing: its 10 outputs each take one MAC per channel",
         lambda width, resolution: _count(width, resolution, classifier=0),
     ),
     Mistake(
-        "the depthwise convolutions are missing: 9 MACs a pixel and channel",
+        "the depthwise convolutions are missing: 9 MACs per pixel and channel",
         lambda width, resolution: _count(width, resolution, depthwise=0),
     ),
     Mistake(
@@ -110,18 +111,18 @@ MACS_MISTAKES = [
 
 
 def _front(macs, accuracy):
-    """Whether nobody is at least as good at both and better at one."""
+    """Return whether no other point is at least as good in both and better in one."""
     return _undominated(macs, accuracy, lambda m, a, m0, a0: (m <= m0) & (a >= a0) & ((m < m0) | (a > a0)))
 
 
-def _undominated(macs, accuracy, beats):
+def _undominated(macs, accuracy, dominates):
     return np.array(
-        [not beats(macs, accuracy, m, a).any() for m, a in zip(macs, accuracy, strict=True)], bool
+        [not dominates(macs, accuracy, m, a).any() for m, a in zip(macs, accuracy, strict=True)], bool
     )
 
 
 def _running(macs, accuracy, better, order=None, restore=True):
-    """Along growing cost: a point stays if it is `better` than the best so far."""
+    """Go by increasing cost: a point stays if it is `better` than the best so far."""
     order = np.argsort(macs, kind="stable") if order is None else order
     kept = np.zeros(len(macs), bool)
     best = -np.inf
@@ -159,52 +160,55 @@ def _front_cases(seed: int) -> list[Case]:
 
 FRONT_MISTAKES = [
     Mistake(
-        "turned round: true marks the points that are beaten; it should mark those that nobody beats",
+        "reversed: true marks the points that are dominated; it should mark those that are not",
         lambda macs, accuracy: ~_front(macs, accuracy),
     ),
     Mistake(
-        "every point is at least as good as itself. Ask for at least as good at both and better at one",
+        "every point is at least as good as itself. Test for at least as good in both and better in one",
         lambda macs, accuracy: _undominated(macs, accuracy, lambda m, a, m0, a0: (m <= m0) & (a >= a0)),
     ),
     Mistake(
-        "ties: a point is beaten, too, by one of equal cost with more accuracy, or of equal accuracy at less cost. Not "
-        "both need be strictly better",
+        "ties: a point of equal cost with more accuracy, or of equal accuracy at less cost, dominates too. Not "
+        "both need to be strictly better",
         lambda macs, accuracy: _undominated(macs, accuracy, lambda m, a, m0, a0: (m < m0) & (a > a0)),
     ),
     Mistake(
-        "ties: of two points with the same cost the less accurate one is beaten; only strictly cheaper ones were asked",
+        "ties: of two points with the same cost the less accurate one is dominated; only strictly cheaper ones "
+        "were tested",
         lambda macs, accuracy: _undominated(macs, accuracy, lambda m, a, m0, a0: (m < m0) & (a >= a0)),
     ),
     Mistake(
-        "ties: of two points with the same accuracy the dearer one is beaten; only strictly better ones were asked",
+        "ties: of two points with the same accuracy the more expensive one is dominated; only strictly better "
+        "ones were tested",
         lambda macs, accuracy: _undominated(macs, accuracy, lambda m, a, m0, a0: (m <= m0) & (a > a0)),
     ),
     Mistake(
-        "order: the result is in the order of growing cost; bring it back into the order of the arguments",
+        "order: the result is in the order of increasing cost; bring it back into the order of the arguments",
         lambda macs, accuracy: _front(macs, accuracy)[np.argsort(macs, kind="stable")],
     ),
     Mistake(
-        "order: the result is in the order of growing cost; bring it back into the order of the arguments (and look at "
-        "points of equal cost, the more accurate one first)",
+        "order: the result is in the order of increasing cost; bring it back into the order of the arguments "
+        "(and look at points of equal cost, the more accurate one first)",
         lambda macs, accuracy: _running(macs, accuracy, lambda a, best: a > best, restore=False),
     ),
     Mistake(
-        "ties: a later point as accurate as the best so far costs more, or the same. Where it costs more it is beaten",
+        "ties: a later point as accurate as the best so far costs more, or the same. Where it costs more it is "
+        "dominated",
         lambda macs, accuracy: _running(macs, accuracy, lambda a, best: a >= best),
     ),
     Mistake(
-        "ties: sorted by cost alone, points of equal cost come in any order, and a worse one may be seen first. And a "
-        "second point that is just as good and just as cheap is not beaten",
+        "ties: sorted by cost alone, points of equal cost come in any order, and a worse one may come first. And a "
+        "second point that is just as good and just as cheap is not dominated",
         lambda macs, accuracy: _running(macs, accuracy, lambda a, best: a > best),
     ),
     Mistake(
-        "ties: two points with the same cost and the same accuracy do not beat each other; both stay",
+        "ties: two points with the same cost and the same accuracy do not dominate each other; both stay",
         lambda macs, accuracy: _running(
             macs, accuracy, lambda a, best: a > best, np.lexsort((-accuracy, macs))
         ),
     ),
     Mistake(
-        "neighbours: each point is compared with the next cheaper one only; one that is cheaper still may beat it",
+        "neighbours: each point is compared with the next cheaper one only; one that is cheaper still may dominate it",
         _neighbours,
     ),
     Mistake(
@@ -214,7 +218,7 @@ FRONT_MISTAKES = [
         ),
     ),
     Mistake(
-        "indices: it returns where the points are. Asked for is a mask, true or false for every point",
+        "indices: it returns the positions of the points. It should be a mask, true or false for every point",
         lambda macs, accuracy: np.flatnonzero(_front(macs, accuracy)),
     ),
 ]

@@ -1,4 +1,4 @@
-"""The exercises of lesson 9: arithmetic intensity, the roofline, where a number is kept channels last."""
+"""The exercises of lesson 9: arithmetic intensity, the roofline, the position of a number with channels last."""
 
 import numpy as np
 
@@ -40,15 +40,17 @@ INTENSITY_MISTAKES = [
         lambda n, h, w, c, k, itemsize: 2 * n * h * w * c * k * k / (itemsize * (n * h * w * c + k * k * c)),
     ),
     Mistake(
-        "bytes: the weights are left out. They hardly matter for a large map, but they do for a small and deep one",
+        "bytes: the weights are left out. They hardly matter for a large feature map, but they do for a small "
+        "one with many channels",
         lambda n, h, w, c, k, itemsize: k * k / itemsize,
     ),
     Mistake(
-        "bytes: the weights are counted once for each picture; a batch shares them",
+        "bytes: the weights are counted once for each image; all images of a batch use the same",
         lambda n, h, w, c, k, itemsize: _intensity(1, h, w, c, k, itemsize),
     ),
     Mistake(
-        "FLOPs: those of a standard convolution. A depthwise one has one kernel a channel: there is no second factor c",
+        "FLOPs: those of a standard convolution. A depthwise one has one kernel per channel: there is no "
+        "second factor c",
         lambda n, h, w, c, k, itemsize: c * _intensity(n, h, w, c, k, itemsize),
     ),
     Mistake(
@@ -58,17 +60,18 @@ INTENSITY_MISTAKES = [
         ),
     ),
     Mistake(
-        "bytes: the input is counted once for each tap. Each number is fetched once and then stays at hand",
+        "bytes: the input is counted once for each tap. Each number is loaded once and then stays in a cache "
+        "or register",
         lambda n, h, w, c, k, itemsize: (
             2 * n * h * w * c * k * k / (itemsize * (n * h * w * c * (k * k + 1) + k * k * c))
         ),
     ),
     Mistake(
-        "upside down: it is bytes a FLOP. Intensity is FLOPs a byte",
+        "upside down: it is bytes per FLOP. Intensity is FLOPs per byte",
         lambda n, h, w, c, k, itemsize: 1 / _intensity(n, h, w, c, k, itemsize),
     ),
     Mistake(
-        "integer division: // throws the fraction away; use /",
+        "integer division: // drops the fraction; use /",
         lambda n, h, w, c, k, itemsize: _intensity(n, h, w, c, k, itemsize) // 1,
     ),
 ]
@@ -99,11 +102,11 @@ ROOFLINE_MISTAKES = [
         lambda intensity, gflops, bandwidth: np.full_like(intensity, min(gflops, bandwidth)),
     ),
     Mistake(
-        "the bandwidth is divided by the intensity. GB/s times FLOPs a byte is GFLOP/s",
+        "the bandwidth is divided by the intensity. GB/s times FLOPs per byte is GFLOP/s",
         lambda intensity, gflops, bandwidth: np.minimum(gflops, bandwidth / intensity),
     ),
     Mistake(
-        "the peak is missing: beyond some intensity the multipliers are the limit, whatever memory could deliver",
+        "the peak is missing: beyond some intensity the arithmetic is the limit, whatever the memory bandwidth is",
         lambda intensity, gflops, bandwidth: bandwidth * intensity,
     ),
     Mistake(
@@ -136,11 +139,11 @@ OFFSET_CASES = [
 
 OFFSET_MISTAKES = [
     Mistake(
-        "that is where it stands channels first. Channels last, the order of the axes is n, i, j, c",
+        "that is its position with channels first. Channels last, the order of the axes is n, i, j, c",
         lambda n, c, i, j, shape: ((n * shape[1] + c) * shape[2] + i) * shape[3] + j,
     ),
     Mistake(
-        "rows and columns: one step down (i) passes a whole row of W pixels, not H",
+        "rows and columns: one step down (i) skips a whole row of W pixels, not H",
         lambda n, c, i, j, shape: ((n * shape[2] + i) * shape[2] + j) * shape[1] + c,
     ),
     Mistake(
@@ -148,7 +151,7 @@ OFFSET_MISTAKES = [
         lambda n, c, i, j, shape: ((n * shape[3] + j) * shape[2] + i) * shape[1] + c,
     ),
     Mistake(
-        "the picture: one picture is H·W·C numbers, and n of them come before this one",
+        "the image: one image is H·W·C numbers, and n of them come before this one",
         lambda n, c, i, j, shape: (i * shape[3] + j) * shape[1] + c,
     ),
     Mistake(

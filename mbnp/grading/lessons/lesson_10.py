@@ -1,9 +1,9 @@
-"""The exercises of lesson 10: BatchNorm folded, BatchNorm and ReLU on load, statistics of tiles combined."""
+"""The exercises of lesson 10: BatchNorm folded, BatchNorm and ReLU in one pass, statistics of tiles combined."""
 
 import numpy as np
 
 from mbnp.fused.chain import Triple
-from mbnp.fused.inference import fold as fold_triple
+from mbnp.fused.inference import fold as fold_block
 from mbnp.grading.exercise import Case, Exercise, Mistake
 from mbnp.layers import BatchNorm, Conv
 from mbnp.ops import batchnorm, relu
@@ -18,7 +18,7 @@ def _fold(w, b, gamma, beta, mean, var, eps):
     conv.weight.value, conv.bias.value = w, b
     bn.weight.value, bn.bias.value = gamma, beta
     bn.running_mean.value, bn.running_var.value = mean, var
-    return fold_triple(Triple("", conv, bn, np.zeros(2, w.dtype)))
+    return fold_block(Triple("", conv, bn, np.zeros(2, w.dtype)))
 
 
 def _fold_cases(seed: int) -> list[Case]:
@@ -38,7 +38,7 @@ def _fold_cases(seed: int) -> list[Case]:
 
 
 def _folded(w, b, gamma, beta, mean, var, eps, scale=None, bias=None):
-    """The right answer with one thing exchanged: the scale, or the bias made from it."""
+    """Return the right answer with one thing changed: the scale, or the bias computed from it."""
     s = gamma / np.sqrt(var + eps) if scale is None else scale
     return w * s, (beta + (b - mean) * s if bias is None else bias(s))
 
@@ -49,7 +49,7 @@ FOLD_MISTAKES = [
         lambda w, b, gamma, beta, mean, var, eps: _folded(w, b, gamma, beta, mean, var, 0.0),
     ),
     Mistake(
-        "eps is added to the root; it belongs inside: sqrt(var + eps)",
+        "eps is added to the square root; it belongs inside: sqrt(var + eps)",
         lambda w, b, gamma, beta, mean, var, eps: _folded(
             w, b, gamma, beta, mean, var, eps, scale=gamma / (np.sqrt(var) + eps)
         ),
@@ -147,7 +147,7 @@ RELU_MISTAKES = [
         lambda z, mean, var, gamma, beta, eps: np.maximum(_linear(z, mean, var, gamma, beta, 0.0), 0),
     ),
     Mistake(
-        "eps is added to the root; it belongs inside: sqrt(var + eps)",
+        "eps is added to the square root; it belongs inside: sqrt(var + eps)",
         lambda z, mean, var, gamma, beta, eps: np.maximum(
             (z - mean) * gamma / (np.sqrt(var) + eps) + beta, 0
         ),
@@ -157,8 +157,8 @@ RELU_MISTAKES = [
         lambda z, mean, var, gamma, beta, eps: np.maximum((z - mean) * gamma / (var + eps) + beta, 0),
     ),
     Mistake(
-        "the statistics are taken from z again. The ones to use are given: in the engine, they were summed up "
-        "by whoever wrote z",
+        "the statistics are taken from z again. Use the given ones: in the engine, the producer of z "
+        "accumulated them",
         lambda z, mean, var, gamma, beta, eps: np.maximum(
             _linear(z, z.mean((0, 1, 2)), z.var((0, 1, 2)), gamma, beta, eps), 0
         ),
@@ -178,7 +178,7 @@ def _linear(z, mean, var, gamma, beta, eps):
 
 
 def _combine(counts, means, m2s):
-    """As `kernels.finish_statistics` combines them, in float64."""
+    """Combine them as `kernels.finish_statistics` does, in float64."""
     n = counts[:, None]
     mean = (n * means).sum(axis=0) / counts.sum()
     return mean, (m2s + n * (means - mean) ** 2).sum(axis=0) / counts.sum()
@@ -187,8 +187,10 @@ def _combine(counts, means, m2s):
 def _combine_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     cases = []
-    for counts, channels, spread in (((4, 4, 2), 3, 1.0), ((5, 5, 5), 2, 3.0), ((7, 1), 1, 2.0)):
-        tiles = [rng.standard_normal((n, channels)) + spread * rng.standard_normal(channels) for n in counts]
+    for counts, channels, deviation in (((4, 4, 2), 3, 1.0), ((5, 5, 5), 2, 3.0), ((7, 1), 1, 2.0)):
+        tiles = [
+            rng.standard_normal((n, channels)) + deviation * rng.standard_normal(channels) for n in counts
+        ]
         means = np.array([tile.mean(axis=0) for tile in tiles])
         m2s = np.array([((tile - tile.mean(axis=0)) ** 2).sum(axis=0) for tile in tiles])
         cases.append({"counts": np.array(counts), "means": means, "m2s": m2s})
@@ -211,12 +213,13 @@ COMBINE_MISTAKES = [
         lambda counts, means, m2s: (means.mean(axis=0), m2s.sum(axis=0) / counts.sum()),
     ),
     Mistake(
-        "between the tiles: the squared deviations are only added up. They are from each tile's own mean; around the "
-        "common mean, counts · (means - mean)² come on top (squared: plain deviations cancel)",
+        "between the tiles: the squared deviations are only added up. They are from each tile's own mean; from the "
+        "common mean, counts · (means - mean)² are added (squared: plain deviations cancel)",
         lambda counts, means, m2s: (_combine(counts, means, m2s)[0], m2s.sum(axis=0) / counts.sum()),
     ),
     Mistake(
-        "between the tiles: (means - mean)² is added once a tile. Every pixel of the tile deviates by it: times counts",
+        "between the tiles: (means - mean)² is added once per tile. Every pixel of the tile deviates by it: "
+        "times counts",
         lambda counts, means, m2s: (
             _combine(counts, means, m2s)[0],
             (m2s + (means - _combine(counts, means, m2s)[0]) ** 2).sum(axis=0) / counts.sum(),
@@ -230,7 +233,7 @@ COMBINE_MISTAKES = [
         ),
     ),
     Mistake(
-        "the sum of squared deviations is returned. The variance is that by the number of pixels",
+        "the sum of squared deviations is returned. The variance is that divided by the number of pixels",
         lambda counts, means, m2s: (
             _combine(counts, means, m2s)[0],
             _combine(counts, means, m2s)[1] * counts.sum(),

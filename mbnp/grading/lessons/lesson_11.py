@@ -9,7 +9,7 @@ from mbnp.ops import pointwise, relu
 
 
 def _contribution(features, w, classes):
-    """What each cell adds to the logit of its picture's class: pointwise convolution by the linear layer's weights."""
+    """Return what each cell adds to the logit of its image's class: a pointwise convolution."""
     return np.stack(
         [pointwise.forward(f[None], w)[0, :, :, k] for f, k in zip(features, classes, strict=True)]
     )
@@ -20,8 +20,8 @@ def _scaled(positive, axis=(1, 2)):
     return positive / np.where(top > 0, top, 1).astype(positive.dtype)
 
 
-def _share(above, below):
-    """above / below, NaN for 0/0 without a warning."""
+def _quotient(above, below):
+    """Return above / below, NaN for 0/0 without a warning."""
     with np.errstate(invalid="ignore"):
         return above / below
 
@@ -38,13 +38,13 @@ def _cam_cases(seed: int) -> list[Case]:
         w = rng.standard_normal((shape[-1], K)).astype(np.float32)
         classes = rng.integers(1, K, shape[0])
         cases.append({"features": features, "w": w, "classes": classes})
-    w[:, 0], classes[0] = -np.abs(w[:, 0]), 0  # nothing speaks for the last case's first picture
+    w[:, 0], classes[0] = -np.abs(w[:, 0]), 0  # no contribution to the last case's first image is positive
     return cases
 
 
 CAM_MISTAKES = [
     Mistake(
-        "ReLU is missing: what speaks against the class is to be 0",
+        "ReLU is missing: negative contributions have to become 0",
         lambda features, w, classes: _scaled(_contribution(features, w, classes)),
     ),
     Mistake(
@@ -52,14 +52,14 @@ CAM_MISTAKES = [
         lambda features, w, classes: relu.forward(_contribution(features, w, classes)),
     ),
     Mistake(
-        "the scale: one maximum for all pictures. Each map is divided by its own: max over axes 1 and 2, keepdims=True",
+        "the scale: one maximum for all images. Each map is divided by its own: max over axes 1 and 2, keepdims=True",
         lambda features, w, classes: _scaled(
             relu.forward(_contribution(features, w, classes)), axis=(0, 1, 2)
         ),
     ),
     Mistake(
         "division by zero: a map without a positive value has the maximum 0, and 0/0 is NaN. Divide by 1 there",
-        lambda features, w, classes: _share(
+        lambda features, w, classes: _quotient(
             relu.forward(_contribution(features, w, classes)),
             relu.forward(_contribution(features, w, classes)).max(axis=(1, 2), keepdims=True),
         ),
@@ -76,7 +76,7 @@ CAM_MISTAKES = [
         lambda features, w, classes: _scaled(_contribution(features, np.maximum(w, 0), classes)),
     ),
     Mistake(
-        "the weights are not used: that is the sum of all channels, the same map for every class",
+        "the weights are not used: that is the sum of all channels, the same for every class",
         lambda features, w, classes: _scaled(features.sum(axis=3)),
     ),
     Mistake(
@@ -86,7 +86,7 @@ CAM_MISTAKES = [
         ),
     ),
     Mistake(
-        "one class for all: every picture gets the map of the first picture's class. classes has one for each",
+        "one class for all: every image gets the map of the first image's class. classes has one for each",
         lambda features, w, classes: _cam(features, w, np.full_like(classes, classes[0])),
     ),
     Mistake(
@@ -126,27 +126,28 @@ IOU_MISTAKES = [
         lambda found, truth: _ratio((found & truth).sum((1, 2)), found.sum((1, 2)) + truth.sum((1, 2))),
     ),
     Mistake(
-        "that is the Dice coefficient, 2·both by |found| + |truth|. Here it is both by either",
+        "that is the Dice coefficient, 2·both / (|found| + |truth|). Here it is both / either",
         lambda found, truth: _ratio(2 * (found & truth).sum((1, 2)), found.sum((1, 2)) + truth.sum((1, 2))),
     ),
     Mistake(
-        "the denominator is the true mask alone. Then the whole picture would be a perfect answer: divide by the union",
+        "the denominator is the true mask alone. Then the whole image would be a perfect answer: divide by the union",
         lambda found, truth: _ratio((found & truth).sum((1, 2)), truth.sum((1, 2))),
     ),
     Mistake(
-        "the denominator is the whole picture: that counts as agreement nothing but how large the masks are",
+        "the denominator is the whole image: that measures only how large the masks are",
         lambda found, truth: (found & truth).mean((1, 2)),
     ),
     Mistake(
-        "that is the share of pixels on which the masks agree; empty corners, which are easy, count like the object",
+        "that is the fraction of pixels on which the masks agree; empty corners, which are easy, count as much "
+        "as the object",
         lambda found, truth: (found == truth).mean((1, 2)),
     ),
     Mistake(
-        "all pictures in one number: sum over axes 1 and 2 only, so that each picture keeps its own",
+        "all images in one number: sum over axes 1 and 2 only, so that each image keeps its own",
         lambda found, truth: (found & truth).sum() / (found | truth).sum(),
     ),
     Mistake(
-        "integer division: // makes 0 of every share. Use /",
+        "integer division: // rounds every quotient below 1 down to 0. Use /",
         lambda found, truth: np.where(
             (found | truth).sum((1, 2)) > 0,
             (found & truth).sum((1, 2)) // np.maximum((found | truth).sum((1, 2)), 1),
@@ -155,7 +156,7 @@ IOU_MISTAKES = [
     ),
     Mistake(
         "two empty masks: 0/0 is NaN. They agree: 1",
-        lambda found, truth: _share((found & truth).sum((1, 2)), (found | truth).sum((1, 2))),
+        lambda found, truth: _quotient((found & truth).sum((1, 2)), (found | truth).sum((1, 2))),
     ),
     Mistake(
         "two empty masks agree, which is 1 and not 0",
@@ -180,8 +181,8 @@ def _dead_cases(seed: int) -> list[Case]:
     ):
         a = np.maximum(rng.standard_normal(shape), 0).astype(np.float32)
         a[..., [*dead, *rare]] = 0
-        for picture, c in enumerate(rare, start=-1):
-            a[picture, 1, 0, c] = 1e-6  # a single, faint sign of life
+        for image, c in enumerate(rare, start=-1):
+            a[image, 1, 0, c] = 1e-6  # one small value: not dead
         cases.append({"a": a})
     return cases
 
@@ -192,7 +193,7 @@ DEAD_MISTAKES = [
         lambda a: (a == 0).any(axis=(0, 1, 2)),
     ),
     Mistake(
-        "turned round: that is true for the channels that live",
+        "reversed: that is true for the channels that are not dead",
         lambda a: (a > 0).any(axis=(0, 1, 2)),
     ),
     Mistake(
@@ -200,23 +201,23 @@ DEAD_MISTAKES = [
         lambda a: ~(a > 0).any(axis=(0, 2, 3)),
     ),
     Mistake(
-        "only the first picture is looked at",
+        "only the first image is used",
         lambda a: ~(a[0] > 0).any(axis=(0, 1)),
     ),
     Mistake(
-        "a channel is called dead that answers rarely or faintly. One pixel above zero is a sign of life",
+        "channels with few or small values are called dead. One pixel above zero is enough not to be",
         lambda a: a.mean(axis=(0, 1, 2)) < 1e-3,
     ),
     Mistake(
-        "one answer for each picture: a channel is dead if it is zero in *every* picture, so axis 0 goes, too",
+        "one answer for each image: a channel is dead if it is zero in *every* image, so axis 0 goes, too",
         lambda a: ~(a > 0).any(axis=(1, 2)),
     ),
     Mistake(
-        "the channels' numbers are returned (np.flatnonzero); asked for is a bool for each channel",
+        "the channels' numbers are returned (np.flatnonzero); it should be a bool for each channel",
         lambda a: np.flatnonzero(_dead(a)),
     ),
     Mistake(
-        "it is counted how many are dead; asked for is a bool for each channel",
+        "it returns the number of dead channels; it should be a bool for each channel",
         lambda a: int(_dead(a).sum()),
     ),
 ]

@@ -1,4 +1,4 @@
-"""The exercises of lesson 12: layouts of weights, SAME padding, and where two networks part."""
+"""The exercises of lesson 12: layouts of weights, SAME padding, and the first layer at which two networks differ."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def _weight(w, depthwise):
 
 
 def _weight_by(conv, depthwise_too):
-    """Another function for each of the two kinds."""
+    """Make a function from one for each of the two kinds."""
     return lambda w, depthwise: depthwise_too(w) if depthwise else conv(w)
 
 
@@ -54,7 +54,7 @@ def _flipped(w):
 
 WEIGHT_MISTAKES = [
     Mistake(
-        "reshape: it keeps the numbers in their order in memory and only draws other borders. transpose moves axes",
+        "reshape: it keeps the order of the numbers in memory and divides them differently. transpose reorders axes",
         _weight_by(_reshaped, lambda w: w.reshape(w.shape[2], w.shape[3], w.shape[0])),
     ),
     Mistake(
@@ -66,11 +66,11 @@ WEIGHT_MISTAKES = [
         _weight_by(lambda w: _flipped(_conv(w)), lambda w: _flipped(_depthwise(w))),
     ),
     Mistake(
-        "the two axes of the kernel are swapped: KH stays before KW. (w.T turns round all axes, these two with them)",
+        "the two axes of the kernel are swapped: KH stays before KW. (w.T reverses all axes, these two included)",
         _weight_by(lambda w: w.transpose(3, 2, 1, 0), lambda w: w[:, 0].transpose(2, 1, 0)),
     ),
     Mistake(
-        "input and output channels are swapped: mbnp has C in before C out, so their order turns round too",
+        "input and output channels are swapped: mbnp has C in before C out, so their order is reversed too",
         _weight_by(lambda w: w.transpose(2, 3, 0, 1), _depthwise),
     ),
     Mistake(
@@ -86,8 +86,8 @@ WEIGHT_MISTAKES = [
 # --- same_padding ---
 
 
-def _same_with(total, share=lambda total: (total // 2, total - total // 2)):
-    return lambda size, kernel, stride: share(total(size, kernel, stride))
+def _same_with(total, split=lambda total: (total // 2, total - total // 2)):
+    return lambda size, kernel, stride: split(total(size, kernel, stride))
 
 
 def _total(size, kernel, stride):
@@ -110,15 +110,15 @@ SAME: list[Case] = [
 
 SAME_MISTAKES = [
     Mistake(
-        "integer division: / gives half zeros. The first end gets total // 2, the other what is left",
+        "integer division: / gives half zeros. The start gets total // 2, the end the rest",
         _same_with(_total, lambda total: (total / 2, total / 2)),
     ),
     Mistake(
-        "this is PyTorch's padding, (K - 1) // 2 on either side. SAME asks how many zeros the last window needs",
+        "this is PyTorch's padding, (K - 1) // 2 on either side. SAME adds as many zeros as the last window needs",
         lambda size, kernel, stride: ((kernel - 1) // 2, (kernel - 1) // 2),
     ),
     Mistake(
-        "both ends get the same. An odd number of zeros cannot be shared out evenly: the end gets one more",
+        "both ends get the same. An odd number of zeros cannot be divided evenly: the end gets one more",
         _same_with(_total, lambda total: (total // 2, total // 2)),
     ),
     Mistake(
@@ -126,7 +126,8 @@ SAME_MISTAKES = [
         _same_with(_total, lambda total: (total - total // 2, total // 2)),
     ),
     Mistake(
-        "rounding: SAME makes ceil(size / stride) outputs, also where size cannot be divided: -(-size // stride)",
+        "rounding: SAME makes ceil(size / stride) outputs, also where size is not divisible by stride: -(-size "
+        "// stride)",
         _same_with(
             lambda size, kernel, stride: max((max(size // stride, 1) - 1) * stride + kernel - size, 0)
         ),
@@ -140,7 +141,7 @@ SAME_MISTAKES = [
         _same_with(lambda size, kernel, stride: -(-size // stride) * stride + kernel - size),
     ),
     Mistake(
-        "negative: where the windows leave pixels over, nothing is padded and nothing cut off: max(..., 0)",
+        "negative: where the windows leave pixels unused, nothing is padded and nothing is cut off: max(..., 0)",
         _same_with(lambda size, kernel, stride: (-(-size // stride) - 1) * stride + kernel - size),
     ),
 ]
@@ -149,7 +150,7 @@ SAME_MISTAKES = [
 
 
 def _pairs_cases(seed: int) -> list[Case]:
-    """Four maps and the logits of two networks; `off` says in which layers, by how much, at how many numbers."""
+    """Make four feature maps and the logits of two networks; `off`: layer -> (by how much, at how many numbers)."""
     rng = np.random.default_rng(seed)
     cases = []
     for scales, off in (
@@ -218,12 +219,13 @@ FIRST_MISTAKES = [
         _first_with(scale=lambda b: 1.0),
     ),
     Mistake(
-        "the layer that is off the most is not the one at fault: a mistake grows on its way. The first one is",
+        "the layer with the largest difference is not the one with the mistake: differences grow from layer to "
+        "layer. The first one is",
         _worst,
     ),
     Mistake("this is the last one that is off: return as soon as you find one", _first_with(choose=max)),
     Mistake(
-        "layout: their maps are (N, C, H, W). transpose(0, 2, 3, 1) brings the channels to the "
+        "layout: their feature maps are (N, C, H, W). transpose(0, 2, 3, 1) brings the channels to the "
         "end; reshape moves nothing, and (0, 3, 2, 1) swaps H and W",
         _first_with(layout=lambda b, shape: b.reshape(shape)),
     ),

@@ -1,4 +1,4 @@
-"""The lessons as the tests see them: their files, their builder, the solutions in their text."""
+"""The lessons for the tests: their files, their builder, the solutions in their text."""
 
 import importlib.util
 import re
@@ -9,7 +9,7 @@ LESSONS = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
 
 
 def builder():
-    """tutorials/build.py as a module."""
+    """Import tutorials/build.py."""
     spec = importlib.util.spec_from_file_location("build", TUTORIALS / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -17,7 +17,7 @@ def builder():
 
 
 def solutions(lesson: Path) -> list[str]:
-    """The code in each <details><summary>Solution</summary> of a lesson, in order."""
+    """Return the code in each <details><summary>Solution</summary> of a lesson, in order."""
     text = re.sub(r"^# ?", "", lesson.read_text(encoding="utf-8"), flags=re.MULTILINE)
     folded = re.findall(r"<details><summary>Solution</summary>\n(.*?)\n</details>", text, re.DOTALL)
     return ["\n\n".join(re.findall(r"```python\n(.*?)```", block, re.DOTALL)) for block in folded]
