@@ -124,7 +124,9 @@ class _Weighted(Layer):
             name = type(self).__name__
             raise MbnpError(f"{name} takes {self.channels_in} channels, got {shape[-1]} in {shape}")
         if "kernel" in self.axes:
-            shape = _window_shape(shape, self.sizes["kernel"], self.options["stride"], self.options["padding"])
+            shape = _window_shape(
+                shape, self.sizes["kernel"], self.options["stride"], self.options["padding"]
+            )
         return (*shape[:-1], self.weight.value.shape[-1])
 
     def macs(self, output_shape: Shape) -> int:

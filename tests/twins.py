@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mbnp.bench.jobs import vary as vary  # offered from here, beside what tests add to it
 from mbnp.bench.torch_network import torch_network as torch_network
+from mbnp.bench.workload import vary as vary  # offered from here, beside what tests add to it
 from mbnp.layers import BatchNorm
 from mbnp.network import Network
 

@@ -1,5 +1,6 @@
 """A candidate in a process of its own, which answers requests through a pipe."""
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -103,7 +104,9 @@ def _serve(connection: Connection, printed: Path, candidate: Candidate, workload
         while True:
             name, *steps = connection.recv()
             if name == "run":
-                connection.send(timeit.repeat(candidate.run, repeat=steps[0], number=1))
+                connection.send(
+                    timeit.repeat(candidate.run, "gc.enable()", repeat=steps[0], number=1, globals={"gc": gc})
+                )
             elif name == "outputs":
                 connection.send(candidate.outputs())
             else:  # not getrusage's peak: that one begins with that of the process that started this one
