@@ -36,15 +36,15 @@ def matmuls(net: Network, shape: tuple[int, int, int], batch_size: int) -> dict[
 
 
 @jit(parallel=True)
-def multiply(x, w, tile, y):
-    """y = x @ w by tiles of rows, each by one thread."""
+def multiply(x: np.ndarray, w: np.ndarray, tile: int, y: np.ndarray) -> None:
+    """Set y = x @ w by tiles of rows, each by one thread."""
     for t in prange(-(-x.shape[0] // tile)):
         np.dot(x[t * tile : (t + 1) * tile], w, y[t * tile : (t + 1) * tile])
 
 
 @jit(parallel=True)
-def multiply_backward(x, dy, w_t, tile, chunk, dx, dw):
-    """dx = dy @ w_t and, by chunks of tiles, x.T @ dy; where dx is empty it is left out."""
+def multiply_backward(x, dy, w_t, tile, chunk, dx, dw):  # type: ignore[no-untyped-def]
+    """Set dx = dy @ w_t and, by chunks of tiles, dw = x.T @ dy; where dx is empty it is left out."""
     for t in prange(dw.shape[0]):
         for first in range(t * chunk, min((t + 1) * chunk, x.shape[0]), tile):
             np.dot(x[first : first + tile].T, dy[first : first + tile], dw[t])

@@ -87,8 +87,8 @@ def last_cache_bytes() -> int:
 
 
 @jit(parallel=True)
-def _triad(a, b, s, out):
-    """out = a + s*b over (chunks, n): two loads and a store an entry."""
+def _triad(a: np.ndarray, b: np.ndarray, s: np.floating, out: np.ndarray) -> None:
+    """Set out = a + s*b over (chunks, n): two loads and a store an entry."""
     for t in prange(a.shape[0]):
         for i in range(a.shape[1]):
             out[t, i] = a[t, i] + s * b[t, i]

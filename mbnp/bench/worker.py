@@ -74,7 +74,7 @@ class Worker:
 
 @contextmanager
 def environment(allocator: str) -> Iterator[None]:
-    """Within the block, let a process that is started have the allocator as installed or tuned, and run no script."""
+    """Let a process that is started within the block have the allocator as installed or tuned, and run no script."""
     before, main = dict(os.environ), sys.modules["__main__"]
     for name, value in ALLOCATOR.items():
         os.environ.pop(name, None)
@@ -105,7 +105,7 @@ def _serve(connection: Connection, printed: Path, candidate: Candidate, workload
             name, *steps = connection.recv()
             if name == "run":
                 connection.send(
-                    timeit.repeat(candidate.run, "gc.enable()", repeat=steps[0], number=1, globals={"gc": gc})
+                    timeit.repeat(candidate.run, "gc.enable()", repeat=steps[0], number=1, globals=globals())
                 )
             elif name == "outputs":
                 connection.send(candidate.outputs())

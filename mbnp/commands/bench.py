@@ -184,7 +184,7 @@ def _names(text: str | None) -> list[str]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Within the block, show what is going on, on stderr where that is a terminal; it leaves no trace."""
+    """Show what is going on within the block, on stderr where that is a terminal; it leaves no trace."""
     console = Console(stderr=True)
     with console.status("") if console.is_terminal else nullcontext() as status:
         yield status.update if status else lambda line: None
