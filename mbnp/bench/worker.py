@@ -1,6 +1,5 @@
 """A candidate in a process of its own, which answers requests through a pipe."""
 
-import gc
 import multiprocessing
 import os
 import sys
