@@ -49,7 +49,7 @@ _rng = np.random.default_rng(0)
 
 
 def _window_shape(shape: Shape, kernel: Pair, stride: Any, padding: Any) -> Shape:
-    """Return the (H, W, C) that a window of `kernel` makes of an (H, W, C)."""
+    """Return the output shape (H, W, C) of a window of size `kernel` over an input of `shape` (H, W, C)."""
     size, stride = (shape[0], shape[1]), window.pair("stride", stride)
     padding = window.explicit_padding(padding, size, kernel, stride)
     return (*window.output_size(size, kernel, stride, padding), shape[-1])
@@ -71,7 +71,7 @@ def _torch_pad(F: Any, kernel: Pair, stride: Any, padding: Any, value: float = 0
 class _Weighted(Layer):
     """y = op(x, weight) + bias, initialised as PyTorch does: uniform within 1 / sqrt(fan_in)."""
 
-    op: ModuleType
+    op: ModuleType  # the module of `ops` whose forward and backward this layer calls
     axes: tuple[str, ...]  # the options that say how long each axis of `weight` is; "kernel" is two
 
     def __init__(self, bias: bool, rng: Rng, dtype: Any, sizes: dict[str, Any], **options: Any) -> None:
@@ -113,7 +113,7 @@ class _Weighted(Layer):
         return self.op.forward(x, self.weight.value, bias, **self.options)
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        dx, dw, db = self.op.backward(dy, self._take("x"), self.weight.value, **self.options)
+        dx, dw, db = self.op.backward(dy, self.pop_saved("x"), self.weight.value, **self.options)
         self.weight.add_grad(dw)
         if self.bias is not None:
             self.bias.add_grad(db)
@@ -157,7 +157,7 @@ class Conv(_Weighted):
 
 
 class Depthwise(_Weighted):
-    """Depthwise convolution: one kernel a channel, channels never mix. `ops.depthwise`."""
+    """Depthwise convolution: one kernel per channel, channels never mix. `ops.depthwise`."""
 
     kind, op, axes = "depthwise", depthwise, ("kernel", "channels")
 
@@ -201,7 +201,7 @@ class Linear(_Weighted):
 class BatchNorm(Layer):
     """Batch normalisation; training forwards update the running statistics as PyTorch does.
 
-    With its weight frozen the layer is a constant: running statistics normalise, and do not move.
+    With its weight frozen the layer uses its running statistics, and does not update them.
     """
 
     kind = "batchnorm"
@@ -232,13 +232,13 @@ class BatchNorm(Layer):
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        x, gamma = self._take("x"), self.weight.value
+        x, gamma = self.pop_saved("x"), self.weight.value
         if self.mean is None:
             running = self.running_mean.value, self.running_var.value
             dx, dgamma, dbeta = batchnorm.inference_backward(dy, x, gamma, *running, self.eps)
         else:
             dx, dgamma, dbeta = batchnorm.backward(
-                dy, x, gamma, self._take("mean"), self._take("var"), self.eps
+                dy, x, gamma, self.pop_saved("mean"), self.pop_saved("var"), self.eps
             )
         self.weight.add_grad(dgamma)
         self.bias.add_grad(dbeta)
@@ -281,7 +281,7 @@ class ReLU(Layer):
         return relu.forward(x, self.max_value)
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        return relu.backward(dy, self._take("x"), self.max_value)
+        return relu.backward(dy, self.pop_saved("x"), self.max_value)
 
     def torch(self, F: Any) -> Callable[..., Any]:
         most = self.max_value
@@ -289,6 +289,8 @@ class ReLU(Layer):
 
 
 class _Pool(Layer):
+    """A window of `size` that moves by `stride` (the size, where there is none) over each channel."""
+
     def __init__(self, size: Size, stride: Size | None = None, padding: Margin = 0) -> None:
         self.size = window.pair("size", size)
         self.options: dict[str, Any] = {"stride": self.size if stride is None else stride, "padding": padding}
@@ -321,7 +323,7 @@ class MaxPool(_Pool):
         return pool.max_forward(x, self.size, **self.options)
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        return pool.max_backward(dy, self._take("x"), self.size, **self.options)
+        return pool.max_backward(dy, self.pop_saved("x"), self.size, **self.options)
 
     def torch(self, F: Any) -> Callable[..., Any]:
         return self._torch(F, F.max_pool2d, -math.inf)
@@ -343,7 +345,7 @@ class AveragePool(_Pool):
         return pool.average_forward(x, self.size, **self.options)
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        return pool.average_backward(dy, self._take("x"), self.size, **self.options)
+        return pool.average_backward(dy, self.pop_saved("x"), self.size, **self.options)
 
     def torch(self, F: Any) -> Callable[..., Any]:
         mean = self._torch(F, F.avg_pool2d)
@@ -365,7 +367,7 @@ class GlobalAveragePool(Layer):
         return pool.global_average_forward(x)
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        return pool.global_average_backward(dy, self._take("x"))
+        return pool.global_average_backward(dy, self.pop_saved("x"))
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape[-1:]
@@ -396,7 +398,7 @@ class Flatten(Layer):
         return (x.transpose(0, 3, 1, 2) if self.order == "CHW" else x).reshape(flat)
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        n, h, w, c = self._take("x_shape")
+        n, h, w, c = self.pop_saved("x_shape")
         return dy.reshape(n, c, h, w).transpose(0, 2, 3, 1) if self.order == "CHW" else dy.reshape(n, h, w, c)
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -411,7 +413,7 @@ class Flatten(Layer):
 
 
 class Pad(Layer):
-    """Zeros around the feature map, and before and after its channels, where no window has a padding for it.
+    """Zeros around the feature map, and before and after its channels: padding that no other layer can do.
 
     padding: a number for all four sides or ((top, bottom), (left, right)); channels: (before, after).
     """
@@ -464,7 +466,7 @@ class Subsample(Layer):
         return np.pad(x[:, ::sh, ::sw], ((0, 0), (0, 0), (0, 0), (self.before, self.after)))
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        dx = np.zeros(self._take("x_shape"), dy.dtype)
+        dx = np.zeros(self.pop_saved("x_shape"), dy.dtype)
         sh, sw = window.pair("stride", self.stride)
         dx[:, ::sh, ::sw] = dy[..., self.before : dy.shape[-1] - self.after]
         return dx

@@ -36,7 +36,7 @@ class Skipped(_Skipped):
     misfits = renamed.attribute("misfits", "shape_mismatches")
 
     def __bool__(self) -> bool:
-        return any(map(len, self))
+        return any(tuple(self))
 
     def __str__(self) -> str:
         lines = [f"missing {name}" for name in self.missing_keys]
@@ -48,11 +48,12 @@ class Skipped(_Skipped):
 class Layer:
     """The interface of every layer. A subclass writes forward and backward, and output_shape if the shape changes.
 
-    What else is known of a layer it says here once: files, costs, checks and other frameworks read it.
+    A layer also describes itself here, once: files, costs, checks and other frameworks read config, shapes, macs and
+    torch.
     """
 
-    kind = ""  # the name of this class of layers in files
-    needs_dx = True  # whether the gradient that backward returns is used; a container sets it while it runs the layer
+    kind = ""  # the name of this class of layers in files; a subclass has one of its own
+    needs_dx = True  # whether the gradient that backward returns is used; containers set it, and read it
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         raise NotImplementedError
@@ -66,7 +67,8 @@ class Layer:
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's options (but rng and dtype) as they are now: what builds this layer again."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        names = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names if name not in ("rng", "dtype")}
 
     @staticmethod
     def shapes(**config: Any) -> dict[str, tuple[int, ...]]:
@@ -80,7 +82,7 @@ class Layer:
     def torch(self, F: Any) -> Callable[..., Any]:
         """Return this layer as a function of PyTorch, f(x, train, **arrays), made of F = torch.nn.functional.
 
-        x is (N, C, H, W) or (N, C); arrays have this layer's names and PyTorch's layout. Options are those of now.
+        x is (N, C, H, W) or (N, C); arrays have this layer's names and PyTorch's layout.
         """
         raise MbnpError(f"{type(self).__name__} has no counterpart in PyTorch")
 
@@ -113,7 +115,7 @@ class Layer:
         return {name: v.value.copy() for name, v in self.variables().items()}
 
     def load_state(self, mapping: Mapping[str, np.ndarray], strict: bool = True) -> Skipped:
-        """Copy the arrays of `mapping` in, cast to the network's dtype, and return what was skipped: nothing.
+        """Copy the arrays of `mapping` in, cast to the network's dtype; return what was skipped.
 
         All names and shapes must fit, or MbnpError says what does not and nothing is changed. strict=False loads
         what fits and returns what does not.
@@ -141,7 +143,7 @@ class Layer:
         return skipped
 
     def activations(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Return every layer's output in inference, by the layer's name; a container's is its last layer's."""
+        """Return every layer's output in inference, by the layer's name; containers have theirs, too."""
         return {name: y for name, y in self._visit(x, "") if name}
 
     def walk(self, shape: tuple[int, ...]) -> Iterator[tuple[str, "Layer", tuple, tuple]]:
@@ -158,8 +160,11 @@ class Layer:
     def _walk(self, shape: tuple, name: str) -> Iterator[tuple[str, "Layer", tuple, tuple]]:
         yield name, self, shape, self.output_shape(shape)
 
-    def _take(self, name: str) -> Any:
-        """Return what forward saved under `name`; once, so that memory is freed as backward proceeds."""
+    def pop_saved(self, name: str) -> Any:
+        """Return what forward saved as attribute `name`, and forget it, so that memory is freed as backward proceeds.
+
+        MbnpError if there is nothing, because forward did not run with train=True.
+        """
         saved = getattr(self, name, None)
         if saved is None:
             raise MbnpError(
@@ -175,7 +180,7 @@ def _join(name: str, child: str) -> str:
 
 
 def run(layer: Layer, x: np.ndarray, train: bool, needs_dx: bool) -> np.ndarray:
-    """Return layer.forward(x, train), with the layer's `needs_dx` set meanwhile."""
+    """Return layer.forward(x, train), with the layer's `needs_dx` set during the call."""
     before, layer.needs_dx = layer.needs_dx, needs_dx
     try:
         return layer.forward(x, train)
@@ -184,10 +189,10 @@ def run(layer: Layer, x: np.ndarray, train: bool, needs_dx: bool) -> np.ndarray:
 
 
 def _count_frozen(layers: Sequence[Layer]) -> int:
-    """Count the layers at the start in which nothing learns.
+    """Count the leading layers whose parameters are all frozen.
 
-    A layer without parameters counts only where a frozen one follows: it may behave differently in training, as
-    dropout does.
+    A layer without parameters counts only if a frozen one follows: it may behave differently in training, as dropout
+    does.
     """
     count = 0
     for i, layer in enumerate(layers, start=1):
@@ -238,8 +243,10 @@ class Sequential(Layer):
     def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
         """Return dx, or None where it was not needed and backward ended before it."""
         layers, self._learning = self._learning, None
-        if layers is None:
-            layers = list(self.layers.values())  # the last one raises that forward is missing
+        if (
+            layers is None
+        ):  # a subclass may run its layers itself; otherwise the last one misses what forward saves
+            layers = list(self.layers.values())
         for layer in reversed(layers):
             dy = layer.backward(dy)
         return dy if len(layers) == len(self.layers) else None
@@ -320,7 +327,7 @@ class Residual(Sequential):
 class Network(Sequential):
     """A whole network: images in, logits out, with what a checkpoint needs to build it again.
 
-    needs_dx: backward returns the gradient of the images even where it has to pass frozen layers to get there.
+    needs_dx: set to True, backward returns the gradient of the images, even through frozen layers at the start.
     """
 
     needs_dx = False
@@ -361,7 +368,7 @@ class Network(Sequential):
         return next(v for _, layer in self.leaves() for v in layer.variables().values()).value.dtype
 
     def freeze_until(self, name: str) -> None:
-        """Freeze every parameter up to the end of the layer or block `name`, and no parameter after it.
+        """Freeze every parameter up to the end of the layer or block `name`, and unfreeze all later ones.
 
         What is frozen does not learn, the statistics of its BatchNorms stay, and backward costs nothing there.
         The name is a block's (`conv2_5`, `features.7`) or a layer's (`conv2_5.3`); MbnpError for one that is unknown.

@@ -12,9 +12,9 @@ _clock = itertools.count(1)
 class Variable:
     """An array that belongs to a network, and the version of its contents.
 
-    Assigning to `value` copies into the array, whose identity never changes, and raises the version; so do optimisers.
-    Code that writes into `value` in place calls `touch()` afterwards, which marks it as changed: weights that were
-    folded from an older version are then folded again.
+    Assigning to `value` copies into the same array and increments the version; optimisers increment it, too. Code that
+    writes into `value` in place calls `touch()` afterwards, which marks it as changed: weights that were folded from an
+    older version are then folded again.
     """
 
     def __init__(self, value: np.ndarray) -> None:
@@ -36,7 +36,7 @@ class Variable:
 
 
 class Parameter(Variable):
-    """A learnable array and its gradient, to which backward adds. A frozen one gets none.
+    """A learnable array and its gradient, to which backward adds. A frozen parameter accumulates no gradient.
 
     Assigning to `grad` copies, as with `value`.
     """
@@ -52,7 +52,7 @@ class Parameter(Variable):
 
     @grad.setter
     def grad(self, new: np.ndarray) -> None:
-        if new is not self._grad:  # what += assigns
+        if new is not self._grad:  # `p.grad += g` assigns the same array back
             _copy_into(self._grad, new, "a gradient")
 
     def add_grad(self, grad: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Training: one step, a whole run, and how good the result is.
+"""Training: one step, a whole run, and its evaluation.
 
 history = train.fit(net, data, train.Recipe(epochs=20))
 loss, accuracy, predictions = train.evaluate(net, data.test)
@@ -62,7 +62,7 @@ def step(
     """Update the parameters once, from one batch; return the mean loss before the update.
 
     x (N, H, W, 3) normalised, in the network's dtype; y (N,) integers. Every BLAS of the process is held at
-    one thread meanwhile. Raises DivergedError, the network as it was before, if the loss is NaN or infinite.
+    one thread meanwhile. Raises DivergedError if the loss is NaN or infinite; the network is then as it was before.
 
     loss: another loss than cross-entropy; y is whatever it takes. The squared error, for instance:
 
@@ -86,17 +86,17 @@ def _step(
     on_gradients: Callable[[Network], Any] = lambda net: None,
 ) -> tuple[float, np.ndarray]:  # fmt: skip
     """Return the outputs, too, which give `fit` the accuracy without a second forward."""
-    criterion: Any = loss or cross_entropy
-    smoothing = () if loss else (label_smoothing,)
+    criterion: Any = cross_entropy if loss is None else loss
+    smoothing = (label_smoothing,) if loss is None else ()
     # What NumPy would warn of on the way to an infinite loss, the DivergedError says better.
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         opt.zero_grad()
-        statistics = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
+        before = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
         outputs = net.forward(x, train=True)
         value = float(criterion.forward(outputs, y, *smoothing))
         if not np.isfinite(value):
             for name, buffer in net.buffers().items():
-                buffer.value = statistics[name]
+                buffer.value = before[name]
             what = f"the loss is {value} at step {opt.steps + 1}: {_first_not_finite(net, x)}"
             raise DivergedError(f"{what}; try a lower learning rate")
         net.backward(criterion.backward(outputs, y, *smoothing))
@@ -125,15 +125,15 @@ def fit(
 
     The network takes over the data's classes and resolution. It also takes over the data's normalisation, unless
     it has one (`net.preprocessing`): its weights were learned with that, and go on with it. Frozen parameters and
-    statistics stay bit for bit. Each epoch leaves out the few images that do not fill a last batch, other ones
-    every time. The same network, data and recipe end in the same weights. Raises DivergedError; `on_epoch` is called
+    statistics stay bit for bit. Each epoch leaves out the few images that do not fill a last batch, a different set
+    each time. The same network, data and recipe end in the same weights. Raises DivergedError; `on_epoch` is called
     only for epochs whose losses are all finite.
     """
     recipe = recipe or Recipe()
     batches = datasets.count_batches(len(data.train), recipe.batch_size, train=True)
     if net.num_classes != len(data.classes):
         raise MbnpError(
-            f"the network has {net.num_classes} outputs and {data.name} {len(data.classes)} classes: "
+            f"the network has {net.num_classes} outputs and {data.name} has {len(data.classes)} classes: "
             f"give it a new head with models.with_new_head(net, {len(data.classes)})"
         )
     if not net.trainable():
@@ -208,7 +208,7 @@ def evaluate(
     """
     scale: Any = net.preprocessing if mean is None or std is None else {"mean": mean, "std": std}
     if scale is None:
-        raise MbnpError("this network was not trained here: pass the mean and std that its images had")
+        raise MbnpError("this network does not say how its images were normalised: pass mean and std")
     total, predictions = 0.0, []
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for x, y in datasets.batches(split, batch_size, **scale, dtype=net.dtype):

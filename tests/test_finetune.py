@@ -357,7 +357,7 @@ def test_an_unknown_order_of_channels_is_named():
 def test_nothing_to_train_and_other_classes_are_refused():
     net = models.create("mobilenet-v1-small", num_classes=4, width_mult=0.25)
     with pytest.raises(
-        MbnpError, match=r"4 outputs and colours 3 classes: .* models.with_new_head\(net, 3\)"
+        MbnpError, match=r"4 outputs and colours has 3 classes: .* models.with_new_head\(net, 3\)"
     ):
         train.fit(net, make_data(), RECIPE)
     net = models.with_new_head(net, 3)

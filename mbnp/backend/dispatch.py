@@ -18,7 +18,7 @@ _chosen: ContextVar[str | None] = ContextVar("mbnp_backend", default=None)
 
 
 def current() -> str:
-    """Return the backend in force: that of `use(...)`, else of the variable MBNP_BACKEND, else numba."""
+    """Return the name of the current backend: that of `use(...)`, else of the variable MBNP_BACKEND, else numba."""
     return _valid(_chosen.get() or os.environ.get("MBNP_BACKEND") or "numba")
 
 
@@ -33,7 +33,7 @@ def use(name: str) -> Iterator[None]:
 
 
 def pick(*, loops: Callable, numpy: Callable, numba: Callable | None = None) -> Callable:
-    """Make one function that calls the implementation of the backend in force, looked up at each call.
+    """Make one function that calls the implementation of the current backend, looked up at each call.
 
     Where NumPy is already the fast way an operation has no kernel, and numba means NumPy's implementation.
     """

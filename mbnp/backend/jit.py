@@ -42,7 +42,7 @@ def jit(function: Callable | None = None, *, parallel: bool = False, literal: bo
 
 
 class _Cache(caching.FunctionCache):
-    """Numba's cache, which notices a change in a function's own file; this one notices it in the whole folder."""
+    """Numba's cache on disk, invalidated when any Python file of the kernel's folder changes, not only its own."""
 
     def __init__(self, function: Callable) -> None:
         super().__init__(function)

@@ -1,4 +1,4 @@
-"""One pool of threads: Numba's. BLAS runs on one thread of its own in each of them."""
+"""One pool of threads: Numba's. Within each of them BLAS is limited to one thread."""
 
 import functools
 import threading
@@ -37,7 +37,9 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-_one_pool = threading.RLock()  # its holder is the only one to run kernels
+_one_pool = (
+    threading.RLock()
+)  # one user at a time of BLAS within kernels, and of the arrays that the engine shares
 _limited = False
 
 
@@ -51,7 +53,7 @@ def one_blas_thread() -> Iterator[None]:
     """
     global _limited
     with _one_pool:
-        if _limited:  # by this thread, further out
+        if _limited:  # by an outer block of this thread
             yield
             return
         with _blas().limit(limits=1, user_api="blas"):

@@ -40,18 +40,18 @@ def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
     triples: list[Triple] = []
     channels = getattr(net, "channels", None)
     at = 0
-    while at + 1 < len(layers) and isinstance(layers[at + 1][1], BatchNorm):
+    while at + 1 < len(layers) and type(layers[at + 1][1]) is BatchNorm:
         (name, conv), (_, bn) = layers[at], layers[at + 1]
         relu = layers[at + 2][1] if at + 2 < len(layers) else None
         wanted = Conv if not triples else (Pointwise, Depthwise)[len(triples) % 2]
-        if not isinstance(conv, wanted) or not _supported(conv):
+        if type(conv) is not wanted or not _supported(conv):  # a subclass may compute something else
             break
         c_in, c_out = _channels(conv)
         if c_in != (channels or c_in) or c_out != bn.weight.value.size:
             break  # the layers themselves say what does not fit
         channels = c_out
         triples.append(Triple(name, conv, bn, limits_of(relu, bn)))
-        at += 3 if isinstance(relu, ReLU) else 2
+        at += 3 if type(relu) is ReLU else 2
     if triples and len(triples) % 2 == 0:  # a depthwise convolution without its pointwise one
         last = triples.pop()
         at = [name for name, _ in layers].index(last.name)
@@ -61,12 +61,12 @@ def split(net: Sequential) -> tuple[list[Triple], list[tuple[str, Layer]]]:
 def head(tail: list[Layer], shape: Shape, dtype: Any) -> Any:
     """The linear layer, if `tail` averages over the whole map of `shape` (N, H, W, C) before it; else None."""
     pool, *middle, last = tail if len(tail) > 1 else (None, None)
-    if isinstance(pool, GlobalAveragePool):
+    if type(pool) is GlobalAveragePool:
         plain = not middle
     else:
-        whole_map = isinstance(pool, AveragePool) and pool.size == shape[1:3] and pool.options["padding"] == 0
+        whole_map = type(pool) is AveragePool and pool.size == shape[1:3] and pool.options["padding"] == 0
         plain = whole_map and [type(layer) for layer in middle] == [Flatten]
-    return last if plain and isinstance(last, Linear) and _fits(last, shape[-1], dtype) else None
+    return last if plain and type(last) is Linear and _fits(last, shape[-1], dtype) else None
 
 
 def _fits(linear: Linear, channels: int, dtype: Any) -> bool:
@@ -134,9 +134,7 @@ def fill(matrix: np.ndarray, stored: np.ndarray) -> np.ndarray:
 
 def limits_of(relu: Layer | None, bn: BatchNorm) -> np.ndarray:
     low, high = (
-        (0, np.inf if relu.max_value is None else relu.max_value)
-        if isinstance(relu, ReLU)
-        else (-np.inf, np.inf)
+        (0, np.inf if relu.max_value is None else relu.max_value) if type(relu) is ReLU else (-np.inf, np.inf)
     )
     return np.array([low, high], bn.weight.value.dtype)
 

@@ -49,7 +49,7 @@ class Normalise(Layer):
 
     def backward_both(self, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The gradients of z and of the shortcut, which is that of the sum."""
-        y, z = self._take("y"), self._take("z")
+        y, z = self.pop_saved("y"), self.pop_saved("z")
         sums = np.empty((len(z), 2, self.channels))
         d, dz = np.empty_like(z), np.empty_like(z)
         kernels.normalise_backward(dy, y, z, self.affine, self.limits, d, sums)
@@ -105,12 +105,12 @@ def fuse(layers: list[tuple[str, Layer]]) -> tuple[list[Layer], list[str]]:
     while at < len(layers):
         name, layer = layers[at]
         relu = layers[at + 1][1] if at + 1 < len(layers) else None
-        is_relu = isinstance(relu, ReLU)
-        inside = list(layer.layers.items()) if isinstance(layer, Residual) else []
-        if isinstance(layer, BatchNorm) and _whole(layer):
+        is_relu = type(relu) is ReLU
+        inside = list(layer.layers.items()) if type(layer) is Residual else []
+        if type(layer) is BatchNorm and _whole(layer):
             made.append(Normalise(layer, relu))
             names.append(name)
-        elif inside and isinstance(inside[-1][1], BatchNorm) and _whole(inside[-1][1]):
+        elif inside and type(inside[-1][1]) is BatchNorm and _whole(inside[-1][1]):
             body, body_names = fuse(inside[:-1])
             made.append(
                 FusedResidual(body, Normalise(inside[-1][1], relu), layer.shortcut and own(layer.shortcut))

@@ -77,7 +77,8 @@ def from_description(arch: Any, dtype: Any = np.float32, numbers: int | None = N
     if arch.get("name") == spec.NAME:
         return spec.build(arch, dtype, most_numbers=numbers)
     if numbers is not None:
-        # Each builder's network of width w has at least 36,864 w^2 weights, and 64 w of them for each class.
+        # Each builder's network of width w has at least 36,864 w^2 weights (30,000: with room for rounding), and 64 w
+        # of them for each class.
         width = float(arch.get("width_mult", 1.0))
         head = arch.get("num_classes", 1) * max(1, int(64 * width))
         if head > numbers or (width > 1 and 30_000 * width**2 > numbers):

@@ -1,4 +1,4 @@
-"""The article's network for 32x32 images, and the same network with standard convolutions.
+"""The network of the article that mbnp began with, for 32x32 images, and the same with standard convolutions.
 
 A MobileNetV1 (Howard et al., "MobileNets", 2017, arXiv:1704.04861) of eight blocks. State names are those of
 the article's PyTorch class: `conv1.0.weight`, `conv2_1.3.weight`, `fc.bias`.

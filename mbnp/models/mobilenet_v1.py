@@ -2,7 +2,7 @@
 
 Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017,
 arXiv:1704.04861, table 1. The paper's second-to-last depthwise row says stride 2 on a feature map of 7x7, which would
-leave 4x4; the table's own next row, and everybody's code, has stride 1.
+leave 4x4; the table's own next row, and every implementation, has stride 1.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The same body with another number of classes, to fine-tune a network that somebody trained."""
+"""A new classifier on a trained network, to fine-tune it for another number of classes."""
 
 import copy
 from typing import Any
@@ -15,9 +15,9 @@ def with_new_head(net: Network, num_classes: int, seed: int = 0) -> Network:
     """Return a copy of `net` whose last layer has `num_classes` outputs and fresh weights; all else is kept.
 
     The last layer with weights must be Linear or a 1x1 convolution. The copy shares no array with `net`, has its
-    dtype, resolution and preprocessing, and knows no names of classes.
+    dtype, resolution and preprocessing; its `classes` are None.
     """
-    begin(num_classes, seed, net.dtype)  # for its checks
+    begin(num_classes, seed, net.dtype)  # raises for what no builder takes
     description = copy.deepcopy(spec.describe(net))
     name, head = _last_with_weights(description["layers"]) or ("", {"kind": "nothing"})
     if head["kind"] not in _HEADS or head.get("kernel", [1, 1]) != [1, 1]:

@@ -1,4 +1,4 @@
-"""ResNet-20 for CIFAR, the network that the article's training script is taken to have used before.
+"""ResNet-20 for CIFAR, which the article's training script seems to have been written for.
 
 He et al., "Deep Residual Learning for Image Recognition", 2015, arXiv:1512.03385, section 4.2: a 3x3 stem,
 three stages of three blocks with 16, 32 and 64 channels, identity shortcuts with zeros for new channels

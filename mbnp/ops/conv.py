@@ -6,7 +6,7 @@ with p = i*SH + u - top and q = j*SW + v - left, the pixel that tap (u, v) looks
 x (N, H, W, C), w (KH, KW, C, D), b (D,), y (N, OH, OW, D). (Mathematicians call this a correlation: their
 convolution turns the kernel by 180 degrees.)
 
-Every product x w enters one output with slope 1, so its gradient is that output's dy:
+Every product x w is added to one output, so that its derivative is that output's dy:
 
     db[d]          = sum_{n, i, j} dy[n, i, j, d]
     dw[u, v, c, d] = sum_{n, i, j} x[n, p, q, c] dy[n, i, j, d]

@@ -3,9 +3,9 @@
     y[n, i, j, c] = sum_{u, v} x[n, p, q, c] w[u, v, c] + b[c]        p = i*SH + u - top, q = j*SW + v - left
 
 x (N, H, W, C), w (KH, KW, C), b (C,), y (N, OH, OW, C); where (p, q) lies outside, x counts as 0.
-It costs KH*KW products an output value, where a standard convolution costs KH*KW*C.
+It costs KH*KW multiplications per output value, where a standard convolution costs KH*KW*C.
 
-Every product x w enters one output with slope 1, so its gradient is that output's dy:
+Every product x w is added to one output, so that its derivative is that output's dy:
 
     db[c]          = sum_{n, i, j} dy[n, i, j, c]
     dw[u, v, c]    = sum_{n, i, j} dy[n, i, j, c] x[n, p, q, c]

@@ -23,18 +23,20 @@ DECAYS = ("l2", "decoupled")
 
 
 class Optimiser:
-    """What every optimiser has. Hyperparameters are attributes, free to change between steps."""
+    """The base class of optimisers. Hyperparameters are attributes, free to change between steps."""
 
     lr: float
     momentum: Any
     weight_decay: float
-    kernel: Callable[..., None]  # `update` for all parameters at once
+    kernel: Callable[
+        ..., None
+    ]  # `update` for all parameters at once; read from the class, which does not bind it
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         if not isinstance(parameters, Mapping) or not parameters:
             raise MbnpError("an optimiser takes the parameters of a network by name: pass net.parameters()")
         self.parameters = dict(parameters)
-        self.steps = 0  # updates done
+        self.steps = 0  # updates made so far
         self._gradients, self._tables = update.Tables(), update.Tables()
 
     def zero_grad(self) -> None:
@@ -80,7 +82,7 @@ def _run(
     rule: Callable, kernel: Callable, tables: update.Tables, arrays: list[list[np.ndarray]], constants: tuple
 ) -> None:
     """Apply the rule to each parameter's arrays, or the kernel to all of them, as the backend says."""
-    with one_blas_thread():  # its holder is the only one to run kernels
+    with one_blas_thread():  # after whatever kernels another Python thread runs
         if current() != "numba":
             for group in arrays:
                 rule(*group)
@@ -93,10 +95,11 @@ def _run(
 class SGD(Optimiser):
     """Stochastic gradient descent with momentum, in PyTorch's form.
 
-        d = g + weight_decay * w            decay="l2"; with "decoupled", d = g and w shrinks by itself:
-        v = momentum * v + d                w = (1 - lr * weight_decay) * w - lr * ...
-        w = w - lr * v                      nesterov: w - lr * (d + momentum * v)
+        d = g + weight_decay * w
+        v = momentum * v + d
+        w = w - lr * v                      with nesterov: w - lr * (d + momentum * v)
 
+    decay="decoupled" leaves weight_decay * w out of d, and multiplies w by 1 - lr * weight_decay before the last line.
     v starts at zero, so the first step is along d itself. Sutskever et al., "On the importance of
     initialization and momentum in deep learning" (ICML 2013), section 2, with lr outside v instead of inside,
     which matters when lr changes. The decoupled decay is Loshchilov & Hutter, arXiv:1711.05101, algorithm 1.

@@ -1,8 +1,10 @@
 """The rules of `optimisers.py` as kernels, which read and write each number once.
 
 One call updates all parameters: a network has dozens of small ones, and a call for each would cost more than the
-arithmetic. So kernels are told where the arrays are. Threads divide every parameter into the same CHUNKS, so that most
-rows are updated by the thread that made their gradient and updated them before: no core has to fetch them from another.
+arithmetic. So a kernel takes a table of the arrays' addresses (`Tables`), and `array_at` turns an address into an array
+again: its overload in a compiled kernel, its Python under NUMBA_DISABLE_JIT=1. Every parameter is divided into the same
+number of CHUNKS, so that most rows are updated by the thread that made their gradient and updated them before: no core
+has to fetch them from another.
 """
 
 import ctypes
@@ -14,12 +16,12 @@ from numba.extending import intrinsic, overload
 from mbnp.backend import jit, piece
 from mbnp.errors import MbnpError
 
-CHUNKS = 8  # of every parameter
+CHUNKS = 8  # that each parameter is divided into
 
 
 @piece
 def _chunk(address, size, chunk, like):
-    """Return one chunk of the array (size,) at the address. All but the last end where a cache line of float32 may."""
+    """Return one chunk of the array (size,) at the address: all but the last are multiples of 16 numbers long."""
     length = -(-size // (CHUNKS * 16)) * 16
     return array_at(address, size, like)[chunk * length : (chunk + 1) * length]
 

@@ -591,3 +591,30 @@ def test_a_chain_alone_gives_its_output_away():
     np.testing.assert_array_equal(first, kept)
     with pytest.raises(MbnpError, match="dy"):
         fast.backward(np.ones((1, 1, 1, 7)))
+
+
+class Leaky(ReLU):
+    """A subclass that computes something else."""
+
+    def forward(self, x, train=False):
+        return np.where(x > 0, super().forward(x, train), np.float64(0.1) * x).astype(x.dtype)
+
+
+class Doubled(Conv):
+    def forward(self, x, train=False):
+        return 2 * super().forward(x, train)
+
+
+@pytest.mark.parametrize("part", ["stem", "relu"])
+def test_a_subclass_of_a_layer_runs_as_it_is(part):
+    net = network(1, 1, (16, 16, 16), None, np.float64)
+    if part == "stem":
+        net.layers["stem"].layers["0"] = Doubled(3, 16, 3, 1, padding=1, bias=False, dtype=np.float64)
+    else:
+        net.layers["stem"].layers["2"] = Leaky()
+    x, _ = batch(2, 8, np.float64)
+    fast = fused.convert(net)
+    assert relative(fast(x), net(x)) < 1e-10
+    y = fast.forward(x, train=True)
+    assert relative(y, net.forward(x, train=True)) < 1e-10
+    fast.backward(np.ones_like(y))
