@@ -49,9 +49,7 @@ def compare(
     either; it is None where the gradient is None. Raise MbnpError if one exceeds `tol`, with the input, the index
     of the worst entry and both its values, and if a gradient is missing or has the wrong shape.
     """
-    if isinstance(inputs, np.ndarray):
-        inputs = [inputs]
-    inputs = [_float64(a) for a in inputs]
+    inputs = [_float64(a) for a in ([inputs] if isinstance(inputs, np.ndarray) else inputs)]
     rng = np.random.default_rng(seed)
     y = np.asarray(forward(*inputs))
     dy = rng.standard_normal(y.shape)
