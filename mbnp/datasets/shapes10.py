@@ -191,10 +191,6 @@ def _paint(rng: np.random.Generator, hue: Array, darkest: float, brightest: floa
     return first + (second - first) * texture[..., None]
 
 
-def _cover(canvas: Array, paint: Array, coverage: Array) -> None:
-    canvas += (paint - canvas) * coverage[..., None]
-
-
 def draw(labels: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Draw an image for each label; return images (n, S, S, 3) uint8 and masks (n, S, S), true on the object."""
     n = len(labels)
@@ -212,14 +208,15 @@ def draw(labels: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     shadow = np.clip(1 - distance / 4, 0, 1) * _uniform(rng, n, -0.1, 0.45)
     canvas *= 1 - shadow[..., None]
     coverage = np.clip(0.5 - distance, 0, 1)
-    _cover(canvas, _paint(rng, hue + _uniform(rng, n, 0.25, 0.75), 0.6, 1), coverage)
+    paint = _paint(rng, hue + _uniform(rng, n, 0.25, 0.75), 0.6, 1)
+    canvas += (paint - canvas) * coverage[..., None]
 
     # A bar through a random point of the object. Where its half width is negative enough, none is seen.
     _, across = _turn(x, y, _uniform(rng, n, 0, 2 * math.pi))
     off = abs(across - radius * _uniform(rng, n, -0.8, 0.8))
     bar = np.clip(0.5 + _uniform(rng, n, -1.5, 2) - off, 0, 1)
     paint = _colour(_uniform(rng, n, 0, 1), _uniform(rng, n, 0, 0.9), _uniform(rng, n, 0.1, 1))
-    _cover(canvas, paint, bar)
+    canvas += (paint - canvas) * bar[..., None]
 
     along, _ = _random_axes(rng, n)
     light = (1 + along * _uniform(rng, n, 0, 0.025)) * _uniform(rng, n, 0.8, 1.15)
