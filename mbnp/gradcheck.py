@@ -49,7 +49,8 @@ def compare(
     either; it is None where the gradient is None. Raise MbnpError if one exceeds `tol`, with the input, the index
     of the worst entry and both its values, and if a gradient is missing or has the wrong shape.
     """
-    inputs = [_float64(a) for a in ([inputs] if isinstance(inputs, np.ndarray) else inputs)]
+    copies = map(np.array, [inputs] if isinstance(inputs, np.ndarray) else inputs)
+    inputs = [a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a for a in copies]
     rng = np.random.default_rng(seed)
     y = np.asarray(forward(*inputs))
     dy = rng.standard_normal(y.shape)
@@ -93,9 +94,3 @@ def compare(
             )
         errors.append(float(error[worst]))
     return errors
-
-
-def _float64(a: np.ndarray) -> np.ndarray:
-    """Return a copy, in float64 where it holds floats."""
-    a = np.array(a)
-    return a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a

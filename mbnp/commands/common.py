@@ -33,10 +33,8 @@ def engine(net: Network, readable: bool) -> Network:
 def require_preprocessing(net: Network, path: str) -> None:
     """Raise MbnpError if the weights came without the normalisation that their images need."""
     if net.preprocessing is None:
-        raise MbnpError(
-            f"{path} does not say how its images were normalised; add it: mbnp convert {path} "
-            "NEW.safetensors --mean R,G,B --std R,G,B"
-        )
+        command = f"mbnp convert {path} NEW.safetensors --mean R,G,B --std R,G,B"
+        raise MbnpError(f"{path} does not say how its images were normalised; add it: {command}")
 
 
 def compile_ahead(net: Network, on_kernel: Callable[[int, int], Any]) -> int:

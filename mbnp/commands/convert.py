@@ -47,15 +47,11 @@ def _add(net: Network, options: Namespace) -> None:
     if said := {name: value for name in ("mean", "std", "order") if (value := getattr(options, name))}:
         net.preprocessing = {**(net.preprocessing or {}), **said}
     if options.classes is not None:
-        net.classes = _names(Path(options.classes))
+        try:
+            net.classes = Path(options.classes).read_text(encoding="utf-8-sig").rstrip().splitlines()
+        except UnicodeDecodeError:
+            raise MbnpError(f"{options.classes} is no text in UTF-8, one class a line") from None
     files.set_description(net, net.resolution, net.classes, net.preprocessing)
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError:
-        raise MbnpError(f"{path} is no text in UTF-8, one class a line") from None
 
 
 def _lost(net: Network, target: Path) -> str:

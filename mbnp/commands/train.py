@@ -26,7 +26,7 @@ from mbnp.train import Record
 def run(options: Namespace) -> int:
     common.set_up(options)
     if options.out is not None:
-        runs.require_new(Path(options.out))
+        runs.require_new(options.out)
     _check(options)
     loaded = None if options.init is None else weights.load(options.init)
     data = datasets.load(options.data)
@@ -128,18 +128,15 @@ class _Session:
             print(f"mbnp: stopped; {self.kept()}", file=sys.stderr)
             return 130
         finally:
-            self.draw()
+            if self.history:
+                name = self.data.name.encode(errors="replace").decode()  # of a folder, which may be no text
+                runs.save_curves(self.folder, self.history, f"{self.name()} on {name}")
         checkpoint = shlex.quote(str(self.folder / "model.safetensors"))
         data = "" if self.options.data is None else f" --data {shlex.quote(self.options.data)}"
         print(f"test accuracy {100 * self.history[-1].test_accuracy:.2f} %")
         print(f"mbnp evaluate {checkpoint}{data}")
         print(f"mbnp predict IMAGE --checkpoint {checkpoint}")
         return 0
-
-    def draw(self) -> None:
-        if self.history:
-            name = self.data.name.encode(errors="replace").decode()  # of a folder, which may be no text
-            runs.save_curves(self.folder, self.history, f"{self.name()} on {name}")
 
     def say(self, text: str) -> None:
         """Print plain text, above the bar where there is one."""
@@ -169,8 +166,7 @@ class _Session:
     def on_batch(self, record: Record) -> None:
         if record.step == 1:
             # Not before: bad input of whatever kind shows in the first step, and leaves no folder behind.
-            out = None if self.options.out is None else Path(self.options.out)
-            self.folder = runs.make(out, self.name(), self.config())
+            self.folder = runs.make(self.options.out, self.name(), self.config())
             self.say(f"run folder: {self.folder}")
         self.bar.update(
             self.task,
