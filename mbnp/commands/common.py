@@ -51,7 +51,7 @@ def compile_ahead(net: Network, on_kernel: Callable[[int, int], Any]) -> int:
 
 
 class Compilation(event.Listener):
-    """Within its `with` block, call `on_kernel` when Numba begins a kernel that is not in its cache, and count them.
+    """Call `on_kernel` in a `with` block when Numba begins a kernel that is not in its cache, and count them.
 
     The functions that a kernel calls are compiled with it, and not counted.
     """
@@ -79,6 +79,6 @@ class Compilation(event.Listener):
 
 @contextmanager
 def announced(say: Callable[[str], object]) -> Iterator[None]:
-    """Within the block, say it once if Numba compiles a kernel and does not find it in its cache."""
+    """Say it once if Numba compiles a kernel within the block and does not find it in its cache."""
     with Compilation(functools.cache(lambda: say("compiling kernels (once) ..."))):
         yield
