@@ -11,6 +11,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import mbnp
@@ -127,12 +128,10 @@ def _train(p: argparse.ArgumentParser) -> None:
     """
     _add(p, "--model NAME", f"{MODELS} (default: mobilenet-v1-small)")
     _share(p, "--width-mult X")
-    _add(
-        p,
-        "--init CHECKPOINT",
-        "go on from these weights, in any format that mbnp reads, with their architecture and normalisation; "
-        "the last layer begins afresh where the data has other classes",
+    kept = (
+        "go on from these weights, in any format that mbnp reads, with their architecture and normalisation"
     )
+    _add(p, "--init CHECKPOINT", f"{kept}; the last layer begins afresh where the data has other classes")
     _add(p, "--freeze-until LAYER", "with --init: this layer or block and all before it stay as they are")
     _share(p, "--data PATH")
     _add(p, "--epochs N", "times through the data (default: what the data needs)")
@@ -247,12 +246,9 @@ def _bench(p: argparse.ArgumentParser) -> None:
     _add(p, "--batch-size N", default=64)
     _share(p, "--resolution N")
     _add(p, "--against PEERS", "one or more of torch,onnxruntime,readable (needs the extra `bench`)")
-    _add(
-        p,
-        "--work LIST",
-        "what to compare: training,inference at the batch size, single (inference of one image), mobilenet-v1 (of one "
-        "image of 224 x 224) (default: the first two, or with --against all that suit)",
-    )
+    work = "training,inference at the batch size, single (inference of one image), mobilenet-v1 (of one image of "
+    work += "224 x 224) (default: the first two, or with --against all that suit)"
+    _add(p, "--work LIST", f"what to compare: {work}")
     _add(p, "--no-compile", "leave out torch.compile, whose set-up takes a minute")
     _add(p, "--scaling", "instead: time per image over batch size, width, resolution and threads")
     _add(p, "--rounds N", "rounds of each", default=15)
@@ -307,21 +303,20 @@ def _grade(p: argparse.ArgumentParser) -> None:
     _add(p, "exercise EXERCISE.py", "a file with solutions, begun from tutorials/exercises")
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
+def number(text: str) -> float:
+    """Return a finite number; argparse shows the function's name, as in: invalid number value: 'nan'."""
+    if not math.isfinite(value := float(text)):
         raise ValueError
-    return number
+    return value
 
 
 def _numbers(text: str) -> list[float]:
-    return [_finite(number) for number in text.split(",")]
+    return list(map(number, text.split(",")))
 
 
 _numbers.__name__ = "list of numbers"
-_finite.__name__ = "number"  # as in: invalid number value: 'nan'
 
-TYPES: dict[str, Any] = {"N": int, "K": int, "X": _finite, "R,G,B": _numbers}
+TYPES: dict[str, Any] = {"N": int, "K": int, "X": number, "RUN": Path, "R,G,B": _numbers}
 SHARED = {
     "--data PATH": "a folder or archive of CIFAR-10's binary records, or cifar10, or shapes10 (default: what MBNP_DATA "
     "names or what is in ./data or the user's cache, or else shapes10, images that mbnp draws itself)",

@@ -112,16 +112,16 @@ class Cost:
 
     def table(self) -> str:
         """Return one line for each layer, then the totals, as plain text; what does not fit is left out."""
-        rows = [(r.name, r.kind, "x".join(map(str, r.output_shape)), *_numbers(r)) for r in self.rows]
-        total = Row("total", "", (), (), self.params, self.macs, 1.0)
         head = ("layer", "kind", "output", "parameters", "MACs", "FLOPs", "share")
-        last, drop = ("total", "", "", *_numbers(total)), ("FLOPs", "share", "kind")
-        return tables.table(head, rows, left=3, total=last, drop=drop)
+        total = Row("total", "", (), (), self.params, self.macs, 1.0)
+        *rows, last = map(_cells, (*self.rows, total))
+        return tables.table(head, rows, left=3, total=last, drop=("FLOPs", "share", "kind"))
 
 
-def _numbers(row: Row) -> list[str]:
+def _cells(row: Row) -> list[str]:
     counts = [f"{number:,}" if number else "" for number in (row.params, row.macs, row.flops)]
-    return [*counts, f"{100 * row.share:.2f} %" if row.macs else ""]
+    share = f"{100 * row.share:.2f} %" if row.macs else ""
+    return [row.name, row.kind, "x".join(map(str, row.output_shape)), *counts, share]
 
 
 def of(net: Network, shape: tuple[int, int, int] | None = None) -> Cost:
@@ -139,8 +139,5 @@ def of(net: Network, shape: tuple[int, int, int] | None = None) -> Cost:
         params = sum(p.value.size for p in layer.parameters().values())
         macs = layer.macs(y_shape)
         rows.append(Row(name, type(layer).__name__, x_shape, y_shape, params, macs, macs / total))
-    return Cost(
-        rows=tuple(rows),
-        weight_bytes=sum(array.nbytes for array in net.state().values()),
-        activation_bytes=net.dtype.itemsize * sum(math.prod(row.output_shape) for row in rows),
-    )
+    outputs = net.dtype.itemsize * sum(math.prod(row.output_shape) for row in rows)
+    return Cost(tuple(rows), sum(array.nbytes for array in net.state().values()), outputs)

@@ -49,9 +49,8 @@ def compare(
     either; it is None where the gradient is None. Raise MbnpError if one exceeds `tol`, with the input, the index
     of the worst entry and both its values, and if a gradient is missing or has the wrong shape.
     """
-    if isinstance(inputs, np.ndarray):
-        inputs = [inputs]
-    inputs = [_float64(a) for a in inputs]
+    copies = map(np.array, [inputs] if isinstance(inputs, np.ndarray) else inputs)
+    inputs = [a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a for a in copies]
     rng = np.random.default_rng(seed)
     y = np.asarray(forward(*inputs))
     dy = rng.standard_normal(y.shape)
@@ -61,6 +60,12 @@ def compare(
         raise MbnpError(
             f"backward gave {len(gradients)} gradients for {len(inputs)} inputs: use None to skip one"
         )
+
+    def output(number: int, k: int, h: float) -> np.ndarray:
+        moved = inputs[number].copy()
+        moved.reshape(-1)[k] += h
+        return np.asarray(forward(*inputs[:number], moved, *inputs[number + 1 :]))
+
     # L is rounded to a few eps * sum|dy y|, and its difference quotient to that much divided by the step.
     noise = 10 * np.finfo(np.float64).eps * (np.abs(dy * y).sum() + 1) / step
     errors: list[float | None] = []
@@ -73,7 +78,9 @@ def compare(
                 f"the gradient of input {number} has the shape {np.shape(dx)}, the input {x.shape}"
             )
         places = rng.permutation(x.size)[:entries]
-        numeric = np.array([_slope(forward, inputs, number, k, dy, step) for k in places])
+        # Differences first, then the sum: entries of y that did not move cancel exactly.
+        moves = [np.sum(dy * (output(number, k, step) - output(number, k, -step))) for k in places]
+        numeric = np.array(moves) / (2 * step)
         analytic = np.asarray(dx).reshape(-1)[places]
         scale = max(np.abs(analytic).max(), np.abs(numeric).max()) + noise / tol
         error = np.abs(analytic - numeric) / scale
@@ -87,23 +94,3 @@ def compare(
             )
         errors.append(float(error[worst]))
     return errors
-
-
-def _float64(a: np.ndarray) -> np.ndarray:
-    """Return a copy, in float64 where it holds floats."""
-    a = np.array(a)
-    return a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a
-
-
-def _slope(
-    forward: Callable, inputs: list[np.ndarray], number: int, k: int, dy: np.ndarray, step: float
-) -> float:
-    """Return dL/dx[k] for entry k of the input `number`, by central differences."""
-
-    def output(h: float) -> np.ndarray:
-        moved = inputs[number].copy()
-        moved.reshape(-1)[k] += h
-        return np.asarray(forward(*inputs[:number], moved, *inputs[number + 1 :]))
-
-    # Differences first, then the sum: entries of y that did not move cancel exactly.
-    return float(np.sum(dy * (output(step) - output(-step))) / (2 * step))

@@ -14,10 +14,11 @@ name, type and limit is checked here, and sizes are added up before anything of 
 import inspect
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from operator import index
-from typing import Any, get_type_hints
+from typing import Any, TypeGuard, get_type_hints
 
 import numpy as np
 
@@ -38,6 +39,7 @@ KINDS: dict[str, Any] = {
     for cls in vars(layers).values()
     if isinstance(cls, type) and issubclass(cls, Layer) and cls.kind
 }
+_CONTAINERS = {"sequential": ("layers",), "residual": ("layers", "shortcut")}  # and their keys
 
 
 # Checks of options: each returns the value as plain JSON has it, or raises TypeError or ValueError.
@@ -53,23 +55,22 @@ _count = partial(_whole, least=1)
 _margin = partial(_whole, least=0)
 
 
+def _pair(value: Any, check: Callable) -> list[Any]:
+    first, second = value
+    return [check(first), check(second)]
+
+
+_margins = partial(_pair, check=_margin)
+
+
 def _size(value: Any) -> int | list[int]:
-    if isinstance(value, (tuple, list)):
-        vertical, horizontal = value
-        return [_count(vertical), _count(horizontal)]
-    return _count(value)
+    return _pair(value, _count) if isinstance(value, (tuple, list)) else _count(value)
 
 
 def _padding(value: Any) -> int | str | list[list[int]]:
     if isinstance(value, (tuple, list)):
-        (top, bottom), (left, right) = value
-        return [[_margin(top), _margin(bottom)], [_margin(left), _margin(right)]]
+        return _pair(value, _margins)
     return "same" if isinstance(value, str) and value == "same" else _margin(value)
-
-
-def _margins(value: Any) -> list[int]:
-    before, after = value
-    return [_margin(before), _margin(after)]
 
 
 def _flag(value: Any) -> bool:
@@ -85,9 +86,13 @@ def _number(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_NAME:
+    if not _is_text(value):
         raise ValueError(f"no printable text of at most {LONGEST_NAME} characters")
     return value
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and value.isprintable() and len(value) <= LONGEST_NAME
 
 
 def _or_none(check: Callable) -> Callable:
@@ -181,7 +186,10 @@ def size(entry: dict[str, Any]) -> int:
 
 
 def _config(entry: dict[str, Any]) -> dict[str, Any]:
-    return {option: _tuples(entry[key]) for key, (option, _) in _options(entry["kind"]).items()}
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return {option: tuples(entry[key]) for key, (option, _) in _options(entry["kind"]).items()}
 
 
 def _check_entries(entries: Any) -> int:
@@ -192,7 +200,13 @@ def _check_entries(entries: Any) -> int:
     total = sum(count for _, count in rows)
     if not total:
         raise MbnpError("the description has no layer with weights")
-    _unique([name for name, _ in rows])
+    known = Counter(name for name, _ in rows)
+    for name, count in known.items():
+        if count > 1:
+            raise MbnpError(f"two layers have the name {name}")
+        for above in itertools.accumulate(name.split(".")[:-1], "{}.{}".format):
+            if above in known:  # and has its arrays there: `a` and `a.weight`
+                raise MbnpError(f"layer {name} has a name below that of layer {above}")
     return total
 
 
@@ -220,36 +234,35 @@ def _rows(entries: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
     """Yield the full name and size of each layer that is no container; MbnpError for what is no description."""
     if depth > DEEPEST:
         raise MbnpError(f"the description has containers more than {DEEPEST} deep")
+    container = prefix or "the network"
     if not isinstance(entries, list) or not entries:
-        raise MbnpError(f"{prefix or 'the network'} lists no layers")
+        raise MbnpError(f"{container} lists no layers")
     seen: set[str] = set()
     for entry in entries:
         if not isinstance(entry, dict):
-            raise MbnpError(f"a layer of {prefix or 'the network'} is {short(entry)}")
-        name = _name(entry.get("name"), prefix)
+            raise MbnpError(f"a layer of {container} is {short(entry)}")
+        name, kind = entry.get("name"), entry.get("kind")
+        if not _is_text(name) or not all(name.split(".")):
+            raise MbnpError(f"a layer of {container} has the name {short(name)}")
         where = f"{prefix}.{name}" if prefix else name
         if name in seen:
             raise MbnpError(f"two layers have the name {where}")
         seen.add(name)
-        kind = entry.get("kind")
-        if kind == "sequential":
-            _expect(entry, {"name", "kind", "layers"}, where)
-            yield from _rows(entry["layers"], where, depth + 1)
-        elif kind == "residual":
-            _expect(entry, {"name", "kind", "layers", "shortcut"}, where)
-            yield from _rows(entry["layers"], where, depth + 1)
-            if entry["shortcut"] is not None:
-                if not isinstance(entry["shortcut"], dict) or entry["shortcut"].get("name") != "shortcut":
-                    raise MbnpError(f"the shortcut of {where} is not described under that name")
-                yield from _rows([entry["shortcut"]], where, depth + 1)
-        elif isinstance(kind, str) and kind in KINDS:
+        if not isinstance(kind, str) or kind not in (*KINDS, *_CONTAINERS):
+            raise unknown(f"kind of layer {where},", short(kind), [*KINDS, *_CONTAINERS])
+        if kind in KINDS:
             options = _options(kind)
             _expect(entry, {"name", "kind", *options}, where)
             for key, (_, check) in options.items():
                 _checked(key, entry[key], check, where)
             yield where, size(entry)
-        else:
-            raise unknown(f"kind of layer {where},", short(kind), [*KINDS, "sequential", "residual"])
+            continue
+        _expect(entry, {"name", "kind", *_CONTAINERS[kind]}, where)
+        yield from _rows(entry["layers"], where, depth + 1)
+        if (shortcut := entry.get("shortcut")) is not None:
+            if not isinstance(shortcut, dict) or shortcut.get("name") != "shortcut":
+                raise MbnpError(f"the shortcut of {where} is not described under that name")
+            yield from _rows([shortcut], where, depth + 1)
 
 
 def _children(entries: list[dict[str, Any]], rng: np.random.Generator, dtype: Any) -> dict[str, Layer]:
@@ -266,33 +279,6 @@ def _make(entry: dict[str, Any], rng: np.random.Generator, dtype: Any) -> Layer:
     taken = inspect.signature(make).parameters
     extra = {name: value for name, value in (("rng", rng), ("dtype", dtype)) if name in taken}
     return make(**_config(entry), **extra)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _name(name: Any, prefix: str) -> str:
-    """Return a layer's name: parts joined by dots, none of them empty."""
-    plain = isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_NAME
-    if not plain or not all(name.split(".")):
-        raise MbnpError(f"a layer of {prefix or 'the network'} has the name {short(name)}")
-    return name
-
-
-def _unique(names: list[str]) -> None:
-    """Raise MbnpError if two layers share a name, or one's is where another's arrays are: `a` and `a.weight`."""
-    known: set[str] = set()
-    for name in names:
-        if name in known:
-            raise MbnpError(f"two layers have the name {name}")
-        known.add(name)
-    for name in names:
-        parts = name.split(".")
-        for i in range(1, len(parts)):
-            above = ".".join(parts[:i])
-            if above in known:
-                raise MbnpError(f"layer {name} has a name below that of layer {above}")
 
 
 def _expect(entry: Any, keys: set[str], where: str) -> None:

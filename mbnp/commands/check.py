@@ -42,7 +42,7 @@ LABELS = np.array([2, 0, 3, 3])
 class Case(NamedTuple):
     """One operation: forward(*inputs) -> y, and backward(dy, *inputs) -> a gradient for each input.
 
-    torch(torch, dy, *inputs) -> y and the gradients, computed by PyTorch.
+    torch(torch, *inputs) -> y, the same for PyTorch's tensors.
     """
 
     name: str
@@ -89,7 +89,7 @@ def cases() -> Iterator[Case]:
         [np.random.default_rng(0).standard_normal((4, 5))],
         lambda z: cross_entropy.forward(z, LABELS, label_smoothing=0.1),
         lambda dy, z: (dy * cross_entropy.backward(z, LABELS, label_smoothing=0.1),),
-        _torch_cross_entropy,
+        lambda torch, z: torch.nn.functional.cross_entropy(z, torch.tensor(LABELS), label_smoothing=0.1),
     )
 
 
@@ -151,39 +151,25 @@ def _errors(case: Case, torch: Any) -> dict[str, float]:
         with backend.use("numpy" if name == "numpy" else "numba"):
             errors[name] = _largest([case.forward(*cast[1:]), *case.backward(*cast)], truth)
     if torch:
-        errors["torch"] = _largest(case.torch(torch, dy, *inputs), truth)
+        tensors = [torch.tensor(a, requires_grad=True) for a in inputs]
+        y = case.torch(torch, *tensors)
+        y.backward(torch.tensor(dy))
+        errors["torch"] = _largest([a.numpy() for a in (y.detach(), *(t.grad for t in tensors))], truth)
     return errors
 
 
-def _torch_layer(
-    layer: Layer, torch: Any, dy: np.ndarray, x: np.ndarray, *values: np.ndarray
-) -> list[np.ndarray]:
-    """Run the layer in PyTorch, in its layouts; return output and gradients in ours."""
-
-    def tensor(a: np.ndarray, learns: bool = True) -> Any:
-        return torch.tensor(np.ascontiguousarray(a), requires_grad=learns)
-
-    def channels(a: np.ndarray, *axes: int) -> np.ndarray:
-        return a.transpose(axes) if a.ndim == 4 else a
-
-    def layout(name: str, a: np.ndarray, source: str, target: str) -> np.ndarray:
-        return layouts.convert(a, type(layer), source, target) if name == "weight" else a
-
+def _torch_layer(layer: Layer, torch: Any, x: Any, *values: Any) -> Any:
+    """Run the layer in PyTorch, in its layouts, on tensors in ours; return the output in ours."""
     learned = dict(zip(_learning(layer), values, strict=True))
-    arrays = {name: v.value for name, v in layer.variables().items()} | learned
-    tensors = {name: tensor(layout(name, a, "mbnp", "torch"), name in learned) for name, a in arrays.items()}
-    t = tensor(channels(x, 0, 3, 1, 2))
-    y = layer.torch(torch.nn.functional)(t, not layer.buffers() or "weight" in learned, **tensors)
-    y.backward(tensor(channels(dy, 0, 3, 1, 2), False))
-    grads = [layout(name, tensors[name].grad.numpy(), "torch", "mbnp") for name in learned]
-    return [*(channels(a.detach().numpy(), 0, 2, 3, 1) for a in (y, t.grad)), *grads]
-
-
-def _torch_cross_entropy(torch: Any, dy: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
-    logits = torch.tensor(z, requires_grad=True)
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS), label_smoothing=0.1)
-    loss.backward(torch.tensor(dy))
-    return [loss.detach().numpy(), logits.grad.numpy()]
+    tensors = {name: torch.tensor(v.value) for name, v in layer.variables().items()} | learned
+    if "weight" in tensors:  # its entries in the order of PyTorch's axes, by their index
+        index = np.arange(tensors["weight"].numel()).reshape(tensors["weight"].shape)
+        order = layouts.convert(index, type(layer), "mbnp", "torch")
+        tensors["weight"] = tensors["weight"].flatten()[torch.tensor(order)]
+    training = not layer.buffers() or "weight" in learned
+    channels_first = x.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else x
+    y = layer.torch(torch.nn.functional)(channels_first, training, **tensors)
+    return y.permute(0, 2, 3, 1) if y.ndim == 4 else y
 
 
 def _largest(found: list[np.ndarray], truth: list[np.ndarray]) -> float:

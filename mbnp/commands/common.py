@@ -33,10 +33,8 @@ def engine(net: Network, readable: bool) -> Network:
 def require_preprocessing(net: Network, path: str) -> None:
     """Raise MbnpError if the weights came without the normalisation that their images need."""
     if net.preprocessing is None:
-        raise MbnpError(
-            f"{path} does not say how its images were normalised; add it: mbnp convert {path} "
-            "NEW.safetensors --mean R,G,B --std R,G,B"
-        )
+        command = f"mbnp convert {path} NEW.safetensors --mean R,G,B --std R,G,B"
+        raise MbnpError(f"{path} does not say how its images were normalised; add it: {command}")
 
 
 def compile_ahead(net: Network, on_kernel: Callable[[int, int], Any]) -> int:
@@ -53,7 +51,7 @@ def compile_ahead(net: Network, on_kernel: Callable[[int, int], Any]) -> int:
 
 
 class Compilation(event.Listener):
-    """Within its `with` block, call `on_kernel` when Numba begins a kernel that is not in its cache, and count them.
+    """Call `on_kernel` in a `with` block when Numba begins a kernel that is not in its cache, and count them.
 
     The functions that a kernel calls are compiled with it, and not counted.
     """
@@ -81,6 +79,6 @@ class Compilation(event.Listener):
 
 @contextmanager
 def announced(say: Callable[[str], object]) -> Iterator[None]:
-    """Within the block, say it once if Numba compiles a kernel and does not find it in its cache."""
+    """Say it once if Numba compiles a kernel within the block and does not find it in its cache."""
     with Compilation(functools.cache(lambda: say("compiling kernels (once) ..."))):
         yield

@@ -9,6 +9,8 @@ from mbnp.errors import MbnpError
 from mbnp.network import Network
 from mbnp.weights import files
 
+OPTIONS = {"layout": [".onnx"], "keep_batchnorm": [".onnx"], "names": [".pt", ".pth"]}  # and their formats
+
 
 def run(options: Namespace) -> None:
     source, target = Path(options.file), Path(options.out)
@@ -27,15 +29,13 @@ def run(options: Namespace) -> None:
 
 def _how(suffix: str, options: Namespace) -> dict[str, Any]:
     """Return the options of `weights.save` for this format; raise MbnpError for those of another one."""
-    onnx = {"--layout": options.layout, "--keep-batchnorm": options.keep_batchnorm or None}
-    torch = {"--names": options.names}
-    fitting = {".onnx": onnx, ".pt": torch, ".pth": torch}.get(suffix, {})
-    for name, value in (onnx | torch).items():
-        if value is not None and name not in fitting:
-            raise MbnpError(f"{name} is not for {suffix} files: leave it out")
-    if suffix == ".onnx":
-        return {"layout": options.layout or "NCHW", "fold": not options.keep_batchnorm}
-    return {"names": options.names} if options.names else {}
+    how = {name: value for name in OPTIONS if (value := getattr(options, name))}
+    for name in how:
+        if suffix not in OPTIONS[name]:
+            raise MbnpError(f"--{name.replace('_', '-')} is not for {suffix} files: leave it out")
+    if how.pop("keep_batchnorm", False):
+        how["fold"] = False
+    return how
 
 
 def _add(net: Network, options: Namespace) -> None:
@@ -44,20 +44,14 @@ def _add(net: Network, options: Namespace) -> None:
         raise MbnpError("--mean and --std go together")
     if options.order is not None and options.mean is None and net.preprocessing is None:
         raise MbnpError("--order needs --mean and --std, which the file does not have")
-    if options.mean is not None:
-        net.preprocessing = {**(net.preprocessing or {}), "mean": options.mean, "std": options.std}
-    if options.order is not None:
-        net.preprocessing = {**(net.preprocessing or {}), "order": options.order}
+    if said := {name: value for name in ("mean", "std", "order") if (value := getattr(options, name))}:
+        net.preprocessing = {**(net.preprocessing or {}), **said}
     if options.classes is not None:
-        net.classes = _names(Path(options.classes))
+        try:
+            net.classes = Path(options.classes).read_text(encoding="utf-8-sig").rstrip().splitlines()
+        except UnicodeDecodeError:
+            raise MbnpError(f"{options.classes} is no text in UTF-8, one class a line") from None
     files.set_description(net, net.resolution, net.classes, net.preprocessing)
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError:
-        raise MbnpError(f"{path} is no text in UTF-8, one class a line") from None
 
 
 def _lost(net: Network, target: Path) -> str:

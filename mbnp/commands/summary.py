@@ -43,8 +43,8 @@ def _totals(net: Network, counted: cost.Cost) -> dict[str, str]:
         "MACs": f"{counted.macs:,}",
         "of these": shares,
         "FLOPs": f"{counted.flops:,}",
-        "parameters": f"{counted.params:,} learnable; {_size(counted.weight_bytes)} of weights and statistics",
-        "activations": f"{_size(counted.activation_bytes)} for one image, every layer's output together",
+        "parameters": f"{counted.params:,} learnable; {counted.weight_bytes / 1e6:.2f} MB of weights and statistics",
+        "activations": f"{counted.activation_bytes / 1e6:.2f} MB for one image, every layer's output together",
     }
     if (full := counted.as_standard()) > counted.macs:
         totals["standard"] = (
@@ -70,7 +70,3 @@ def _network(options: Namespace) -> Network:
 def _scaling(mean: list[float], std: list[float], order: str = "rgb") -> str:
     numbers = (", ".join(f"{value:.4g}" for value in values) for values in (mean, std))
     return "scaled to 0..1, less ({}), divided by ({}), {}".format(*numbers, order.upper())
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.2f} MB"

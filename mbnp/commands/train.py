@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TimeRemainingColumn
 from rich.text import Text
 
 from mbnp import datasets, models, runs, tables, train, weights
@@ -26,7 +26,7 @@ from mbnp.train import Record
 def run(options: Namespace) -> int:
     common.set_up(options)
     if options.out is not None:
-        runs.require_new(Path(options.out))
+        runs.require_new(options.out)
     _check(options)
     loaded = None if options.init is None else weights.load(options.init)
     data = datasets.load(options.data)
@@ -49,11 +49,10 @@ def _check(options: Namespace) -> None:
 
 
 def _fresh(options: Namespace, data: Dataset) -> Network:
-    takes_size = "resolution" in models.options(options.model)
-    size = {"resolution": data.train.images.shape[1]} if takes_size else {}
-    return models.create(
-        options.model, num_classes=len(data.classes), width_mult=options.width_mult, seed=options.seed, **size
-    )
+    chosen = {"num_classes": len(data.classes), "width_mult": options.width_mult, "seed": options.seed}
+    if "resolution" in models.options(options.model):
+        chosen["resolution"] = data.train.images.shape[1]
+    return models.create(options.model, **chosen)
 
 
 def _fine_tuned(net: Network, options: Namespace, data: Dataset) -> tuple[Network, list[str]]:
@@ -67,20 +66,16 @@ def _fine_tuned(net: Network, options: Namespace, data: Dataset) -> tuple[Networ
         notes.append(f"the checkpoint does not name its classes: they are taken for the {now} of {data.name}")
     if net.preprocessing is None:
         notes.append("the checkpoint does not say how its images were normalised: they are as the data asks")
-    height, width = data.train.images.shape[1:3]
-    if (height, width) != (net.resolution, net.resolution):
-        notes.append(
-            f"the checkpoint is for images of {net.resolution}x{net.resolution}, these are {height}x{width}"
-        )
-    if options.freeze_until is not None:
-        net.freeze_until(options.freeze_until)
+    (height, width), side = data.train.images.shape[1:3], net.resolution
+    if not height == width == side:
+        notes.append(f"the checkpoint is for images of {side}x{side}, these are {height}x{width}")
+    if (last := options.freeze_until) is not None:
+        net.freeze_until(last)
         if not net.trainable():
-            raise MbnpError(
-                f"--freeze-until {options.freeze_until} leaves nothing to train: name an earlier layer"
-            )
-        sizes = [(p.frozen, p.value.size) for p in net.parameters().values()]
-        frozen, total = sum(size for frozen, size in sizes if frozen), sum(size for _, size in sizes)
-        notes.append(f"frozen up to {options.freeze_until}: {frozen:,} of {total:,} parameters")
+            raise MbnpError(f"--freeze-until {last} leaves nothing to train: name an earlier layer")
+        total = sum(p.value.size for p in net.parameters().values())
+        frozen = sum(p.value.size for p in net.parameters().values() if p.frozen)
+        notes.append(f"frozen up to {last}: {frozen:,} of {total:,} parameters")
     return net, notes
 
 
@@ -113,15 +108,9 @@ class _Session:
         self.history: list[Record] = []
         self.console = _Console()
         self.animated = self.console.is_terminal and not self.console.is_dumb_terminal
+        columns = "{task.description}", BarColumn(None), "{task.fields[state]}", _TimeLeft(compact=True)
         self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[state]}"),
-            _TimeLeft(compact=True),
-            console=self.console,
-            transient=True,
-            expand=True,
-            disable=not self.animated,
+            *columns, console=self.console, transient=True, expand=True, disable=not self.animated
         )
         self.task = self.bar.add_task(f"epoch 1/{recipe.epochs}", total=None, state="")
         self.steps = recipe.epochs * datasets.count_batches(len(data.train), recipe.batch_size, train=True)
@@ -134,13 +123,14 @@ class _Session:
                 common.compile_ahead(self.net, self.compiling)
                 train.fit(self.net, self.data, self.recipe, self.on_batch, self.on_epoch)
         except DivergedError as error:
-            self.draw()
             raise DivergedError(f"{error}; {self.kept()}") from None
         except KeyboardInterrupt:
-            self.draw()
             print(f"mbnp: stopped; {self.kept()}", file=sys.stderr)
             return 130
-        self.draw()
+        finally:
+            if self.history:
+                name = self.data.name.encode(errors="replace").decode()  # of a folder, which may be no text
+                runs.save_curves(self.folder, self.history, f"{self.name()} on {name}")
         checkpoint = shlex.quote(str(self.folder / "model.safetensors"))
         data = "" if self.options.data is None else f" --data {shlex.quote(self.options.data)}"
         print(f"test accuracy {100 * self.history[-1].test_accuracy:.2f} %")
@@ -148,26 +138,17 @@ class _Session:
         print(f"mbnp predict IMAGE --checkpoint {checkpoint}")
         return 0
 
-    def draw(self) -> None:
-        if self.history:
-            name = self.data.name.encode(errors="replace").decode()  # of a folder, which may be no text
-            runs.save_curves(self.folder, self.history, f"{self.name()} on {name}")
-
     def say(self, text: str) -> None:
         """Print plain text, above the bar where there is one."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def say_what_is_used(self, notes: list[str]) -> None:
         hint = "; for CIFAR-10: mbnp data download" if self.data.name == "shapes10" else ""
-        lines = [f"data: {self.data}{hint}", *notes]
-        left_out = len(self.data.train) % self.recipe.batch_size
-        if left_out:
-            lines.append(
-                f"each epoch leaves out {left_out} training images, always others, that do not fill a batch of "
-                f"{self.recipe.batch_size}"
-            )
-        for line in lines:
-            self.say(tables.hang(line))
+        lines, size = [f"data: {self.data}{hint}", *notes], self.recipe.batch_size
+        if left_out := len(self.data.train) % size:
+            images = f"{left_out} training images, always others, that do not fill a batch of {size}"
+            lines.append(f"each epoch leaves out {images}")
+        self.say(tables.hang("\n".join(lines)))
 
     def compiling(self, done: int = 0, total: int | None = None) -> None:
         """Say that kernels are compiled: `total` of them ahead, of which so many are done, or one that is needed."""
@@ -185,8 +166,7 @@ class _Session:
     def on_batch(self, record: Record) -> None:
         if record.step == 1:
             # Not before: bad input of whatever kind shows in the first step, and leaves no folder behind.
-            out = None if self.options.out is None else Path(self.options.out)
-            self.folder = runs.make(out, self.name(), self.config())
+            self.folder = runs.make(self.options.out, self.name(), self.config())
             self.say(f"run folder: {self.folder}")
         self.bar.update(
             self.task,
@@ -221,10 +201,11 @@ class _Session:
         return f"{self.folder / 'model.safetensors'} has the weights after epoch {self.history[-1].epoch}"
 
     def config(self) -> dict[str, Any]:
+        init = self.options.init and Path(os.path.abspath(self.options.init))
         return {
             "command": self.command(),
             "model": self.net.arch,
-            "init": self.init(),
+            "init": init and {"path": str(init), "sha256": hashlib.sha256(init.read_bytes()).hexdigest()},
             "freeze_until": self.options.freeze_until,
             "recipe": dataclasses.asdict(self.recipe),
             "data": runs.describe(self.data),
@@ -234,13 +215,6 @@ class _Session:
             **runs.environment(),
         }
 
-    def init(self) -> dict[str, str] | None:
-        if self.options.init is None:
-            return None
-        path = os.path.abspath(self.options.init)
-        with open(path, "rb") as file:
-            return {"path": path, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
     def command(self) -> str:
         """Return the command that repeats this run, with every default given."""
         source = self.data.source
@@ -249,8 +223,6 @@ class _Session:
         known = vars(self.options) | {"epochs": self.recipe.epochs, "data": data, "init": init}
         words = ["mbnp", "train"]
         for name, value in known.items():
-            if name in ("command", "out") or value is None or value is False:
-                continue
-            words.append("--" + name.replace("_", "-"))
-            words += [] if value is True else [str(value)]
+            if name not in ("command", "out") and value is not None and value is not False:
+                words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
         return shlex.join(words)

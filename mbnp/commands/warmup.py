@@ -20,9 +20,8 @@ def run(options: Namespace) -> None:
     some_kernel: Any = update.sgd
     cache = some_kernel.stats.cache_path
     if cache is None:
-        print(
-            tables.hang("nothing to warm up: compiled kernels cannot be kept; every process compiles its own")
-        )
+        text = "nothing to warm up: compiled kernels cannot be kept; every process compiles its own"
+        print(tables.hang(text))
         return
     compiled, began = 0, time.perf_counter()
     for name in models.names() if options.model is None else [options.model]:

@@ -12,8 +12,8 @@ pickle runs whatever program is in it: here it is refused.
 import gzip
 import os
 import re
-import shutil
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -53,8 +53,7 @@ def locate(place: Path) -> Path | None:
         return place / FOLDER
     if (place / ARCHIVE).is_file():
         return place / ARCHIVE
-    folders = sorted(place.glob("[!.]*/")) if place.is_dir() else []
-    return next((folder for folder in folders if _holds_records(folder)), None)
+    return next(filter(_holds_records, sorted(place.glob("[!.]*/"))), None)
 
 
 def _holds_records(folder: Path) -> bool:
@@ -81,17 +80,9 @@ def read(place: str | Path) -> Dataset:
     train = [files[name] for name in sorted(files, key=lambda name: (len(name), name))]  # _2 before _10
     if test is None or not train:
         raise MbnpError(f"{path} has no {'data_batch*.bin' if not train else _TEST}")
-    images, labels = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
-    return Dataset(
-        name="cifar10" if classes == CLASSES else path.name,
-        source=str(path),
-        train=Split(images, labels),
-        test=Split(*test),
-        classes=classes,
-        mean=MEAN,
-        std=STD,
-        epochs=EPOCHS,
-    )
+    joined = Split(*(np.concatenate(arrays) for arrays in zip(*train, strict=True)))
+    name = "cifar10" if classes == CLASSES else path.name
+    return Dataset(name, str(path), joined, Split(*test), classes, MEAN, STD, EPOCHS)
 
 
 def _read_files(path: Path) -> dict[str, Any]:
@@ -106,7 +97,7 @@ def _read_files(path: Path) -> dict[str, Any]:
             files[name] = _class_names(content(), where)
         elif _RECORDS.fullmatch(name):
             files[name] = from_records(content(), where)
-        pickles = pickles or bool(_PICKLE.fullmatch(name))
+        pickles |= bool(_PICKLE.fullmatch(name))
     if pickles and not files.keys() - {_NAMES}:
         raise MbnpError(
             f"{path} is CIFAR-10 for Python, a pickle, which could run any program and is not opened: "
@@ -202,14 +193,13 @@ def subset(data: Dataset, folder: str | Path, train: int = 10_000, test: int = 2
         _TEST: _balanced(data.test, test, data.classes, rng),
         _NAMES: "".join(f"{name}\n" for name in data.classes).encode(),
     }
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
+        unfinished = Path(temporary, folder.name)
+        unfinished.mkdir()  # with the mode that any other folder gets
         for name, content in files.items():
             (unfinished / name).write_bytes(content)
         unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)  # there is none after the renaming
     return folder
 
 

@@ -79,12 +79,22 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
         with response:
             response.raise_for_status()
             _save(response, part, progress)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
         if isinstance(error, ValueError):  # requests' family of errors about the address itself
             raise MbnpError(f"{url!r} is not an http or https address") from None
+        if isinstance(error, requests.HTTPError) and error.response is not None:
+            reason = f"the server answers {error.response.status_code} {error.response.reason}"
+        elif isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+            reason = "the server does not answer"
+        elif isinstance(error, urllib3.exceptions.ProtocolError):
+            reason = "the connection broke off"
+        elif isinstance(error, ConnectionError):
+            reason = str(error)
+        else:
+            reason = f"no connection to the server ({type(error).__name__})"
         size = _size(part)
         kept = f"; {size:,} bytes are kept in {part}, try again to go on from there" if size else ""
-        raise ConnectionError(f"cannot download {url}: {_reason(error)}{kept}") from None
+        raise ConnectionError(f"cannot download {url}: {reason}{kept}") from None
 
 
 def _request(url: str, start: int) -> Any:
@@ -97,13 +107,11 @@ def _request(url: str, start: int) -> Any:
 
 
 def _save(response: Any, part: Path, progress: Progress) -> None:
-    import requests
-
     done = 0  # a server that knows no ranges sends everything from the start, with status 200
     if response.status_code == 206:
         start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         if start is None or int(start[1]) > _size(part):
-            raise requests.ConnectionError("the server sent other bytes than it was asked for")
+            raise ConnectionError("the server sent other bytes than it was asked for")
         done = int(start[1])
     remaining = response.raw.length_remaining
     total = None if remaining is None else done + remaining
@@ -116,17 +124,4 @@ def _save(response: Any, part: Path, progress: Progress) -> None:
             done += len(chunk)
             progress(done, total)
     if total is not None and done < total:
-        raise requests.ConnectionError("the connection broke off")
-
-
-def _reason(error: Exception) -> str:
-    import requests
-    import urllib3
-
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"the server answers {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
-        return "the server does not answer"
-    if isinstance(error, urllib3.exceptions.ProtocolError):
-        return "the connection broke off"
-    return f"no connection to the server ({type(error).__name__})"
+        raise ConnectionError("the connection broke off")

@@ -84,11 +84,7 @@ def square(u: Array, v: Array) -> Array:
 
 def star(u: Array, v: Array) -> Array:
     """The second largest distance to five lines: a point may lie outside one of them, in a tip."""
-    largest = second = np.full_like(u, -np.inf)
-    for d in _lines(u, v, 5, 0.4):
-        second = np.maximum(second, np.minimum(largest, d))
-        largest = np.maximum(largest, d)
-    return second
+    return np.sort(_lines(u, v, 5, 0.4), axis=0)[-2]
 
 
 def triangle(u: Array, v: Array) -> Array:
@@ -195,17 +191,6 @@ def _paint(rng: np.random.Generator, hue: Array, darkest: float, brightest: floa
     return first + (second - first) * texture[..., None]
 
 
-def _distance(labels: Array, u: Array, v: Array) -> Array:
-    d = np.empty_like(u)
-    for label, shape in enumerate(SHAPES.values()):
-        d[labels == label] = shape(u[labels == label], v[labels == label])
-    return d
-
-
-def _cover(canvas: Array, paint: Array, coverage: Array) -> None:
-    canvas += (paint - canvas) * coverage[..., None]
-
-
 def draw(labels: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Draw an image for each label; return images (n, S, S, 3) uint8 and masks (n, S, S), true on the object."""
     n = len(labels)
@@ -215,19 +200,23 @@ def draw(labels: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     radius = _uniform(rng, n, 9, 13.5)
     room = SIZE / 2 - 0.9 * radius  # so that most of the object lies inside the image
     x, y = _X - room * _uniform(rng, n, -1, 1), _Y - room * _uniform(rng, n, -1, 1)
-    u, v = _turn(x, y, _uniform(rng, n, -0.4, 0.4))
-    distance = radius * _distance(labels, u / radius, v / radius)  # in pixels
+    u, v = (a / radius for a in _turn(x, y, _uniform(rng, n, -0.4, 0.4)))
+    distance = np.empty_like(u)
+    for label, shape in enumerate(SHAPES.values()):
+        distance[labels == label] = shape(u[labels == label], v[labels == label])
+    distance *= radius  # in pixels from here on
     shadow = np.clip(1 - distance / 4, 0, 1) * _uniform(rng, n, -0.1, 0.45)
     canvas *= 1 - shadow[..., None]
     coverage = np.clip(0.5 - distance, 0, 1)
-    _cover(canvas, _paint(rng, hue + _uniform(rng, n, 0.25, 0.75), 0.6, 1), coverage)
+    paint = _paint(rng, hue + _uniform(rng, n, 0.25, 0.75), 0.6, 1)
+    canvas += (paint - canvas) * coverage[..., None]
 
     # A bar through a random point of the object. Where its half width is negative enough, none is seen.
     _, across = _turn(x, y, _uniform(rng, n, 0, 2 * math.pi))
     off = abs(across - radius * _uniform(rng, n, -0.8, 0.8))
     bar = np.clip(0.5 + _uniform(rng, n, -1.5, 2) - off, 0, 1)
     paint = _colour(_uniform(rng, n, 0, 1), _uniform(rng, n, 0, 0.9), _uniform(rng, n, 0.1, 1))
-    _cover(canvas, paint, bar)
+    canvas += (paint - canvas) * bar[..., None]
 
     along, _ = _random_axes(rng, n)
     light = (1 + along * _uniform(rng, n, 0, 0.025)) * _uniform(rng, n, 0.8, 1.15)
