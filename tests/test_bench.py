@@ -212,11 +212,11 @@ def test_the_matrix_products_are_the_networks():
 
 @pytest.mark.parametrize("by", ["run", "run_numpy"])
 def test_the_floor_computes_them(by):
-    alone = floor.Floor([(1001, 27, 40), (700, 40, 33)], backward=True, threads=1)
-    for layer in alone.layers:
+    layers = floor.allocate([(1001, 27, 40), (700, 40, 33)])
+    for layer in layers:
         layer.y[...] = layer.dx[...] = layer.dw[...] = np.nan
-    getattr(alone, by)()
-    for layer in alone.layers:
+    getattr(floor, by)(layers, backward=True)
+    for layer in layers:
         np.testing.assert_allclose(layer.y, layer.x @ layer.w, rtol=1e-3, atol=1e-4)
         if layer.dx.size:
             np.testing.assert_allclose(layer.dx, layer.dy @ layer.w.T, rtol=1e-3, atol=1e-4)
@@ -224,11 +224,11 @@ def test_the_floor_computes_them(by):
             np.testing.assert_allclose(layer.dw[0], layer.x.T @ layer.dy, rtol=1e-3, atol=1e-3)
         else:
             assert np.isfinite(layer.dw).all()
-    assert [layer.dx.size for layer in alone.layers] == [0, 700 * 40]
-    alone = floor.Floor([(1001, 27, 40)], backward=False, threads=1)
-    alone.layers[0].dw[...] = np.nan
-    getattr(alone, by)()
-    assert np.isnan(alone.layers[0].dw).all()
+    assert [layer.dx.size for layer in layers] == [0, 700 * 40]
+    (layer,) = floor.allocate([(1001, 27, 40)])
+    layer.dw[...] = np.nan
+    getattr(floor, by)([layer], backward=False)
+    assert np.isnan(layer.dw).all()
 
 
 def test_the_machine_is_measured_and_described(monkeypatch):

@@ -63,9 +63,7 @@ def layers(profile: Profile) -> str:
     told = [f"{name} {_ms(s)} ms ({_percent(s / profile.total)})" for name, s in around.items() if s]
     text = hang(f"{', '.join(told)}; all together {_ms(profile.total)} ms")
     kinds = []
-    for kind, (flops, seconds, _) in profile.shares().items():
-        rates = [rate for row in profile.rows if row.kind == kind for rate in row.rates]
-        rate = Rate(*map(sum, zip(*rates, strict=True)))
+    for kind, (flops, seconds, rate) in profile.shares().items():
         kinds.append([kind, _percent(flops), _percent(seconds), *_rate(rate)[1:], f"{rate.intensity:.1f}"])
     kinds_head = ["kind", "share of FLOPs", "of the time", "GFLOP/s", "GB/s", "FLOPs a byte"]
     return f"{table(head, lines, left=3)}\n{text}\n\n{table(kinds_head, kinds)}"
@@ -126,13 +124,8 @@ def standings(workload: Workload, results: Sequence[Result], memory: bool = Fals
         if ours and rivals:
             theirs, name = min(rivals)
             what, peer = (f"peak memory, {workload}", group) if memory else (str(workload), peer)
-            standing = {
-                "what": what,
-                "peer": peer,
-                "ours": ours,
-                "theirs": theirs,
-                "name": name.partition(", ")[2],
-            }
+            standing = {"what": what, "peer": peer, "ours": ours, "theirs": theirs}
+            standing["name"] = name.partition(", ")[2]
             found.append({**standing, "memory": memory, "ratio": theirs / ours})
     return found
 

@@ -1,6 +1,5 @@
 """A candidate in a process of its own, which answers requests through a pipe."""
 
-import gc
 import multiprocessing
 import os
 import sys
@@ -105,7 +104,7 @@ def _serve(connection: Connection, printed: Path, candidate: Candidate, workload
             name, *steps = connection.recv()
             if name == "run":
                 connection.send(
-                    timeit.repeat(candidate.run, "gc.enable()", repeat=steps[0], number=1, globals=globals())
+                    timeit.repeat(candidate.run, "import gc; gc.enable()", repeat=steps[0], number=1)
                 )
             elif name == "outputs":
                 connection.send(candidate.outputs())
