@@ -27,7 +27,7 @@ from mbnp.ops import softmax_cross_entropy as cross_entropy
 PEERS = {"readable": [], "torch": ["torch"], "onnxruntime": ["onnxruntime", "onnx", "torch"]}
 MBNP, READABLE, TORCH, ONNX = "mbnp", "mbnp readable", "PyTorch", "ONNX Runtime"
 MATMULS = "its matrix products alone"
-INSTALLED, TUNED = "as installed", "tuned"  # the allocator: worker.py says how
+INSTALLED, TUNED = "as installed", "tuned"  # the allocator: comparison.py says how
 
 Arrays = dict[str, np.ndarray]
 
