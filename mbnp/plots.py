@@ -45,8 +45,8 @@ def curves(history: Sequence["Record"], path: str | os.PathLike, title: str = ""
         axes.set(xlabel="epoch", xlim=(0.5, epochs[-1] + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axes.legend(frameon=False, loc="lower right" if axes is accuracy else "upper right")
-    highest = 1.05 * max(max(r.loss, r.test_loss) for r in history)
-    loss.set(ylabel="cross-entropy (nats)", ylim=(0, highest))
+    loss.set_ylim(0, 1.05 * max(max(r.loss, r.test_loss) for r in history))
+    loss.set_ylabel("cross-entropy (nats)")
     accuracy.set(ylabel="accuracy (%)", ylim=(0, 100))
     _save(figure, path)
 
@@ -101,8 +101,9 @@ def _roofs(axes: "Axes", peaks: "Peaks") -> None:
         at = 1.1 * max(left, axes.get_ylim()[0] / bandwidth)
         (x0, y0), (x1, y1) = axes.transData.transform([(at, at * bandwidth), (2 * at, 2 * at * bandwidth)])
         angle = math.degrees(math.atan2(y1 - y0, x1 - x0))
-        name, beside = f"{name}: {bandwidth:.0f} GB/s", (-2, 6) if bandwidth == fastest else (4, -14)
-        axes.annotate(name, (at, at * bandwidth), beside, rotation=angle, rotation_mode="anchor", **text)
+        # The name is written beside its slope, outside both.
+        name, outside = f"{name}: {bandwidth:.0f} GB/s", (-2, 6) if bandwidth == fastest else (4, -14)
+        axes.annotate(name, (at, at * bandwidth), outside, rotation=angle, rotation_mode="anchor", **text)
     axes.plot([peaks.gflops / fastest, right], [peaks.gflops] * 2, "-", **line)
     name = f"matrix product: {peaks.gflops:.0f} GFLOP/s"
     axes.annotate(name, (right, peaks.gflops), (-4, 5), ha="right", **text)

@@ -33,7 +33,6 @@ PATIENCE = 600.0  # seconds for an answer: torch.compile takes its time
 # glibc keeps freed memory instead of handing it back to the system and faulting it in again, page by page.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": 1 << 32, "MALLOC_TRIM_THRESHOLD_": 1 << 33, "MALLOC_TOP_PAD_": 1 << 28}
 
-Candidates = Iterable[Candidate]
 Say = Callable[[str], object]  # shows what is going on; str shows nothing
 
 
@@ -103,7 +102,7 @@ class Worker(AbstractContextManager["Worker"]):
         raise Died(f"no answer in {self.patience:g} seconds")
 
 
-def compare(workload: Workload, candidates: Candidates, rounds: int, say: Say = str) -> list[Result]:
+def compare(workload: Workload, candidates: Iterable[Candidate], rounds: int, say: Say = str) -> list[Result]:
     """Let every candidate compute, compare, and time those that agree: `rounds` turns each, in alternation."""
     results = [Result(candidate) for candidate in candidates]
     say("the reference")
@@ -131,7 +130,7 @@ def compare(workload: Workload, candidates: Candidates, rounds: int, say: Say = 
     return results
 
 
-def memory(workload: Workload, candidates: Candidates, say: Say = str) -> list[Result]:
+def memory(workload: Workload, candidates: Iterable[Candidate], say: Say = str) -> list[Result]:
     """Return the peak memory of a few steps of each candidate, one process after another."""
     results = []
     for candidate in candidates:
@@ -227,9 +226,8 @@ def _serve(connection: Connection, printed: Path, candidate: Candidate, workload
         while True:
             name, *steps = connection.recv()
             if name == "run":
-                connection.send(
-                    timeit.repeat(candidate.run, "import gc; gc.enable()", repeat=steps[0], number=1)
-                )
+                seconds = timeit.repeat(candidate.run, "import gc; gc.enable()", repeat=steps[0], number=1)
+                connection.send(seconds)
             elif name == "outputs":
                 connection.send(candidate.outputs())
             else:  # not getrusage's peak: that one begins with that of the process that started this one

@@ -48,6 +48,7 @@ def describe() -> dict[str, Any]:
         of = next((name for name in ("NumPy", "SciPy") if name.lower() in found["filepath"]), "")
         blas.append({"of": of, "library": found["internal_api"], "version": found["version"]})
         blas[-1]["kernel"] = found.get("architecture")
+    versions = {name: version(name) for name in PACKAGES if find_spec(name)}
     layer = "not chosen yet"
     with suppress(ValueError):  # before the first parallel kernel runs
         layer = numba.threading_layer()
@@ -57,10 +58,7 @@ def describe() -> dict[str, Any]:
         "threads": backend.get_num_threads(),
         "system": " ".join([platform.system(), platform.machine(), *filter(None, platform.libc_ver())]),
         "python": platform.python_version(),
-        "versions": {
-            "mbnp": mbnp.__version__,
-            **{name: version(name) for name in PACKAGES if find_spec(name)},
-        },
+        "versions": {"mbnp": mbnp.__version__, **versions},
         "blas": blas,
         "threading_layer": layer,
         "slowing": {name: os.environ[name] for name in SLOWING if name in os.environ},

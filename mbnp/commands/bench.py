@@ -89,11 +89,8 @@ class _Bench:
         print(report.header(described, self.peaks))
         settings = _chosen(workload, "model", "width_mult", "batch_size", "resolution", "threads")
         settings |= {"rounds": options.rounds, "engine": self.engine, "against": peers}
-        self.found: dict[str, Any] = {
-            "machine": described,
-            "peaks": self.peaks._asdict(),
-            "settings": settings,
-        }
+        self.found: dict[str, Any] = {"machine": described, "peaks": self.peaks._asdict()}
+        self.found["settings"] = settings
         self.title = f"{machine.processor()}, {workload.threads} thread{'s' if workload.threads > 1 else ''}"
 
     def layers(self) -> None:
@@ -122,17 +119,17 @@ class _Bench:
         for workload in compared:
             chosen = candidates.for_workload(workload, self.peers, options.readable, compiled)
             results = comparison.compare(workload, chosen, options.rounds, self.say)
+            everything += results
             print(f"\n{report.comparison(workload, results, options.rounds)}")
             self.found["comparisons"].append(_comparison_json(workload, results))
             standings += report.standings(workload, results)
-            everything += results
         if self.workload in compared:
             chosen = candidates.for_memory(self.workload, self.peers, options.readable)
             results = comparison.memory(self.workload, chosen, self.say)
+            everything += results
             print(f"\n{report.memory(self.workload, results)}")
             self.found["memory"] = _comparison_json(self.workload, results)
             standings += report.standings(self.workload, results, memory=True)
-            everything += results
         if standings:
             print(f"\n{report.standing(standings)}")
         self.found["standings"] = standings
