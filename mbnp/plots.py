@@ -32,29 +32,22 @@ KINDS = {
 
 def curves(history: Sequence["Record"], path: str | os.PathLike, title: str = "") -> None:
     """Draw loss and accuracy by epoch, training and test, from the records of `train.fit`."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     epochs = [record.epoch for record in history]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    figure, (loss, accuracy) = _figure(title, 4, 1, 2)
     for axes, training, test in (
         (loss, [r.loss for r in history], [r.test_loss for r in history]),
         (accuracy, [100 * r.accuracy for r in history], [100 * r.test_accuracy for r in history]),
     ):
         axes.plot(epochs, training, "o--", color=TRAINING, markersize=4, label="training (while it learns)")
         axes.plot(epochs, test, "s-", color=TEST, markersize=4, label="test (after the epoch)")
-        axes.set_xlabel("epoch")
-        axes.set_xlim(0.5, epochs[-1] + 0.5)
+        axes.set(xlabel="epoch", xlim=(0.5, epochs[-1] + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower right" if axes is accuracy else "upper right")
-    loss.set_ylabel("cross-entropy (nats)")
     loss.set_ylim(0, 1.05 * max(max(r.loss, r.test_loss) for r in history))
-    accuracy.set_ylabel("accuracy (%)")
-    accuracy.set_ylim(0, 100)
-    figure.suptitle(title)
+    loss.set_ylabel("cross-entropy (nats)")
+    accuracy.set(ylabel="accuracy (%)", ylim=(0, 100))
     _save(figure, path)
 
 
@@ -64,13 +57,10 @@ def roofline(profile: "Profile", peaks: "Peaks", path: str | os.PathLike, title:
     No layer can be higher than the matrix product, nor than its bytes allow. Williams, Waterman and Patterson,
     "Roofline: An Insightful Visual Performance Model", Communications of the ACM, 2009.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _figure(title, 7)
     points: list[tuple[float, float]] = []
-    for kind, (flops, seconds, count) in profile.shares().items():
-        if not count:  # pools, and BatchNorm and ReLU where they run by themselves
+    for kind, (flops, seconds, rate) in profile.shares().items():
+        if not rate.flops:  # pools, and BatchNorm and ReLU where they run by themselves
             continue
         colour, marker, name = KINDS[kind]
         rates = [row.rates for row in profile.rows if row.kind == kind and row.forward.flops]
@@ -84,29 +74,25 @@ def roofline(profile: "Profile", peaks: "Peaks", path: str | os.PathLike, title:
         points += forward + backward
     axes.plot([], [], "o", color="grey", label="filled: forward")
     axes.plot([], [], "o", color="grey", markerfacecolor="none", label="hollow: backward")
-    slopes = peaks.cache, peaks.memory
-    left, right = (
-        min(x for x, _ in points) / 2,
-        2 * max([peaks.gflops / min(slopes), *(x for x, _ in points)]),
-    )
-    axes.set(xscale="log", yscale="log", xlim=(left, right))
-    axes.set_ylim(min(y for _, y in points) / 2, 2.5 * max([peaks.gflops, *(y for _, y in points)]))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
-    axes.set_xlabel("FLOPs for each byte that a layer must at least move")
-    axes.set_ylabel("GFLOP/s")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    intensities, speeds = zip(*points, strict=True)
+    axes.set(xscale="log", yscale="log")
+    corner = peaks.gflops / min(peaks.cache, peaks.memory)
+    axes.set_xlim(min(intensities) / 2, 2 * max(corner, *intensities))
+    axes.set_ylim(min(speeds) / 2, 2.5 * max(peaks.gflops, *speeds))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="FLOPs for each byte that a layer must at least move", ylabel="GFLOP/s")
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     axes.set_title("Fewer FLOPs, so why is it not faster? Grey is what the machine can do", fontsize=11)
-    figure.suptitle(title)
     figure.draw_without_rendering()  # the layout decides how steep a slope is
-    _roofs(axes, peaks, left, right)
+    _roofs(axes, peaks)
     _save(figure, path)
 
 
-def _roofs(axes: "Axes", peaks: "Peaks", left: float, right: float) -> None:
+def _roofs(axes: "Axes", peaks: "Peaks") -> None:
     """Draw the limits: the matrix product, and a slope for each of cache and memory."""
+    left, right = axes.get_xlim()
+    fastest = max(peaks.cache, peaks.memory)
     line: dict[str, Any] = {"color": "grey", "linewidth": 1.2}
     text: dict[str, Any] = {"textcoords": "offset points", "color": "#404040", "fontsize": 9}
     for bandwidth, name, style in ((peaks.cache, "last cache", "-"), (peaks.memory, "memory", "--")):
@@ -115,22 +101,18 @@ def _roofs(axes: "Axes", peaks: "Peaks", left: float, right: float) -> None:
         at = 1.1 * max(left, axes.get_ylim()[0] / bandwidth)
         (x0, y0), (x1, y1) = axes.transData.transform([(at, at * bandwidth), (2 * at, 2 * at * bandwidth)])
         angle = math.degrees(math.atan2(y1 - y0, x1 - x0))
-        name = f"{name}: {bandwidth:.0f} GB/s"
-        beside = (
-            (-2, 6) if bandwidth == max(peaks.cache, peaks.memory) else (4, -14)
-        )  # the line, outside both
-        axes.annotate(name, (at, at * bandwidth), beside, rotation=angle, rotation_mode="anchor", **text)
-    axes.plot([peaks.gflops / max(peaks.cache, peaks.memory), right], [peaks.gflops] * 2, "-", **line)
+        # The name is written beside its slope, outside both.
+        name, outside = f"{name}: {bandwidth:.0f} GB/s", (-2, 6) if bandwidth == fastest else (4, -14)
+        axes.annotate(name, (at, at * bandwidth), outside, rotation=angle, rotation_mode="anchor", **text)
+    axes.plot([peaks.gflops / fastest, right], [peaks.gflops] * 2, "-", **line)
     name = f"matrix product: {peaks.gflops:.0f} GFLOP/s"
     axes.annotate(name, (right, peaks.gflops), (-4, 5), ha="right", **text)
 
 
 def scaling(sweeps: Sequence["Sweep"], path: str | os.PathLike, title: str = "") -> None:
     """Draw the time for one image of a training step and of an inference, a panel for each thing that was varied."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    for axes, sweep in zip(figure.subplots(2, 2).flat, sweeps, strict=True):
+    figure, panels = _figure(title, 7, 2, 2)
+    for axes, sweep in zip(panels, sweeps, strict=True):
         values = [point.value for point in sweep.points]
         for times, style, colour, label in (
             ([1e3 * p.training for p in sweep.points], "o--", TRAINING, "training step"),
@@ -145,14 +127,23 @@ def scaling(sweeps: Sequence["Sweep"], path: str | os.PathLike, title: str = "")
             axes.set_ylim(bottom=0)
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
-        axes.set_xlabel(sweep.name)
-        axes.set_ylabel("ms for one image")
+        axes.set(xlabel=sweep.name, ylabel="ms for one image")
         axes.set_title(sweep.fixed, fontsize=10)
+        axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _figure(title: str, height: float, rows: int = 1, columns: int = 1) -> "tuple[Figure, list[Axes]]":
+    """Return an empty figure, 10 inches wide, and its panels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, height), layout="constrained")
+    figure.suptitle(title)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    figure.suptitle(title)
-    _save(figure, path)
+    return figure, panels
 
 
 def _save(figure: "Figure", path: str | os.PathLike) -> None:

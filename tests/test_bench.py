@@ -16,7 +16,7 @@ from PIL import Image
 
 import mbnp
 from mbnp import backend, cli, cost, fused, plots
-from mbnp.bench import candidates, comparison, floor, machine, profile, report, scaling, worker, workload
+from mbnp.bench import candidates, comparison, floor, machine, profile, report, scaling, workload
 from mbnp.bench.candidates import INSTALLED, TUNED
 from mbnp.bench.comparison import Result
 from mbnp.bench.workload import Workload
@@ -212,11 +212,11 @@ def test_the_matrix_products_are_the_networks():
 
 @pytest.mark.parametrize("by", ["run", "run_numpy"])
 def test_the_floor_computes_them(by):
-    alone = floor.Floor([(1001, 27, 40), (700, 40, 33)], backward=True, threads=1)
-    for layer in alone.layers:
+    layers = floor.allocate([(1001, 27, 40), (700, 40, 33)])
+    for layer in layers:
         layer.y[...] = layer.dx[...] = layer.dw[...] = np.nan
-    getattr(alone, by)()
-    for layer in alone.layers:
+    getattr(floor, by)(layers, backward=True)
+    for layer in layers:
         np.testing.assert_allclose(layer.y, layer.x @ layer.w, rtol=1e-3, atol=1e-4)
         if layer.dx.size:
             np.testing.assert_allclose(layer.dx, layer.dy @ layer.w.T, rtol=1e-3, atol=1e-4)
@@ -224,11 +224,11 @@ def test_the_floor_computes_them(by):
             np.testing.assert_allclose(layer.dw[0], layer.x.T @ layer.dy, rtol=1e-3, atol=1e-3)
         else:
             assert np.isfinite(layer.dw).all()
-    assert [layer.dx.size for layer in alone.layers] == [0, 700 * 40]
-    alone = floor.Floor([(1001, 27, 40)], backward=False, threads=1)
-    alone.layers[0].dw[...] = np.nan
-    getattr(alone, by)()
-    assert np.isnan(alone.layers[0].dw).all()
+    assert [layer.dx.size for layer in layers] == [0, 700 * 40]
+    (layer,) = floor.allocate([(1001, 27, 40)])
+    layer.dw[...] = np.nan
+    getattr(floor, by)([layer], backward=False)
+    assert np.isnan(layer.dw).all()
 
 
 def test_the_machine_is_measured_and_described(monkeypatch):
@@ -312,7 +312,7 @@ def test_onnx_runtime_agrees():
 def test_pytorch_is_not_loaded_where_onnx_runtime_is_timed():
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    with worker.Worker(OnnxWithoutTorch("ONNX Runtime"), inference(SMALL)) as running:
+    with comparison.Worker(OnnxWithoutTorch("ONNX Runtime"), inference(SMALL)) as running:
         assert set(running.ask("outputs")) == {"logits"}
 
 
@@ -399,16 +399,16 @@ def test_without_a_reference_nothing_is_timed(monkeypatch):
 
 
 def test_a_worker_that_hangs_is_given_up():
-    with worker.Worker(fake(hangs=True), SMALL, patience=60) as running:
+    with comparison.Worker(fake(hangs=True), SMALL, patience=60) as running:
         assert running.ask("outputs") == {}
         running.patience = 0.2
-        with pytest.raises(worker.Died, match=r"no answer in 0.2 seconds"):
+        with pytest.raises(comparison.Died, match=r"no answer in 0.2 seconds"):
             running.ask("run", 1)
     assert running.process.exitcode is not None
 
 
 def test_a_worker_ends_with_its_context():
-    with worker.Worker(fake(), SMALL) as running:
+    with comparison.Worker(fake(), SMALL) as running:
         assert running.ask("outputs") == {}
     assert running.process.exitcode == 0
 
@@ -416,8 +416,8 @@ def test_a_worker_ends_with_its_context():
 def test_a_worker_does_not_run_the_script_that_started_it(tmp_path):
     script = tmp_path / "script.py"  # without `if __name__ == "__main__"`, as a lesson is
     script.write_text(
-        "print('once')\nfrom mbnp.bench import worker\nfrom tests import test_bench\n"
-        "with worker.Worker(test_bench.fake(), test_bench.SMALL) as running:\n"
+        "print('once')\nfrom mbnp.bench import comparison\nfrom tests import test_bench\n"
+        "with comparison.Worker(test_bench.fake(), test_bench.SMALL) as running:\n"
         "    print(len(running.ask('run', 2)), __name__)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -426,7 +426,7 @@ def test_a_worker_does_not_run_the_script_that_started_it(tmp_path):
 
 
 def test_peak_memory_counts_what_was_freed_but_not_what_was_imported():
-    if worker._memory("VmHWM") is None:
+    if comparison._memory("VmHWM") is None:
         pytest.skip("this system does not tell")
     (result,) = comparison.memory(SMALL, [fake(megabytes=80, imports=200)])
     assert 75e6 < result.bytes < 100e6
@@ -437,12 +437,12 @@ def test_environments_of_workers(monkeypatch):
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     before, main = dict(os.environ), sys.modules["__main__"]
-    with worker.environment(INSTALLED):
+    with comparison.environment(INSTALLED):
         installed = dict(os.environ)
-    with worker.environment(TUNED):
+    with comparison.environment(TUNED):
         tuned = dict(os.environ)
     assert "MALLOC_TOP_PAD_" not in installed
-    assert tuned["MALLOC_TOP_PAD_"] == str(worker.ALLOCATOR["MALLOC_TOP_PAD_"]) == "268435456"
+    assert tuned["MALLOC_TOP_PAD_"] == str(comparison.ALLOCATOR["MALLOC_TOP_PAD_"]) == "268435456"
     assert installed["OPENBLAS_CORETYPE"] == tuned["OPENBLAS_CORETYPE"] == "Haswell"  # the user's own
     assert installed["TORCHINDUCTOR_COMPILE_THREADS"] == tuned["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
     assert dict(os.environ) == before

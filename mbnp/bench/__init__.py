@@ -5,8 +5,7 @@ machine.py     what this machine is, and its two limits: operations and memory t
 profile.py     the time of every layer, measured on the real step
 floor.py       the matrix products of a step, and nothing else
 candidates.py  what is compared: mbnp, its matrix products alone, PyTorch, ONNX Runtime; torch_network.py for PyTorch
-worker.py      a candidate in a process of its own
-comparison.py  candidates in alternation, after their outputs were found to agree
+comparison.py  candidates in alternation, each in a process of its own, after their outputs were found to agree
 scaling.py     time for one image as batch, width, resolution and threads grow
 report.py      all of it as plain text
 """

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from mbnp import backend, fused, train, weights
 from mbnp.bench import floor
-from mbnp.bench.workload import LR, MOMENTUM, WEIGHT_DECAY, Workload, optimiser
+from mbnp.bench.workload import SGD_OPTIONS, Workload, optimiser
 from mbnp.errors import MbnpError, unknown
 from mbnp.network import Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
@@ -27,7 +27,7 @@ from mbnp.ops import softmax_cross_entropy as cross_entropy
 PEERS = {"readable": [], "torch": ["torch"], "onnxruntime": ["onnxruntime", "onnx", "torch"]}
 MBNP, READABLE, TORCH, ONNX = "mbnp", "mbnp readable", "PyTorch", "ONNX Runtime"
 MATMULS = "its matrix products alone"
-INSTALLED, TUNED = "as installed", "tuned"  # the allocator: worker.py says how
+INSTALLED, TUNED = "as installed", "tuned"  # the allocator: comparison.py says how
 
 Arrays = dict[str, np.ndarray]
 
@@ -88,7 +88,7 @@ def check_peers(names: Sequence[str]) -> None:
 def for_workload(workload: Workload, peers: Sequence[str], readable: bool, compiled: bool) -> list[Candidate]:
     """Return mbnp (its reference network, if `readable`), its matrix products, and the peers that are asked for."""
     found: list[Candidate] = [Mbnp(MBNP, "readable" if readable else "fused")]
-    found += [Matmuls(MATMULS, "kernel"), Matmuls("the same by NumPy's threads", "numpy")]
+    found += [Matmuls(MATMULS, floor.run), Matmuls("the same by NumPy's threads", floor.run_numpy)]
     if "readable" in peers and not readable:
         found.append(Mbnp(READABLE, "readable"))
     allocators = [INSTALLED, TUNED] if platform.libc_ver()[0] == "glibc" else [INSTALLED]
@@ -152,18 +152,16 @@ class Reference(Mbnp):
 
 
 class Matmuls(Candidate):
-    """The network's matrix products. option: "kernel", as the fast engine runs them, or "numpy"."""
+    """The network's matrix products. option: floor.run, as the fast engine runs them, or floor.run_numpy."""
 
     def build(self) -> None:
         work = self.workload
-        found = floor.matmuls(work.network(), work.shape, work.batch_size)
-        alone = floor.Floor(found.values(), work.work == "training", work.threads)
-        self.multiply = alone.run if self.option == "kernel" else alone.run_numpy
-        if self.option == "numpy":
-            threadpool_limits(work.threads, user_api="blas")  # for as long as this process lives
+        backend.set_num_threads(work.threads)
+        threadpool_limits(work.threads, user_api="blas")  # for as long as this process lives
+        self.layers = floor.allocate(floor.matmuls(work.network(), work.shape, work.batch_size).values())
 
     def run(self) -> None:
-        self.multiply()
+        self.option(self.layers, backward=self.workload.work == "training")
 
     def outputs(self) -> Arrays:
         return {}
@@ -194,9 +192,7 @@ class Torch(Candidate):
         module: Any = torch_network(self.net)
         del self.net
         self.module = module.to(memory_format=layout).train(self.workload.work == "training")
-        self.optimiser = torch.optim.SGD(
-            self.module.parameters(), LR, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
-        )
+        self.optimiser = torch.optim.SGD(self.module.parameters(), **SGD_OPTIONS)
         self.compute = self.module
         if self.option == "torch.compile":
             # Static shapes: it is compared and timed on batches of different size where memory is short.
@@ -224,12 +220,10 @@ class Torch(Candidate):
         loss.backward()
         # Into our layouts by from_torch, in a network that is used for nothing else.
         net = self.workload.network(np.float64)
-        weights.from_torch(
-            net, weights.to_torch(net) | {name: p.grad for name, p in module.named_parameters()}
-        )
+        grads = {name: p.grad for name, p in module.named_parameters()}
+        weights.from_torch(net, weights.to_torch(net) | grads)
         module.zero_grad()
-        grads = {f"grad.{name}": p.value for name, p in net.parameters().items()}
-        return {"loss": loss.detach().numpy(), **grads}
+        return {"loss": loss.detach().numpy()} | {f"grad.{n}": p.value for n, p in net.parameters().items()}
 
 
 class OnnxRuntime(Candidate):

@@ -7,9 +7,8 @@ them (the engine's inference multiplies large weights by panels, a little faster
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-import numba
 import numpy as np
 from numba import prange
 
@@ -20,7 +19,6 @@ from mbnp.network import Network
 # Floats and rows of a tile that stays in the cache, partial dW, and the multiplications that OpenBLAS does without
 # packing its operands: the fastest for these kernels. They are not the engine's: the floor stays when that changes.
 TILE, PIXELS, CHUNKS, SMALL = 1 << 15, 128, 8, 10**6
-
 
 Matmul = tuple[int, int, int]  # P, C and D of y (P, D) = x (P, C) @ w (C, D)
 
@@ -60,36 +58,35 @@ class Arrays:
         self.tile = min(small if small >= 12 else max(TILE // max(c, d), PIXELS), -(-pixels // 2))
         self.chunk = -(-math.ceil(pixels / self.tile) // CHUNKS) * self.tile
         rng = np.random.default_rng(0)
-        self.x, self.w, self.dy = (
-            rng.standard_normal(shape, np.float32) for shape in ((pixels, c), (c, d), (pixels, d))
-        )
+        shapes = (pixels, c), (c, d), (pixels, d)
+        self.x, self.w, self.dy = (rng.standard_normal(shape, np.float32) for shape in shapes)
         self.w_t = np.ascontiguousarray(self.w.T)
         self.y, self.dx = np.empty((pixels, d), np.float32), np.empty((0 if first else pixels, c), np.float32)
         self.dw = np.empty((-(-pixels // self.chunk), c, d), np.float32)
 
 
-class Floor:
-    """All matrix products of a network, ready to run. `backward`: those of a training step."""
+def allocate(matmuls: Iterable[Matmul]) -> list[Arrays]:
+    """Return the arrays of a network's matrix products, for `run` and `run_numpy`."""
+    return [Arrays(*matmul, first=i == 0) for i, matmul in enumerate(matmuls)]
 
-    def __init__(self, matmuls: Iterable[Matmul], backward: bool, threads: int) -> None:
-        self.layers = [Arrays(*matmul, first=i == 0) for i, matmul in enumerate(matmuls)]
-        self.back = self.layers[::-1] if backward else []
-        self.threads = threads
 
-    def run(self) -> None:
-        """Multiply as the fast engine does: one-threaded products inside prange, over tiles that stay in cache."""
-        numba.set_num_threads(self.threads)
-        with backend.one_blas_thread():
-            for a in self.layers:
-                multiply(a.x, a.w, a.tile, a.y)
-            for a in self.back:
-                multiply_backward(a.x, a.dy, a.w_t, a.tile, a.chunk, a.dx, a.dw)
+def run(layers: Sequence[Arrays], backward: bool) -> None:
+    """Multiply as the fast engine does: one-threaded products inside prange, over tiles that stay in cache.
 
-    def run_numpy(self) -> None:
-        """Multiply as NumPy does: every product whole, on the threads of its own BLAS."""
-        for a in self.layers:
-            np.matmul(a.x, a.w, out=a.y)
-        for a in self.back:
-            np.matmul(a.x.T, a.dy, out=a.dw[0])
-            if a.dx.size:
-                np.matmul(a.dy, a.w.T, out=a.dx)
+    `backward`: all matrix products of a training step, not only those of forward.
+    """
+    with backend.one_blas_thread():
+        for a in layers:
+            multiply(a.x, a.w, a.tile, a.y)
+        for a in reversed(layers) if backward else ():
+            multiply_backward(a.x, a.dy, a.w_t, a.tile, a.chunk, a.dx, a.dw)
+
+
+def run_numpy(layers: Sequence[Arrays], backward: bool) -> None:
+    """Multiply as NumPy does: every matrix product whole, on the threads of its own BLAS."""
+    for a in layers:
+        np.matmul(a.x, a.w, out=a.y)
+    for a in reversed(layers) if backward else ():
+        np.matmul(a.x.T, a.dy, out=a.dw[0])
+        if a.dx.size:
+            np.matmul(a.dy, a.w.T, out=a.dx)

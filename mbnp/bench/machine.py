@@ -46,10 +46,9 @@ def describe() -> dict[str, Any]:
     blas = []
     for found in libraries:
         of = next((name for name in ("NumPy", "SciPy") if name.lower() in found["filepath"]), "")
-        kernel = found.get("architecture")
-        blas.append(
-            {"of": of, "library": found["internal_api"], "version": found["version"], "kernel": kernel}
-        )
+        blas.append({"of": of, "library": found["internal_api"], "version": found["version"]})
+        blas[-1]["kernel"] = found.get("architecture")
+    versions = {name: version(name) for name in PACKAGES if find_spec(name)}
     layer = "not chosen yet"
     with suppress(ValueError):  # before the first parallel kernel runs
         layer = numba.threading_layer()
@@ -59,8 +58,7 @@ def describe() -> dict[str, Any]:
         "threads": backend.get_num_threads(),
         "system": " ".join([platform.system(), platform.machine(), *filter(None, platform.libc_ver())]),
         "python": platform.python_version(),
-        "versions": {"mbnp": mbnp.__version__}
-        | {name: version(name) for name in PACKAGES if find_spec(name)},
+        "versions": {"mbnp": mbnp.__version__, **versions},
         "blas": blas,
         "threading_layer": layer,
         "slowing": {name: os.environ[name] for name in SLOWING if name in os.environ},
@@ -69,21 +67,17 @@ def describe() -> dict[str, Any]:
 
 def processor() -> str:
     """Return the processor's name, as the system tells it."""
-    with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if found:
-            return found[1].strip()
+    with suppress(OSError, IndexError):
+        return re.findall(r"^model name\s*:(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].strip()
     return platform.processor() or platform.machine()
 
 
 def last_cache_bytes() -> int:
     """Return the size of the last cache, as the system tells it."""
-    sizes = {0: CACHE}
-    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        with suppress(OSError, ValueError):
-            kilobytes = (index / "size").read_text().strip().rstrip("K")
-            sizes[int((index / "level").read_text())] = int(kilobytes) << 10
-    return sizes[max(sizes)]
+    with suppress(OSError, ValueError):  # the last one is the largest
+        sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+        return max(int(size.read_text().strip().rstrip("K")) << 10 for size in sizes)
+    return CACHE
 
 
 @jit(parallel=True)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mbnp import cost, train
 from mbnp.bench.workload import Workload, optimiser
-from mbnp.fused import FusedNetwork
+from mbnp.fused.network import FusedNetwork, layer_step
 from mbnp.network import Network
 
 KINDS = {"Depthwise": "depthwise", "Pointwise": "pointwise", "Conv": "standard"}
@@ -75,15 +75,14 @@ class Profile(NamedTuple):
         """Seconds of all together: shares of it add up to 1, which shares of the whole step's median would not."""
         return sum(row.seconds for row in self.rows) + self.optimiser + self.rest
 
-    def shares(self) -> dict[str, tuple[float, float, int]]:
-        """Return each kind's share of all FLOPs, its share of the step's time, and its FLOPs; most FLOPs first."""
-        found: dict[str, list] = {row.kind: [0, 0.0] for row in self.rows}
+    def shares(self) -> dict[str, tuple[float, float, Rate]]:
+        """Return each kind's share of all FLOPs and of the step's time, and its rows added up; most FLOPs first."""
+        found = {row.kind: Rate(0.0, 0, 0) for row in self.rows}
         for row in self.rows:
-            found[row.kind][0] += sum(rate.flops for rate in row.rates)
-            found[row.kind][1] += row.seconds
-        total = sum(flops for flops, _ in found.values()) or 1
-        ordered = sorted(found.items(), key=lambda item: -item[1][0])
-        return {kind: (flops / total, seconds / self.total, flops) for kind, (flops, seconds) in ordered}
+            found[row.kind] = Rate(*map(sum, zip(found[row.kind], *row.rates, strict=True)))
+        total = sum(rate.flops for rate in found.values()) or 1
+        ordered = sorted(found.items(), key=lambda item: -item[1].flops)
+        return {kind: (rate.flops / total, rate.seconds / self.total, rate) for kind, rate in ordered}
 
 
 def measure(net: Network, workload: Workload, steps: int) -> Profile:
@@ -95,12 +94,11 @@ def measure(net: Network, workload: Workload, steps: int) -> Profile:
         return train.step(net, opt, x, y) if training else net.forward(x)
 
     run()  # compiles
-    net_steps: Sequence[tuple[tuple[str, ...], Calls, Calls]]
     if isinstance(net, FusedNetwork):
         net_steps = net.steps(x.shape, training)
     else:
-        net_steps = [((name,), [(layer, "forward")], [(layer, "backward")]) for name, layer in net.leaves()]
-    calls: dict[Any, Calls] = {"optimiser": [(opt, "step"), (opt, "zero_grad")]}
+        net_steps = [layer_step([name], layer, training) for name, layer in net.leaves()]
+    calls: dict[Any, Calls] = {"optimiser": ((opt, "step"), (opt, "zero_grad"))}
     for layers, forward, backward in net_steps:
         calls[layers, "forward"], calls[layers, "backward"] = forward, backward
     spent: dict[Any, float] = defaultdict(float)  # seconds within the methods of each key

@@ -23,7 +23,6 @@ RIVALS = (
     ("matrix products alone", MATMULS, (INSTALLED,)),
 )
 
-
 Standing = dict[str, Any]  # mbnp and the best configuration of a rival in one comparison: see `standings`
 
 
@@ -63,9 +62,7 @@ def layers(profile: Profile) -> str:
     told = [f"{name} {_ms(s)} ms ({_percent(s / profile.total)})" for name, s in around.items() if s]
     text = hang(f"{', '.join(told)}; all together {_ms(profile.total)} ms")
     kinds = []
-    for kind, (flops, seconds, _) in profile.shares().items():
-        rates = [rate for row in profile.rows if row.kind == kind for rate in row.rates]
-        rate = Rate(*map(sum, zip(*rates, strict=True)))
+    for kind, (flops, seconds, rate) in profile.shares().items():
         kinds.append([kind, _percent(flops), _percent(seconds), *_rate(rate)[1:], f"{rate.intensity:.1f}"])
     kinds_head = ["kind", "share of FLOPs", "of the time", "GFLOP/s", "GB/s", "FLOPs a byte"]
     return f"{table(head, lines, left=3)}\n{text}\n\n{table(kinds_head, kinds)}"
@@ -102,13 +99,12 @@ def memory(workload: Workload, results: Sequence[Result]) -> str:
     """Return the peak memory of each candidate."""
     measured = [r for r in results if r.refused is None]
     lines = [[r.candidate.name, _mb(r.bytes) if r.bytes else "not told by this system"] for r in measured]
-    intro = [f"Peak memory of a {workload}:", "resident set above what imports took, allocator as installed"]
-    return "\n".join([*intro, table(["", "peak"], lines), *_refused(results)])
+    intro = f"Peak memory of a {workload}:\nresident set above what imports took, allocator as installed"
+    return "\n".join([intro, table(["", "peak"], lines), *_refused(results)])
 
 
 def _refused(results: Sequence[Result]) -> list[str]:
-    told = [f"{r.candidate.name} ({r.candidate.allocator}): {r.refused}" for r in results if r.refused]
-    return [hang(text) for text in told]
+    return [hang(f"{r.candidate.name} ({r.candidate.allocator}): {r.refused}") for r in results if r.refused]
 
 
 def standings(workload: Workload, results: Sequence[Result], memory: bool = False) -> list[Standing]:
@@ -117,6 +113,7 @@ def standings(workload: Workload, results: Sequence[Result], memory: bool = Fals
     what, peer: the comparison and the rival; ours, theirs: seconds, or bytes of memory; ratio: theirs to ours;
     name: their best configuration
     """
+    what = f"peak memory, {workload}" if memory else str(workload)
     values = [(r.bytes if memory else r.median, r.candidate) for r in results if r.refused is None]
     known = [(value, candidate) for value, candidate in values if value]
     ours = next((value for value, candidate in known if candidate.group == MBNP), None)
@@ -125,15 +122,9 @@ def standings(workload: Workload, results: Sequence[Result], memory: bool = Fals
         rivals = [(v, c.name) for v, c in known if c.group == group and c.allocator in allocators]
         if ours and rivals:
             theirs, name = min(rivals)
-            what, peer = (f"peak memory, {workload}", group) if memory else (str(workload), peer)
-            standing = {
-                "what": what,
-                "peer": peer,
-                "ours": ours,
-                "theirs": theirs,
-                "name": name.partition(", ")[2],
-            }
-            found.append({**standing, "memory": memory, "ratio": theirs / ours})
+            standing = {"what": what, "peer": group if memory else peer, "ours": ours, "theirs": theirs}
+            more = {"name": name.partition(", ")[2], "memory": memory, "ratio": theirs / ours}
+            found.append({**standing, **more})
     return found
 
 

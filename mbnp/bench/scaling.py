@@ -1,15 +1,17 @@
 """How the cost grows: time for one image over batch size, width, resolution and threads, one of them at a time."""
 
+import itertools
 import math
 import statistics
 import timeit
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 from mbnp import backend
 from mbnp.bench.candidates import Mbnp
+from mbnp.bench.comparison import Say
 from mbnp.bench.workload import Workload
 from mbnp.errors import MbnpError
 
@@ -36,9 +38,7 @@ class Sweep(NamedTuple):
     points: list[Point]
 
 
-def sweeps(
-    base: Workload, rounds: int, engine: str = "fused", say: Callable[[str], object] = lambda line: None
-) -> list[Sweep]:
+def sweeps(base: Workload, rounds: int, engine: str = "fused", say: Say = str) -> list[Sweep]:
     """Vary the batch size, width and threads of `base`, and the resolution of mobilenet-v1."""
     large = replace(base, model=RESOLUTION_MODEL, batch_size=RESOLUTION_BATCH)
     size = f"{base.resolution} x {base.resolution}"
@@ -65,30 +65,28 @@ def thread_counts(most: int) -> list[int]:
 
 def per_image(workloads: list[Workload], rounds: int, engine: str) -> list[tuple[float, float]]:
     """Return the median seconds for one image of a training step and of an inference, in alternating turns."""
-    runs: list[tuple[Workload, Callable[[], object], list[float]]] = []
+    runs: list[tuple[Workload, Callable[[], object]]] = []
     for workload in workloads:
         ours = Mbnp("mbnp", engine)
         ours.prepare(workload)
         ours.build()  # one network for both: two would not fit in memory as easily
-        runs += [(workload, ours.run, []), (workload, partial(ours.net.forward, ours.x), [])]
-    for turn in range(rounds + 1):
-        for workload, run, kept in runs:
-            backend.set_num_threads(workload.threads)
-            laps = _turn(run)
-            kept += laps if turn else []  # the first turn compiles, and touches the memory
-    times = [statistics.median(kept) / workload.batch_size for workload, _, kept in runs]
+        runs += [(workload, ours.run), (workload, ours.infer)]
+    turns = [[_turn(*run) for run in runs] for _ in range(rounds + 1)]
+    kept = zip(*turns[1:], strict=True)  # the first turn compiles, and touches the memory
+    medians = [statistics.median(itertools.chain(*laps)) for laps in kept]
+    times = [median / workload.batch_size for median, (workload, _) in zip(medians, runs, strict=True)]
     return list(zip(times[::2], times[1::2], strict=True))
 
 
-def _turn(run: Callable[[], object]) -> list[float]:
+def _turn(workload: Workload, run: Callable[[], object]) -> list[float]:
     """Return the time of each of at least three calls; NaN where the network cannot do it."""
+    backend.set_num_threads(workload.threads)
     laps: list[float] = []
-    try:
+    with suppress(MbnpError):
         while len(laps) < 3 or sum(laps) < TURN:
             laps.append(timeit.timeit(run, number=1))
-    except MbnpError:
-        return [math.nan]
-    return laps
+        return laps
+    return [math.nan]
 
 
 def worst_above_minimum(sweep: Sweep, first: float, last: float) -> tuple[float, float]:

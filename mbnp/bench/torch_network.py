@@ -28,19 +28,12 @@ class _Leaf(nn.Module):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
-        self.kind, self.compute = type(layer), layer.torch(F)
-        self.names = list(layer.variables())
+        self.kind, self.compute, self.names = type(layer), layer.torch(F), list(layer.variables())
         for name, variable in layer.variables().items():
-            array = (
-                layouts.convert(variable.value, self.kind, "mbnp", "torch")
-                if name == "weight"
-                else variable.value
-            )
-            tensor = torch.from_numpy(array.copy())
-            if isinstance(variable, Parameter):
-                self.register_parameter(name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor)
+            array, holder = variable.value, nn.Parameter if isinstance(variable, Parameter) else nn.Buffer
+            if name == "weight":
+                array = layouts.convert(array, self.kind, "mbnp", "torch")
+            setattr(self, name, holder(torch.from_numpy(array.copy())))
 
     def forward(self, x: Any) -> Any:
         return self.compute(x, self.training, **{name: getattr(self, name) for name in self.names})

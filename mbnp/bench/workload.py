@@ -12,10 +12,9 @@ from mbnp.layers import BatchNorm
 from mbnp.network import Network
 from mbnp.optim import SGD
 
-COMPARED_FLOATS = (
-    1 << 27
-)  # activations, at most, when a training step's outputs are compared: 1 GB in float64
-LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
+# Activations, at most, when a training step's outputs are compared: 1 GB in float64.
+COMPARED_FLOATS = 1 << 27
+SGD_OPTIONS: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Workload:
 
 def optimiser(net: Network) -> SGD:
     """Return the optimiser of a training step."""
-    return SGD(net.parameters(), LR, MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
+    return SGD(net.parameters(), **SGD_OPTIONS)
 
 
 def vary(net: Network, seed: int = 1) -> Network:

@@ -4,8 +4,7 @@ import json
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ def run(options: Namespace) -> int:
             raise FileNotFoundError(f"no folder for {path}: make it first")
     workload = _workload(options)
     compared = _compared(workload, options)
-    with _progress() as say:
-        bench = _Bench(options, workload, peers, say)
+    with Console(stderr=True).status("") as status:  # what is going on, if stderr is a terminal
+        bench = _Bench(options, workload, peers, status.update)
         if options.scaling:
             bench.scaling()
             good = True
@@ -88,14 +87,10 @@ class _Bench:
             self.peaks = machine.measure(workload.threads)
         described = machine.describe()
         print(report.header(described, self.peaks))
-        fields = ("model", "width_mult", "batch_size", "resolution", "threads")
-        settings = {name: getattr(workload, name) for name in fields}
+        settings = _chosen(workload, "model", "width_mult", "batch_size", "resolution", "threads")
         settings |= {"rounds": options.rounds, "engine": self.engine, "against": peers}
-        self.found: dict[str, Any] = {
-            "machine": described,
-            "peaks": self.peaks._asdict(),
-            "settings": settings,
-        }
+        self.found: dict[str, Any] = {"machine": described, "peaks": self.peaks._asdict()}
+        self.found["settings"] = settings
         self.title = f"{machine.processor()}, {workload.threads} thread{'s' if workload.threads > 1 else ''}"
 
     def layers(self) -> None:
@@ -114,40 +109,40 @@ class _Bench:
 
     def comparisons(self, compared: list[Workload]) -> bool:
         """Return whether mbnp itself was timed to the end everywhere."""
-        options, mine, standings = self.options, [], []
+        options, everything, standings = self.options, [], []
         compiled = "torch" in self.peers and not options.no_compile
         if compiled and not shutil.which(os.environ.get("CXX", "g++")):
             compiled = False
             print("\ntorch.compile is left out: it needs a C++ compiler, and there is none.")
         print(f"\n{report.agreement()}")
         self.found["comparisons"] = []
-        plan = [(workload, False) for workload in compared]
-        for workload, memory in [*plan, *([(self.workload, True)] if self.workload in compared else [])]:
-            if memory:
-                chosen = candidates.for_memory(workload, self.peers, options.readable)
-                results = comparison.memory(workload, chosen, self.say)
-                print(f"\n{report.memory(workload, results)}")
-                self.found["memory"] = _comparison_json(workload, results)
-            else:
-                chosen = candidates.for_workload(workload, self.peers, options.readable, compiled)
-                results = comparison.compare(workload, chosen, options.rounds, self.say)
-                print(f"\n{report.comparison(workload, results, options.rounds)}")
-                self.found["comparisons"].append(_comparison_json(workload, results))
-            standings += report.standings(workload, results, memory)
-            mine += [result for result in results if result.candidate.group == candidates.MBNP]
+        for workload in compared:
+            chosen = candidates.for_workload(workload, self.peers, options.readable, compiled)
+            results = comparison.compare(workload, chosen, options.rounds, self.say)
+            everything += results
+            print(f"\n{report.comparison(workload, results, options.rounds)}")
+            self.found["comparisons"].append(_comparison_json(workload, results))
+            standings += report.standings(workload, results)
+        if self.workload in compared:
+            chosen = candidates.for_memory(self.workload, self.peers, options.readable)
+            results = comparison.memory(self.workload, chosen, self.say)
+            everything += results
+            print(f"\n{report.memory(self.workload, results)}")
+            self.found["memory"] = _comparison_json(self.workload, results)
+            standings += report.standings(self.workload, results, memory=True)
         if standings:
             print(f"\n{report.standing(standings)}")
         self.found["standings"] = standings
-        return not any(result.refused for result in mine)
+        return not any(result.refused for result in everything if result.candidate.group == candidates.MBNP)
 
     def scaling(self) -> None:
         with common.announced(print):
             sweeps = scaling.sweeps(self.workload, self.options.rounds, self.engine, self.say)
         print(f"\n{report.scaling(sweeps)}")
-        self.found["scaling"] = []
-        for sweep in sweeps:
-            points = [point._asdict() for point in sweep.points]
-            self.found["scaling"].append({"varied": sweep.name, "fixed": sweep.fixed, "points": points})
+        self.found["scaling"] = [
+            {"varied": name, "fixed": fixed, "points": [point._asdict() for point in points]}
+            for name, fixed, points in sweeps
+        ]
         if self.options.out:
             plots.scaling(sweeps, self.options.out, self.title)
 
@@ -166,25 +161,20 @@ def _layers_json(measured: profile.Profile) -> dict[str, Any]:
 def _comparison_json(workload: Workload, results: list[comparison.Result]) -> dict[str, Any]:
     entries = []
     for r in results:
-        entry: dict[str, Any] = {name: getattr(r.candidate, name) for name in ("name", "allocator")}
-        entry["refused"] = r.refused
+        entry = {**_chosen(r.candidate, "name", "allocator"), "refused": r.refused}
         if r.seconds and r.refused is None:
             entry |= {"median": r.median, "quartiles": list(r.quartiles), "steps": len(r.seconds)}
         if r.bytes is not None:
             entry["bytes"] = r.bytes
         entries.append(entry)
-    fields = {name: getattr(workload, name) for name in ("work", "model", "batch_size", "resolution")}
     # "contenders" is what files written so far call the candidates.
+    fields = _chosen(workload, "work", "model", "batch_size", "resolution")
     return {"what": str(workload), **fields, "contenders": entries}
+
+
+def _chosen(owner: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(owner, name) for name in names}
 
 
 def _names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Show what is going on within the block, on stderr where that is a terminal; it leaves no trace."""
-    console = Console(stderr=True)
-    with console.status("") if console.is_terminal else nullcontext() as status:
-        yield status.update if status else lambda line: None

@@ -103,33 +103,28 @@ class FusedNetwork(Network):
         until two other shapes were passed or a layer was frozen: `mbnp bench` times their methods in place.
         """
         if backend.current() != "numba":
-            return [_layer_step(name, layer, train) for name, layer in self.reference.leaves()]
-        named_tail = split(self.reference)[1]
-        names = [name for name, _ in self.reference.flat()]
-        chain = len(names) - len(named_tail)
-        starts = [*(names.index(triple.name) for triple in self._triples), chain]
-        fused = iter([tuple(names[first:last]) for first, last in itertools.pairwise(starts)])
+            return [layer_step([name], layer, train) for name, layer in self.reference.leaves()]
+        inference, plan = self._inference, None
         if train:
             with backend.one_blas_thread():
                 plan, _ = self._pass_frozen(np.zeros(shape, self.dtype))
-            inference, complete = self._frozen, plan is not None and plan.complete
-        else:
-            plan, inference = None, self._inference
-            complete = inference is not None and inference.head(inference.output_shape(shape)) is not None
-        found = []
-        for block in inference.blocks if inference else []:
-            computed = itertools.chain.from_iterable(itertools.islice(fused, len(block.triples)))
-            found.append(Step(tuple(computed), ((block, "run"),)))
-        for stage, layers in zip(plan.stages if plan else [], fused, strict=True):
+            inference = self._frozen
+        blocks = inference.blocks if inference else []
+        calls: list[tuple] = [(block.triples[0].conv, _calls(block, "run")) for block in blocks]
+        for stage in plan.stages if plan else []:
             forward, backward = ("forward", "normalise"), ("finish_gradient", "backward")
-            found.append(Step(layers, _calls(stage, *forward), _calls(stage, *backward)))
-        if not complete:
-            return found + _tail_steps(named_tail, self._tail, train)
-        if plan:  # in inference the head is a kernel's call without an object
-            found.append(
-                Step(tuple(names[chain:]), _calls(plan.end, "forward"), _calls(plan.end, "backward"))
-            )
-        return found
+            calls.append((stage.conv, _calls(stage, *forward), _calls(stage, *backward)))
+        names, layers = zip(*self.reference.flat(), strict=True)
+        named_tail = split(self.reference)[1]
+        starts = [*(layers.index(conv) for conv, *_ in calls), len(names) - len(named_tail)]
+        spans = itertools.pairwise(starts)
+        found = [Step(names[first:last], *call[1:]) for call, (first, last) in zip(calls, spans, strict=True)]
+        if plan and plan.complete:
+            end = plan.end
+            return [*found, Step(names[starts[-1] :], _calls(end, "forward"), _calls(end, "backward"))]
+        if inference and not train and inference.head(inference.output_shape(shape)) is not None:
+            return found  # the head is a kernel's call without an object
+        return found + _tail_steps(named_tail, self._tail, train)
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         """Logits (N, classes) of normalised images x (N, H, W, 3). The array is the caller's to keep."""
@@ -193,25 +188,23 @@ def _calls(owner: Any, *methods: str) -> tuple[tuple[Any, str], ...]:
     return tuple((owner, method) for method in methods)
 
 
-def _layer_step(name: str, layer: Layer, train: bool) -> Step:
+def layer_step(names: Iterable[str], layer: Layer, train: bool) -> Step:
+    """Return the step of one layer that runs by itself."""
     backward = "backward_both" if isinstance(layer, Normalise) else "backward"
-    return Step((name,), _calls(layer, "forward"), _calls(layer, backward) if train else ())
+    return Step(tuple(names), _calls(layer, "forward"), _calls(layer, backward) if train else ())
 
 
 def _tail_steps(named_tail: list[tuple[str, Layer]], tail: list[Layer], train: bool) -> list[Step]:
     """Return a step for each layer that runs after the chain, by the names of the layers it stands for."""
-    steps: list[Step] = []
-    normalised = 0  # the last step that is a Normalise: it computes the ReLU that has no step of its own
     running = list(_running(tail))
-    for name, layer in itertools.chain.from_iterable(layer.leaves(name) for name, layer in named_tail):
+    names: dict[Layer, list[str]] = {}
+    for name, layer in Sequential(dict(named_tail)).leaves():
         runs = running[0] if running else None
-        if type(runs) is type(layer) or (isinstance(runs, Normalise) and runs.bn is layer):
-            normalised = len(steps) if isinstance(runs, Normalise) else normalised
-            steps.append(_layer_step(name, running.pop(0), train))
-        else:
-            step = steps[normalised]
-            steps[normalised] = step._replace(layers=(*step.layers, name))
-    return steps
+        if type(layer) is type(runs.bn if isinstance(runs, Normalise) else runs):
+            names[running.pop(0)] = [name]
+        else:  # a ReLU, which the last Normalise computes
+            names[next(made for made in reversed(names) if isinstance(made, Normalise))].append(name)
+    return [layer_step(names[layer], layer, train) for layer in names]
 
 
 def _running(layers: Iterable[Layer]) -> Iterator[Layer]:
