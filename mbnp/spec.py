@@ -7,8 +7,9 @@
         {"name": "pool", "kind": "global-average-pool"},
         {"name": "head", "kind": "linear", "c_in": 32, "c_out": 10, "bias": true}]}
 
-A layer's options are its `config()`, its constructor's parameters. A description may come from a hostile file: every
-name, type and limit is checked here, and sizes are added up before anything of that size is made.
+A layer's options are its `config()`, its constructor's parameters; two keys of files differ, as `_KEYS` and `from_config`
+say. A description may come from a hostile file: every name, type and limit is checked here, and sizes are added up
+before anything of that size is made.
 """
 
 import inspect

@@ -30,7 +30,7 @@ from lesson import (
 )
 
 from mbnp import backend, cost, models
-from mbnp.bench import machine, profile
+from mbnp.bench import floor, machine, profile
 from mbnp.bench.workload import Workload
 from mbnp.ops import conv, depthwise, pointwise, relu
 
@@ -200,7 +200,7 @@ long = copy = None  # free a quarter of a gigabyte
 # into half of it.
 
 # %%
-source(machine._matmuls, machine._triad)
+source(floor.multiply, machine._triad)
 
 # %% [markdown]
 # **Before you run the next cell:** the next cell measures with one thread and with two. Which of the three
