@@ -32,13 +32,13 @@ def load(path: str | os.PathLike) -> Network:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise MbnpError(f"{path} is no file")
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         known = ", ".join(_READERS)
         raise MbnpError(f"{path}: unknown kind of checkpoint {path.suffix!r}; known are {known}")
-    return _module(reader).load(path)
+    return importlib.import_module(f"mbnp.weights.{reader}").load(path)
 
 
 def save(net: Network, path: str | os.PathLike, **options: Any) -> None:
@@ -49,7 +49,8 @@ def save(net: Network, path: str | os.PathLike, **options: Any) -> None:
     """
     path = Path(path)
     check_target(path)
-    _module(_WRITERS[path.suffix.lower()]).save(net, path, **options)
+    writer = importlib.import_module(f"mbnp.weights.{_WRITERS[path.suffix.lower()]}")
+    writer.save(net, path, **options)
 
 
 def check_target(path: Path) -> None:
@@ -62,7 +63,3 @@ def check_target(path: Path) -> None:
         raise MbnpError(f"{path}: mbnp writes {', '.join(_WRITERS)}; name the checkpoint {name}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(f"mbnp.weights.{name}")

@@ -19,6 +19,7 @@ from mbnp.network import Network
 from mbnp.weights import files, torch_files
 
 FORMAT = "mbnp 1"
+KEYS = ("arch", "resolution", "classes", "preprocessing")  # of the metadata
 
 
 def save(net: Network, path: Path) -> None:
@@ -27,9 +28,8 @@ def save(net: Network, path: Path) -> None:
         preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
     except MbnpError as error:
         raise MbnpError(f"a checkpoint of this network could not be read again: {error}") from None
-    said = {"arch": models.description(net), "resolution": net.resolution, "classes": net.classes}
-    said["preprocessing"] = preprocessing
-    metadata = {"format": FORMAT, **{key: json.dumps(value) for key, value in said.items()}}
+    said = models.description(net), net.resolution, net.classes, preprocessing
+    metadata = {"format": FORMAT, **dict(zip(KEYS, map(json.dumps, said), strict=True))}
     with files.replacing(path) as partial:
         try:
             safetensors.numpy.save_file(net.state(), partial, metadata)
@@ -46,8 +46,7 @@ def load(path: Path) -> Network:
     if metadata.get("format") != FORMAT:
         return torch_files.recognise(arrays, path)
     try:
-        keys = ("arch", "resolution", "classes", "preprocessing")
-        arch, *said = (json.loads(metadata[key]) for key in keys)
+        arch, *said = (json.loads(metadata[key]) for key in KEYS)
         net = models.from_description(arch, _dtype(arrays), sum(array.size for array in arrays.values()))
         net.load_state(arrays)
         files.set_description(net, *said)
@@ -66,21 +65,13 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
             arrays = {name: file.get_tensor(name) for name, kind in kinds.items() if kind != "BF16"}
             metadata = file.metadata() or {}
         if "BF16" in kinds.values():
-            arrays |= _bfloat16(path)
+            for name, entry in safetensors.deserialize(path.read_bytes()):
+                if entry["dtype"] == "BF16":  # float32 has the same bits, and 16 zeros after them
+                    bits = np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16
+                    arrays[name] = bits.view(np.float32).reshape(entry["shape"])
         return metadata, arrays
     except (safetensors.SafetensorError, TypeError, AttributeError) as error:
         raise MbnpError(f"{path} is damaged or no safetensors file: {error}") from None
-
-
-def _bfloat16(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a type that NumPy does not have, as float32: the same bits with 16 zeros after them."""
-    return {
-        name: (np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16)
-        .view(np.float32)
-        .reshape(entry["shape"])
-        for name, entry in safetensors.deserialize(path.read_bytes())
-        if entry["dtype"] == "BF16"
-    }
 
 
 def _dtype(arrays: dict[str, np.ndarray]) -> Any:

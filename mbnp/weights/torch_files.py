@@ -75,11 +75,8 @@ def save(net: Network, path: Path, names: str | None = None) -> None:
     tensors = to_torch(net, names)
     arch = _architecture({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     if arch and models.from_description(arch).built_as != spec.describe_layers(net):
-        raise MbnpError(
-            f"{path}: a PyTorch file has no place for this network's padding, eps or ReLU6, and by its names and "
-            f"shapes it would be taken for another {arch['name']}: write .safetensors or .onnx, or take the "
-            "tensors from weights.to_torch"
-        )
+        problem = f"without its padding, eps or ReLU6 this network would be taken for another {arch['name']}"
+        raise MbnpError(f"{path}: {problem}: write .safetensors or .onnx, or take weights.to_torch(net)")
     with files.replacing(path) as partial:
         torch.save(tensors, partial)
 
@@ -90,12 +87,11 @@ def recognise(arrays: Mapping[str, Any], path: Path) -> Network:
     arrays = {name: x for name, x in arrays.items() if not name.endswith("num_batches_tracked")}
     arch = _architecture({name: x.shape for name, x in arrays.items()})
     if arch is None:
-        names = ", ".join(map(ascii, list(arrays)[:3])) + (", ..." if len(arrays) > 3 else "")
-        raise MbnpError(
-            f"{path} has no mbnp architecture in its metadata, and its names ({names or 'none'}) are of no state "
-            f"dict that mbnp knows ({', '.join(family.whose for family in FAMILIES)}): build the network and call "
-            "weights.from_torch(net, state_dict)"
-        )
+        names = ", ".join([*map(ascii, list(arrays)[:3]), *(["..."] if len(arrays) > 3 else [])]) or "none"
+        known = ", ".join(family.whose for family in FAMILIES)
+        problem = f"its names ({names}) are of no state dict that mbnp knows ({known})"
+        advice = "build the network and call weights.from_torch(net, state_dict)"
+        raise MbnpError(f"{path} has no mbnp architecture in its metadata, and {problem}: {advice}")
     try:
         dtype = np.float64 if {x.dtype for x in arrays.values()} == {np.dtype(np.float64)} else np.float32
         net = models.from_description(arch, dtype, sum(x.size for x in arrays.values()))
@@ -162,8 +158,9 @@ def _torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        message = f'{path}: such files need PyTorch: pip install "torch", or take .safetensors'
-        raise MbnpError(message) from None
+        raise MbnpError(
+            f'{path}: such files need PyTorch: pip install "torch"; or take .safetensors'
+        ) from None
     return torch
 
 

@@ -81,6 +81,12 @@ def with_two(what):
     return proto
 
 
+def with_weights_twice():
+    proto = good()
+    proto.graph.initializer.add().CopyFrom(proto.graph.initializer[0])
+    return proto
+
+
 def with_sparse_weights():
     proto = good()
     sparse = proto.graph.sparse_initializer.add()
@@ -158,6 +164,7 @@ HOSTILE = {
     "no such type": (lambda: change(data_type=99), "of the type unknown"),
     "text": (lambda: change(data_type=TensorProto.STRING, dims=[1], string_data=[b"x"]), "of the type STRING"),
     "whole numbers": (lambda: change(data_type=TensorProto.UINT8, dims=[4, 3, 6, 6]), "of the type UINT8"),
+    "two arrays of one name": (with_weights_twice, "checker refuses it: .*not unique"),
     "sparse": (with_sparse_weights, "sparse arrays"),
     "function": (with_function, "defines functions, which mbnp does not expand: 'Seven'"),
     "branch": (with_branch, r"does not have its operations If \('the if'\)"),

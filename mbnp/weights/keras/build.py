@@ -10,62 +10,45 @@ from typing import Any
 
 import numpy as np
 
+from mbnp import layers
 from mbnp.errors import MbnpError
-from mbnp.layers import (
-    AveragePool,
-    BatchNorm,
-    Conv,
-    Depthwise,
-    Flatten,
-    GlobalAveragePool,
-    Linear,
-    MaxPool,
-    Pad,
-    Pointwise,
-    ReLU,
-)
 from mbnp.network import Layer, Network, Sequential
 from mbnp.weights import layouts
 from mbnp.weights.files import check_square, short
 from mbnp.weights.keras import pixels
-from mbnp.weights.keras.layer import KerasLayer
+from mbnp.weights.keras.layer import WEIGHTS, KerasLayer
 
 RESOLUTION = 224  # keras.applications' default, where the file names no size
 LARGEST_RESOLUTION = 10_000
 
 # Keras's layers with kernels, and mbnp's class for each of them.
-WEIGHTED: dict[str, dict[str, type[Layer]]] = {
-    "Conv2D": {"kernel": Conv},
-    "DepthwiseConv2D": {"kernel": Depthwise},
-    "SeparableConv2D": {"depthwise_kernel": Depthwise, "pointwise_kernel": Pointwise},
-    "Dense": {"kernel": Linear},
+KERNELS: dict[str, dict[str, type[Layer]]] = {
+    "Conv2D": {"kernel": layers.Conv},
+    "DepthwiseConv2D": {"kernel": layers.Depthwise},
+    "SeparableConv2D": {"depthwise_kernel": layers.Depthwise, "pointwise_kernel": layers.Pointwise},
+    "Dense": {"kernel": layers.Linear},
 }
+STEM, BLOCK = "conv batchnorm relu", "depthwise batchnorm relu pointwise batchnorm relu"  # of MobileNetV1
 ON_FEATURE_MAPS = ("ZeroPadding2D", "MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D")
 TRAINING_ONLY = {
     *("InputLayer", "Dropout", "SpatialDropout2D", "GaussianDropout", "AlphaDropout", "GaussianNoise"),
     *("ActivityRegularization", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation"),
     *("RandomContrast", "RandomBrightness"),
 }
-BATCHNORM = {
-    "weight": "gamma",
-    "bias": "beta",
-    "running_mean": "moving_mean",
-    "running_var": "moving_variance",
-}
 
 
-def network(layers: list[KerasLayer]) -> Network:
+def network(sequence: list[KerasLayer]) -> Network:
     """Return the network; its dtype is float64 if all its arrays are, else float32."""
-    dtypes = {array.dtype for layer in layers for array in layer.arrays.values()}
-    build = _Build(_input_shape(layers), np.float64 if dtypes == {np.dtype(np.float64)} else np.float32)
-    for layer in layers:
+    dtypes = {array.dtype for layer in sequence for array in layer.arrays.values()}
+    build = _Build(_input_shape(sequence), np.float64 if dtypes == {np.dtype(np.float64)} else np.float32)
+    for layer in sequence:
         build.add(layer)
     return build.finish()
 
 
-def _input_shape(layers: list[KerasLayer]) -> tuple[int, int, int]:
+def _input_shape(sequence: list[KerasLayer]) -> tuple[int, int, int]:
     """Return (H, W, C) of the images."""
-    for layer in layers:
+    for layer in sequence:
         shape = layer.config.get("batch_shape", layer.config.get("batch_input_shape"))
         if shape is not None:
             if not isinstance(shape, list) or len(shape) != 4:
@@ -79,7 +62,7 @@ def _input_shape(layers: list[KerasLayer]) -> tuple[int, int, int]:
             return h or RESOLUTION, w or RESOLUTION, c
         if layer.arrays:
             break
-    first = next((layer for layer in layers if "kernel" in layer.arrays), None)
+    first = next((layer for layer in sequence if "kernel" in layer.arrays), None)
     if first is None or first.arrays["kernel"].ndim != 4:
         raise MbnpError("it does not say what images its network takes")
     return RESOLUTION, RESOLUTION, first.arrays["kernel"].shape[2]
@@ -104,7 +87,7 @@ class _Build:
         if layer.kind in pixels.KINDS:
             self.scale_pixels(layer)
             return
-        handler = self.weighted if layer.kind in WEIGHTED else getattr(self, f"_{layer.kind}", None)
+        handler = self.weighted if layer.kind in KERNELS else getattr(self, f"_{layer.kind}", None)
         if layer.kind == "Lambda":
             raise MbnpError(f"{layer} holds code of its author's, which mbnp does not run")
         if handler is None or not layer.kind.isalnum():
@@ -118,12 +101,11 @@ class _Build:
         handler(layer)
 
     def finish(self) -> Network:
-        if self.margin:
-            self.pad()
+        self.pad()
         if not any(layer.variables() for layer in self.layers.values()):
             raise MbnpError("its network has no weights")
         if len(self.shape) == 3:
-            self.put("pool", GlobalAveragePool())
+            self.put("pool", layers.GlobalAveragePool())
         net = Network(_as_mobilenet(self.layers) or self.layers, self.size[0], self.channels)
         net.preprocessing = self.preprocessing()
         check_square(net, tuple(self.size), self.shape)
@@ -156,7 +138,7 @@ class _Build:
         """Add the ZeroPadding2D that no convolution takes in as a layer."""
         layer, self.margin = self.margin, None
         if layer is not None:
-            self.put(layer.name, Pad(layer.margin()))
+            self.put(layer.name, layers.Pad(layer.margin()))
 
     def close(self, layer: KerasLayer) -> None:
         if len(self.shape) == 3 and self.shape[:2] != (1, 1):
@@ -171,7 +153,7 @@ class _Build:
         for key in ("groups", "depth_multiplier", "dilation_rate"):
             if layer.config.get(key, 1) not in (1, [1, 1]):
                 raise MbnpError(f"{layer} has {key} {short(layer.config[key])}; mbnp reads 1")
-        for variable, stored in WEIGHTED[layer.kind].items():
+        for variable, stored in KERNELS[layer.kind].items():
             self.kernel(layer, variable, stored)
         self.activation(layer)
 
@@ -179,13 +161,16 @@ class _Build:
         """Add a layer of the class `stored` with the weights in `variable`; a matrix becomes Linear or Pointwise."""
         w = layer.floats(variable, layouts.axes(stored)["keras"], self.shape[-1])
         flat, size, options = len(self.shape) == 1, w.shape[:2], {}
-        if stored in (Conv, Depthwise):
+        if stored in (layers.Conv, layers.Depthwise):
             options = self.window(layer, size)
-        if stored is Conv and size == options["stride"] == (1, 1) and options["padding"] in ("same", 0):
-            stored, options = Pointwise, {}
+            if (
+                stored is layers.Conv
+                and size == options["stride"] == (1, 1)
+                and options["padding"] in ("same", 0)
+            ):
+                stored, options = layers.Pointwise, {}
         if flat and options:
             raise MbnpError(f"{layer} comes after the pooling")
-        kind = (Linear if flat else Pointwise) if stored in (Linear, Pointwise) else stored
         w = layouts.convert(w, stored, "keras", "mbnp")
         b, c_out = None, w.shape[-1]
         if variable != "depthwise_kernel":  # which has no bias before the pointwise one
@@ -193,8 +178,10 @@ class _Build:
             for key in {"filters", "units"} & layer.config.keys():
                 if layer.config[key] != c_out:
                     raise MbnpError(f"{layer} says {short(layer.config[key])} {key} and has {c_out}")
+        if w.ndim == 2:
+            stored = layers.Linear if flat else layers.Pointwise
         name = f"{layer.name}_{variable}".removesuffix("_kernel")
-        self.put(name, layouts.layer(kind, w, b, self.dtype, **options))
+        self.put(name, layouts.layer(stored, w, b, self.dtype, **options))
 
     def window(self, layer: KerasLayer, size: tuple[int, ...]) -> dict[str, Any]:
         """Return stride and padding of a convolution, with the ZeroPadding2D before it."""
@@ -215,10 +202,10 @@ class _Build:
         eps, momentum = layer.scalar("epsilon", 1e-3), layer.scalar("momentum", 0.99)
         if not (eps >= 0 and 0 <= momentum <= 1):
             raise MbnpError(f"{layer} has epsilon {eps} and momentum {momentum}")
-        bn = BatchNorm(channels, eps, round(1 - momentum, 12), self.dtype)
-        for ours, name in BATCHNORM.items():
+        bn = layers.BatchNorm(channels, eps, round(1 - momentum, 12), self.dtype)
+        for name, variable in zip(WEIGHTS[layer.kind], bn.variables().values(), strict=True):
             if name in layer.arrays:
-                bn.variables()[ours].value = layer.floats(name, "c", channels)
+                variable.value = layer.floats(name, "c", channels)
         if bn.running_var.value.min() < 0:
             raise MbnpError(f"{layer} has a negative variance")
         self.put(layer.name, bn)
@@ -230,44 +217,47 @@ class _Build:
         most = layer.config.get("max_value")
         if most is not None and not (most := layer.scalar("max_value", 6.0)) > 0:
             raise MbnpError(f"{layer} has max_value {most}")
-        self.put(layer.name, ReLU(most))
-
-    def _Activation(self, layer: KerasLayer) -> None:
-        self.activation(layer, layer.name)
+        self.put(layer.name, layers.ReLU(most))
 
     def _Softmax(self, layer: KerasLayer) -> None:
         if layer.config.get("axis", -1) not in (-1, len(self.shape), [-1]):
             raise MbnpError(f"{layer} is not over the classes")
         self.close(layer)
 
-    def activation(self, layer: KerasLayer, name: str = "") -> None:
+    def activation(self, layer: KerasLayer) -> None:
         """Add the layer's `activation`: a name, or a description of a layer or function."""
-        what, name = layer.config.get("activation"), name or f"{layer.name}_relu"
+        what, name = layer.config.get("activation"), f"{layer.name}_relu"
+        if layer.kind == "Activation":
+            name = layer.name
         if isinstance(what, dict):
             inner = what.get("config")
             if what.get("class_name") == "ReLU" and isinstance(inner, dict):
-                return self._ReLU(KerasLayer("ReLU", name, inner))
+                self._ReLU(KerasLayer("ReLU", name, inner))
+                return
             what = inner.get("name") if isinstance(inner, dict) else inner
         if what in ("relu", "relu6"):
-            self.put(name, ReLU(6.0 if what == "relu6" else None))
+            self.put(name, layers.ReLU(6.0 if what == "relu6" else None))
         elif what in ("softmax", "sigmoid"):
             self.close(layer)
         elif what not in (None, "linear"):
-            known = "relu, relu6, softmax, sigmoid"
-            raise MbnpError(f"{layer} has the activation {short(what)}; mbnp reads {known}")
-        return None
+            raise MbnpError(
+                f"{layer} has the activation {short(what)}; mbnp reads relu, relu6, softmax, sigmoid"
+            )
+
+    _Activation = activation
 
     # --- pooling and shape ---
 
     def _GlobalAveragePooling2D(self, layer: KerasLayer) -> None:
-        self.put(layer.name, GlobalAveragePool())
+        self.put(layer.name, layers.GlobalAveragePool())
 
     def _AveragePooling2D(self, layer: KerasLayer) -> None:
         average = layer.kind == "AveragePooling2D"
         size = layer.pair("pool_size", 2)
         stride = size if layer.config.get("strides") is None else layer.pair("strides", 2)
         options = {"size": size, "stride": stride, "padding": layer.padding()}
-        self.put(layer.name, AveragePool(**options, count_padding=False) if average else MaxPool(**options))
+        pool = layers.AveragePool(**options, count_padding=False) if average else layers.MaxPool(**options)
+        self.put(layer.name, pool)
 
     _MaxPooling2D = _AveragePooling2D
 
@@ -278,7 +268,7 @@ class _Build:
     def _Flatten(self, layer: KerasLayer) -> None:
         if len(self.shape) == 3:
             hint = f"this network takes images of {self.size[0]} pixels"
-            self.put(layer.name, Flatten(hint, None if self.shape[:2] == (1, 1) else "HWC"))
+            self.put(layer.name, layers.Flatten(hint, None if self.shape[:2] == (1, 1) else "HWC"))
 
     def _Reshape(self, layer: KerasLayer) -> None:
         # To a row, or the (1, 1, C) that keras.applications makes of (C,) before its classifier.
@@ -289,19 +279,19 @@ class _Build:
             raise MbnpError(f"{layer} makes {short(target)} of {self.shape}, which mbnp cannot")
 
 
-def _as_mobilenet(layers: dict[str, Layer]) -> dict[str, Layer] | None:
+def _as_mobilenet(found: dict[str, Layer]) -> dict[str, Layer] | None:
     """Return the layers under `models.mobilenet_v1`'s names if they are stem, separable blocks, pooling, classifier."""
-    names, kinds = list(layers), [type(layer) for layer in layers.values()]
-    stem, block = [Conv, BatchNorm, ReLU], [Depthwise, BatchNorm, ReLU, Pointwise, BatchNorm, ReLU]
-    end = kinds.index(GlobalAveragePool) if GlobalAveragePool in kinds else 0
+    names, kinds = list(found), [layer.kind for layer in found.values()]
+    stem, block = STEM.split(), BLOCK.split()
+    end = kinds.index("global-average-pool") if "global-average-pool" in kinds else 0
     blocks = (end - len(stem)) // len(block)
     if blocks < 1 or kinds[:end] != stem + blocks * block:
         return None
     cuts = [0, *range(len(stem), end + 1, len(block))]
-    features = [Sequential([layers[name] for name in names[a:b]]) for a, b in itertools.pairwise(cuts)]
-    rest = {name: layers[name] for name in names[end + 1 :]}
-    if kinds[end + 1 :] == [Linear]:
-        rest = {"classifier": layers[names[-1]]}
+    features = [Sequential([found[name] for name in names[a:b]]) for a, b in itertools.pairwise(cuts)]
+    rest = {name: found[name] for name in names[end + 1 :]}
+    if kinds[end + 1 :] == ["linear"]:
+        rest = {"classifier": found[names[-1]]}
     if {"features", "pool"} & rest.keys():
         return None
-    return {"features": Sequential(features), "pool": layers[names[end]], **rest}
+    return {"features": Sequential(features), "pool": found[names[end]], **rest}

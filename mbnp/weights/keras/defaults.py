@@ -5,43 +5,39 @@ are taken in the order of their numbers (`conv2d`, `conv2d_1`, ...). Strides, pa
 keras.applications': a file cannot contradict them, so widths that are not MobileNet's are refused.
 """
 
+import itertools
 from collections import defaultdict
 
 from mbnp.errors import MbnpError
 from mbnp.models.mobilenet_v1 import BLOCKS, STEM
 from mbnp.weights.files import short
 from mbnp.weights.keras.arrays import natural
+from mbnp.weights.keras.graph import snake_case
 from mbnp.weights.keras.layer import KerasLayer
 from mbnp.weights.keras.reader import CONTAINERS, Content
 
-_KINDS = {
-    "conv2d": "Conv2D",
-    "depthwise_conv2d": "DepthwiseConv2D",
-    "batch_normalization": "BatchNormalization",
-    "dense": "Dense",
-}
+_KINDS = {snake_case(kind): kind for kind in ("Conv2D", "DepthwiseConv2D", "BatchNormalization", "Dense")}
+# The convolutions in MobileNet's order, by keras.applications' names. A BatchNorm follows each.
+_NAMES = ["conv1"] + [f"conv_{kind}_{i + 1}" for i in range(len(BLOCKS)) for kind in ("dw", "pw")]
 
 _Stored = tuple[str, str, KerasLayer]  # the path of a layer's group, its name, and the layer with its arrays
-_Pairs = list[tuple[KerasLayer, KerasLayer]]  # each convolution with its BatchNorm, in MobileNet's order
 
 
 def layers(saved: Content) -> list[KerasLayer]:
     """Return the layers with their arrays; MbnpError where they are not those of a MobileNet."""
-    stored = _layers(saved)
-    named = any(name == "conv1" for _, name, _ in stored)
-    convolutions, rest = _by_name(stored) if named else _by_number(stored)
+    by_name = _by_name(_layers(saved))
+    body = [(by_name.pop(name), by_name.pop(f"{name}_bn")) for name in _NAMES]
+    rest = list(by_name.values())
     if len(rest) > 1:
         raise _refusal(f"more than one layer after the pooling, {rest[0]} and {rest[1]}")
     for classifier in rest:
         kernel = classifier.arrays.get("kernel", classifier.arrays.get("0"))
         classifier.kind = "Dense" if kernel is not None and kernel.ndim == 2 else "Conv2D"
-        _name_arrays(classifier)
-    for pair in convolutions:
-        for layer in pair:
-            _name_arrays(layer)
-    _check_widths([conv.arrays["kernel"].shape for conv, _ in convolutions])
+    for layer in itertools.chain(*body, rest):
+        _name_arrays(layer)
+    _check_widths([conv.arrays["kernel"].shape for conv, _ in body])
     found = [KerasLayer("InputLayer", "input", {})]
-    for i, (conv, bn) in enumerate(convolutions):
+    for i, (conv, bn) in enumerate(body):
         conv.config = {"padding": "same", "strides": 2 if i == 0 else 1}
         if i % 2 and BLOCKS[i // 2][1] == 2:
             found.append(KerasLayer("ZeroPadding2D", f"{conv.name}_pad", {"padding": [[0, 1], [0, 1]]}))
@@ -75,24 +71,23 @@ def _layers(saved: Content) -> list[_Stored]:
     return found
 
 
-def _by_name(stored: list[_Stored]) -> tuple[_Pairs, list[KerasLayer]]:
-    """Return the body's layers by keras.applications' names, and the rest."""
+def _by_name(stored: list[_Stored]) -> dict[str, KerasLayer]:
+    """Return the layers by name: all of _NAMES with their BatchNorms, and what comes after the pooling."""
     by_name = {name: layer for _, name, layer in stored}
+    if "conv1" not in by_name:
+        return _by_number(stored)
     if len(by_name) != len(stored):
         raise MbnpError("two of its layers have the same name")
-    pairs = []
-    for name in ["conv1"] + [f"conv_{kind}_{i + 1}" for i in range(len(BLOCKS)) for kind in ("dw", "pw")]:
+    for name in _NAMES:
         if not {name, f"{name}_bn"} <= by_name.keys():
             raise _refusal(f"no {name} with its BatchNormalization, as in keras.applications.MobileNet")
-        conv, bn = by_name.pop(name), by_name.pop(f"{name}_bn")
-        conv.kind = "DepthwiseConv2D" if name.startswith("conv_dw") else "Conv2D"
-        bn.kind = "BatchNormalization"
-        pairs.append((conv, bn))
-    return pairs, list(by_name.values())
+        by_name[name].kind = "DepthwiseConv2D" if name.startswith("conv_dw") else "Conv2D"
+        by_name[f"{name}_bn"].kind = "BatchNormalization"
+    return by_name
 
 
-def _by_number(stored: list[_Stored]) -> tuple[_Pairs, list[KerasLayer]]:
-    """Return the body's layers by class and number, and the rest."""
+def _by_number(stored: list[_Stored]) -> dict[str, KerasLayer]:
+    """Return the same where only the numbers of the classes say which layer is which."""
     by_kind: dict[str, list[KerasLayer]] = {kind: [] for kind in _KINDS.values()}
     for at, _, layer in sorted(stored, key=lambda entry: natural(entry[0])):
         if layer.kind not in by_kind:
@@ -101,12 +96,12 @@ def _by_number(stored: list[_Stored]) -> tuple[_Pairs, list[KerasLayer]]:
     convs, depthwise, bns, dense = by_kind.values()
     n = len(BLOCKS)
     if len(depthwise) != n or len(bns) != 2 * n + 1 or len(convs) < n + 1:
-        raise _refusal(
-            f"{len(convs)} convolutions, {len(depthwise)} depthwise ones and {len(bns)} BatchNormalizations "
-            "are no MobileNet's (14 or 15, 13 and 27)"
-        )
-    ordered = [convs[0]] + [conv for pair in zip(depthwise, convs[1 : n + 1], strict=True) for conv in pair]
-    return list(zip(ordered, bns, strict=True)), convs[n + 1 :] + dense
+        counts = f"{len(convs)} convolutions, {len(depthwise)} depthwise ones, {len(bns)} BatchNormalizations"
+        raise _refusal(f"{counts} are no MobileNet's (14 or 15, 13 and 27)")
+    body = [convs[0], *itertools.chain(*zip(depthwise, convs[1 : n + 1], strict=True))]
+    by_name = dict(zip(_NAMES, body, strict=True))
+    by_name |= {f"{name}_bn": bn for name, bn in zip(_NAMES, bns, strict=True)}
+    return by_name | {str(i): layer for i, layer in enumerate(convs[n + 1 :] + dense)}
 
 
 def _name_arrays(layer: KerasLayer) -> None:
@@ -116,10 +111,9 @@ def _name_arrays(layer: KerasLayer) -> None:
         count = len(layer.arrays)
         if is_bn and count == 2:
             expected = expected[2:]  # without gamma and beta
-        elif count not in (len(expected), len(expected) - (not is_bn)):
+        known = count in (len(expected), len(expected) - (not is_bn))
+        if not known or layer.arrays.keys() != {str(i) for i in range(count)}:
             raise _refusal(f"nothing says which the {count} arrays of {layer} are")
-        if layer.arrays.keys() != {str(i) for i in range(count)}:
-            raise MbnpError(f"the arrays of {layer} are not numbered from 0")
         layer.arrays = {name: layer.arrays[str(i)] for i, name in enumerate(expected[:count])}
     for name in ("moving_mean", "moving_variance") if is_bn else ("kernel",):
         if name not in layer.arrays:

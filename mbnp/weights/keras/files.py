@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from safetensors.numpy import load
 
@@ -18,7 +17,18 @@ SECONDS, SECONDS_A_MEGABYTE = 20, 0.2  # ten times what a slow machine needs
 def read(path: Path) -> reader.Content:
     """Return the content of a file in any of Keras's formats, told apart by content, not by name."""
     content = _run(path)
-    return content if content.config is None else content._replace(config=_parse(content.config))
+    text = content.config
+    if text is None:
+        return content
+    if len(text) > reader.LONGEST_CONFIG:
+        raise MbnpError(f"its configuration has {len(text):,} bytes, more than {reader.LONGEST_CONFIG:,}")
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise MbnpError(f"its configuration is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise MbnpError(f"its configuration is a {type(config).__name__}, not an object")
+    return content._replace(config=config)
 
 
 def _run(path: Path) -> reader.Content:
@@ -40,15 +50,3 @@ def _run(path: Path) -> reader.Content:
     config = tensors.pop("config").tobytes()
     arrays = {name.removeprefix("array "): array for name, array in tensors.items()}
     return reader.Content(config if whole else None, arrays, names, numbered)
-
-
-def _parse(text: str | bytes) -> dict[str, Any]:
-    if len(text) > reader.LONGEST_CONFIG:
-        raise MbnpError(f"its configuration has {len(text):,} bytes, more than {reader.LONGEST_CONFIG:,}")
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise MbnpError(f"its configuration is no JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise MbnpError(f"its configuration is a {type(config).__name__}, not an object")
-    return config

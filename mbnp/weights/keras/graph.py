@@ -26,8 +26,6 @@ _FUNCTIONS = {
     "math.add": "Add",
     "__operators__.add": "Add",
 }
-
-
 INPUT = object()  # the operand that is the layer's input
 
 
@@ -49,11 +47,11 @@ def layers(model: Any, depth: int = 0) -> list[KerasLayer]:
             raise MbnpError(f"its configuration has two layers {short(name_of)}")
         if kind_of == "TFOpLambda":  # TensorFlow's name for an operation that is no layer
             kind_of = _FUNCTIONS.get(str(config_of.get("function")), kind_of)
-        nested = kind_of in MODELS
-        inner = layers(entry, depth + 1) if nested else [KerasLayer(kind_of, name_of, config_of)]
+        leaf = KerasLayer(kind_of, name_of, config_of)
+        inner = layers(entry, depth + 1) if kind_of in MODELS else [leaf]
         step: tuple[tuple[str, int], ...] = ()
         if any(layer.expected_arrays() for layer in inner):
-            snake = _snake_case(kind_of)
+            snake = snake_case(kind_of)
             step = ((snake, counts[snake]),)
             counts[snake] += 1
         for layer in inner:
@@ -93,8 +91,8 @@ def _follow(
             inner[0].operands = [INPUT if isinstance(o, tuple) else o for o in operands]
         inputs = _inputs(uses[call])
         if len(inputs) != 1:
-            kind = inner[-1].kind[:40]
-            raise MbnpError(f"layer {short(name)} ({kind}) has {len(inputs)} inputs; mbnp reads one")
+            where = f"layer {short(name)} ({inner[-1].kind[:40]})"
+            raise MbnpError(f"{where} has {len(inputs)} inputs; mbnp reads one")
         name, call = inputs[0]
     times = Counter(at for at, _ in used)
     for at, inner in found.items():
@@ -136,7 +134,7 @@ def _described(entry: Any) -> tuple[str, Any, str]:
     return kind, config, name
 
 
-def _snake_case(kind: str) -> str:
+def snake_case(kind: str) -> str:
     """Return the name of a class in Keras's files: DepthwiseConv2D is depthwise_conv2d."""
     kind = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind)
     return re.sub("([a-z])([A-Z])", r"\1_\2", kind).lower()

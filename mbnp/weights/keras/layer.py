@@ -67,8 +67,7 @@ class KerasLayer:
 
     def pair(self, key: str, default: int) -> tuple[int, int]:
         """Return two numbers from 1 to LARGEST_STEP."""
-        value = self.config.get(key, default)
-        pair = value if isinstance(value, list) else [value, value]
+        pair = _twice(self.config.get(key, default))
         if len(pair) != 2 or not all(type(n) is int and 1 <= n <= LARGEST_STEP for n in pair):
             raise self._wrong(key, f"two of 1 to {LARGEST_STEP}")
         return pair[0], pair[1]
@@ -82,13 +81,9 @@ class KerasLayer:
 
     def margin(self) -> Any:
         """Return the ((top, bottom), (left, right)) of a ZeroPadding2D."""
-        value = self.config.get("padding", 1)
-        sides = value if isinstance(value, list) else [value, value]
-        sides = [side if isinstance(side, list) else [side, side] for side in sides]
-        flat = [n for side in sides for n in side]
-        if list(map(len, sides)) != [2, 2] or not all(
-            type(n) is int and 0 <= n <= LARGEST_STEP for n in flat
-        ):
+        sides = [_twice(side) for side in _twice(self.config.get("padding", 1))]
+        small = all(type(n) is int and 0 <= n <= LARGEST_STEP for side in sides for n in side)
+        if [len(side) for side in sides] != [2, 2] or not small:
             raise self._wrong("padding", "((top, bottom), (left, right))")
         return tuple(map(tuple, sides))
 
@@ -98,14 +93,17 @@ class KerasLayer:
         axes: letters as in `layouts`; i and c have the length `channels`, h, w and o any.
         """
         array, lengths = self.arrays[variable], {"i": channels, "c": channels, "1": 1}
-        shape = [lengths.get(axis) for axis in axes]
+        expected = [lengths.get(axis, "any") for axis in axes]
         if array.dtype.kind != "f":
             raise MbnpError(f"the {variable} of {self} is {array.dtype}, not floating point")
-        if array.ndim != len(shape) or not all(
-            n and want in (None, n) for n, want in zip(array.shape, shape, strict=True)
-        ):
-            expected = ", ".join("any" if n is None else str(n) for n in shape)
-            raise MbnpError(f"the {variable} of {self} has shape {array.shape}, not ({expected})")
+        fits = [n > 0 and length in (n, "any") for n, length in zip(array.shape, expected, strict=False)]
+        if array.ndim != len(axes) or not all(fits):
+            shape = ", ".join(map(str, expected))
+            raise MbnpError(f"the {variable} of {self} has shape {array.shape}, not ({shape})")
         if not np.isfinite(array).all():
             raise MbnpError(f"the {variable} of {self} holds NaN or infinity")
         return array
+
+
+def _twice(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value, value]

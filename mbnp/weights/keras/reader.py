@@ -83,11 +83,16 @@ def _read_hdf5(source: Any, size: int) -> Content:
         walk = _Walk(h5py)
         numbered = [name for name in file if name.replace("\\", "/").split("/")[0] in CONTAINERS]
         whole = "model_weights" in file and not numbered
-        root = walk.group(file, "model_weights") if whole else file
+        root = walk.open(file, "model_weights", "model_weights") if whole else file
+        if not isinstance(root, h5py.Group):
+            raise Refused("its 'model_weights' is no group")
         for name in numbered or root:
             if name not in NO_WEIGHTS:
                 walk.enter(root, name, "", 0)
-        _check_total(walk.datasets, size)
+        claimed = sum(map(_claimed, walk.datasets.values()))
+        compressed = any(dataset.chunks is not None for dataset in walk.datasets.values())
+        if claimed > size * (COMPRESSION if compressed else 1):
+            raise Refused(f"its arrays claim {claimed:,} bytes of {size:,}: the file is truncated or forged")
         names = {at: name for at, attrs in walk.named.items() if (name := _text(h5py, attrs, "name", size))}
         arrays = {at: np.asarray(d[()], d.dtype.newbyteorder("=")) for at, d in walk.datasets.items()}
     if not arrays:
@@ -104,16 +109,9 @@ class _Walk:
         self.named: dict[str, Any] = {}  # attributes of `vars` groups, by the path of the layer's group
         self._seen: set[int] = set()
 
-    def group(self, parent: Any, name: str) -> Any:
-        item = self._open(parent, name, name)
-        if not isinstance(item, self.h5py.Group):
-            raise Refused(f"its {name[:80]!r} is no group")
-        return item
-
     def enter(self, parent: Any, name: str, above: str, depth: int) -> None:
-        at = f"{above}/{name}" if above else name
-        at = at.replace("\\", "/")  # TensorFlow on Windows
-        item = self._open(parent, name, at)
+        at = f"{above}/{name}".lstrip("/").replace("\\", "/")  # TensorFlow on Windows
+        item = self.open(parent, name, at)
         if depth > DEEPEST_GROUP:
             raise Refused(f"its groups are nested too deeply at {at[:80]!r}")
         if isinstance(item, self.h5py.Dataset):
@@ -129,7 +127,7 @@ class _Walk:
                 if not child.startswith("seed_generator"):
                     self.enter(item, child, at, depth + 1)
 
-    def _open(self, parent: Any, name: str, at: str) -> Any:
+    def open(self, parent: Any, name: str, at: str) -> Any:
         if not isinstance(parent.get(name, getlink=True), self.h5py.HardLink):
             raise Refused(f"its {at[:80]!r} is a link to elsewhere; Keras writes none")
         item = parent[name]
@@ -151,13 +149,6 @@ def _check(at: str, dataset: Any) -> None:
     most = stored if dataset.chunks is None else COMPRESSION * stored + (1 << 16)
     if claimed > most or (claimed and not stored):
         raise Refused(f"its {at[:80]!r} claims {claimed:,} bytes, and {stored:,} are stored")
-
-
-def _check_total(datasets: dict[str, Any], size: int) -> None:
-    claimed = sum(map(_claimed, datasets.values()))
-    compressed = any(dataset.chunks is not None for dataset in datasets.values())
-    if claimed > size * (COMPRESSION if compressed else 1):
-        raise Refused(f"its arrays claim {claimed:,} bytes of {size:,}: the file is truncated or forged")
 
 
 def _claimed(dataset: Any) -> int:
@@ -204,9 +195,8 @@ def main(path: Path) -> None:
         sys.exit(1)
     config = content.config.encode() if isinstance(content.config, str) else content.config
     notes = json.dumps([config is not None, content.names, content.numbered]).encode()
-    texts = {"notes": notes, "config": config or b""}
     arrays = {f"array {at}": array for at, array in content.arrays.items()}
-    arrays |= {name: np.frombuffer(text, np.uint8) for name, text in texts.items()}
+    arrays |= {"notes": np.frombuffer(notes, np.uint8), "config": np.frombuffer(config or b"", np.uint8)}
     sys.stdout.buffer.write(save(arrays))
 
 

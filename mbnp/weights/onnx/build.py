@@ -14,14 +14,14 @@ from mbnp.network import Layer, Network, Residual, Sequential
 from mbnp.weights import files
 from mbnp.weights.files import short
 from mbnp.weights.onnx import constants, nodes
-from mbnp.weights.onnx.names import assemble
+from mbnp.weights.onnx.names import Names
 from mbnp.weights.onnx.read import METADATA, Graph, Node, read
 from mbnp.weights.onnx.value import Value
 
 RESOLUTIONS = (224, 32)  # of a graph that takes images of any size: the first that fits
 LARGEST_IMAGE = 10_000
 MOST_LAYERS, DEEPEST = 10_000, 12
-KNOWN = frozenset(nodes.OPERATIONS) | constants.OPERATIONS | {"Add", "Shape"}
+KNOWN = {*nodes.OPERATIONS, *constants.OPERATIONS, "Add", "Shape"}
 
 
 def load(path: str | os.PathLike) -> Network:
@@ -102,18 +102,16 @@ class _Builder:
             except MbnpError as error:
                 raise MbnpError(f"{node}: {error}") from None
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-                what = f"{type(error).__name__}: {short(str(error))}"
-                raise MbnpError(f"{node} is not as ONNX has it: {what}") from None
+                raise MbnpError(f"{node} is not as ONNX has it: {short(repr(error))}") from None
         y = self.values.get(self.graph.output)
         if y is None or y.root:
             raise MbnpError(f"its output {short(self.graph.output)} does not come from all of its branches")
         if y.shape[:2] == (1, 1) and not y.flat:
             y.flatten(self.live[-1])
-        net = Network(assemble(y.entries), min(size[:2]), size[2])
+        net = Network(Names().layers(y.entries), min(size[:2]), size[2])
         if not net.variables():
             raise MbnpError("it has no weights")
-        if size[0] != size[1]:
-            files.check_square(net, size, y.shape)
+        files.check_square(net, size, y.shape)
         return net
 
     def run(self, node: Node) -> None:
@@ -125,7 +123,7 @@ class _Builder:
             ends = slice(node.attributes.get("start"), node.attributes.get("end"))
             self.constants[node.outputs[0]] = np.array(dims)[ends]
         elif not absent and node.op in constants.OPERATIONS:
-            made = constants.evaluate(node, arrays)
+            made = constants.OPERATIONS[node.op](node, *arrays)
             if not any(a is not None and np.may_share_memory(a, made) for a in arrays):
                 self.spend(made.size)
             self.constants[node.outputs[0]] = made
@@ -207,19 +205,18 @@ def _live(graph: Graph) -> list[Node]:
 
 def _described(graph: Graph, net: Network) -> Network:
     """Return `net` with its images and classes as the file says, built as it was before where that is the same."""
+    net.arch = spec.describe(net)
     try:
         said = {key.removeprefix(METADATA): json.loads(value) for key, value in graph.metadata.items()}
-        files.set_description(net, net.resolution, said.get("classes"), said.get("preprocessing"))
+        same = _rebuilt(net, said.get("arch"))
+        files.set_description(same, net.resolution, said.get("classes"), said.get("preprocessing"))
     except (ValueError, RecursionError) as error:
         raise MbnpError(f"what it says of its classes and images is damaged: {error}") from None
-    same = _rebuilt(net, said.get("arch"))
-    same.resolution, same.classes, same.preprocessing = net.resolution, net.classes, net.preprocessing
     return same
 
 
 def _rebuilt(net: Network, arch: Any) -> Network:
     """Return what `arch` builds with the arrays of `net`, if both have the same layers; `net` otherwise."""
-    net.arch = spec.describe(net)
     try:
         built = models.from_description(arch, net.dtype, sum(array.size for array in net.state().values()))
     except (KeyError, TypeError, ValueError, RecursionError, OverflowError):

@@ -14,11 +14,6 @@ FLOATS = (1, 10, 11, 16)  # ONNX's numbers for float32, float16, float64 and bfl
 MOST = 64  # numbers that such a node makes: shapes and paddings have few
 
 
-def evaluate(node: Node, arrays: list[Array]) -> np.ndarray:
-    """Return the output of a node whose inputs are constants; a Transpose, Reshape or Identity makes a view."""
-    return _EVALUATE[node.op](node, *arrays)
-
-
 def _constant(node: Node) -> np.ndarray:
     ((key, value),) = node.attributes.items() or ((None, None),)
     if key not in ("value", "value_float", "value_floats", "value_int", "value_ints"):
@@ -57,7 +52,8 @@ def _constant_of_shape(node: Node, shape: np.ndarray) -> np.ndarray:
     return np.full(dims, value.reshape(-1)[0])
 
 
-_EVALUATE: dict[str, Callable[..., np.ndarray]] = {
+# Functions of a node and its inputs that return its output; a Transpose, Reshape or Identity makes a view.
+OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "Cast": _cast,
     "Concat": _concat,
     "Constant": _constant,
@@ -70,7 +66,6 @@ _EVALUATE: dict[str, Callable[..., np.ndarray]] = {
     "Transpose": lambda node, a: np.transpose(a, node.attributes.get("perm")),
     "Unsqueeze": lambda node, a, axes=None: np.expand_dims(a, named_axes(node, axes) or ()),
 }
-OPERATIONS = frozenset(_EVALUATE)
 
 
 def slices(

@@ -11,12 +11,9 @@ from mbnp.weights.onnx.value import Entry, Sum
 LONGEST = 80
 
 
-def assemble(entries: list[Entry]) -> dict[str, Layer]:
-    """Return the layers by name, each sum as a Residual."""
-    return _Names().layers(entries)
+class Names:
+    """The names that the layers of one network have so far."""
 
-
-class _Names:
     def __init__(self) -> None:
         self.leaves: set[str] = set()
         self.above: set[str] = set()  # what leaves' names begin with, up to a dot
@@ -24,7 +21,7 @@ class _Names:
         self.numbers: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(2))
 
     def layers(self, entries: list[Entry], prefix: str = "") -> dict[str, Layer]:
-        """Return the layers by name, without `prefix`."""
+        """Return the layers by name, without `prefix`, each sum as a Residual."""
         named: dict[str, Layer] = {}
         for wanted, entry in entries:
             if isinstance(entry, Sum):
@@ -35,15 +32,11 @@ class _Names:
                 branch: Layer = shortcut[0] if len(shortcut) == 1 else Sequential(shortcut)
                 layer: Layer = Residual(body, branch if shortcut else None)
             else:
-                name, layer = self.leaf(_clean(wanted), prefix), entry
+                name, layer = self.free(_clean(wanted), prefix, self.above), entry
+                self.leaves.add(name)
+                self.above.update(_above(name))
             named[name.removeprefix(prefix)] = layer
         return named
-
-    def leaf(self, wanted: str, prefix: str) -> str:
-        name = next(c for c in self.candidates(wanted, prefix) if c not in self.above and self.free(c))
-        self.leaves.add(name)
-        self.above.update(_above(name))
-        return name
 
     def sum(self, entry: Sum, prefix: str) -> str:
         """Return the name of a sum: what its weighted layers' names begin with, as in `layer1.0.conv1`."""
@@ -51,7 +44,7 @@ class _Names:
         common = set.intersection(*({*_above(name)} for name in weighted)) if weighted else set()
         longest = max(common, key=len, default="")
         wanted = longest if longest.startswith(prefix) and longest else "sum"
-        name = next(c for c in self.candidates(wanted, prefix) if c not in self.sums and self.free(c))
+        name = self.free(wanted, prefix, self.sums)
         self.sums.add(name)
         self.above.update(_above(f"{name}.shortcut.0"))
         return name
@@ -64,8 +57,10 @@ class _Names:
         yield plain
         yield from (f"{plain}_{k}" for k in self.numbers[plain])
 
-    def free(self, name: str) -> bool:
-        return name not in self.leaves and self.leaves.isdisjoint(_above(name))
+    def free(self, wanted: str, prefix: str, taken: set[str]) -> str:
+        """Return the first candidate that is not `taken`, and not where the arrays of another layer are."""
+        names = (name for name in self.candidates(wanted, prefix) if name not in taken)
+        return next(name for name in names if self.leaves.isdisjoint([name, *_above(name)]))
 
 
 def _above(name: str) -> list[str]:

@@ -61,24 +61,22 @@ def _per_channel(b: np.ndarray, channels: int) -> np.ndarray:
     return np.broadcast_to(b, (1, channels)).reshape(channels)
 
 
-def batchnorm(
-    node: Node, x: Value, scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray
-) -> None:
+def batchnorm(node: Node, x: Value, *arrays: np.ndarray) -> None:
     a = node.attributes
     if x.axes[1] != "C":
         raise MbnpError(f"its input has the axes {x.axes}, where it needs NCHW")
     if a.get("training_mode", 0) or not a.get("spatial", 1) or len(node.outputs) > 1:
         raise MbnpError("it is exported for training, or normalises pixels apart: export it in inference")
-    arrays = {"weight": scale, "bias": bias, "running_mean": mean, "running_var": var}
-    if any(array.shape != (x.channels,) for array in arrays.values()) or var.min() < 0:
+    smallest = arrays[3].min()
+    if any(array.shape != (x.channels,) for array in arrays) or smallest < 0:
         raise MbnpError(f"its arrays are not those of {x.channels} channels, or a variance is negative")
     eps = _decimal(a.get("epsilon", 1e-5))
     momentum = round(1 - _decimal(a.get("momentum", 0.9)), 7)  # ONNX's is the weight of the old average
-    if not (0 <= momentum <= 1 and 0 <= eps < np.inf and var.min() + eps > 0):
+    if not (0 <= momentum <= 1 and 0 <= eps < np.inf and smallest + eps > 0):
         raise MbnpError(f"its epsilon {eps} or its momentum {1 - momentum} is out of bounds")
     layer = layers.BatchNorm(x.channels, eps, momentum, x.dtype)
-    for name, array in arrays.items():
-        layer.variables()[name].value = numbers(name, array, x.dtype)
+    for (name, variable), array in zip(layer.variables().items(), arrays, strict=True):
+        variable.value = numbers(name, array, x.dtype)
     x.add(node, layer, node.inputs[1])
 
 
@@ -115,7 +113,7 @@ def softmax(node: Node, x: Value) -> None:
 
 
 def global_average_pool(node: Node, x: Value) -> None:
-    x.expect("NCHW")
+    x.expect_nchw(feature_map=False)
     if not x.flat:
         x.add(node, layers.GlobalAveragePool())
 

@@ -1,8 +1,11 @@
 """Check an ONNX file before it is believed: its nodes and constants, or one line that says what is wrong.
 
-Nothing in it is executed, and no array is made that it has no bytes for.
+Nothing in it is executed, and no array is made that it has no bytes for. PyTorch's exporter writes large arrays into a
+file of their own, `net.onnx.data` beside `net.onnx`. Such a file is read if it lies in the same folder under a plain
+name, and each of its bytes at most once.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
@@ -12,11 +15,10 @@ import numpy as np
 
 from mbnp.errors import MbnpError
 from mbnp.weights.files import short
-from mbnp.weights.onnx.tensors import Tensors
 
 METADATA = "mbnp."  # begins the names of what mbnp writes into a graph's metadata
 OLDEST_OPSET = 7
-PASSED_NAMES = 3  # of the nodes of one unknown operation, at most, in an error
+MOST_LISTED = 3  # names, in an error
 
 
 class Node(NamedTuple):
@@ -60,19 +62,18 @@ def read(path: Path, known: Collection[str]) -> Graph:
     onnx = library()
     model = _parse(onnx, path)
     graph = model.graph
-    opset = _opset(onnx, model)
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    newest = onnx.defs.onnx_opset_version()
+    if len(versions) != 1 or not OLDEST_OPSET <= versions[0] <= newest:
+        raise MbnpError(f"its operations are of opset {versions}; known are {OLDEST_OPSET} to {newest}")
     if model.functions:
         raise MbnpError(f"it defines functions, which mbnp does not expand: {_listed(model.functions)}")
     _check_operations(graph.node, known)
     if graph.sparse_initializer:
         raise MbnpError("it has sparse arrays")
-    tensors = Tensors(onnx, path.parent)
-    constants = {}
-    for tensor in graph.initializer:
-        if tensor.name in constants:
-            raise MbnpError(f"two arrays have the name {short(tensor.name)}")
-        constants[tensor.name] = tensors.array(tensor)
-    nodes = [_node(onnx, tensors, proto, opset) for proto in graph.node]
+    arrays = _Arrays(onnx, path.parent)
+    constants = {tensor.name: arrays.read(tensor) for tensor in graph.initializer}
+    nodes = [_node(onnx, arrays, proto, versions[0]) for proto in graph.node]
     try:  # types of attributes, numbers of inputs, order of nodes, names that are used twice
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -84,8 +85,8 @@ def read(path: Path, known: Collection[str]) -> Graph:
             raise MbnpError(f"it has {len(values)} {what}s where mbnp takes one: {_listed(values)}")
     dims, dtype = _input(onnx, inputs[0])
     metadata = {entry.key: entry.value for entry in model.metadata_props if entry.key.startswith(METADATA)}
-    arrays = [*constants.values(), *(value for node in nodes for value in node.attributes.values())]
-    numbers = sum(a.size for a in arrays if isinstance(a, np.ndarray))
+    values = [*constants.values(), *(value for node in nodes for value in node.attributes.values())]
+    numbers = sum(value.size for value in values if isinstance(value, np.ndarray))
     return Graph(nodes, constants, inputs[0].name, dims, dtype, graph.output[0].name, metadata, numbers)
 
 
@@ -101,31 +102,19 @@ def _parse(onnx: Any, path: Path) -> Any:
     return model
 
 
-def _opset(onnx: Any, model: Any) -> int:
-    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    newest = onnx.defs.onnx_opset_version()
-    if len(versions) != 1 or not OLDEST_OPSET <= versions[0] <= newest:
-        raise MbnpError(f"its operations are of opset {versions}; known are {OLDEST_OPSET} to {newest}")
-    return versions[0]
-
-
 def _check_operations(nodes: Any, known: Collection[str]) -> None:
     """Raise MbnpError with every operation that is not known, and where it stands."""
-    unknown: dict[str, list[str]] = defaultdict(list)
+    unknown: dict[str, list[Any]] = defaultdict(list)
     for node in nodes:
-        if node.domain not in ("", "ai.onnx"):
-            unknown[f"{node.domain}.{node.op_type}"].append(node.name)
-        elif node.op_type not in known:
-            unknown[node.op_type].append(node.name)
-    where = []
-    for op, names in unknown.items():
-        more = f" and {len(names) - PASSED_NAMES} more" if len(names) > PASSED_NAMES else ""
-        where.append(f"{short(op)[1:-1]} ({', '.join(map(short, names[:PASSED_NAMES]))}{more})")
-    if where:
-        raise MbnpError(f"mbnp does not have its operations {', '.join(where)}")
+        own = node.domain in ("", "ai.onnx")
+        if not own or node.op_type not in known:
+            unknown[node.op_type if own else f"{node.domain}.{node.op_type}"].append(node)
+    if unknown:
+        where = ", ".join(f"{short(op)[1:-1]} ({_listed(found)})" for op, found in unknown.items())
+        raise MbnpError(f"mbnp does not have its operations {where}")
 
 
-def _node(onnx: Any, tensors: Tensors, proto: Any, opset: int) -> Node:
+def _node(onnx: Any, arrays: "_Arrays", proto: Any, opset: int) -> Node:
     attributes = {}
     for attribute in proto.attribute:
         try:
@@ -133,7 +122,7 @@ def _node(onnx: Any, tensors: Tensors, proto: Any, opset: int) -> Node:
         except ValueError as error:
             raise MbnpError(f"an attribute of {short(proto.name)} is damaged: {short(str(error))}") from None
         if isinstance(value, onnx.TensorProto):
-            value = tensors.array(value)
+            value = arrays.read(value)
         attributes[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     name = proto.name or (proto.output[0] if proto.output else "")
     return Node(proto.op_type, name, tuple(proto.input), tuple(proto.output), attributes, opset)
@@ -150,4 +139,60 @@ def _input(onnx: Any, value: Any) -> tuple[tuple[int | None, ...], type]:
 
 
 def _listed(values: Any) -> str:
-    return ", ".join(short(value.name) for value in values[:PASSED_NAMES]) or "none"
+    """Return the names of the first few of `values`, and how many more there are."""
+    more = f" and {len(values) - MOST_LISTED} more" if len(values) > MOST_LISTED else ""
+    return (", ".join(short(value.name) for value in values[:MOST_LISTED]) or "none") + more
+
+
+class _Arrays:
+    """A reader of the arrays of a file in `folder`."""
+
+    def __init__(self, onnx: Any, folder: Path) -> None:
+        self.onnx, self.folder = onnx, folder
+        t = onnx.TensorProto
+        self.types = {t.FLOAT, t.DOUBLE, t.FLOAT16, t.BFLOAT16, t.INT32, t.INT64, t.BOOL}
+        self.unread: dict[str, int] = {}  # bytes of each file beside this one that no array has taken yet
+
+    def read(self, tensor: Any) -> np.ndarray:
+        """Return the array in a TensorProto; MbnpError for one that is damaged, or of no type to compute with."""
+        name, dims = short(tensor.name), list(tensor.dims)
+        if tensor.data_type not in self.types:
+            kinds = self.onnx.TensorProto.DataType
+            kind = kinds.Name(tensor.data_type) if tensor.data_type in kinds.values() else "unknown"
+            raise MbnpError(f"array {name} is of the type {kind}, which mbnp does not compute with")
+        size = self.onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        if tensor.external_data or tensor.data_location == self.onnx.TensorProto.EXTERNAL:
+            self._bring_in(tensor, math.prod(dims) * size)
+        if tensor.HasField("raw_data"):
+            held = len(tensor.raw_data) / size
+        else:
+            held = len(getattr(tensor, self.onnx.helper.tensor_dtype_to_field(tensor.data_type)))
+        if min(dims, default=0) < 0 or math.prod(dims) != held:
+            raise MbnpError(f"array {name} of shape {short(dims)} comes with {held:.0f} numbers")
+        try:
+            return self.onnx.numpy_helper.to_array(tensor)
+        except (TypeError, ValueError) as error:
+            raise MbnpError(f"array {name} is damaged: {short(str(error))}") from None
+
+    def _bring_in(self, tensor: Any, needed: int) -> None:
+        """Put the bytes from the file beside this one where arrays usually have them."""
+        said = {entry.key: entry.value for entry in tensor.external_data}
+        location, name = said.get("location", ""), short(tensor.name)
+        path = self.folder / location
+        if Path(location).name != location or "\\" in location or "\0" in location or path.is_symlink():
+            raise MbnpError(f"array {name} is in {short(location)}; mbnp reads files in the same folder only")
+        if not path.is_file():
+            raise MbnpError(f"array {name} is in {short(location)}, which is not in the folder of this file")
+        try:
+            offset, length = int(said.get("offset", 0)), int(said.get("length", needed))
+        except ValueError:
+            raise MbnpError(f"array {name} has no numbers for its place in {short(location)}") from None
+        whole = path.stat().st_size
+        self.unread[location] = self.unread.get(location, whole) - needed
+        if length != needed or offset < 0 or offset + length > whole or self.unread[location] < 0:
+            raise MbnpError(f"array {name} needs {short(needed)} bytes that {short(location)} does not hold")
+        with path.open("rb") as file:
+            file.seek(offset)
+            tensor.raw_data = file.read(length)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")

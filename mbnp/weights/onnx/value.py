@@ -89,25 +89,17 @@ class Value:
         self.entries.append((wanted_name(node), Sum(body.entries, shortcut.entries)))
         self.shape, self.axes = a.shape, a.axes
 
-    def expect(self, axes: str) -> None:
-        if self.axes != axes:
-            raise MbnpError(f"its input has the axes {self.axes}, where it needs {axes}")
-
-    def expect_feature_map(self) -> None:
-        self.expect("NCHW")
-        if self.flat:
+    def expect_nchw(self, feature_map: bool = True) -> None:
+        """Raise MbnpError unless the graph has it as NCHW, and mbnp, where it asks for a feature map, as (H, W, C)."""
+        if self.axes != "NCHW":
+            raise MbnpError(f"its input has the axes {self.axes}, where it needs NCHW")
+        if feature_map and self.flat:
             raise MbnpError("it works on a feature map, and its input is one number a channel")
 
     def flatten(self, node: Node) -> None:
         """Make it (N, C), its entries in the graph's order."""
         if not self.flat:
-            order = self.axes[1:]
-            if self.shape[:2] == (1, 1):
-                self.add(node, Flatten())
-            elif order in ("CHW", "HWC"):
-                self.add(node, Flatten(order=order))
-            else:
-                raise MbnpError(f"it flattens the axes {self.axes}, where mbnp knows NCHW and NHWC")
+            self.add(node, Flatten(order=None if self.shape[:2] == (1, 1) else self.axes[1:]))
         self.axes = "NC"
 
 

@@ -17,7 +17,7 @@ LARGEST = 4096  # pixels of a window or a margin
 
 
 def conv(node: Node, x: Value, w: np.ndarray, b: Array = None) -> None:
-    x.expect("NCHW")
+    x.expect_nchw(feature_map=False)
     group = node.attributes.get("group", 1)
     if w.ndim != 4 or w.shape[1] * group != x.channels:
         raise MbnpError(f"its weights have shape {w.shape}, for {x.channels} channels")
@@ -29,23 +29,24 @@ def conv(node: Node, x: Value, w: np.ndarray, b: Array = None) -> None:
     elif group == x.channels == c_out and group > 1:
         kind = Depthwise
     elif group != 1:
-        sizes = f"{x.channels} channels and {c_out} outputs"
-        raise MbnpError(f"it has {group} groups for {sizes}; mbnp has 1, or one each")
+        raise MbnpError(
+            f"it has {group} groups for {x.channels} channels and {c_out} outputs; mbnp has 1 or all"
+        )
     if options:
-        x.expect_feature_map()
+        x.expect_nchw()
         _take_margin(x, options)
     w = layouts.convert(w, kind, "torch", "mbnp")
     x.add_weighted(node, Linear if x.flat else kind, w, b, **options)
 
 
 def pool(kind: Any, node: Node, x: Value) -> None:
-    x.expect_feature_map()
+    x.expect_nchw()
     a = node.attributes
     if a.get("ceil_mode", 0) or len(node.outputs) > 1:
         raise MbnpError("it has ceil_mode or a second output, which mbnp does not have")
     kernel = tuple(a["kernel_shape"])
     options = _window(node, kernel)
-    sides = ((0, 0), (0, 0)) if options["padding"] == "same" else _sides(options)
+    sides = Pad(0 if options["padding"] == "same" else options["padding"]).padding
     if max(sides[0]) >= kernel[0] or max(sides[1]) >= kernel[1]:
         raise MbnpError(f"its padding {options['padding']} is not smaller than its window {kernel}")
     if kind is AveragePool:
@@ -86,11 +87,8 @@ def _take_margin(x: Value, options: dict[str, Any]) -> None:
         h, w, c = x.shape
         x.shape = (h - top - bottom, w - left - right, c)
         x.entries.pop()
-        options["padding"] = layer_padding(np.add(margin.padding, _sides(options)).T.reshape(-1).tolist())
-
-
-def _sides(options: dict[str, Any]) -> window.Padding:
-    return window.explicit_padding(options["padding"], (1, 1), (1, 1), (1, 1))
+        sides = np.add(margin.padding, Pad(options["padding"]).padding)
+        options["padding"] = layer_padding(sides.T.reshape(-1).tolist())
 
 
 def pad(node: Node, x: Value, pads: Array = None, value: Array = None, axes: Array = None) -> None:
@@ -112,11 +110,10 @@ def pad(node: Node, x: Value, pads: Array = None, value: Array = None, axes: Arr
     before = x.last
     spatial, channels = (margin["H"], margin["W"]), margin["C"]
     if isinstance(before, Subsample) and before.before == before.after == 0 and not any(map(any, spatial)):
-        c_in, c_out = x.channels, x.channels + sum(channels)
-        whole = Subsample(c_in, c_out, before.stride)
+        whole = Subsample(0, sum(channels), before.stride)
         if (whole.before, whole.after) == channels:  # the shortcut of a ResNet
             x.entries[-1] = (x.entries[-1][0], whole)
-            x.shape = (*x.shape[:2], c_out)
+            x.shape = (*x.shape[:2], x.channels + sum(channels))
             return
     x.add(node, Pad(spatial, channels))
 
@@ -130,13 +127,11 @@ def slice_(node: Node, x: Value, *bounds: Array) -> None:
             raise MbnpError(f"it takes {start}:{stop}:{step} of axis {axis}; mbnp every s-th row and column")
         if axis in steps:
             steps[axis] = step
-    if isinstance(x.last, Subsample) and x.last.before == x.last.after == 0:
-        sh, sw = window.pair("stride", x.last.stride)
-        x.entries.pop()
-        # Every b-th of every a-th is every ab-th; the sizes are already those after the first.
-        layer = Subsample(x.channels, x.channels, one((sh * steps["H"], sw * steps["W"])))
-        shape = tuple(-(-n // s) for n, s in zip(x.shape, (*steps.values(), 1), strict=True))
-        x.entries.append(("subsample", layer))
-        x.shape = shape
-    elif steps != {"H": 1, "W": 1}:
-        x.add(node, Subsample(x.channels, x.channels, one(steps.values())))
+    layer, before = Subsample(x.channels, x.channels, one(steps.values())), x.last
+    if isinstance(before, Subsample) and before.before == before.after == 0:
+        x.shape = layer.output_shape(x.shape)
+        sh, sw = window.pair("stride", before.stride)
+        layer.stride = one((sh * steps["H"], sw * steps["W"]))  # every b-th of every a-th is every ab-th
+        x.entries[-1] = ("subsample", layer)
+    elif layer.stride != 1:
+        x.add(node, layer)

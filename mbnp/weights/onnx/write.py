@@ -53,10 +53,10 @@ def _model(onnx: Any, net: Network, layout: str, fold: bool) -> Any:
     if tensor == INPUT:
         graph.node("Identity", "nothing", [tensor])
     graph.nodes[-1].output[0] = OUTPUT
-    ends = [
-        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, _dims(shape, layout))]
-        for name, shape in ((INPUT, size), (OUTPUT, out))
-    ]
+    ends = []
+    for name, shape in ((INPUT, size), (OUTPUT, out)):
+        dims = shape if layout == "NHWC" else (shape[-1], *shape[:-1])
+        ends.append([onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", *dims])])
     model = onnx.helper.make_model(
         onnx.helper.make_graph(graph.nodes, "mbnp", *ends, graph.arrays),
         producer_name="mbnp",
@@ -68,13 +68,6 @@ def _model(onnx: Any, net: Network, layout: str, fold: bool) -> Any:
     said["preprocessing"] = files.check_description(net, net.resolution, net.classes, net.preprocessing)
     onnx.helper.set_model_props(model, {METADATA + key: json.dumps(value) for key, value in said.items()})
     return model
-
-
-def _dims(shape: tuple[int, ...], layout: str) -> list[int | str]:
-    if len(shape) == 1:
-        return ["N", *shape]
-    sizes = dict(zip("HWC", shape, strict=True))
-    return ["N", *(sizes[axis] for axis in layout[1:])]
 
 
 class _Graph:
@@ -98,24 +91,23 @@ class _Graph:
 
     def sequence(self, pairs: list[tuple[str, Layer]], x: str) -> str:
         """Add (name, layer) pairs one after another and return the name of the last one's output."""
-        folded = False
+        bn = None  # in the weights of the layer before
         for (name, layer), (_, after) in itertools.pairwise([*pairs, ("", Layer())]):
-            if folded:  # this BatchNorm is in the weights of the layer before
-                folded = False
-                continue
-            folded = self.fold and bool(layouts.axes(type(layer))) and isinstance(after, layers.BatchNorm)
-            x = self.layer(name, layer, x, after if folded else None)
+            if layer is not bn:
+                folds = self.fold and layouts.axes(type(layer)) and isinstance(after, layers.BatchNorm)
+                bn = after if folds else None
+                x = self.layer(name, layer, x, bn)
         return x
 
     def layer(self, name: str, layer: Any, x: str, bn: Any = None) -> str:
         """Add a layer, with `bn` folded into its weights, and return the name of its output."""
         if layouts.axes(type(layer)):
-            return self.weighted(name, layer, x, *_arrays(layer, bn))
+            return self.weighted(name, layer, x, bn)
         match layer:
             case Residual():
                 shortcut = Sequential({"shortcut": layer.shortcut} if layer.shortcut else {})
-                body = self.sequence(layer.flat(name), x)
-                return self.node("Add", name, [body, self.sequence(shortcut.flat(name), x)])
+                branches = layer.flat(name), shortcut.flat(name)
+                return self.node("Add", name, [self.sequence(pairs, x) for pairs in branches])
             case layers.BatchNorm():
                 arrays = [self.array(f"{name}.{key}", v.value) for key, v in layer.variables().items()]
                 attributes = {"epsilon": layer.eps, "momentum": 1 - layer.momentum}
@@ -123,11 +115,9 @@ class _Graph:
             case layers.ReLU() if layer.max_value is not None:
                 bounds = [self.array(f"{name}.min", 0), self.array(f"{name}.max", layer.max_value)]
                 return self.node("Clip", name, [x, *bounds])
-            case layers.MaxPool():
-                return self.node("MaxPool", name, [x], **_window(layer.size, layer.options))
-            case layers.AveragePool():
-                counted = {"count_include_pad": int(layer.options["count_padding"])}
-                return self.node("AveragePool", name, [x], **_window(layer.size, layer.options), **counted)
+            case layers.MaxPool() | layers.AveragePool():
+                op = "MaxPool" if isinstance(layer, layers.MaxPool) else "AveragePool"
+                return self.node(op, name, [x], **_window(layer.size, layer.options))
             case layers.GlobalAveragePool():
                 return self.node("Flatten", f"{name}.flatten", [self.node("GlobalAveragePool", name, [x])])
             case layers.Flatten():
@@ -135,54 +125,46 @@ class _Graph:
                     x = self.node("Transpose", f"{name}.hwc", [x], perm=TO_CHANNELS_LAST)
                 return self.node("Flatten", name, [x])
             case layers.Pad():
-                return self.pad(name, layer.padding, layer.channels, x)
+                before, after = zip(layer.channels, *layer.padding, strict=True)
+                pads = self.array(f"{name}.pads", [0, *before, 0, *after], np.int64)
+                return self.node("Pad", name, [x, pads])
             case layers.Subsample():
-                return self.subsample(name, layer, x)
+                numbers = {"starts": [0, 0], "ends": [np.iinfo(np.int64).max] * 2, "axes": [2, 3]}
+                numbers["steps"] = list(window.pair("stride", layer.stride))
+                arrays = [self.array(f"{name}.{key}", value, np.int64) for key, value in numbers.items()]
+                x, channels = self.node("Slice", name, [x, *arrays]), (layer.before, layer.after)
+                return self.layer(f"{name}.pad", layers.Pad(0, channels), x) if any(channels) else x
         for op, kind in ELEMENTWISE.items():
             if type(layer) is kind:
                 return self.node(op, name, [x])
         raise MbnpError(f"{name} is a {type(layer).__name__}, of which mbnp knows no counterpart in ONNX")
 
-    def weighted(self, name: str, layer: Any, x: str, w: np.ndarray, b: np.ndarray | None) -> str:
-        w = layouts.convert(w, type(layer), "mbnp", "torch")
+    def weighted(self, name: str, layer: Any, x: str, bn: layers.BatchNorm | None) -> str:
+        """Add the one layer that computes bn(layer(x)); its weights are folded in float64."""
+        arrays = {key: variable.value for key, variable in layer.variables().items()}
+        if bn is not None:
+            scale = bn.weight.value / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
+            shift = bn.bias.value + (arrays.get("bias", 0.0) - bn.running_mean.value) * scale
+            arrays = {"weight": arrays["weight"] * scale, "bias": shift}
+        arrays["weight"] = w = layouts.convert(arrays["weight"], type(layer), "mbnp", "torch")
         if w.ndim == 2:
             op, attributes = "Gemm", {"transB": 1}
         else:
             op, attributes = "Conv", _window(w.shape[2:], layer.options or {"stride": 1, "padding": 0})
             attributes |= {"group": layer.groups} if layer.groups > 1 else {}
-        bias = [] if b is None else [(f"{name}.bias", b)]
-        arrays = [self.array(key, value) for key, value in [(f"{name}.weight", w), *bias]]
-        return self.node(op, name, [x, *arrays], **attributes)
-
-    def pad(self, name: str, padding: window.Padding, channels: tuple[int, int], x: str) -> str:
-        before, after = zip(channels, *padding, strict=True)
-        pads = self.array(f"{name}.pads", [0, *before, 0, *after], np.int64)
-        return self.node("Pad", name, [x, pads])
-
-    def subsample(self, name: str, layer: layers.Subsample, x: str) -> str:
-        steps = window.pair("stride", layer.stride)
-        numbers = {"starts": [0, 0], "ends": [np.iinfo(np.int64).max] * 2, "axes": [2, 3], "steps": steps}
-        arrays = [self.array(f"{name}.{key}", value, np.int64) for key, value in numbers.items()]
-        x = self.node("Slice", name, [x, *arrays])
-        channels = layer.before, layer.after
-        return self.pad(f"{name}.pad", ((0, 0), (0, 0)), channels, x) if any(channels) else x
-
-
-def _arrays(layer: Any, bn: layers.BatchNorm | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return weight and bias of a layer; with `bn`, of the one layer that computes bn(layer(x)), in float64."""
-    w, b = layer.weight.value, None if layer.bias is None else layer.bias.value
-    if bn is None:
-        return w, b
-    scale = bn.weight.value / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
-    return w * scale, bn.bias.value + ((0.0 if b is None else b) - bn.running_mean.value) * scale
+        inputs = [self.array(f"{name}.{key}", value) for key, value in arrays.items()]
+        return self.node(op, name, [x, *inputs], **attributes)
 
 
 def _window(kernel: tuple[int, ...], options: dict[str, Any]) -> dict[str, Any]:
     """Return the attributes of a convolution or pooling. ONNX's pads are top, left, bottom, right."""
-    attributes = {"kernel_shape": list(kernel), "strides": list(window.pair("stride", options["stride"]))}
+    strides = window.pair("stride", options["stride"])
+    attributes: dict[str, Any] = {"kernel_shape": list(kernel), "strides": list(strides)}
+    if "count_padding" in options:
+        attributes["count_include_pad"] = int(options["count_padding"])
     if options["padding"] == "same":
-        if not same_is_tensorflows(kernel, options["stride"]):
+        if not same_is_tensorflows(kernel, strides):
             raise MbnpError(f"ONNX pads 'same' differently at stride {options['stride']}, window {kernel}")
         return attributes | {"auto_pad": "SAME_UPPER"}
-    (top, bottom), (left, right) = window.explicit_padding(options["padding"], (1, 1), (1, 1), (1, 1))
+    (top, bottom), (left, right) = layers.Pad(options["padding"]).padding
     return attributes | {"pads": [top, left, bottom, right]}
