@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         command = importlib.import_module(f"mbnp.commands.{options.command}")
+        if getattr(options, "threads", None) is not None:
+            mbnp.set_num_threads(options.threads)
         status = command.run(options) or 0
         sys.stdout.flush()
         return status
@@ -128,9 +130,7 @@ def _train(p: argparse.ArgumentParser) -> None:
     """
     _add(p, "--model NAME", f"{MODELS} (default: mobilenet-v1-small)")
     _share(p, "--width-mult X")
-    kept = (
-        "go on from these weights, in any format that mbnp reads, with their architecture and normalisation"
-    )
+    kept = "go on from these weights, in any format that mbnp reads, with their architecture and normalisation"
     _add(p, "--init CHECKPOINT", f"{kept}; the last layer begins afresh where the data has other classes")
     _add(p, "--freeze-until LAYER", "with --init: this layer or block and all before it stay as they are")
     _share(p, "--data PATH")

@@ -12,6 +12,15 @@ class DivergedError(MbnpError):
     """The loss became NaN or infinite; the message names the step and the layer."""
 
 
+def short(value: object, most: int = 60) -> str:
+    """Return `value`, which comes from a file, for one line of a message: ASCII, cut at `most` characters."""
+    try:
+        text = ascii(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} nested without end"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> MbnpError:
     """Return the error for a name that is none of `known`; it suggests the nearest one.
 

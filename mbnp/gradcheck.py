@@ -57,9 +57,7 @@ def compare(
     result = backward(dy, *inputs)
     gradients = result if isinstance(result, (tuple, list)) else (result,)
     if len(gradients) != len(inputs):
-        raise MbnpError(
-            f"backward gave {len(gradients)} gradients for {len(inputs)} inputs: use None to skip one"
-        )
+        raise MbnpError(f"backward gave {len(gradients)} gradients for {len(inputs)} inputs: use None to skip one")
 
     def output(number: int, k: int, h: float) -> np.ndarray:
         moved = inputs[number].copy()
@@ -74,9 +72,7 @@ def compare(
             errors.append(None)
             continue
         if np.shape(dx) != x.shape:
-            raise MbnpError(
-                f"the gradient of input {number} has the shape {np.shape(dx)}, the input {x.shape}"
-            )
+            raise MbnpError(f"the gradient of input {number} has the shape {np.shape(dx)}, the input {x.shape}")
         places = rng.permutation(x.size)[:entries]
         # Differences first, then the sum: entries of y that did not move cancel exactly.
         moves = [np.sum(dy * (output(number, k, step) - output(number, k, -step))) for k in places]

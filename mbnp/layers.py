@@ -95,9 +95,7 @@ class _Weighted(Layer):
     def sizes(self) -> dict[str, Any]:
         """The options that `axes` names, read off the weight."""
         shape = list(self.weight.value.shape)
-        return {
-            axis: (shape.pop(0), shape.pop(0)) if axis == "kernel" else shape.pop(0) for axis in self.axes
-        }
+        return {axis: (shape.pop(0), shape.pop(0)) if axis == "kernel" else shape.pop(0) for axis in self.axes}
 
     @property
     def channels_in(self) -> int:
@@ -124,9 +122,7 @@ class _Weighted(Layer):
             name = type(self).__name__
             raise MbnpError(f"{name} takes {self.channels_in} channels, got {shape[-1]} in {shape}")
         if "kernel" in self.axes:
-            shape = _window_shape(
-                shape, self.sizes["kernel"], self.options["stride"], self.options["padding"]
-            )
+            shape = _window_shape(shape, self.sizes["kernel"], self.options["stride"], self.options["padding"])
         return (*shape[:-1], self.weight.value.shape[-1])
 
     def macs(self, output_shape: Shape) -> int:
@@ -175,9 +171,7 @@ class Pointwise(_Weighted):
 
     kind, op, axes = "pointwise", pointwise, ("c_in", "c_out")
 
-    def __init__(
-        self, c_in: int, c_out: int, bias: bool = True, rng: Rng = None, dtype: Any = np.float32
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, bias: bool = True, rng: Rng = None, dtype: Any = np.float32) -> None:
         super().__init__(bias, rng, dtype, {"c_in": c_in, "c_out": c_out})
 
     def torch(self, F: Any) -> Callable[..., Any]:
@@ -189,9 +183,7 @@ class Linear(_Weighted):
 
     kind, op, axes = "linear", linear, ("c_in", "c_out")
 
-    def __init__(
-        self, c_in: int, c_out: int, bias: bool = True, rng: Rng = None, dtype: Any = np.float32
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, bias: bool = True, rng: Rng = None, dtype: Any = np.float32) -> None:
         super().__init__(bias, rng, dtype, {"c_in": c_in, "c_out": c_out})
 
     def torch(self, F: Any) -> Callable[..., Any]:
@@ -206,9 +198,7 @@ class BatchNorm(Layer):
 
     kind = "batchnorm"
 
-    def __init__(
-        self, channels: int, eps: float = 1e-5, momentum: float = 0.1, dtype: Any = np.float32
-    ) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, dtype: Any = np.float32) -> None:
         self.weight = Parameter(np.ones(channels, dtype))
         self.bias = Parameter(np.zeros(channels, dtype))
         self.running_mean = Buffer(np.zeros(channels, dtype))
@@ -246,9 +236,7 @@ class BatchNorm(Layer):
 
     def output_shape(self, shape: Shape) -> Shape:
         if self.weight.value.shape != shape[-1:]:
-            raise MbnpError(
-                f"BatchNorm normalises {self.weight.value.size} channels, got {shape[-1]} in {shape}"
-            )
+            raise MbnpError(f"BatchNorm normalises {self.weight.value.size} channels, got {shape[-1]} in {shape}")
         return shape
 
     def config(self) -> dict[str, Any]:
@@ -334,9 +322,7 @@ class AveragePool(_Pool):
 
     kind = "average-pool"
 
-    def __init__(
-        self, size: Size, stride: Size | None = None, padding: Margin = 0, count_padding: bool = True
-    ) -> None:
+    def __init__(self, size: Size, stride: Size | None = None, padding: Margin = 0, count_padding: bool = True) -> None:
         super().__init__(size, stride, padding)
         self.options["count_padding"] = count_padding
 
@@ -434,9 +420,7 @@ class Pad(Layer):
         return window.crop(dy, self.padding)[..., before : dy.shape[-1] - after]
 
     def output_shape(self, shape: Shape) -> Shape:
-        h, w, c = (
-            size + sum(margin) for size, margin in zip(shape, (*self.padding, self.channels), strict=True)
-        )
+        h, w, c = (size + sum(margin) for size, margin in zip(shape, (*self.padding, self.channels), strict=True))
         return h, w, c
 
     def torch(self, F: Any) -> Callable[..., Any]:

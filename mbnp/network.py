@@ -243,9 +243,7 @@ class Sequential(Layer):
     def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
         """Return dx, or None where it was not needed and backward ended before it."""
         layers, self._learning = self._learning, None
-        if (
-            layers is None
-        ):  # a subclass may run its layers itself; otherwise the last one misses what forward saves
+        if layers is None:  # a subclass may run its layers itself; otherwise the last one misses what forward saves
             layers = list(self.layers.values())
         for layer in reversed(layers):
             dy = layer.backward(dy)
@@ -257,9 +255,7 @@ class Sequential(Layer):
         return shape
 
     def variables(self) -> dict[str, parameter.Variable]:
-        return {
-            f"{at}.{name}": v for at, layer in self.layers.items() for name, v in layer.variables().items()
-        }
+        return {f"{at}.{name}": v for at, layer in self.layers.items() for name, v in layer.variables().items()}
 
     def leaves(self, name: str = "") -> Iterator[tuple[str, Layer]]:
         for child, layer in self.layers.items():
@@ -336,9 +332,7 @@ class Network(Sequential):
         super().__init__(layers)
         self.resolution = resolution  # of the images it is meant for; forward takes what the layers allow
         self.channels = channels
-        self.arch: dict[
-            str, Any
-        ] = {}  # what builds it again: the name and options that `models.create` takes
+        self.arch: dict[str, Any] = {}  # what builds it again: the name and options that `models.create` takes
         self.built_as: list[Any] | None = None  # the layers that `arch` builds, as spec.py describes them
         self.classes: list[str] | None = None  # the names of the classes, where they are known
         # {"mean": [...], "std": [...]} of x, on a scale of 0 to 1, and "order": "rgb" (where not given) or "bgr".
@@ -349,9 +343,7 @@ class Network(Sequential):
         rows = []
         for name, layer, _, shape in self.walk((self.resolution, self.resolution, self.channels)):
             count = sum(p.value.size for p in layer.parameters().values())
-            rows.append(
-                (name, type(layer).__name__, "x".join(map(str, shape)), f"{count:,}" if count else "")
-            )
+            rows.append((name, type(layer).__name__, "x".join(map(str, shape)), f"{count:,}" if count else ""))
         total = sum(p.value.size for p in self.parameters().values())
         name = self.arch.get("name", type(self).__name__)
         title = f"{name}, images of {self.resolution} x {self.resolution}; {total:,} parameters"
@@ -376,12 +368,8 @@ class Network(Sequential):
         leaves = list(self.leaves())
         inside = [i for i, (leaf, _) in enumerate(leaves) if f"{leaf}.".startswith(f"{name}.")]
         if not inside:
-            blocks = dict.fromkeys(
-                leaf.rpartition(".")[0] or leaf for leaf, layer in leaves if layer.parameters()
-            )
-            raise MbnpError(
-                f"no layer is named {name!r}: choose one of {', '.join(blocks)}, or a layer inside one"
-            )
+            blocks = dict.fromkeys(leaf.rpartition(".")[0] or leaf for leaf, layer in leaves if layer.parameters())
+            raise MbnpError(f"no layer is named {name!r}: choose one of {', '.join(blocks)}, or a layer inside one")
         for i, (_, layer) in enumerate(leaves):
             for p in layer.parameters().values():
                 p.frozen = i <= inside[-1]

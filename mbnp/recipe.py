@@ -33,9 +33,7 @@ class Recipe:
             if not isinstance(getattr(self, name), int):
                 raise MbnpError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         if self.epochs < 1 or self.batch_size < 1:
-            raise MbnpError(
-                f"epochs and batch size must be at least 1, got {self.epochs} and {self.batch_size}"
-            )
+            raise MbnpError(f"epochs and batch size must be at least 1, got {self.epochs} and {self.batch_size}")
         if self.seed < 0:
             raise MbnpError(f"a seed is at least 0, got {self.seed}")
         if self.schedule not in optim.SCHEDULES:

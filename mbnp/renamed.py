@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,16 +12,14 @@ def keyword(old: str, new: str) -> Callable[[Callable], Callable]:
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
-        def accept(*args: Any, **kwargs: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             if old in kwargs:
-                if new in inspect.signature(function).bind_partial(*args).arguments or new in kwargs:
-                    raise TypeError(f"{old} is the old name of {new}: pass only {new}")
                 _warn(f"the keyword {old}", new)
-                kwargs[new] = kwargs.pop(old)
+                return function(*args, **{new: kwargs.pop(old)}, **kwargs)  # TypeError if both names are given
             return function(*args, **kwargs)
 
-        accept.old_keyword = old  # type: ignore[attr-defined]
-        return accept
+        wrapper.old_keyword = old  # type: ignore[attr-defined]
+        return wrapper
 
     return decorate
 
@@ -55,6 +52,4 @@ def module_names(module: str, moved: dict[str, str]) -> Callable[[str], Any]:
 
 
 def _warn(old: str, new: str) -> None:
-    warnings.warn(
-        f"{old} is called {new} now; the old name goes with the next release", DeprecationWarning, 3
-    )
+    warnings.warn(f"{old} is called {new} now; the old name will be removed in the next release", DeprecationWarning, 3)

@@ -7,8 +7,8 @@
         {"name": "pool", "kind": "global-average-pool"},
         {"name": "head", "kind": "linear", "c_in": 32, "c_out": 10, "bias": true}]}
 
-A layer's options are its `config()`, its constructor's parameters; two keys of files differ, as `_KEYS` and `from_config`
-say. A description may come from a hostile file: every name, type and limit is checked here, and sizes are added up
+A layer's options are its `config()`, its constructor's parameters; two keys of files differ (`_KEYS`, `from_config`).
+A description may come from a hostile file: every name, type and limit is checked here, and sizes are added up
 before anything of that size is made.
 """
 
@@ -24,7 +24,7 @@ from typing import Any, TypeGuard, get_type_hints
 import numpy as np
 
 from mbnp import layers
-from mbnp.errors import MbnpError, unknown
+from mbnp.errors import MbnpError, short, unknown
 from mbnp.network import Layer, Network, Residual, Sequential
 from mbnp.ops import window
 
@@ -36,9 +36,7 @@ LARGEST = 1_000_000  # channels, rows of a kernel, steps of a stride
 LARGEST_MAP = 200_000_000  # numbers in the feature maps that a layer makes of one image
 
 KINDS: dict[str, Any] = {
-    cls.kind: cls
-    for cls in vars(layers).values()
-    if isinstance(cls, type) and issubclass(cls, Layer) and cls.kind
+    cls.kind: cls for cls in vars(layers).values() if isinstance(cls, type) and issubclass(cls, Layer) and cls.kind
 }
 _CONTAINERS = {"sequential": ("layers",), "residual": ("layers", "shortcut")}  # and their keys
 
@@ -159,9 +157,7 @@ def _describe(name: str, layer: Any, where: str) -> dict[str, Any]:
     return {"name": name, "kind": kind, **checked}
 
 
-def build(
-    description: Any, dtype: Any = np.float32, seed: int = 0, most_numbers: int | None = None
-) -> Network:
+def build(description: Any, dtype: Any = np.float32, seed: int = 0, most_numbers: int | None = None) -> Network:
     """Build the network of a description, with fresh weights.
 
     Raises MbnpError for whatever is not as `describe` writes it, and where the weights and statistics would be
@@ -296,9 +292,3 @@ def _checked(name: str, value: Any, check: Callable, where: str) -> Any:
         return check(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise MbnpError(f"the {name} of {where} is {short(value)}: {error}") from None
-
-
-def short(value: Any) -> str:
-    """Shorten a value for a message; it may be a megabyte, or nested without end."""
-    text = ascii(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -39,7 +39,5 @@ def table(
 
 def hang(text: str, indent: int = 2) -> str:
     """Break each line of `text` at WIDTH columns; what goes on is indented."""
-    wrap = textwrap.TextWrapper(
-        WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
-    )
+    wrap = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
     return "\n".join(wrap.fill(line) for line in text.split("\n"))

@@ -75,9 +75,7 @@ def step(
         train.step(net, opt, x, y, on_gradients=clip)
     """
     if loss is not None and label_smoothing:
-        raise MbnpError(
-            f"label_smoothing={label_smoothing} is an option of cross-entropy: leave it out beside loss="
-        )
+        raise MbnpError(f"label_smoothing={label_smoothing} is an option of cross-entropy: leave it out beside loss=")
     return _step(net, opt, x, y, label_smoothing, loss, on_gradients)[0]
 
 
@@ -229,8 +227,6 @@ def probabilities(net: Network, images: np.ndarray) -> np.ndarray:
         raise MbnpError("the checkpoint does not say how its images were normalised")
     x = datasets.normalise(images, **net.preprocessing, dtype=net.dtype)
     if net.num_classes == 1:
-        raise MbnpError(
-            "the network has one output, and probabilities of classes need two: call it in Python"
-        )
+        raise MbnpError("the network has one output, and probabilities of classes need two: call it in Python")
     with one_blas_thread():
         return cross_entropy.softmax(net.forward(x))

@@ -61,9 +61,7 @@ def check(
             for k, (after, copy) in enumerate(zip(arguments, before, strict=True)):
                 np.testing.assert_array_equal(after, copy, err_msg=f"argument {k} was written to ({where})")
                 for result in (y, *gradients):
-                    assert after is None or not np.shares_memory(result, after), (
-                        f"argument {k} leaks ({where})"
-                    )
+                    assert after is None or not np.shares_memory(result, after), f"argument {k} leaks ({where})"
 
     if finite:
         given = [a for a in inputs if a is not None]

@@ -47,9 +47,7 @@ def test_a_workload_is_the_same_in_every_process_and_dtype():
         "print(repr([float(sum(np.abs(a).sum() for a in workload.network().state().values())), "
         "float(workload.batch()[0].sum()), workload.batch()[1].tolist()]))"
     )
-    other = eval(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    )
+    other = eval(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     x, y = SMALL.batch()
     mine = [float(sum(np.abs(a).sum() for a in SMALL.network().state().values())), float(x.sum()), y.tolist()]
     assert other == mine
@@ -88,8 +86,7 @@ def test_rows_add_up_to_the_network(engine, work):
     counted = cost.of(reference, (32, 32, 3))
     named = {name for row in measured.rows for name in row.name.split(" + ")}
     forward, backward = (
-        sum(getattr(row, way).flops for row in measured.rows if getattr(row, way))
-        for way in ("forward", "backward")
+        sum(getattr(row, way).flops for row in measured.rows if getattr(row, way)) for way in ("forward", "backward")
     )
     head = 0 if (engine, work) == ("reference", "inference") or work == "training" else counted.rows[-1].flops
     assert forward == SMALL.batch_size * (counted.flops - head)  # the fused classifier is in the rest
@@ -180,9 +177,7 @@ def test_steps_are_what_runs(model, frozen):
         names = [name for step in steps for name in step.layers]
         assert len(names) == len(set(names))
         missing = layers - set(names)
-        assert not missing or (
-            not train and missing == set(list(reference.layers)[-len(missing) :])
-        )  # the head
+        assert not missing or (not train and missing == set(list(reference.layers)[-len(missing) :]))  # the head
         assert set(calls) >= {(s.layers, m) for s in steps for _, m in s.forward}
         assert train or not any(step.backward for step in steps)
         if train and not frozen:
@@ -192,9 +187,7 @@ def test_steps_are_what_runs(model, frozen):
 def test_steps_of_another_backend_are_the_layers():
     net = fused.convert(SMALL.network())
     with backend.use("numpy"):
-        assert [step.layers for step in net.steps((2, 32, 32, 3))] == [
-            (n,) for n, _ in net.reference.leaves()
-        ]
+        assert [step.layers for step in net.steps((2, 32, 32, 3))] == [(n,) for n, _ in net.reference.leaves()]
 
 
 # ---- matrix products, machine ----------------------------------------------------------------------------------
@@ -339,9 +332,7 @@ def test_differences_are_found(reference):
     assert comparison.difference(changed(reference), reference) is None
     assert comparison.difference(dict(reference), reference) is None  # no float64: torch.compile
     # Float32's gradients may be as far off as a ReLU that flips moves them, and an irrelevant bias as rounding does.
-    bias = reference[
-        "float64.grad.conv1.0.bias" if "float64.grad.conv1.0.bias" in reference else "grad.conv1.0.bias"
-    ]
+    bias = reference["float64.grad.conv1.0.bias" if "float64.grad.conv1.0.bias" in reference else "grad.conv1.0.bias"]
     near = changed(reference, grad__fc__weight=w + off, float64__grad__conv1__0__bias=bias + 1e-9)
     assert comparison.difference(near, reference) is None
     for message, changes in cases.items():
@@ -558,10 +549,7 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(machine, "measure", lambda threads: PEAKS)
     paths = tmp_path / "found.json", tmp_path / "roofline.png"
     small = ["--width-mult", "0.25", "--batch-size", "2", "--threads", "1", "--rounds", "1"]
-    assert (
-        cli.main(["bench", *small, "--work", "inference", "--json", str(paths[0]), "--out", str(paths[1])])
-        == 0
-    )
+    assert cli.main(["bench", *small, "--work", "inference", "--json", str(paths[0]), "--out", str(paths[1])]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     for line in (
@@ -642,17 +630,11 @@ def test_scaling(tmp_path, monkeypatch, capsys):
 
 
 def test_how_far_above_the_least():
-    points = [
-        scaling.Point(n, t, i) for n, t, i in ((8, 9, 9), (16, 1.0, 2.0), (64, 1.25, 2.0), (256, 1.1, 2.2))
-    ]
-    assert scaling.worst_above_minimum(scaling.Sweep("batch size", "", points), 16, 256) == pytest.approx(
-        (0.25, 0.1)
-    )
+    points = [scaling.Point(n, t, i) for n, t, i in ((8, 9, 9), (16, 1.0, 2.0), (64, 1.25, 2.0), (256, 1.1, 2.2))]
+    assert scaling.worst_above_minimum(scaling.Sweep("batch size", "", points), 16, 256) == pytest.approx((0.25, 0.1))
 
 
-@pytest.mark.parametrize(
-    ("most", "counts"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (8, [1, 2, 4, 8])], ids=str
-)
+@pytest.mark.parametrize(("most", "counts"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (8, [1, 2, 4, 8])], ids=str)
 def test_thread_counts(most, counts):
     assert scaling.thread_counts(most) == counts
 
@@ -666,15 +648,9 @@ def test_the_roofline_shows_every_layer(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: drawn.append(self) or save(self, *a, **k))
     rate = profile.Rate
     rows = [
-        profile.Row(
-            "a", "standard", (4, 4, 8), rate(1e-3, 40_000_000, 1_000_000), rate(2e-3, 80_000_000, 4_000_000)
-        ),
-        profile.Row(
-            "b", "depthwise", (4, 4, 8), rate(1e-3, 2_000_000, 1_000_000), rate(2e-3, 4_000_000, 4_000_000)
-        ),
-        profile.Row(
-            "c", "pointwise", (4, 4, 8), rate(1e-3, 20_000_000, 1_000_000), rate(1e-3, 20_000_000, 10_000)
-        ),
+        profile.Row("a", "standard", (4, 4, 8), rate(1e-3, 40_000_000, 1_000_000), rate(2e-3, 80_000_000, 4_000_000)),
+        profile.Row("b", "depthwise", (4, 4, 8), rate(1e-3, 2_000_000, 1_000_000), rate(2e-3, 4_000_000, 4_000_000)),
+        profile.Row("c", "pointwise", (4, 4, 8), rate(1e-3, 20_000_000, 1_000_000), rate(1e-3, 20_000_000, 10_000)),
         profile.Row("d", "other", (8,), rate(1e-3, 0, 1_000_000), rate(1e-3, 0, 1_000_000)),
     ]
     plots.roofline(profile.Profile(rows, 0.0, 0.0), PEAKS, tmp_path / "r.png", "a title")
@@ -696,9 +672,7 @@ def test_the_roofline_shows_every_layer(tmp_path, monkeypatch):
     }  # fmt: skip
     (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
     assert all(left < x < right and low < y < high for x, y in points)
-    roofs = [
-        line for line in axes.lines if line.get_linestyle() in ("-", "--") and len(line.get_xdata()) == 2
-    ]
+    roofs = [line for line in axes.lines if line.get_linestyle() in ("-", "--") and len(line.get_xdata()) == 2]
     ends = [(line.get_xdata()[1], line.get_ydata()[1]) for line in roofs]
     assert (100 / 60, 100) in ends
     assert (100 / 20, 100) in ends

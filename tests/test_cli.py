@@ -262,17 +262,13 @@ def shown(capsys):
     """The states of the bar on a terminal, one after another, and the plain lines."""
     output = capsys.readouterr().out.replace("\r", "\n")
     lines = [re.sub(r"\x1b\[[\d;?]*\w", "", line).rstrip() for line in output.splitlines()]
-    return [line for line in lines if "\u2501" in line], [
-        line for line in lines if line and "\u2501" not in line
-    ]
+    return [line for line in lines if "\u2501" in line], [line for line in lines if line and "\u2501" not in line]
 
 
 def in_a_terminal(monkeypatch):
     from mbnp.commands import train as command
 
-    monkeypatch.setattr(
-        command, "_Console", lambda: Console(force_terminal=True, width=80, legacy_windows=False)
-    )
+    monkeypatch.setattr(command, "_Console", lambda: Console(force_terminal=True, width=80, legacy_windows=False))
     monkeypatch.setenv("TERM", "xterm")
 
 
@@ -284,9 +280,7 @@ def test_a_terminal_gets_a_bar_and_plain_last_lines(records, capsys, monkeypatch
         r"epoch 2/2 \u2501+ loss \d\.\d{4}  accuracy \d+\.\d\d %  [\d,]+ images/s +\d\d:\d\d left", states[-1]
     )
     assert max(map(len, states)) <= 80
-    assert re.fullmatch(
-        r"epoch 1/2 \u2501+", states[0]
-    )  # neither loss nor speed nor time left before there is one
+    assert re.fullmatch(r"epoch 1/2 \u2501+", states[0])  # neither loss nor speed nor time left before there is one
     checkpoint = "runs/mobilenet-v1-small-1/model.safetensors"
     accuracy, *commands = lines[-3:]
     assert re.fullmatch(r"test accuracy \d+\.\d\d %", accuracy)
@@ -516,9 +510,7 @@ def test_what_predict_and_evaluate_cannot_read(trained, capsys):
     assert "no image at none.png" in fails(capsys, "predict", "none.png", "--checkpoint", checkpoint)
     assert "text.png is no image" in fails(capsys, "predict", "text.png", "--checkpoint", checkpoint)
     assert "half.png is no image" in fails(capsys, "predict", "half.png", "--checkpoint", checkpoint)
-    assert "at least 1, got 0" in fails(
-        capsys, "predict", "whole.png", "--checkpoint", checkpoint, "--top", "0"
-    )
+    assert "at least 1, got 0" in fails(capsys, "predict", "whole.png", "--checkpoint", checkpoint, "--top", "0")
     assert "no checkpoint at" in fails(capsys, "evaluate", "none.safetensors")
     Path("broken.safetensors").write_bytes(Path(checkpoint).read_bytes()[:5000])
     assert "broken.safetensors" in fails(capsys, "evaluate", "broken.safetensors")

@@ -76,9 +76,7 @@ def test_a_row_is_counted_by_the_formula_of_its_name():
     assert rows["conv1.0"].macs == cost.standard_conv(32, 32, 3, 3, 32)
     strided = rows["conv2_2.0"]
     assert (strided.input_shape, strided.output_shape) == ((32, 32, 32), (16, 16, 32))
-    assert strided.macs == cost.depthwise(
-        16, 16, 3, 32
-    )  # of the output: with the input's 32x32 four times as much
+    assert strided.macs == cost.depthwise(16, 16, 3, 32)  # of the output: with the input's 32x32 four times as much
     assert rows["conv2_2.3"].macs == cost.pointwise(16, 16, 32, 64)
     assert rows["fc"].macs == 5_120
     assert rows["conv2_2.1"].macs == 0

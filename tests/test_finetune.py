@@ -115,9 +115,7 @@ def test_ten_steps_follow_torch_loss_by_loss(engine):
         theirs.step()
         assert train.step(fast, opt, x, y) == pytest.approx(loss.item(), rel=1e-8), f"step {i}"
     for name, array in net.state().items():
-        assert np.array_equal(array, before[name]) == name.startswith(
-            ("conv1", "conv2_1", "conv2_2", "conv2_3")
-        ), name
+        assert np.array_equal(array, before[name]) == name.startswith(("conv1", "conv2_1", "conv2_2", "conv2_3")), name
 
 
 # -- cost --------------------------------------------------------------------------------------------------
@@ -156,9 +154,7 @@ def test_backward_ends_at_the_first_layer_that_learns_and_frozen_ones_save_nothi
     for leaf, layer in list(net.leaves())[: names.index(last) + 1]:
         assert layer.x is None, leaf
     assert net.backward(y) is None
-    learning = names[
-        names.index(first) :
-    ]  # less the shortcut that lies beside it: its gradient is not needed
+    learning = names[names.index(first) :]  # less the shortcut that lies beside it: its gradient is not needed
     assert sorted(called) == sorted(leaf for leaf in learning if leaf != "layer2.0.shortcut")
     assert called[-1] == first
 
@@ -254,9 +250,7 @@ def test_a_container_of_the_readers_own_goes_on_working():
     for learns in (True, False):
         for p in frozen.parameters().values():
             p.frozen = not learns
-        net = Network(
-            {"d": inside, "fc": layers.Linear(4, 2, rng=np.random.default_rng(1), dtype=np.float64)}, 4
-        )
+        net = Network({"d": inside, "fc": layers.Linear(4, 2, rng=np.random.default_rng(1), dtype=np.float64)}, 4)
         inside["0"].weight.grad[...] = 0
         net.backward(net.forward(x, train=True))
         found[learns] = inside["0"].weight.grad.copy()
@@ -287,9 +281,7 @@ def test_freeze_until_freezes_from_the_start_and_nothing_after():
 def test_an_unknown_name_lists_the_names_to_choose_from(name):
     net = models.create("mobilenet-v1-small", width_mult=0.25)
     net.freeze_until("conv1")
-    with pytest.raises(
-        MbnpError, match=r"no layer is named '.*': choose one of conv1, conv2_1, .*, conv2_8, fc, or a"
-    ):
+    with pytest.raises(MbnpError, match=r"no layer is named '.*': choose one of conv1, conv2_1, .*, conv2_8, fc, or a"):
         net.freeze_until(name)
     assert sum(p.frozen for p in net.parameters().values()) == 4
 
@@ -304,9 +296,7 @@ def test_epochs_leave_what_is_frozen_bit_for_bit(engine):
     net.freeze_until("conv2_4")
     opts = []
     recipe = dataclasses.replace(RECIPE, weight_decay=0.1)
-    object.__setattr__(
-        recipe, "optimiser", lambda net: opts.append(train.Recipe.optimiser(recipe, net)) or opts[0]
-    )
+    object.__setattr__(recipe, "optimiser", lambda net: opts.append(train.Recipe.optimiser(recipe, net)) or opts[0])
     before = net.state()
     train.fit(ENGINES[engine](net), data, recipe)
     for name, array in net.state().items():
@@ -320,10 +310,7 @@ def test_epochs_leave_what_is_frozen_bit_for_bit(engine):
 def test_what_was_learned_helps_with_other_classes(engine):
     data, net = make_data(), models.create("mobilenet-v1-small", num_classes=3, width_mult=0.25)
     train.fit(ENGINES[engine](net), data, dataclasses.replace(RECIPE, epochs=12))
-    halves = [
-        datasets.Split(split.images, (split.labels == 1).astype(np.int64))
-        for split in (data.train, data.test)
-    ]
+    halves = [datasets.Split(split.images, (split.labels == 1).astype(np.int64)) for split in (data.train, data.test)]
     green = dataclasses.replace(data, train=halves[0], test=halves[1], classes=["not green", "green"])
     tuned = models.with_new_head(net, 2)
     tuned.freeze_until("conv2_6")
@@ -356,9 +343,7 @@ def test_an_unknown_order_of_channels_is_named():
 
 def test_nothing_to_train_and_other_classes_are_refused():
     net = models.create("mobilenet-v1-small", num_classes=4, width_mult=0.25)
-    with pytest.raises(
-        MbnpError, match=r"4 outputs and colours has 3 classes: .* models.with_new_head\(net, 3\)"
-    ):
+    with pytest.raises(MbnpError, match=r"4 outputs and colours has 3 classes: .* models.with_new_head\(net, 3\)"):
         train.fit(net, make_data(), RECIPE)
     net = models.with_new_head(net, 3)
     net.freeze_until("fc")
@@ -408,9 +393,7 @@ def test_fine_tuning_on_other_classes_keeps_what_is_frozen(animals, capsys):
     assert lines[0].startswith("data: animals, 88 training and 30 test images")
     assert "weights: start.safetensors" in lines
     assert "the last layer begins afresh: 10 classes of animals for the 10 it knew" in lines
-    frozen = sum(
-        p.value.size for name, p in start.parameters().items() if re.match(r"conv1|conv2_[1-5]", name)
-    )
+    frozen = sum(p.value.size for name, p in start.parameters().items() if re.match(r"conv1|conv2_[1-5]", name))
     total = sum(p.value.size for p in start.parameters().values())
     assert f"frozen up to conv2_5: {frozen:,} of {total:,} parameters" in lines
     assert re.fullmatch(r"test accuracy \d+\.\d\d %", lines[-3])
@@ -462,10 +445,7 @@ def test_the_same_classes_keep_the_head(suffix, animals, capsys):
 
 def test_a_network_for_larger_images_goes_on_with_smaller_ones(animals, capsys):
     checkpoint("large.safetensors", "mobilenet-v1", num_classes=7, resolution=64)
-    assert (
-        cli.main(tune(animals, "--init", "large.safetensors", "--freeze-until", "features", "--readable"))
-        == 0
-    )
+    assert cli.main(tune(animals, "--init", "large.safetensors", "--freeze-until", "features", "--readable")) == 0
     output = capsys.readouterr().out
     assert "the checkpoint is for images of 64x64, these are 32x32" in output
     assert "the last layer begins afresh: 10 classes of animals for the 7 it knew" in output
@@ -479,9 +459,7 @@ def test_a_network_that_no_builder_makes_gives_the_run_its_files_name(animals):
         "bn": layers.BatchNorm(4),
         "relu": layers.ReLU(max_value=6),
     }
-    net = Network(
-        body | {"pool": layers.GlobalAveragePool(), "out": layers.Linear(4, 6, rng=rng)}, resolution=32
-    )
+    net = Network(body | {"pool": layers.GlobalAveragePool(), "out": layers.Linear(4, 6, rng=rng)}, resolution=32)
     weights.save(net, "mine.safetensors")
     assert cli.main(tune(animals, "--init", "mine.safetensors", "--freeze-until", "bn")) == 0
     tuned = weights.load("runs/mine-1/model.safetensors")

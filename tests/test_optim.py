@@ -68,9 +68,7 @@ def test_sgd_in_float32():
     assert all(v.dtype == np.float32 for v in opt.velocity.values())
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"lr": 0.02, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.3}]
-)
+@pytest.mark.parametrize("options", [{}, {"lr": 0.02, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.3}])
 def test_adamw_is_torchs(options):
     ours, theirs = pair()
     torch_opt = torch.optim.AdamW(theirs, **options)
@@ -187,9 +185,7 @@ def test_one_cycle_leaves_momentum_alone_when_told():
 def test_cosine_and_step_are_torchs():
     schedulers = torch.optim.lr_scheduler
     cosine = optim.cosine(0.3, 50, final=0.01)
-    for i, (lr, _) in enumerate(
-        torch_schedule_values(lambda o: schedulers.CosineAnnealingLR(o, 50, 0.01), 51)
-    ):
+    for i, (lr, _) in enumerate(torch_schedule_values(lambda o: schedulers.CosineAnnealingLR(o, 50, 0.01), 51)):
         assert cosine(i)["lr"] == pytest.approx(lr, rel=1e-12)
     assert cosine(1000)["lr"] == 0.01
     stairs = optim.step(0.3, every=7, factor=0.5)
@@ -265,9 +261,7 @@ def test_a_gradient_that_is_assigned_is_copied():
         p.grad = np.ones(3)
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"])
 @pytest.mark.parametrize("rule", [optim.SGD, optim.AdamW])
 def test_a_copy_updates_its_own_parameters(rule, copied):
     opt = rule({"p": Parameter(np.ones(3, np.float32))}, lr=0.1)
@@ -305,9 +299,7 @@ def test_kernels_do_what_the_rules_in_numpy_say(rule, options, dtype, tolerance)
                 p.grad += rng.standard_normal(300).astype(dtype)
                 opt.step()
         return p.value, *(
-            memory["p"]
-            for memory in vars(opt).values()
-            if isinstance(memory, dict) and memory is not opt.parameters
+            memory["p"] for memory in vars(opt).values() if isinstance(memory, dict) and memory is not opt.parameters
         )
 
     for rules, kernels in zip(stepped("numpy"), stepped("numba"), strict=True):

@@ -10,10 +10,7 @@ from mbnp.train import Record
 
 
 def history(epochs):
-    return [
-        Record(e, 10 * e, 2 / e, 1 - 0.6 / e, 0.1, 900.0, 9.5, 1.8 / e, 1 - 0.5 / e)
-        for e in range(1, epochs + 1)
-    ]
+    return [Record(e, 10 * e, 2 / e, 1 - 0.6 / e, 0.1, 900.0, 9.5, 1.8 / e, 1 - 0.5 / e) for e in range(1, epochs + 1)]
 
 
 @pytest.mark.parametrize("epochs", [1, 7])

@@ -15,9 +15,7 @@ def test_columns_are_aligned_under_a_rule():
         "a     long kind  1,234    3 %",
         "bcd   k              5",
     ]
-    assert tables.table(
-        ["", "n", "note"], [["a", "1", "x"], ["b", "23", "yes"]], left_last=True
-    ).splitlines() == [
+    assert tables.table(["", "n", "note"], [["a", "1", "x"], ["b", "23", "yes"]], left_last=True).splitlines() == [
         "    n  note",
         "-----------",
         "a   1  x",

@@ -68,17 +68,13 @@ def test_a_step_holds_blas_at_one_thread_and_gives_it_back():
             return getattr(self.net, name)
 
         def forward(self, x, train=False):
-            self.seen += [
-                pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"
-            ]
+            self.seen += [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
             return self.net.forward(x, train)
 
     net = Spy(make_net())
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         train.step(net, optim.SGD(net.parameters(), 0.1), *make_batch())
-        after = [
-            pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"
-        ]
+        after = [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
     assert set(net.seen) == {1}
     assert max(after) == 2
 

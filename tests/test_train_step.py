@@ -84,6 +84,4 @@ def test_on_gradients_is_called_once_between_backward_and_update(engine):
     (gradients,) = calls
     assert all(g.any() for name, g in gradients.items() if name != "conv1.0.bias")  # BatchNorm cancels a bias
     for name, gradient in gradients.items():
-        np.testing.assert_allclose(
-            moved[name], 0.5 * gradient, rtol=0, atol=1e-15 + 1e-12 * np.abs(gradient).max()
-        )
+        np.testing.assert_allclose(moved[name], 0.5 * gradient, rtol=0, atol=1e-15 + 1e-12 * np.abs(gradient).max())

@@ -239,11 +239,7 @@ def made_here(module):
 def neighbours(module):
     """The modules in the folder of a module, itself included."""
     folder = Path(module.__file__).parent
-    return [
-        m
-        for m in list(sys.modules.values())
-        if getattr(m, "__file__", None) and Path(m.__file__).parent == folder
-    ]
+    return [m for m in list(sys.modules.values()) if getattr(m, "__file__", None) and Path(m.__file__).parent == folder]
 
 
 def foreign(module):
@@ -252,9 +248,7 @@ def foreign(module):
     for function in kernels(module):
         for name in names_used(function) - own:
             value = function.__globals__[name]
-            home = (
-                value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-            )
+            home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
             if home is None or home.split(".")[0] == "mbnp":  # a plain number has no home: it was imported
                 yield f"{module.__name__}.{function.__name__} uses {name}"
 

@@ -368,9 +368,7 @@ for name, way in ways.items():
 
 macs = 32 * 32 * 3 * 3 * 3 * 32
 slowest = seconds["loops, run by Python"]
-rows = [
-    [name, f"{1e3 * s:.2f}", f"{slowest / s:,.0f}", f"{macs / s / 1e6:,.0f}"] for name, s in seconds.items()
-]
+rows = [[name, f"{1e3 * s:.2f}", f"{slowest / s:,.0f}", f"{macs / s / 1e6:,.0f}"] for name, s in seconds.items()]
 say(table(rows, ["implementation", "ms per image", "times faster", "million multiplications per second"]))
 say(
     f"All do the same {macs:,} multiplications per image, and their results differ by at most {apart:.0e}. "

@@ -171,12 +171,8 @@ def count(forward, *arguments):
 
 
 x12, x10 = counted(1, 12, 12, 3), counted(1, 10, 10, 3)
-standard, standard_additions, shape = count(
-    conv.forward_loops, x12, counted(3, 3, 3, 10), None, (1, 1), no_padding
-)
-spatial, spatial_additions, _ = count(
-    depthwise.forward_loops, x12, counted(3, 3, 3), None, (1, 1), no_padding
-)
+standard, standard_additions, shape = count(conv.forward_loops, x12, counted(3, 3, 3, 10), None, (1, 1), no_padding)
+spatial, spatial_additions, _ = count(depthwise.forward_loops, x12, counted(3, 3, 3), None, (1, 1), no_padding)
 mixing, mixing_additions, _ = count(pointwise.forward_loops, x10, counted(3, 10), None)
 
 assert (standard, spatial, mixing) == (
@@ -373,8 +369,7 @@ rows = [
     ["depthwise and pointwise", cost.separable(32, 32, 3, C, C), depthwise_s + pointwise_s],
 ]
 cells = [
-    [name, macs, f"{1e3 * s / len(batch):.3f}", f"{2 * macs * len(batch) / s / 1e9:.0f}"]
-    for name, macs, s in rows
+    [name, macs, f"{1e3 * s / len(batch):.3f}", f"{2 * macs * len(batch) / s / 1e9:.0f}"] for name, macs, s in rows
 ]
 say(table(cells, ["layer", "MACs per image", "ms per image", "GFLOP/s"]))
 say(

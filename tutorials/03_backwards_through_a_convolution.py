@@ -124,16 +124,12 @@ for i in range(3):
     for p in range(5):
         u = p - i
         inside = 0 <= u < 3
-        cell(
-            axes, i + 1, p + 1, f"w[{u}] = {w[u]}" if inside else "0", TAPS[u] if inside else "white", size=9
-        )
+        cell(axes, i + 1, p + 1, f"w[{u}] = {w[u]}" if inside else "0", TAPS[u] if inside else "white", size=9)
 axes.plot([1, 6, 6, 1, 1], [-2, -2, -3, -3, -2], color=BLUE, linewidth=3)
 axes.plot([3, 4, 4, 3, 3], [-1, -1, -4, -4, -1], color=VERMILION, linewidth=3)
 axes.text(6.1, -2.5, "forward", va="center", color=BLUE)
 axes.text(3.5, -4.08, "backward", ha="center", va="top", color=VERMILION)
-show(
-    fig, "A table of three outputs by five pixels: along a row the taps count 0, 1, 2, down a column 2, 1, 0"
-)
+show(fig, "A table of three outputs by five pixels: along a row the taps count 0, 1, 2, down a column 2, 1, 0")
 
 # %% [markdown]
 # Down the column the taps come in the opposite order: 2, 1, 0. That is the famous flipped kernel, and there
@@ -184,9 +180,7 @@ def used_by(pixel, stride, size=5, kernel=3, padding=1):
 
 
 a, b, c = (len(used_by(pixel, stride)[0]) for pixel, stride in (((2, 2), 1), ((2, 2), 2), ((1, 1), 2)))
-say(
-    f"Pixel (2, 2) is used by {a} outputs at stride 1 and by {b} at stride 2, pixel (1, 1) at stride 2 by {c}."
-)
+say(f"Pixel (2, 2) is used by {a} outputs at stride 1 and by {b} at stride 2, pixel (1, 1) at stride 2 by {c}.")
 
 # %% tags=["hide-input"]
 fig, axes = figure(width=8, height=3.1, ncols=4, width_ratios=[5, 5, 3, 3])
@@ -220,9 +214,7 @@ show(
 fig, axes = figure(width=8, height=3.1, ncols=3)
 for ax, (stride, padding) in zip(axes, [(1, 0), (1, 1), (2, 1)], strict=True):
     image, ones = np.zeros((1, 7, 7, 1)), np.ones((3, 3, 1, 1))
-    count = conv.backward(
-        np.ones_like(conv.forward(image, ones, None, stride, padding)), image, ones, stride, padding
-    )
+    count = conv.backward(np.ones_like(conv.forward(image, ones, None, stride, padding)), image, ones, stride, padding)
     counts = count[0][0, :, :, 0].astype(int)
     canvas(ax, 7, 7, f"stride {stride}, padding {padding}")
     for at in np.ndindex(7, 7):
@@ -289,9 +281,7 @@ for stride, padding, size in [(1, 0, (7, 9)), (1, 1, (7, 9)), (2, 1, (7, 9)), (2
     dx, dw, db = conv.backward(dy, x, w, stride, padding)
     difference = np.abs(input_gradient(dy, w, stride, padding, size) - dx).max()
     assert difference < 1e-12
-    rows.append(
-        (stride, padding, "{} x {}".format(*size), "{} x {}".format(*dy.shape[1:3]), f"{difference:.0e}")
-    )
+    rows.append((stride, padding, "{} x {}".format(*size), "{} x {}".format(*dy.shape[1:3]), f"{difference:.0e}"))
 say(table(rows, ["stride", "padding", "x", "dy", "largest difference from `conv.backward`"]))
 
 # %% [markdown]
@@ -440,9 +430,7 @@ linear, nonlinear = (
 
 # %% tags=["hide-input"]
 fig, axes = figure(width=7.5, height=3.5)
-axes.loglog(
-    steps, error_of_steps(*nonlinear, np.float32), "^-", color=ORANGE, label="nonlinear loss, float32"
-)
+axes.loglog(steps, error_of_steps(*nonlinear, np.float32), "^-", color=ORANGE, label="nonlinear loss, float32")
 axes.loglog(steps, error_of_steps(*nonlinear, np.float64), "s-", color=BLUE, label="nonlinear loss, float64")
 axes.loglog(steps, error_of_steps(*linear, np.float64), "o--", color=VERMILION, label="linear loss, float64")
 axes.set(xlabel="step h", ylabel="error, relative to the largest entry", ylim=(1e-17, 1e6))
@@ -510,10 +498,7 @@ def verdict(wrong, inputs):
 
 
 tests = [[x, w], [x, np.ones_like(w)], [x[:1], w]]
-rows = [
-    (wrong.__doc__, *(verdict(wrong, inputs) for inputs in tests))
-    for wrong in (unflipped, first_image, swapped)
-]
+rows = [(wrong.__doc__, *(verdict(wrong, inputs) for inputs in tests)) for wrong in (unflipped, first_image, swapped)]
 say(table(rows, ["mistake", "random numbers", "a kernel of ones", "one image"]))
 
 # %% [markdown]
@@ -535,11 +520,7 @@ if TORCH:
         "dx": np.abs(tx.grad.numpy().transpose(0, 2, 3, 1) - dx).max(),
         "dw": np.abs(tw.grad.numpy().transpose(2, 3, 1, 0) - dw).max(),
     }
-    say(
-        table(
-            [(name, f"{d:.0e}") for name, d in differences.items()], ["", "largest difference from PyTorch"]
-        )
-    )
+    say(table([(name, f"{d:.0e}") for name, d in differences.items()], ["", "largest difference from PyTorch"]))
     assert max(differences.values()) < 1e-12
 else:
     say("PyTorch is not installed here; `pip install -e '.[tutorials]'` brings it.")

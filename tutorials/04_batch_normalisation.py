@@ -45,9 +45,7 @@ s = np.sqrt(var)
 xhat = (x - mean) / s
 
 say(f"mean {mean}, differences from it `{x - mean}`, their squares `{(x - mean) ** 2}`.")
-say(
-    f"So the variance is {var}, $s$ is {s}, and $\\hat x$ is `{xhat}`: mean {xhat.mean()}, variance {xhat.var()}."
-)
+say(f"So the variance is {var}, $s$ is {s}, and $\\hat x$ is `{xhat}`: mean {xhat.mean()}, variance {xhat.var()}.")
 
 # %% [markdown]
 # mbnp's definition has the same five lines, once for each channel. `x` is passed as a matrix of `M` rows and
@@ -66,9 +64,7 @@ normalised, _, _ = batchnorm.forward(channels, np.ones(3), np.zeros(3))
 # %% tags=["hide-input"]
 fig, axes = figure(width=8, height=2.8, ncols=2, sharey=True)
 bins = np.linspace(-12, 8, 81)
-for ax, values, title in zip(
-    axes, (channels, normalised), ("x", "y, with $\\gamma = 1$, $\\beta = 0$"), strict=True
-):
+for ax, values, title in zip(axes, (channels, normalised), ("x", "y, with $\\gamma = 1$, $\\beta = 0$"), strict=True):
     for c, (colour, line) in enumerate(zip((BLUE, VERMILION, GREEN), ("-", "--", ":"), strict=True)):
         ax.hist(
             values[..., c].ravel(),
@@ -327,9 +323,7 @@ if TORCH:
     rows.append(("PyTorch", f"{theirs.running_mean.item():.3f}", f"{theirs.running_var.item():.3f}"))
 say(table(rows, ["", "running mean", "running variance"]))
 unbiased, biased = (0.9 * 1 + 0.1 * x.var(ddof=d) for d in (1, 0))
-say(
-    f"0.9 · 1 + 0.1 · {x.var(ddof=1):.0f} = {unbiased:.1f}. With the biased variance it would be {biased:.1f}."
-)
+say(f"0.9 · 1 + 0.1 · {x.var(ddof=1):.0f} = {unbiased:.1f}. With the biased variance it would be {biased:.1f}.")
 say(
     f"""
     In a network the difference is small. At batch size 64 the last feature maps of lesson 5's network have 2x2 pixels,
@@ -378,9 +372,7 @@ for _ in range(60):
 
 # %% tags=["hide-input"]
 fig, axes = figure(width=7.5, height=3)
-axes.plot(
-    [v for _, v in history], "s-", color=VERMILION, markersize=3, label="running variance (of the data: 9)"
-)
+axes.plot([v for _, v in history], "s-", color=VERMILION, markersize=3, label="running variance (of the data: 9)")
 axes.plot([m for m, _ in history], "o-", color=BLUE, markersize=3, label="running mean (of the data: 2)")
 axes.axhline(9, color=VERMILION, linewidth=1, linestyle="--")
 axes.axhline(2, color=BLUE, linewidth=1, linestyle="--")
@@ -390,9 +382,7 @@ axes.legend(loc="upper right", ncols=2)
 show(fig, "Running mean and variance approach those of the data within about forty batches")
 
 # %%
-say(
-    f"After ten batches {100 * 0.9**10:.0f} % of the initial value is left, after forty {100 * 0.9**40:.1f} %."
-)
+say(f"After ten batches {100 * 0.9**10:.0f} % of the initial value is left, after forty {100 * 0.9**40:.1f} %.")
 
 # %% [markdown]
 # So a network that you evaluate after five batches looks worse than it is. And two mistakes are common:
@@ -460,11 +450,7 @@ for centre in (0, 10, 100, 1_000, 10_000):
     textbook = (values * values).mean() - values.mean() ** 2
     _, _, ours = batchnorm.forward(values, np.ones(1, np.float32), np.zeros(1, np.float32))
     rows.append((f"{centre:,}", f"{exact:.5f}", f"{textbook:.5f}", f"{ours[0]:.5f}"))
-say(
-    table(
-        rows, ["mean", "exact", "mean of squares - square of mean, float32", "`batchnorm.forward`, float32"]
-    )
-)
+say(table(rows, ["mean", "exact", "mean of squares - square of mean, float32", "`batchnorm.forward`, float32"]))
 
 # %% [markdown]
 # A float32 has seven digits. The squares of numbers around 1,000 need all of them before the decimal point,
@@ -490,11 +476,7 @@ if TORCH:
     theirs = {"dx": tx.grad.permute(0, 2, 3, 1), "dgamma": tg.grad, "dbeta": tb.grad}
     differences = {"y": np.abs(ty.detach().permute(0, 2, 3, 1).numpy() - y4).max()}
     differences |= {name: np.abs(theirs[name].numpy() - ours[name]).max() for name in ours}
-    say(
-        table(
-            [(name, f"{d:.0e}") for name, d in differences.items()], ["", "largest difference from PyTorch"]
-        )
-    )
+    say(table([(name, f"{d:.0e}") for name, d in differences.items()], ["", "largest difference from PyTorch"]))
     assert max(differences.values()) < 1e-11
 else:
     say("PyTorch is not installed here; `pip install -e '.[tutorials]'` brings it.")

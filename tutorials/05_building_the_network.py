@@ -45,12 +45,8 @@ block["1"].weight.value = np.array([[1, -1]])
 
 outputs = block.activations(image.astype(np.float32))
 say(f"The image:\n```text\n{image[0, :, :, 0].astype(int)}\n```")
-say(
-    f"After the depthwise step (the first is 1 + 2 + 5 + 6):\n```text\n{outputs['0'][0, :, :, 0].astype(int)}\n```"
-)
-say(
-    f"After the pointwise step and ReLU, two channels per pixel:\n```text\n{outputs['2'][0].astype(int).tolist()}\n```"
-)
+say(f"After the depthwise step (the first is 1 + 2 + 5 + 6):\n```text\n{outputs['0'][0, :, :, 0].astype(int)}\n```")
+say(f"After the pointwise step and ReLU, two channels per pixel:\n```text\n{outputs['2'][0].astype(int).tolist()}\n```")
 
 # %% [markdown]
 # The depthwise step combines neighbouring pixels and never mixes channels. The pointwise step mixes channels
@@ -120,9 +116,7 @@ if TORCH:
             out = self.fc(out)
             return out  # noqa: RET504 (as in the article)
 else:
-    say(
-        "PyTorch is not installed here: the class is for reading only. `pip install -e '.[tutorials]'` brings it."
-    )
+    say("PyTorch is not installed here: the class is for reading only. `pip install -e '.[tutorials]'` brings it.")
 
 # %% [markdown]
 # A good, small network, clearly written. One comment has a mistake: the third line from the end says *max
@@ -185,9 +179,7 @@ source(separable_block, _network)
 
 # %%
 net = models.create("mobilenet-v1-small", num_classes=10, seed=0)
-assert {name: v.shape for name, v in mine.state().items()} == {
-    name: v.shape for name, v in net.state().items()
-}
+assert {name: v.shape for name, v in mine.state().items()} == {name: v.shape for name, v in net.state().items()}
 first = ", ".join(f"`{name}`" for name in list(net.state())[:8])
 say(f"The same {len(net.state())} arrays, by name and shape. The first of them: {first}.")
 
@@ -222,9 +214,7 @@ source(window.output_size)
 rows = []
 for name, layer, before, after in net.walk((32, 32, 3)):
     if hasattr(layer, "options") or name == "fc":
-        rows.append(
-            (f"`{name}`", type(layer).__name__, " x ".join(map(str, before)), " x ".join(map(str, after)))
-        )
+        rows.append((f"`{name}`", type(layer).__name__, " x ".join(map(str, before)), " x ".join(map(str, after))))
 say(table(rows, ["layer", "kind", "in", "out"]))
 
 # %% [markdown]
@@ -352,9 +342,7 @@ influence = {name: gradient_of_image(name) for name in ("conv2_3", "conv2_5", "c
 for name, gradient in influence.items():
     rows, columns = (np.count_nonzero(gradient.any(axis)) for axis in (1, 0))
     assert rows == columns == fields[name]
-    say(
-        f"`{name}`: the gradient is not zero in {rows} x {columns} pixels, and the formula says {fields[name]}."
-    )
+    say(f"`{name}`: the gradient is not zero in {rows} x {columns} pixels, and the formula says {fields[name]}.")
 
 # %% tags=["hide-input"]
 fig, axes = figure(width=9, height=3.1, ncols=4, width_ratios=[1, 1, 1, 0.05])
@@ -409,14 +397,10 @@ assert sum(row.macs for row in counted) == macs
 
 # %%
 counted = cost.of(net, (32, 32, 3))
-say(
-    f"**{counted.params:,} parameters, {counted.macs:,} MACs** for an image of 32x32: {counted.flops:,} FLOPs."
-)
+say(f"**{counted.params:,} parameters, {counted.macs:,} MACs** for an image of 32x32: {counted.flops:,} FLOPs.")
 
 as_in_the_article = sum(
-    row.macs * np.prod(row.input_shape[:-1]) / np.prod(row.output_shape[:-1])
-    for row in counted.rows
-    if row.macs
+    row.macs * np.prod(row.input_shape[:-1]) / np.prod(row.output_shape[:-1]) for row in counted.rows if row.macs
 )
 say(
     f"""
@@ -446,9 +430,7 @@ for ax, what, unit, label in (
     left = np.zeros(len(names))
     for kind, (colour, title) in kinds.items():
         rows = [row for row in counted.rows if row.kind == kind]
-        amounts = [
-            sum(getattr(r, what) for r in rows if r.name.split(".")[0] == name) / unit for name in names
-        ]
+        amounts = [sum(getattr(r, what) for r in rows if r.name.split(".")[0] == name) / unit for name in names]
         ax.barh(names, amounts, left=left, color=colour, label=title, edgecolor="white", linewidth=0.5)
         left += amounts
     ax.set_xlabel(label)
@@ -541,9 +523,7 @@ if TORCH:
     gradients = {name: p.value for name, p in other.parameters().items()}
     rows = []
     for name in ("fc.weight", "conv2_8.0.weight", "conv2_1.3.weight", "conv1.0.weight"):
-        difference = (
-            np.abs(ours.parameters()[name].grad - gradients[name]).max() / np.abs(gradients[name]).max()
-        )
+        difference = np.abs(ours.parameters()[name].grad - gradients[name]).max() / np.abs(gradients[name]).max()
         assert difference < 1e-10
         rows.append((f"`{name}`", f"{difference:.0e}"))
     say(table(rows, ["gradient of", "largest difference, relative"]))

@@ -165,9 +165,7 @@ ax.set_xlabel(r"standard deviation $\sigma$ of the logits of an untrained networ
 ax.set_ylabel("loss (nats)")
 ax.set_ylim(bottom=2)
 ax.legend()
-show(
-    fig, "The loss of an untrained network is log 10 for small logits and grows with their standard deviation"
-)
+show(fig, "The loss of an untrained network is log 10 for small logits and grows with their standard deviation")
 
 # %% [markdown]
 # A network that knows nothing does best with equal probabilities. The only way to do worse is to be confident
@@ -412,15 +410,11 @@ confusion = np.zeros((10, 10), int)
 np.add.at(confusion, (data.test.labels, predicted), 1)
 
 fig, ax = figure(6.4, 5.4)
-ax.imshow(
-    np.sqrt(confusion), cmap="Blues"
-)  # the square root, so that single mistakes are visible beside hundreds
+ax.imshow(np.sqrt(confusion), cmap="Blues")  # the square root, so that single mistakes are visible beside hundreds
 for i, j in np.ndindex(10, 10):
     if confusion[i, j]:
         white = confusion[i, j] > 0.4 * confusion.max()
-        ax.text(
-            j, i, confusion[i, j], ha="center", va="center", color="white" if white else BLACK, fontsize=10
-        )
+        ax.text(j, i, confusion[i, j], ha="center", va="center", color="white" if white else BLACK, fontsize=10)
 ax.set_xticks(range(10), data.classes, rotation=45, ha="right")
 ax.set_yticks(range(10), data.classes)
 ax.set_xlabel("predicted class")
@@ -457,10 +451,7 @@ for ax, i in zip(axes.flat, most_confident, strict=False):
     ax.imshow(data.test.images[i])
     ax.set_title(f"{guess} {p[i, predicted[i]]:.0%}\nis: {truth}", fontsize=10)
 show(fig, "The mistakes with the highest confidence, with the predicted and the true class")
-say(
-    f"{len(wrong)} of {len(data.test):,} test images are classified wrongly. "
-    "These are the most confident mistakes."
-)
+say(f"{len(wrong)} of {len(data.test):,} test images are classified wrongly. These are the most confident mistakes.")
 
 # %% [markdown]
 # Could you classify them? A shape half outside the image or in nearly the colours of its background is hard

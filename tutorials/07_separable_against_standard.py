@@ -97,9 +97,7 @@ source(cost.separable_ratio, cost.separable, cost.standard_conv)
 # %%
 channels = np.unique(np.geomspace(2, 1024, 60).astype(int))
 fig, ax = figure(8, 3.3)
-ax.semilogx(
-    channels, [cost.separable_ratio(3, int(c)) for c in channels], color=BLUE, label=r"$1/C_{out} + 1/9$"
-)
+ax.semilogx(channels, [cost.separable_ratio(3, int(c)) for c in channels], color=BLUE, label=r"$1/C_{out} + 1/9$")
 ax.axhline(1 / 9, color=BLACK, lw=0.8, ls=":", label="1/9")
 ours = sorted({c for c, _ in BLOCKS})
 ax.plot(
@@ -234,9 +232,7 @@ for name, (build, width) in candidates.items():
         recipe = train.Recipe(epochs=EPOCHS, seed=seed, augment=False)
         runs[name, seed] = train.fit(fused.convert(build(width_mult=width, seed=seed)), data, recipe)
 
-accuracy = {
-    name: np.array([100 * runs[name, seed][-1].test_accuracy for seed in SEEDS]) for name in candidates
-}
+accuracy = {name: np.array([100 * runs[name, seed][-1].test_accuracy for seed in SEEDS]) for name in candidates}
 say(
     table(
         [
@@ -293,9 +289,7 @@ say(
 )
 gap, error = difference("separable", "standard")
 thin_gap, thin_error = difference("separable", "standard, thinner")
-seconds = {
-    name: sum(r.seconds for seed in SEEDS for r in runs[name, seed]) / len(SEEDS) for name in candidates
-}
+seconds = {name: sum(r.seconds for seed in SEEDS for r in runs[name, seed]) / len(SEEDS) for name in candidates}
 
 
 def verdict(gap, error):

@@ -177,12 +177,8 @@ def draw(ax, points, labels=(), above=False):
         ax.plot(x, y, marker + "-", color=colour, lw=1, label=f"width {width:g}")
         for pixels, macs, accuracy in line:
             if (width, pixels) in labels:
-                position = (
-                    {"xytext": (-5, 6), "ha": "right"} if above and width == 1 else {"xytext": (6, -11)}
-                )
-                ax.annotate(
-                    f"{pixels} px", (macs, accuracy), textcoords="offset points", color=colour, **position
-                )
+                position = {"xytext": (-5, 6), "ha": "right"} if above and width == 1 else {"xytext": (6, -11)}
+                ax.annotate(f"{pixels} px", (macs, accuracy), textcoords="offset points", color=colour, **position)
     ax.set_xscale("log")
     ax.margins(y=0.08)
     ax.set_xlabel("million MACs per image")
@@ -331,9 +327,7 @@ say(
 # %%
 fig, (left, right) = figure(8, 4.2, ncols=2)
 draw(left, measured, labels=[(1.0, 24), (1.0, 18), (0.25, 24), (0.25, 18)])
-left.plot(
-    [measured[0.25, 32][0]] * len(again), again, "D", color=BLACK, mfc="none", ms=8, label="other seeds"
-)
+left.plot([measured[0.25, 32][0]] * len(again), again, "D", color=BLACK, mfc="none", ms=8, label="other seeds")
 left.set_xticks([0.3, 1, 3, 8], ["0.3", "1", "3", "8"])
 left.set_title(f"here: shapes10, {recipe.epochs} epochs")
 left.set_ylabel("test accuracy (%)")

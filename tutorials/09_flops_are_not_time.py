@@ -81,9 +81,7 @@ seconds = {
 }
 flops = {name: 2 * count for name, count in macs.items()} | {"ReLU": x.size}
 rate = {name: flops[name] / seconds[name] / 1e9 for name in seconds}
-rows = [
-    [name, f"{flops[name] / 1e6:,.1f}", f"{1e3 * seconds[name]:.2f}", f"{rate[name]:.1f}"] for name in seconds
-]
+rows = [[name, f"{flops[name] / 1e6:,.1f}", f"{1e3 * seconds[name]:.2f}", f"{rate[name]:.1f}"] for name in seconds]
 say(table(rows, ["operation", "MFLOP", "ms", "GFLOP/s"]))
 pair = seconds["depthwise"] + seconds["pointwise"]
 say(
@@ -336,9 +334,7 @@ fig, (left, right) = figure(width=9, height=4.2, ncols=2, width_ratios=(1, 1.5))
 names = [*shares][::-1]
 at = np.arange(len(names))
 left.barh(at + 0.2, [100 * shares[k][0] for k in names], 0.38, color=BLUE, label="% of the FLOPs")
-left.barh(
-    at - 0.2, [100 * shares[k][1] for k in names], 0.38, color=ORANGE, label="% of the time", hatch="//"
-)
+left.barh(at - 0.2, [100 * shares[k][1] for k in names], 0.38, color=ORANGE, label="% of the time", hatch="//")
 left.set_yticks(at, names)
 left.set_title("Work and time")
 left.legend(loc="center right", fontsize=9)
@@ -490,9 +486,7 @@ say(
 tiny = np.arange(12).reshape(2, 2, 3)  # two rows, two columns, three channels; each number is its position
 say(f"Channels last, in memory: `{tiny.ravel()}`. Channel 0 is `{tiny[..., 0].ravel()}`: every third number.")
 first = np.ascontiguousarray(tiny.transpose(2, 0, 1))
-say(
-    f"The same array, channels first: `{first.ravel()}`. Now a *pixel* is scattered: (0, 0) has every fourth number."
-)
+say(f"The same array, channels first: `{first.ravel()}`. Now a *pixel* is scattered: (0, 0) has every fourth number.")
 
 # %% [markdown]
 # Memory is not loaded by single numbers but by cache lines of 64 bytes, 16 neighbouring float32. And a vector
@@ -548,9 +542,7 @@ def both_ways(batch, size, c):
             fastest(lambda: channels_last(last, wd, y_last)),
         )
     }
-    np.testing.assert_allclose(
-        y_first.transpose(0, 2, 3, 1), y_last, rtol=1e-4, atol=1e-4
-    )  # first check, then time
+    np.testing.assert_allclose(y_first.transpose(0, 2, 3, 1), y_last, rtol=1e-4, atol=1e-4)  # first check, then time
     with backend.one_blas_thread():
         rows, planes, turned = (
             y_last.reshape(-1, c),

@@ -126,9 +126,7 @@ say(
 
 # %%
 same(depthwise.forward_numba(x, w, None, ONE, PAD), expected, "forward_numba")
-steps["rows on all cores, channels innermost"] = fastest(
-    lambda: depthwise.forward_numba(x, w, None, ONE, PAD)
-)
+steps["rows on all cores, channels innermost"] = fastest(lambda: depthwise.forward_numba(x, w, None, ONE, PAD))
 
 # %% [markdown]
 # ## Step 4: all nine taps at once
@@ -186,9 +184,7 @@ padded_on_line[...], w_on_line[...] = padded, w
 
 steps["nine taps at once"] = fastest(lambda: nine_taps(padded, w, np.empty(x.shape, np.float32)))
 steps["into an existing array"] = fastest(lambda: nine_taps(padded, w, out))
-steps["arrays that begin at a cache line"] = fastest(
-    lambda: nine_taps(padded_on_line, w_on_line, out_on_line)
-)
+steps["arrays that begin at a cache line"] = fastest(lambda: nine_taps(padded_on_line, w_on_line, out_on_line))
 
 rows, slowest = [], max(steps.values())
 for name, seconds in steps.items():
@@ -455,9 +451,7 @@ show(fig, "Stacked bars: time of a training step by kind of layer, reference and
 
 # %%
 totals = {name: sum(kinds.values()) for name, kinds in measured.items()}
-rows = [
-    [LONG.get(kind, kind), *(f"{1e3 * kinds[kind]:.2f}" for kinds in measured.values())] for kind in looks
-]
+rows = [[LONG.get(kind, kind), *(f"{1e3 * kinds[kind]:.2f}" for kinds in measured.values())] for kind in looks]
 rows.append(["total", *(f"{1e3 * total:.2f}" for total in totals.values())])
 say(table(rows, ["ms", *measured]))
 say(

@@ -212,9 +212,7 @@ say(table(rows, ["after the", "one direction only", "both directions", "neither"
 # most.
 
 # %%
-star = next(
-    (n for n in range(len(x)) if predicted[n] == test.labels[n] == data.classes.index("star")), first[8]
-)
+star = next((n for n in range(len(x)) if predicted[n] == test.labels[n] == data.classes.index("star")), first[8])
 activations = net.activations(x[star : star + 1])
 stages = ["conv1.2", "block1.5", "block3.5", "block5.5"]
 fig, axes = figure(width=8.5, height=5, nrows=len(stages), ncols=7)
@@ -279,9 +277,7 @@ contribution = np.einsum("nijc,cn->nij", features, fc[0][:, predicted])  # (N, 8
 
 logit = net.forward(x[:50])[np.arange(50), predicted[:50]]
 error = np.abs(contribution[:50].mean(axis=(1, 2)) + fc[1][predicted[:50]] - logit).max()
-say(
-    f"Mean of the class activation map plus bias against the logit, 50 images: the largest difference is {error:.1e}."
-)
+say(f"Mean of the class activation map plus bias against the logit, 50 images: the largest difference is {error:.1e}.")
 
 # %% [markdown]
 # To display a class activation map we set negative contributions to 0, scale the maximum to 1, and enlarge
@@ -510,8 +506,7 @@ def gradients(images, labels):
     ) in net.buffers().items():  # a training forward moves the running statistics: put them back
         buffer.value = statistics[name]
     return [
-        np.abs(p.grad).sum(axis=tuple(range(p.grad.ndim - 1)))
-        for p in (net["block2"]["0"].weight, bn.weight, bn.bias)
+        np.abs(p.grad).sum(axis=tuple(range(p.grad.ndim - 1))) for p in (net["block2"]["0"].weight, bn.weight, bn.bias)
     ]
 
 

@@ -42,10 +42,7 @@ folder = Path(temporary.name)  # for the files of this lesson; deleted when Pyth
 # %%
 O, I, K = 2, 3, 2
 theirs = np.array(
-    [
-        [[[1000 * o + 100 * i + 10 * u + v for v in range(K)] for u in range(K)] for i in range(I)]
-        for o in range(O)
-    ]
+    [[[[1000 * o + 100 * i + 10 * u + v for v in range(K)] for u in range(K)] for i in range(I)] for o in range(O)]
 )
 
 transposed = theirs.transpose(2, 3, 1, 0)  # reorders the axes: row, column, input, output
@@ -63,9 +60,7 @@ def as_text(numbers):
     return "\n".join("  ".join(f"{n:04d}" for n in row) for row in numbers)
 
 
-say(
-    f"`transposed[0, 1]`: a row for each input, a column for each output.\n```text\n{as_text(transposed[0, 1])}\n```"
-)
+say(f"`transposed[0, 1]`: a row for each input, a column for each output.\n```text\n{as_text(transposed[0, 1])}\n```")
 say(f"`reshaped[0, 1]`:\n```text\n{as_text(reshaped[0, 1])}\n```")
 right = np.mean(reshaped == transposed)
 say(
@@ -302,11 +297,7 @@ for name in mistakes:
             f"{accuracy(logits[name]):.1%}",
         )
     )
-say(
-    table(
-        rows, ["mistake", "first wrong layer", "error of the logits, relative", "same prediction", "accuracy"]
-    )
-)
+say(table(rows, ["mistake", "first wrong layer", "error of the logits, relative", "same prediction", "accuracy"]))
 
 # %% tags=["hide-input"]
 names = list(true)
@@ -315,22 +306,16 @@ starts = [k for k, name in enumerate(names) if k == 0 or name.split(".")[0] != n
 
 def layer_axis(axes):
     """Set a log scale for differences, and the blocks' names along the layers."""
-    axes.set(
-        yscale="log", ylim=(3e-9, 5), xlim=(-1, len(names)), ylabel="difference (1 = the largest number)"
-    )
+    axes.set(yscale="log", ylim=(3e-9, 5), xlim=(-1, len(names)), ylabel="difference (1 = the largest number)")
     blocks = [names[k].split(".")[0] for k in starts]
-    axes.set_xticks(
-        starts, [block if block != "flatten" else "" for block in blocks], rotation=45, ha="right"
-    )
+    axes.set_xticks(starts, [block if block != "flatten" else "" for block in blocks], rotation=45, ha="right")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
 
 
 fig, axes = figure(8.6, 3.9)
 lines = [("padding (0, 1)", VERMILION, "s"), ("ReLU6", PURPLE, "^"), ("eps 1e-3", BLUE, "o")]
 for name, colour, marker in lines:
-    axes.plot(
-        np.maximum(list(curves[name].values()), 1e-8), marker, ls="-", ms=3.5, lw=1, color=colour, label=name
-    )
+    axes.plot(np.maximum(list(curves[name].values()), 1e-8), marker, ls="-", ms=3.5, lw=1, color=colour, label=name)
 axes.plot(np.maximum(list(loaded.values()), 1e-8), "-", color=BLACK, lw=1.5, label="no mistake")
 layer_axis(axes)
 axes.set_title("Difference of each layer's output from theirs (0 is drawn at 1e-8)")
@@ -348,9 +333,7 @@ show(
 # %%
 pad_loss = accuracy(logits["none"]) - accuracy(logits["padding (0, 1)"])
 quiet = {name: np.sum(logits[name].argmax(axis=1) != predictions) for name in ("eps 1e-3", "ReLU6")}
-variance = min(
-    float(layer.running_var.value.min()) for layer in layers.values() if isinstance(layer, BatchNorm)
-)
+variance = min(float(layer.running_var.value.min()) for layer in layers.values() if isinstance(layer, BatchNorm))
 peaks = {name: float(true[name].max()) for name, layer in layers.items() if isinstance(layer, ReLU)}
 over = [name for name, peak in peaks.items() if peak > 6]
 say(
@@ -403,9 +386,7 @@ for axes, (title, size, (before, after)) in zip(
         )
     for k, centre in enumerate(centres):
         height = 1.3 + 0.35 * (k % 2)
-        axes.plot(
-            [centre - 0.9, centre + 1.9], [height] * 2, color=(BLUE, SKY)[k % 2], lw=4, solid_capstyle="butt"
-        )
+        axes.plot([centre - 0.9, centre + 1.9], [height] * 2, color=(BLUE, SKY)[k % 2], lw=4, solid_capstyle="butt")
     axes.text(9.4, 0.5, f"{title}\n({before}, {after}), centres {', '.join(map(str, centres))}", va="center")
     axes.set(xlim=(-1.2, 15), ylim=(-0.1, 1.9), aspect="equal")
     axes.axis("off")
@@ -504,9 +485,7 @@ for kind, colour, marker, label in kinds:
         for k, name in enumerate(names)
         if (type(layers[name]).__name__ if type(layers[name]).__name__ in drawn else "") == kind
     ]
-    axes.plot(
-        chosen, [max(local[names[k]], 1e-8) for k in chosen], marker, ls="", ms=5, color=colour, label=label
-    )
+    axes.plot(chosen, [max(local[names[k]], 1e-8) for k in chosen], marker, ls="", ms=5, color=colour, label=label)
 layer_axis(axes)
 axes.set_title("Each layer by itself, on their input (0 is drawn at 1e-8)")
 axes.legend(loc="center right", bbox_to_anchor=(0.97, 0.36), ncols=3)
@@ -614,8 +593,7 @@ if ONNX:
         return f"`{' '.join([node.op_type, *text])}`"
 
     rows = [
-        (f"`{name}`", *(describe(graph[name]) for graph in graphs))
-        for name in ("conv2_2.0", "conv2_2.1", "conv2_2.2")
+        (f"`{name}`", *(describe(graph[name]) for graph in graphs)) for name in ("conv2_2.0", "conv2_2.1", "conv2_2.2")
     ]
     say(table(rows, ["node", "the right network", "all mistakes"]))
 

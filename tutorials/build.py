@@ -80,9 +80,7 @@ def main() -> int:
             continue
         seconds = time.perf_counter() - start
         total += seconds
-        print(
-            f"{lesson.stem:32} {seconds:6.1f} s  {_figures_size(page) / 1e3:5.0f} kB of figures", flush=True
-        )
+        print(f"{lesson.stem:32} {seconds:6.1f} s  {_figures_size(page) / 1e3:5.0f} kB of figures", flush=True)
     if len(chosen) > 1:
         print(f"{'total':32} {total:6.1f} s")
     return 1 if failed else 0
@@ -112,9 +110,7 @@ def build(lesson: Path) -> Path:
     """Execute a lesson and write its page and figures. LessonError, and nothing written, if a cell fails."""
     notebook = _execute(lesson)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    shown = {
-        name for output in outputs for name in output.get("metadata", {}).get("mbnp", {}).get("shown", ())
-    }
+    shown = {name for output in outputs for name in output.get("metadata", {}).get("mbnp", {}).get("shown", ())}
     body, figures = _convert(notebook, f"{lesson.stem}_files")
     parts = [_stamp(lesson, sorted(shown)), _links(lesson), body, "---", _links(lesson)]
     return _write("\n\n".join(parts) + "\n", figures, page_of(lesson))
@@ -205,12 +201,8 @@ def _convert(notebook: Any, folder: str) -> tuple[str, dict[str, bytes]]:
     from nbconvert import MarkdownExporter
     from traitlets.config import Config
 
-    naming = Config(
-        {"ExtractOutputPreprocessor": {"output_filename_template": "{unique_key}/{cell_index}{extension}"}}
-    )
-    exporter = MarkdownExporter(
-        config=naming, extra_loaders=[DictLoader({"lesson": TEMPLATE})], template_file="lesson"
-    )
+    naming = Config({"ExtractOutputPreprocessor": {"output_filename_template": "{unique_key}/{cell_index}{extension}"}})
+    exporter = MarkdownExporter(config=naming, extra_loaders=[DictLoader({"lesson": TEMPLATE})], template_file="lesson")
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"(?<=\]\()[\w./-]+(?=\))", _relink, cell.source)

@@ -92,16 +92,12 @@ def grid(axes: Any, numbers: Any, title: str = "", box: tuple[int, int, int, int
 
     numbers = np.asarray(numbers)
     limit = max(float(np.abs(numbers).max()), 1e-9)
-    axes.imshow(
-        numbers, cmap="RdBu_r", vmin=-2 * limit, vmax=2 * limit
-    )  # pale, so that the numbers stay legible
+    axes.imshow(numbers, cmap="RdBu_r", vmin=-2 * limit, vmax=2 * limit)  # pale, so that the numbers stay legible
     for (row, column), number in np.ndenumerate(numbers):
         axes.text(column, row, f"{number:g}", ha="center", va="center")
     if box:
         row, column, height, width = box
-        frame = Rectangle(
-            (column - 0.5, row - 0.5), width, height, fill=False, edgecolor=BLACK, linewidth=2.5
-        )
+        frame = Rectangle((column - 0.5, row - 0.5), width, height, fill=False, edgecolor=BLACK, linewidth=2.5)
         axes.add_patch(frame).set_clip_on(False)
     axes.set(xticks=[], yticks=[], title=title)
     axes.spines[:].set_visible(False)

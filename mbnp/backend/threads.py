@@ -37,9 +37,7 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-_one_pool = (
-    threading.RLock()
-)  # one user at a time of BLAS within kernels, and of the arrays that the engine shares
+_one_pool = threading.RLock()  # one user at a time of BLAS within kernels, and of the arrays that the engine shares
 _limited = False
 
 

@@ -24,7 +24,6 @@ WORKS = ("training", "inference", "single", "mobilenet-v1")  # single: a batch o
 
 
 def run(options: Namespace) -> int:
-    common.set_up(options)
     peers = _names(options.against)
     candidates.check_peers(peers)
     if options.rounds < 1:

@@ -142,9 +142,7 @@ def _errors(case: Case, torch: Any) -> dict[str, float]:
         truth = [y, *case.backward(dy, *inputs)]
         errors = {"differences": np.inf}
         with suppress(MbnpError):  # where they differ by more than is allowed
-            found = gradcheck.compare(
-                case.forward, case.backward, inputs, tol=ALLOWED["differences"], entries=20
-            )
+            found = gradcheck.compare(case.forward, case.backward, inputs, tol=ALLOWED["differences"], entries=20)
             errors["differences"] = max(error for error in found if error is not None)
     for name in ("numpy", "numba", "float32"):
         cast = [a.astype(np.float32 if name == "float32" else np.float64) for a in (dy, *inputs)]

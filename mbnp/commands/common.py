@@ -1,7 +1,6 @@
 """Helpers that several commands share."""
 
 import functools
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,12 +11,6 @@ from mbnp import backend, fused
 from mbnp.errors import MbnpError
 from mbnp.fused import ahead
 from mbnp.network import Network
-
-
-def set_up(options: Namespace) -> None:
-    """Apply `--threads`."""
-    if options.threads is not None:
-        backend.set_num_threads(options.threads)
 
 
 def engine(net: Network, readable: bool) -> Network:

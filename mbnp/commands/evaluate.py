@@ -10,7 +10,6 @@ from mbnp.errors import MbnpError
 
 
 def run(options: Namespace) -> None:
-    common.set_up(options)
     net = weights.load(options.checkpoint)
     data = datasets.load(options.data)
     if net.classes is not None and net.classes != list(data.classes):

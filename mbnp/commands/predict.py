@@ -11,7 +11,6 @@ from mbnp.errors import MbnpError
 
 
 def run(options: Namespace) -> None:
-    common.set_up(options)
     if options.top < 1:
         raise MbnpError(f"--top must be at least 1, got {options.top}")
     net = weights.load(options.checkpoint)

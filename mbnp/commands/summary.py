@@ -47,9 +47,7 @@ def _totals(net: Network, counted: cost.Cost) -> dict[str, str]:
         "activations": f"{counted.activation_bytes / 1e6:.2f} MB for one image, every layer's output together",
     }
     if (full := counted.as_standard()) > counted.macs:
-        totals["standard"] = (
-            f"{full:,} MACs with full convolutions for separable ones, {full / counted.macs:.1f} x"
-        )
+        totals["standard"] = f"{full:,} MACs with full convolutions for separable ones, {full / counted.macs:.1f} x"
     if net.preprocessing is not None:
         totals["images"] = _scaling(**net.preprocessing)
     if net.classes is not None:

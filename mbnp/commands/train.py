@@ -24,7 +24,6 @@ from mbnp.train import Record
 
 
 def run(options: Namespace) -> int:
-    common.set_up(options)
     if options.out is not None:
         runs.require_new(options.out)
     _check(options)
@@ -109,9 +108,7 @@ class _Session:
         self.console = _Console()
         self.animated = self.console.is_terminal and not self.console.is_dumb_terminal
         columns = "{task.description}", BarColumn(None), "{task.fields[state]}", _TimeLeft(compact=True)
-        self.bar = Progress(
-            *columns, console=self.console, transient=True, expand=True, disable=not self.animated
-        )
+        self.bar = Progress(*columns, console=self.console, transient=True, expand=True, disable=not self.animated)
         self.task = self.bar.add_task(f"epoch 1/{recipe.epochs}", total=None, state="")
         self.steps = recipe.epochs * datasets.count_batches(len(data.train), recipe.batch_size, train=True)
         self.announce = functools.cache(lambda: self.say("compiling kernels (once) ..."))
@@ -155,9 +152,7 @@ class _Session:
         if not self.animated:
             self.announce()
         elif total:
-            self.bar.update(
-                self.task, description=f"compiling kernels {done} of {total}", completed=done, total=total
-            )
+            self.bar.update(self.task, description=f"compiling kernels {done} of {total}", completed=done, total=total)
         else:
             self.bar.update(self.task, description="compiling kernels")
             if not self.bar.tasks[0].fields["state"]:

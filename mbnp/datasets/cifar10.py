@@ -72,9 +72,7 @@ def read(place: str | Path) -> Dataset:
     try:
         files = _read_files(path)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise MbnpError(
-            f"{path} is no archive, or a damaged one ({error}): `mbnp data download` fetches it"
-        ) from None
+        raise MbnpError(f"{path} is no archive, or a damaged one ({error}): `mbnp data download` fetches it") from None
     classes = files.pop(_NAMES, CLASSES)
     test = files.pop(_TEST, None)
     train = [files[name] for name in sorted(files, key=lambda name: (len(name), name))]  # _2 before _10
@@ -134,9 +132,7 @@ class _Bounded(gzip.GzipFile):
 
     def read(self, size: int | None = -1) -> bytes:
         if self.tell() > _MOST_BYTES:
-            raise MbnpError(
-                f"{self.name} unpacks to more than {_MOST_BYTES:,} bytes: it is not CIFAR-10's archive"
-            )
+            raise MbnpError(f"{self.name} unpacks to more than {_MOST_BYTES:,} bytes: it is not CIFAR-10's archive")
         return super().read(size)
 
 

@@ -93,8 +93,7 @@ def triangle(u: Array, v: Array) -> Array:
 
 # The classes, in the order of their labels.
 SHAPES: dict[str, Callable[[Array, Array], Array]] = {
-    shape.__name__: shape
-    for shape in (arrow, circle, crescent, cross, heart, hourglass, ring, square, star, triangle)
+    shape.__name__: shape for shape in (arrow, circle, crescent, cross, heart, hourglass, ring, square, star, triangle)
 }
 
 # -- textures: a plane in 0..1 for each of n images, turned at random ----------------------------------------

@@ -34,9 +34,7 @@ def missing(net: Network) -> list[str]:
     return [name for name in signatures(net) if not _is_cached(name)]
 
 
-def compile_kernels(
-    net: Network, names: list[str], on_kernel: Callable[[int], Any] = lambda done: None
-) -> None:
+def compile_kernels(net: Network, names: list[str], on_kernel: Callable[[int], Any] = lambda done: None) -> None:
     """Compile these kernels for `net` into the cache, and call on_kernel(how many are done) after each of them.
 
     A kernel that is not compiled here, because a process was stopped, is compiled by its first call.

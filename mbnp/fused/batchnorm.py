@@ -11,9 +11,7 @@ from mbnp.ops import batchnorm
 from mbnp.parameter import Parameter
 
 
-def finish_forward(
-    bn: BatchNorm, moments: np.ndarray, counts: np.ndarray, pixels: int, affine: np.ndarray
-) -> None:
+def finish_forward(bn: BatchNorm, moments: np.ndarray, counts: np.ndarray, pixels: int, affine: np.ndarray) -> None:
     """Make `affine` from the moments of the parts of a batch of so many pixels, and move the running statistics."""
     batchnorm.check_count(pixels)
     mean, var = bn.running_mean, bn.running_var
@@ -31,9 +29,7 @@ def running_affine(bn: BatchNorm, affine: np.ndarray) -> None:
     affine[:, : inv.size] = rows
 
 
-def finish_backward(
-    bn: BatchNorm, sums: np.ndarray, pixels: int, affine: np.ndarray, adjoint: np.ndarray
-) -> None:
+def finish_backward(bn: BatchNorm, sums: np.ndarray, pixels: int, affine: np.ndarray, adjoint: np.ndarray) -> None:
     """From the sums over g: BatchNorm's own gradients, and `adjoint`."""
     total = np.inf if bn.weight.frozen else float(pixels)
     kernels.finish_adjoint(sums, total, affine, target(bn.weight), target(bn.bias), adjoint)

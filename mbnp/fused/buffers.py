@@ -55,9 +55,7 @@ class Cache:
     def __getitem__(self, shape: tuple[int, ...]) -> Any:
         if shape not in self.kept:
             if len(self.kept) == SHAPES_KEPT:
-                self.kept.popitem(
-                    last=False
-                )  # before the new one is made, so that both are never there at once
+                self.kept.popitem(last=False)  # before the new one is made, so that both are never there at once
             self.kept[shape] = self.make(shape)
         self.kept.move_to_end(shape)
         return self.kept[shape]

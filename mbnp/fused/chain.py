@@ -133,9 +133,7 @@ def fill(matrix: np.ndarray, stored: np.ndarray) -> np.ndarray:
 
 
 def limits_of(relu: Layer | None, bn: BatchNorm) -> np.ndarray:
-    low, high = (
-        (0, np.inf if relu.max_value is None else relu.max_value) if type(relu) is ReLU else (-np.inf, np.inf)
-    )
+    low, high = (0, np.inf if relu.max_value is None else relu.max_value) if type(relu) is ReLU else (-np.inf, np.inf)
     return np.array([low, high], bn.weight.value.dtype)
 
 

@@ -261,9 +261,7 @@ class Inference:
         layouts, planned, outputs = [], [], []
         for block, reader in zip(self.blocks, [*self.blocks[1:], None], strict=True):
             out_shape = block.output_shape(shape)
-            layout = (
-                reader.input_layout(out_shape) if isinstance(reader, Separable) else Layout(*out_shape[1:3])
-            )
+            layout = reader.input_layout(out_shape) if isinstance(reader, Separable) else Layout(*out_shape[1:3])
             layouts.append(layout)
             planned.append(block.plan(shape))
             # What no kernel writes is the padding, zero for good.
@@ -273,8 +271,6 @@ class Inference:
         inputs = [outputs[0], *outputs[:-1]]  # the first block is told the pictures when it runs
         calls = [
             (block, block.arguments(numbers, Buffers(x, out, work), layout))
-            for block, (numbers, _), x, out, layout in zip(
-                self.blocks, planned, inputs, outputs, layouts, strict=True
-            )
+            for block, (numbers, _), x, out, layout in zip(self.blocks, planned, inputs, outputs, layouts, strict=True)
         ]
         return calls, outputs[-1], shape

@@ -54,9 +54,7 @@ class FusedNetwork(Network):
 
     reference: Network
     readable = renamed.attribute("readable", "reference")
-    layers = property(
-        lambda self: self.reference.layers
-    )  # to replace one here would change nothing: convert again
+    layers = property(lambda self: self.reference.layers)  # to replace one here would change nothing: convert again
     arch = _shared("arch")
     built_as = _shared("built_as")
     classes = _shared("classes")
@@ -177,9 +175,7 @@ class FusedNetwork(Network):
         """Add to every parameter's gradient. The gradient of the images is not computed: the reference network does."""
         with backend.one_blas_thread():
             if self._backward is None:
-                raise MbnpError(
-                    "backward has nothing to go back through: call forward(x, train=True) before it"
-                )
+                raise MbnpError("backward has nothing to go back through: call forward(x, train=True) before it")
             backward, self._backward = self._backward, None
             backward(dy)
 

@@ -112,9 +112,7 @@ def fuse(layers: list[tuple[str, Layer]]) -> tuple[list[Layer], list[str]]:
             names.append(name)
         elif inside and type(inside[-1][1]) is BatchNorm and _whole(inside[-1][1]):
             body, body_names = fuse(inside[:-1])
-            made.append(
-                FusedResidual(body, Normalise(inside[-1][1], relu), layer.shortcut and own(layer.shortcut))
-            )
+            made.append(FusedResidual(body, Normalise(inside[-1][1], relu), layer.shortcut and own(layer.shortcut)))
             names += [f"{name}.{inner}" for inner in [*body_names, inside[-1][0]]]
         else:
             made.append(own(layer))

@@ -145,9 +145,7 @@ class StemStage(Stage):
         if self.conv.bias is not None:
             fill(self.conv.bias.value[None], self.w[-1:])
         offsets, shape = self.padded
-        kernels.stem_forward(
-            x, self.w, offsets, self.unlimited, shape, *self.geometry, scratch, self.z, self.moments
-        )
+        kernels.stem_forward(x, self.w, offsets, self.unlimited, shape, *self.geometry, scratch, self.z, self.moments)
 
     def backward(self, x: np.ndarray, scratch: np.ndarray) -> None:
         kernels.stem_backward(

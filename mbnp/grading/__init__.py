@@ -93,9 +93,7 @@ def _lesson_of(path: Path, names: set[str]) -> int:
     if known[lesson] & names:
         return lesson
     stubs = f"{path.stem[:2]}.py" if path.stem[:2] in {f"{number:02}" for number in known} else "NN.py"
-    raise MbnpError(
-        f"{path} has none of the exercises' functions: start from the stubs in tutorials/exercises/{stubs}"
-    )
+    raise MbnpError(f"{path} has none of the exercises' functions: start from the stubs in tutorials/exercises/{stubs}")
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -122,9 +120,7 @@ def _run(path: Path) -> dict[str, Any]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: a reader's exit must not end the grader
-        lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
-        ]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f"{path}, line {lines[-1]}" if lines else str(path)
         what = str(error).splitlines()[0] if str(error) else "it does not run to its end"
         raise MbnpError(f"{where}: {type(error).__name__}: {what}") from None

@@ -146,9 +146,7 @@ def _try(exercise: Exercise, function: Callable, case: Case) -> _Trial:
     else:
         touched = [name for name in case if not _same(case[name], arguments[name])]
         if touched:
-            trial.problem = (
-                f"it wrote into its argument {touched[0]}, which belongs to the caller: work on a copy"
-            )
+            trial.problem = f"it wrote into its argument {touched[0]}, which belongs to the caller: work on a copy"
     return trial
 
 
@@ -212,9 +210,7 @@ def _compare(exercise: Exercise, trial: _Trial, number: int, golden: Mapping[str
         if not trial.problem and torchs is not None:
             _compare_one(exercise, trial, name, _like(torchs, mine), yours)
             if trial.problem:
-                trial.problem += (
-                    "; that is PyTorch's value, while mbnp's own agrees with yours: please report it"
-                )
+                trial.problem += "; that is PyTorch's value, while mbnp's own agrees with yours: please report it"
         if trial.problem:
             return
 
@@ -258,9 +254,7 @@ def _compare_one(exercise: Exercise, trial: _Trial, name: str, expected: Any, go
 
 def _compare_exact(it: str, expected: Any, got: Any) -> tuple[str, str]:
     """Compare counts, shapes, names: return the problem and its likely reason, both empty if they are equal."""
-    plain = (
-        got.item() if isinstance(got, np.generic) or (isinstance(got, np.ndarray) and got.ndim == 0) else got
-    )
+    plain = got.item() if isinstance(got, np.generic) or (isinstance(got, np.ndarray) and got.ndim == 0) else got
     if isinstance(plain, tuple | list) and isinstance(expected, tuple | list):
         plain = type(expected)(item.item() if isinstance(item, np.generic) else item for item in plain)
     if isinstance(expected, int) and isinstance(plain, float) and plain == expected:
@@ -346,9 +340,7 @@ def _explains(mistake: Mistake, trial: _Trial, rtol: float) -> bool:
     touched = any(not _same(trial.case[name], arguments[name]) for name in trial.case)
     if trial.error is not None or touched != ("wrote into" in trial.problem):
         return False
-    return _equal(result, trial.result, rtol) and (
-        not trial.only_type or _types(result) == _types(trial.result)
-    )
+    return _equal(result, trial.result, rtol) and (not trial.only_type or _types(result) == _types(trial.result))
 
 
 def _types(value: Any) -> Any:

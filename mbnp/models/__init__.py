@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mbnp import spec
-from mbnp.errors import MbnpError, unknown
+from mbnp.errors import MbnpError, short, unknown
 from mbnp.models.article import mobilenet_v1_small, standard_small
 from mbnp.models.mobilenet_v1 import mobilenet_v1, mobilenet_v1_cifar
 from mbnp.models.new_head import with_new_head
@@ -73,7 +73,7 @@ def from_description(arch: Any, dtype: Any = np.float32, numbers: int | None = N
     too small for the network.
     """
     if not isinstance(arch, dict):
-        raise MbnpError(f"its architecture is {spec.short(arch)}")
+        raise MbnpError(f"its architecture is {short(arch)}")
     if arch.get("name") == spec.NAME:
         return spec.build(arch, dtype, most_numbers=numbers)
     if numbers is not None:
@@ -82,7 +82,7 @@ def from_description(arch: Any, dtype: Any = np.float32, numbers: int | None = N
         width = float(arch.get("width_mult", 1.0))
         head = arch.get("num_classes", 1) * max(1, int(64 * width))
         if head > numbers or (width > 1 and 30_000 * width**2 > numbers):
-            raise MbnpError(f"its {numbers:,} numbers are too few for {spec.short(arch.get('name'))}")
+            raise MbnpError(f"its {numbers:,} numbers are too few for {short(arch.get('name'))}")
     chosen: dict[str, Any] = dict(arch)
     if "relu_cap" in chosen:  # the key that files have
         chosen["max_value"] = chosen.pop("relu_cap")

@@ -29,17 +29,13 @@ def mobilenet_v1_small(
     return finish(net, "mobilenet-v1-small", num_classes=num_classes, width_mult=width_mult)
 
 
-def standard_small(
-    num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32
-) -> Network:
+def standard_small(num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32) -> Network:
     """Build the article's network with a standard 3x3 convolution for every separable block, to measure both."""
     net = _network(standard_block, num_classes, width_mult, seed, dtype)
     return finish(net, "standard-small", num_classes=num_classes, width_mult=width_mult)
 
 
-def _network(
-    block: Callable[..., Sequential], num_classes: int, width_mult: float, seed: int, dtype: Any
-) -> Network:
+def _network(block: Callable[..., Sequential], num_classes: int, width_mult: float, seed: int, dtype: Any) -> Network:
     rng = begin(num_classes, seed, dtype)
     channels = scaled(STEM, width_mult)
     layers: dict[str, Layer] = {"conv1": standard_block(3, channels, 1, rng, dtype, bias=True)}

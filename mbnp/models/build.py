@@ -15,9 +15,7 @@ MOST_CLASSES = 100_000
 def scaled(channels: int, width_mult: float) -> int:
     """Return `int(channels * width_mult)`: the width multiplier of the paper's section 3.3, for every layer."""
     if not width_mult > 0 or channels * width_mult < 1:
-        raise MbnpError(
-            f"width_mult {width_mult} leaves no channel of {channels}: use a larger one, such as 0.25"
-        )
+        raise MbnpError(f"width_mult {width_mult} leaves no channel of {channels}: use a larger one, such as 0.25")
     if channels * width_mult > MOST_CHANNELS:
         raise MbnpError(
             f"width_mult {width_mult} makes more than {MOST_CHANNELS:,} channels of {channels}: use a smaller one"

@@ -17,9 +17,7 @@ STAGES = [(16, 1), (32, 2), (64, 2)]  # channels, stride of the first block
 BLOCKS_A_STAGE = 3
 
 
-def resnet20(
-    num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32
-) -> Network:
+def resnet20(num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32) -> Network:
     """Build ResNet-20: `conv1`, `bn1`, `layerS.B.{conv1,bn1,conv2,bn2}`, `linear`; 269,722 learnable parameters."""
     rng = begin(num_classes, seed, dtype)
     channels = scaled(STAGES[0][0], width_mult)

@@ -5,9 +5,7 @@ import numpy as np
 from mbnp.errors import MbnpError
 
 
-def array(
-    name: str, value: np.ndarray, layout: str | None = None, like: np.ndarray | None = None
-) -> np.ndarray:
+def array(name: str, value: np.ndarray, layout: str | None = None, like: np.ndarray | None = None) -> np.ndarray:
     """Return `value` as a C-contiguous float array (not copied if it is one already).
 
     layout: the axes it must have, such as "(N, H, W, C)"; like: the array whose dtype it must share. Kernels
@@ -16,13 +14,9 @@ def array(
     if not isinstance(value, np.ndarray):
         raise MbnpError(f"{name} must be a NumPy array, got {type(value).__name__}: use np.asarray({name})")
     if value.dtype not in (np.float32, np.float64):
-        raise MbnpError(
-            f"{name} must be float32 or float64, got {value.dtype}: use {name}.astype(np.float32)"
-        )
+        raise MbnpError(f"{name} must be float32 or float64, got {value.dtype}: use {name}.astype(np.float32)")
     if like is not None and value.dtype != like.dtype:
-        raise MbnpError(
-            f"{name} is {value.dtype} where x is {like.dtype}: use {name}.astype(np.{like.dtype})"
-        )
+        raise MbnpError(f"{name} is {value.dtype} where x is {like.dtype}: use {name}.astype(np.{like.dtype})")
     if layout is not None and value.ndim != len(layout.split(",")):
         raise MbnpError(f"{name} must have the axes {layout}, got the shape {value.shape}")
     if value.size == 0:

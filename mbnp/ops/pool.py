@@ -253,9 +253,7 @@ def _valid(
     size = pair("size", size)
     stride, padding, out = resolve(x, size, size if stride is None else stride, padding)
     if max(padding[0]) >= size[0] or max(padding[1]) >= size[1]:
-        raise MbnpError(
-            f"padding {padding} must be smaller than the window {size}: a window would see nothing else"
-        )
+        raise MbnpError(f"padding {padding} must be smaller than the window {size}: a window would see nothing else")
     return x, size, stride, padding, out
 
 

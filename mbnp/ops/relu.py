@@ -116,7 +116,5 @@ def backward(dy: np.ndarray, x: np.ndarray, max_value: float | None = None) -> n
 
 def _valid(max_value: float | None) -> float | None:
     if max_value is not None and not max_value > 0:
-        raise MbnpError(
-            f"max_value must be above 0 (6 for ReLU6, None for no upper bound), got {max_value!r}"
-        )
+        raise MbnpError(f"max_value must be above 0 (6 for ReLU6, None for no upper bound), got {max_value!r}")
     return None if max_value is None else float(max_value)

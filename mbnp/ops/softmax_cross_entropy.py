@@ -126,9 +126,7 @@ def backward(logits: np.ndarray, labels: np.ndarray, label_smoothing: float = 0.
     return _backward(*_valid(logits, labels, label_smoothing))
 
 
-def _valid(
-    logits: np.ndarray, labels: np.ndarray, label_smoothing: float
-) -> tuple[np.ndarray, np.ndarray, float]:
+def _valid(logits: np.ndarray, labels: np.ndarray, label_smoothing: float) -> tuple[np.ndarray, np.ndarray, float]:
     logits = checks.array("logits", logits, "(N, D)")
     N, D = logits.shape
     labels = np.asarray(labels)
@@ -138,9 +136,7 @@ def _valid(
         raise MbnpError(f"labels must have the shape {(N,)}, got {labels.shape}")
     if labels.min() < 0 or labels.max() >= D:
         wrong = np.flatnonzero((labels < 0) | (labels >= D))[0]
-        raise MbnpError(
-            f"labels must be 0 to {D - 1} for {D} classes, got {labels[wrong]} at position {wrong}"
-        )
+        raise MbnpError(f"labels must be 0 to {D - 1} for {D} classes, got {labels[wrong]} at position {wrong}")
     if not 0 <= label_smoothing <= 1:
         raise MbnpError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
     return logits, np.ascontiguousarray(labels, np.int64), float(label_smoothing)

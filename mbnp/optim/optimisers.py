@@ -28,9 +28,7 @@ class Optimiser:
     lr: float
     momentum: Any
     weight_decay: float
-    kernel: Callable[
-        ..., None
-    ]  # `update` for all parameters at once; read from the class, which does not bind it
+    kernel: Callable[..., None]  # `update` for all parameters at once; read from the class, which does not bind it
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         if not isinstance(parameters, Mapping) or not parameters:

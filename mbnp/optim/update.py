@@ -108,9 +108,7 @@ class Tables:
     def of(self, groups: list[list[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the tables for the arrays of each parameter, each with an empty array of its type."""
         arrays = [array for group in groups for array in group]
-        if len(arrays) != len(self.arrays) or any(
-            a is not b for a, b in zip(arrays, self.arrays, strict=True)
-        ):
+        if len(arrays) != len(self.arrays) or any(a is not b for a, b in zip(arrays, self.arrays, strict=True)):
             rows = [(group[0].dtype, _row(group)) for group in groups]
             dtypes = dict.fromkeys(dtype for dtype, _ in rows)
             self.made = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, short
 from mbnp.network import Network
 
 
@@ -29,12 +29,6 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def short(value: Any, most: int = 60) -> str:
-    """Return `value`, which comes from a file, for one line of a message: ASCII, cut at `most` characters."""
-    text = ascii(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def check_square(net: Network, size: tuple[int, ...], out: tuple[int, ...]) -> None:

@@ -158,9 +158,7 @@ def _torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        raise MbnpError(
-            f'{path}: such files need PyTorch: pip install "torch"; or take .safetensors'
-        ) from None
+        raise MbnpError(f'{path}: such files need PyTorch: pip install "torch"; or take .safetensors') from None
     return torch
 
 

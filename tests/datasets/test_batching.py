@@ -122,9 +122,7 @@ def test_counted_as_made(count):
 
 
 def test_images_stay_with_their_labels_and_are_normalised():
-    for x, y in batches(
-        numbered(20), 4, np.random.default_rng(0), mean=(0, 0, 0), std=(1, 1, 1), augment=augment
-    ):
+    for x, y in batches(numbered(20), 4, np.random.default_rng(0), mean=(0, 0, 0), std=(1, 1, 1), augment=augment):
         np.testing.assert_allclose(x, np.broadcast_to(y[:, None, None, None] / 255, x.shape), rtol=1e-6)
         assert x.dtype == np.float32
 

@@ -252,12 +252,8 @@ def test_a_subset_is_balanced_and_read_like_anything_else(records, tmp_path):
     assert np.bincount(few.test.labels).tolist() == [2] * 10
     assert few.train.labels.tolist() != sorted(few.train.labels)
     assert few.classes == data.classes
-    known = {
-        (image.tobytes(), label) for image, label in zip(data.train.images, data.train.labels, strict=True)
-    }
-    chosen = {
-        (image.tobytes(), label) for image, label in zip(few.train.images, few.train.labels, strict=True)
-    }
+    known = {(image.tobytes(), label) for image, label in zip(data.train.images, data.train.labels, strict=True)}
+    chosen = {(image.tobytes(), label) for image, label in zip(few.train.images, few.train.labels, strict=True)}
     assert len(chosen) == 50
     assert chosen <= known
     assert os.listdir(tmp_path) == ["few"], "no unfinished folder stays"

@@ -184,9 +184,7 @@ def test_a_server_that_calls_the_archive_an_encoding(server, archive, encoding):
 @pytest.mark.parametrize("status", [404, 416, 503])
 def test_a_server_that_says_no(server, archive, part, status):
     server.status = status
-    with pytest.raises(
-        ConnectionError, match=rf"{re.escape(server.url)}: the server answers {status} [\w ]+$"
-    ):
+    with pytest.raises(ConnectionError, match=rf"{re.escape(server.url)}: the server answers {status} [\w ]+$"):
         fetch(server, archive)
     part.write_bytes(b"begun")
     with pytest.raises(ConnectionError, match=r"; 5 bytes are kept in .*\.part"):

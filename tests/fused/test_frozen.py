@@ -137,9 +137,7 @@ def test_freezing_between_steps_takes_effect_at_once(name):
     engines = nets[0], fused.convert(nets[1])
     opts = [optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=1e-2) for net in nets]
     blocks = {"mobilenet-v1-small": ["conv2_2", "conv2_6", "conv2_2.1", "conv2_8", "conv1"]}
-    for i, until in enumerate(
-        [None, *blocks.get(name, ["conv1", "bn1", "layer2.0.bn1", "layer3"]), None, "conv1"]
-    ):
+    for i, until in enumerate([None, *blocks.get(name, ["conv1", "bn1", "layer2.0.bn1", "layer3"]), None, "conv1"]):
         for net in nets:
             freeze(net, until)
         before = nets[1].state()

@@ -139,9 +139,7 @@ def test_law_of_a_networks_end(end, in_one, frozen, dtype):
     def build(dtype):
         blocks = dict(network(1, 1, (7, 9, 7), None, dtype).layers)
         del blocks["pool"], blocks["fc"]
-        net = vary(
-            Network({**blocks, **end(rng=np.random.default_rng(2), dtype=dtype)}, resolution=9), seed=2
-        )
+        net = vary(Network({**blocks, **end(rng=np.random.default_rng(2), dtype=dtype)}, resolution=9), seed=2)
         for name in set(frozen) & set(net.parameters()):
             net.parameters()[name].frozen = True
         return net
@@ -162,9 +160,7 @@ def test_law_of_a_networks_end(end, in_one, frozen, dtype):
     assert not any(fast.parameters()[name].grad.any() for name in set(frozen) & set(fast.parameters()))
 
 
-@pytest.mark.parametrize(
-    "wrong", [np.ones((2, 6), np.float32), np.ones((3, 5), np.float32), np.ones((2, 5))], ids=str
-)
+@pytest.mark.parametrize("wrong", [np.ones((2, 6), np.float32), np.ones((3, 5), np.float32), np.ones((2, 5))], ids=str)
 def test_a_gradient_unlike_the_logits_is_refused(wrong):
     fast = fused.convert(network(1, 1, (5, 6, 7), None, np.float32))
     x, _ = batch(2, 9, np.float32)
@@ -195,9 +191,7 @@ def test_the_average_of_a_large_map_is_exact():
             ReLU(),
             GlobalAveragePool(),
         ]
-        return vary(
-            Network({str(i): b for i, b in enumerate([*blocks, Linear(8, 4, dtype=dtype)])}, resolution=200)
-        )
+        return vary(Network({str(i): b for i, b in enumerate([*blocks, Linear(8, 4, dtype=dtype)])}, resolution=200))
 
     exact, fast = build(np.float64), fused.convert(build(np.float32))
     fast.load_state(exact.state())
@@ -230,9 +224,7 @@ def test_law_of_the_first_convolution(case, dtype):
             GlobalAveragePool(),
             Linear(outputs, 4, **options),
         ]
-        return vary(
-            Network({str(i): block for i, block in enumerate(blocks)}, resolution=h, channels=channels)
-        )
+        return vary(Network({str(i): block for i, block in enumerate(blocks)}, resolution=h, channels=channels))
 
     exact, fast = build(np.float64), fused.convert(build(dtype))
     fast.load_state(exact.state())

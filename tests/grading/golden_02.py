@@ -13,11 +13,7 @@ def torch_golden(name: str, case: dict) -> np.ndarray:
 def _depthwise(x, w, stride, padding):
     x, w = (torch.tensor(array.astype(np.float64)) for array in (x, w))
     w = w.permute(2, 0, 1)[:, None]
-    return (
-        F.conv2d(x.permute(0, 3, 1, 2), w, stride=stride, padding=padding, groups=len(w))
-        .permute(0, 2, 3, 1)
-        .numpy()
-    )
+    return F.conv2d(x.permute(0, 3, 1, 2), w, stride=stride, padding=padding, groups=len(w)).permute(0, 2, 3, 1).numpy()
 
 
 def _pointwise(x, w):

@@ -12,9 +12,7 @@ def torch_golden(name: str, case: dict) -> np.ndarray:
 def _taps(p, size, kernel, stride, padding):
     """Number the taps from 1: they are the derivatives of the outputs with respect to the pixel."""
     x, w = torch.zeros(1, 1, size, dtype=torch.float64), torch.arange(1.0, kernel + 1, dtype=torch.float64)
-    slopes = torch.autograd.functional.jacobian(
-        lambda x: F.conv1d(x, w[None, None], stride=stride, padding=padding), x
-    )
+    slopes = torch.autograd.functional.jacobian(lambda x: F.conv1d(x, w[None, None], stride=stride, padding=padding), x)
     return slopes[0, 0, :, 0, 0, p].numpy().astype(np.int64) - 1
 
 

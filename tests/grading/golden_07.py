@@ -17,9 +17,7 @@ def _flops(net: nn.Module, channels: int) -> int:
 
 
 def _ratio(k, c_in, c_out):
-    separable = nn.Sequential(
-        nn.Conv2d(c_in, c_in, k, padding=k // 2, groups=c_in), nn.Conv2d(c_in, c_out, 1)
-    )
+    separable = nn.Sequential(nn.Conv2d(c_in, c_in, k, padding=k // 2, groups=c_in), nn.Conv2d(c_in, c_out, 1))
     return np.array(_flops(separable, c_in) / _flops(nn.Conv2d(c_in, c_out, k, padding=k // 2), c_in))
 
 

@@ -123,9 +123,7 @@ def test_function_that_was_renamed(tmp_path, capsys):
 
 
 def test_what_a_function_prints_is_shown_below_it(tmp_path, capsys):
-    text = SIZE.replace("    return", "    print('size', size)\n    return").replace(
-        "def", "print('loaded')\n\ndef", 1
-    )
+    text = SIZE.replace("    return", "    print('size', size)\n    return").replace("def", "print('loaded')\n\ndef", 1)
     status, lines, _ = grade(tmp_path, capsys, text + REST)
     assert status == 0
     assert lines[:3] == ["output_size  solved", "  printed:", "    size 5"]
@@ -207,9 +205,7 @@ def test_several_outputs_are_named():
         return x, 2 * x
 
     assert outcome(both, both, outputs=("dx", "dw")).status == "solved"
-    assert outcome(lambda x: [x, x], both, outputs=("dx", "dw")).problem.startswith(
-        "dw[1, 2] is 3, expected 6"
-    )
+    assert outcome(lambda x: [x, x], both, outputs=("dx", "dw")).problem.startswith("dw[1, 2] is 3, expected 6")
     problem = "it returned an array of shape (2, 3), expected a tuple of 2: dx, dw"
     assert outcome(double, both, outputs=("dx", "dw")).problem == problem
 
@@ -227,9 +223,7 @@ def test_the_mistake_that_explains_every_case_comes_first():
     first_only = Mistake("first", lambda x: x + (x[0, 0] < 0))
     assert outcome(lambda x: x + 1, mistakes=[first_only, both]).likely == "both"
     assert outcome(lambda x: x + (x[0, 0] < 0), mistakes=[both, first_only]).likely == "first"
-    assert outcome(lambda x: x + 1 + (x > 5), mistakes=[first_only]).likely == "first", (
-        "the first failure, at least"
-    )
+    assert outcome(lambda x: x + 1 + (x > 5), mistakes=[first_only]).likely == "first", "the first failure, at least"
     promotes = Mistake("promotes", lambda x: np.full(1, 2.0) * x)
     unlike = Mistake("right here and there", lambda x: 2 * x)
     assert outcome(promotes.wrong, mistakes=[unlike, promotes]).likely == "promotes"

@@ -19,9 +19,7 @@ def check(x, gamma, beta, eps=1e-5, **options):
         _, mean, var = batchnorm.forward(x, gamma, beta, eps)
         return batchnorm.backward(dy, x, gamma, mean, var, eps)
 
-    oracle.check(
-        functools.partial(batchnorm.forward, eps=eps), backward, reference, x, gamma, beta, **options
-    )
+    oracle.check(functools.partial(batchnorm.forward, eps=eps), backward, reference, x, gamma, beta, **options)
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-3])

@@ -14,9 +14,7 @@ ONE_SIDED = ((0, 1), (0, 1))  # TensorFlow's SAME for an even image at stride 2
 def check(x, w, b=None, stride=1, padding=0, **options):
     def reference(x, w, b):
         x = oracle.padded(oracle.nchw(x), padding)
-        return oracle.nhwc(
-            F.conv2d(x, w.permute(2, 0, 1)[:, None].contiguous(), b, stride, groups=w.shape[2])
-        )
+        return oracle.nhwc(F.conv2d(x, w.permute(2, 0, 1)[:, None].contiguous(), b, stride, groups=w.shape[2]))
 
     def forward(x, w, b=None):
         return depthwise.forward(x, w, b, stride, padding)

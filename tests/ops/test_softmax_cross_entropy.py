@@ -55,9 +55,7 @@ def test_what_all_scores_have_in_common_makes_no_difference():
 
 def test_softmax():
     z = np.random.default_rng(0).standard_normal((4, 7)) * 100
-    oracle.close(
-        softmax_cross_entropy.softmax(z), torch.softmax(torch.from_numpy(z), 1).numpy(), 1e-12, "prob"
-    )
+    oracle.close(softmax_cross_entropy.softmax(z), torch.softmax(torch.from_numpy(z), 1).numpy(), 1e-12, "prob")
     assert softmax_cross_entropy.softmax(z.astype(np.float32)).dtype == np.float32
 
 

@@ -57,9 +57,7 @@ show(fig, "a line that rises")
 def build(tmp_path, monkeypatch):
     """Import build.py, with a folder of lessons of its own: 13, between a 12 and a 14."""
     module = builder()
-    (tmp_path / "lesson.py").write_text(
-        (TUTORIALS / "lesson.py").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    (tmp_path / "lesson.py").write_text((TUTORIALS / "lesson.py").read_text(encoding="utf-8"), encoding="utf-8")
     for name in ("12_before.py", "14_after.py"):
         (tmp_path / name).write_text("# %%\n1 + 1\n", encoding="utf-8")
     (tmp_path / "13_try.py").write_text(LESSON, encoding="utf-8")

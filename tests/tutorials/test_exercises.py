@@ -37,18 +37,14 @@ def test_solutions_in_the_lesson_are_right(number, tmp_path):
 
 def _imports(file):
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    return "".join(
-        ast.unparse(node) + "\n" for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
-    )
+    return "".join(ast.unparse(node) + "\n" for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
 
 
 @each_lesson
 def test_stubs_are_complete_and_not_yet_solved(number):
     report = grading.grade_file(stubs(number))
     assert report.lesson == number
-    assert [(o.name, o.status) for o in report.outcomes] == [
-        (e.name, "not yet") for e in grading.exercises(number)
-    ]
+    assert [(o.name, o.status) for o in report.outcomes] == [(e.name, "not yet") for e in grading.exercises(number)]
     functions = {
         node.name: node
         for node in ast.parse(stubs(number).read_text(encoding="utf-8")).body
@@ -57,9 +53,7 @@ def test_stubs_are_complete_and_not_yet_solved(number):
     for exercise in grading.exercises(number):
         assert ast.get_docstring(functions[exercise.name]), "the docstring gives shapes"
         arguments = [argument.arg for argument in functions[exercise.name].args.args]
-        assert all(list(case) == arguments for case in exercise.make_cases()), (
-            "cases call it as the stub is written"
-        )
+        assert all(list(case) == arguments for case in exercise.make_cases()), "cases call it as the stub is written"
 
 
 @pytest.mark.parametrize(("number", "exercise", "mistake"), MISTAKES)

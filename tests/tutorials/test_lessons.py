@@ -83,9 +83,7 @@ def test_form(lesson):
     text = lesson.read_text(encoding="utf-8")
     number = int(lesson.stem[:2])
     prose = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
-    assert re.match(rf"%% \[markdown\]\n# {number}\. [^\n]+\n\n\*\*[^*]+\?\*\*", prose), (
-        "title, then a question"
-    )
+    assert re.match(rf"%% \[markdown\]\n# {number}\. [^\n]+\n\n\*\*[^*]+\?\*\*", prose), "title, then a question"
     assert "**Before you run the next cell:**" in prose
     assert text.index("# ## Questions") < text.index("# ## Exercises")
     assert text.count("<summary>Hint</summary>") == text.count("<summary>Solution</summary>") in (2, 3)

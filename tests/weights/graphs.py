@@ -20,9 +20,7 @@ def node(op: str, inputs: str, output: str, **attributes) -> onnx.NodeProto:
     return helper.make_node(op, names, output.split(), name=f"the {op.lower()}", **attributes)
 
 
-def model(
-    nodes, arrays=(), dims=("N", 3, 6, 6), opset=17, kind=TensorProto.FLOAT, out=("N", None)
-) -> onnx.ModelProto:
+def model(nodes, arrays=(), dims=("N", 3, 6, 6), opset=17, kind=TensorProto.FLOAT, out=("N", None)) -> onnx.ModelProto:
     """Make a graph from x to y."""
     seen: set[str] = set()
     for i, n in enumerate(nodes):  # onnxruntime wants names of their own

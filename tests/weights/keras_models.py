@@ -17,9 +17,7 @@ from keras import layers as L
 
 def mobilenet(alpha: float, size: int, classes: int, **options: Any) -> keras.Model:
     shape = (size, size, 3)
-    return keras.applications.MobileNet(
-        input_shape=shape, alpha=alpha, weights=None, classes=classes, **options
-    )
+    return keras.applications.MobileNet(input_shape=shape, alpha=alpha, weights=None, classes=classes, **options)
 
 
 def transfer(frozen: int) -> keras.Model:
@@ -144,9 +142,7 @@ def randomise(model: keras.Model, rng: np.random.Generator) -> None:
             variable.assign(rng.uniform(0.5, 1.5, shape))
         elif name == "kernel" or name.endswith("_kernel"):
             depthwise = len(shape) == 4 and shape[3] == 1
-            variable.assign(
-                rng.normal(0, np.sqrt(2 / np.prod(shape[:2] if depthwise else shape[:-1])), shape)
-            )
+            variable.assign(rng.normal(0, np.sqrt(2 / np.prod(shape[:2] if depthwise else shape[:-1])), shape))
         elif name in ("beta", "bias", "moving_mean"):
             variable.assign(rng.normal(0, 0.3, shape))
 

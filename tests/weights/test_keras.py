@@ -100,9 +100,7 @@ def test_becomes_a_checkpoint_and_trains(folder, tmp_path):
 def keras2_config(model):
     """Return a configuration as Keras 2 writes it: nested lists for inputs, TFOpLambda for arithmetic."""
     config = dict(model["config"])
-    nested = {
-        e["config"]["name"] for e in config["layers"] if e["class_name"] in ("Functional", "Sequential")
-    }
+    nested = {e["config"]["name"] for e in config["layers"] if e["class_name"] in ("Functional", "Sequential")}
 
     def call(history, kwargs):
         name, at, tensor = history
@@ -157,9 +155,7 @@ def test_files_of_keras_2(folder, tmp_path, name, whole):
         source = old["model_weights"]
         copy_arrays(source, new.create_group("model_weights") if whole else new, keras2_name)
         if whole:
-            new.attrs["model_config"] = json.dumps(
-                keras2_config(json.loads(old.attrs["model_config"]))
-            ).encode()
+            new.attrs["model_config"] = json.dumps(keras2_config(json.loads(old.attrs["model_config"]))).encode()
     _, ours, y = outputs(folder, name, path)
     np.testing.assert_allclose(ours[0], y, rtol=0, atol=1e-4)
 
@@ -604,9 +600,7 @@ def test_single_bytes_that_are_wrong(tiny):
     for at in rng.integers(8, len(whole), 25):
         path = tiny()
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.integers(8)]) + whole[at + 1 :])
-        with contextlib.suppress(
-            MbnpError
-        ):  # no other error; a changed weight is nothing that anybody could see
+        with contextlib.suppress(MbnpError):  # no other error; a changed weight is nothing that anybody could see
             keras.load(path)
 
 

@@ -85,9 +85,7 @@ def varied(dtype):
         "more": Pad(0, (0, 2)),
         "dw": Depthwise(6, 3, 2, "same", dtype=dtype),
         "bn": BatchNorm(6, dtype=dtype),
-        "plain": Residual(
-            [Depthwise(6, 3, padding=1, bias=False, dtype=dtype), BatchNorm(6, dtype=dtype), ReLU()]
-        ),
+        "plain": Residual([Depthwise(6, 3, padding=1, bias=False, dtype=dtype), BatchNorm(6, dtype=dtype), ReLU()]),
         "sum": Residual(body, shortcut),
         "zeros": Residual([Conv(5, 8, 3, (1, 2), padding=1, dtype=dtype)], Subsample(5, 8, (1, 2))),
         "max": MaxPool((2, 1), 1, ((1, 0), (0, 0))),
@@ -199,9 +197,7 @@ class Branches(torch.nn.Module):
         x = torch.nn.functional.relu6(self.norm(self.conv(torch.nn.functional.pad(x, (0, 1, 0, 1)))))
         x = self.wide(x) + torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
         x = torch.nn.functional.max_pool2d(x, 2)
-        return torch.log_softmax(
-            self.fc(torch.nn.functional.dropout(x, 0.5, self.training).view(x.size(0), -1)), 1
-        )
+        return torch.log_softmax(self.fc(torch.nn.functional.dropout(x, 0.5, self.training).view(x.size(0), -1)), 1)
 
 
 TORCH = {
@@ -318,9 +314,7 @@ GOOD = {
     "max": through("MaxPool", "c", kernel_shape=[3, 2], pads=[1, 0, 1, 1], strides=[1, 2]),
     "max-same": through("MaxPool", "c", kernel_shape=[3, 3], auto_pad="SAME_UPPER", strides=[2, 2]),
     "average": through("AveragePool", "c", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-    "average-counting": through(
-        "AveragePool", "c", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1
-    ),
+    "average-counting": through("AveragePool", "c", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
     "average-same": through("AveragePool", "c", kernel_shape=[2, 2], auto_pad="SAME_UPPER", strides=[3, 3]),
     "pad-2": through("Pad", "c", 10, pads=[0, 0, 1, 2, 0, 0, 0, 3]),
     "pad-11": through("Pad", "c p", 11, {"p": i64(0, 0, 1, 2, 0, 0, 0, 3)}),
@@ -366,9 +360,7 @@ GOOD = {
         a=i64(2),
         k=LAST,
     ),
-    "feature-map-as-logits": ending(
-        POOLED, node("Conv", "p k", "q"), node("Flatten", "q", "y"), k=rand(5, 4, 1, 1)
-    ),
+    "feature-map-as-logits": ending(POOLED, node("Conv", "p k", "q"), node("Flatten", "q", "y"), k=rand(5, 4, 1, 1)),
     "pooled-1x1": ending(
         node("GlobalAveragePool", "h", "g"),
         node("Conv", "g k b", "q"),
@@ -391,9 +383,7 @@ GOOD = {
         k=rand(64, 5),
         b=rand(5),
     ),
-    "reshape-minus-one": ending(
-        node("Reshape", "h s", "f"), node("MatMul", "f k", "y"), s=i64(-1, 64), k=rand(64, 5)
-    ),
+    "reshape-minus-one": ending(node("Reshape", "h s", "f"), node("MatMul", "f k", "y"), s=i64(-1, 64), k=rand(64, 5)),
     "reshape-fixed": ending(
         node("Reshape", "h s", "f"),
         node("MatMul", "f k", "y"),
@@ -524,9 +514,7 @@ def test_operations_are_those_of_onnxruntime(tmp_path, case):
     net = weights.load(path)
     assert_same(net, path, 2, "NHWC" if case.startswith("channels-last") else "NCHW")
     weights.save(net, tmp_path / "net.safetensors")
-    np.testing.assert_array_equal(
-        weights.load(tmp_path / "net.safetensors")(rand(2, 6, 6, 3)), net(rand(2, 6, 6, 3))
-    )
+    np.testing.assert_array_equal(weights.load(tmp_path / "net.safetensors")(rand(2, 6, 6, 3)), net(rand(2, 6, 6, 3)))
     net.forward(rand(2, 6, 6, 3), train=True)
     net.backward(rand(2, net.num_classes))
     assert all(np.isfinite(p.grad).all() for p in net.parameters().values())
@@ -670,9 +658,7 @@ BAD = {
     },
     "a variance is negative": through("BatchNormalization", "c s b m v", 15, BN | {"v": -BN["v"]}),
     "holds NaN": convolved(np.full((4, 3, 3, 3), np.nan, np.float32)),
-    r"mean over the axes \(1,\)": ending(
-        node("ReduceMean", "h", "g", axes=[1]), node("Flatten", "g", "y"), opset=13
-    ),
+    r"mean over the axes \(1,\)": ending(node("ReduceMean", "h", "g", axes=[1]), node("Flatten", "g", "y"), opset=13),
     "is over axis 1 of NCHW": through("Softmax", "c", axis=1),
     "comes after a softmax": ending(
         node("GlobalAveragePool", "h", "g"),

@@ -58,17 +58,13 @@ def no_text():
 def with_function():
     proto = good()
     sevens = [helper.make_node("Relu", ["a"], ["b"])]
-    proto.functions.append(
-        helper.make_function("local", "Seven", ["a"], ["b"], sevens, [helper.make_opsetid("", 17)])
-    )
+    proto.functions.append(helper.make_function("local", "Seven", ["a"], ["b"], sevens, [helper.make_opsetid("", 17)]))
     proto.opset_import.append(helper.make_opsetid("local", 1))
     return proto
 
 
 def with_branch():
-    inner = helper.make_graph(
-        [node("Relu", "x", "z")], "inner", [], [helper.make_empty_tensor_value_info("z")]
-    )
+    inner = helper.make_graph([node("Relu", "x", "z")], "inner", [], [helper.make_empty_tensor_value_info("z")])
     nodes = [node("If", "c", "h", then_branch=inner, else_branch=inner), *END]
     return model(nodes, {"c": np.True_})
 
@@ -110,16 +106,12 @@ def nested(depth):
     nodes += [node("Relu", f"h{i}", f"h{i + 1}") for i in range(depth)]
     nodes += [node("Add", f"h{depth} h{depth - 1}", f"s{depth - 1}")]
     nodes += [node("Add", f"s{i + 1} h{i}", f"s{i}") for i in reversed(range(depth - 1))]
-    return model(
-        [*nodes, node("GlobalAveragePool", "s0", "g"), node("Flatten", "g", "y")], {"w": rand(4, 3, 3, 3)}
-    )
+    return model([*nodes, node("GlobalAveragePool", "s0", "g"), node("Flatten", "g", "y")], {"w": rand(4, 3, 3, 3)})
 
 
 def copies(times):
     """Transpose and copy weights, over and over."""
-    turn = [
-        (node("Transpose", f"v{i}", f"t{i}"), node("Reshape", f"t{i} s", f"v{i + 1}")) for i in range(times)
-    ]
+    turn = [(node("Transpose", f"v{i}", f"t{i}"), node("Reshape", f"t{i} s", f"v{i + 1}")) for i in range(times)]
     nodes = [*(n for pair in turn for n in pair), node("Conv", f"x v{times}", "h"), *END]
     return model(nodes, {"v0": rand(100, 3, 30, 30), "s": np.array([30, 30, 3, 100])})
 

@@ -44,9 +44,7 @@ class Cifar(nn.Module):
         c = int(32 * width)
         self.conv1, self.bn1 = nn.Conv2d(3, c, 3, 1, 1, bias=False), nn.BatchNorm2d(c)
         channels = [c] + [int(out * width) for out, _ in BODY]
-        self.layers = nn.Sequential(
-            *[CifarBlock(channels[i], channels[i + 1], s) for i, (_, s) in enumerate(BODY)]
-        )
+        self.layers = nn.Sequential(*[CifarBlock(channels[i], channels[i + 1], s) for i, (_, s) in enumerate(BODY)])
         self.linear = nn.Linear(channels[-1], num_classes)
 
     def forward(self, x):
@@ -225,17 +223,13 @@ def test_half_precision_becomes_float32(tmp_path, dtype, suffix):
     write(tmp_path / f"net{suffix}", module.state_dict())
     net = weights.load(tmp_path / f"net{suffix}")
     assert net.dtype == np.float32
-    np.testing.assert_array_equal(
-        net.state()["conv1.weight"], module.conv1.weight.float().detach().permute(2, 3, 1, 0)
-    )
+    np.testing.assert_array_equal(net.state()["conv1.weight"], module.conv1.weight.float().detach().permute(2, 3, 1, 0))
 
 
 def test_the_format_before_pytorch_1_6(tmp_path):
     module = random(Cifar)
     torch.save(module.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    np.testing.assert_array_equal(
-        weights.load(tmp_path / "old.pth").state()["bn1.bias"], module.bn1.bias.detach()
-    )
+    np.testing.assert_array_equal(weights.load(tmp_path / "old.pth").state()["bn1.bias"], module.bn1.bias.detach())
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -367,9 +361,7 @@ def test_truncated_files(tmp_path, old):
         refused(path, "damaged")
 
 
-@pytest.mark.parametrize(
-    "content", [3, [torch.zeros(2)], {1: torch.zeros(2)}, {"a": 1}, {"a": [torch.zeros(1)]}]
-)
+@pytest.mark.parametrize("content", [3, [torch.zeros(2)], {1: torch.zeros(2)}, {"a": 1}, {"a": [torch.zeros(1)]}])
 def test_what_is_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "net.pt")
     refused(tmp_path / "net.pt", "holds no state dict")

@@ -129,15 +129,11 @@ def depthwise_forward(z, affine, limits, taps, unlimited, stride, top, left, scr
     """
     for n in prange(z.shape[0]):
         k = numba.get_thread_id()
-        _depthwise_forward(
-            z[n], affine, limits, taps, unlimited, stride, top, left, scratch[k], out[n], moments[n]
-        )
+        _depthwise_forward(z[n], affine, limits, taps, unlimited, stride, top, left, scratch[k], out[n], moments[n])
 
 
 @piece
-def _backward_stride_1(
-    g_out, z_out, affine_out, adjoint_out, z, affine, limits, taps, top, left, scratch, g, dw, sums
-):
+def _backward_stride_1(g_out, z_out, affine_out, adjoint_out, z, affine, limits, taps, top, left, scratch, g, dw, sums):
     """At stride 1: each input pixel gathers dz of the nine outputs that saw it, for its own gradient and for dw."""
     (H, W, C), (OH, OW, _) = z.shape, z_out.shape
     V = BYTES // z.itemsize
@@ -190,9 +186,7 @@ def _backward_stride_1(
 
 
 @piece
-def _backward_stride_2(
-    g_out, z_out, affine_out, adjoint_out, z, affine, limits, taps, top, left, scratch, g, dw, sums
-):
+def _backward_stride_2(g_out, z_out, affine_out, adjoint_out, z, affine, limits, taps, top, left, scratch, g, dw, sums):
     """At stride 2: two padded rows at a time, 2r and 2r + 1, which were seen by the outputs of rows r - 1 and r.
 
     Of two columns 2j and 2j + 1 likewise the even one was seen by taps 0 and 2, the odd one by tap 1.

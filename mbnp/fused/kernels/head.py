@@ -63,9 +63,7 @@ def _head_backward(dy, w, z, affine, limits, first, last, df, da, g, sums):
     for n in range(first, last):
         for p in range(0, P, RUN):
             k, pixels = (n * P + p) * C, min(RUN, P - p)
-            for c in range(
-                0, C, BYTES // z.itemsize
-            ):  # from one pixel to the next da does not move: a step of 0
+            for c in range(0, C, BYTES // z.itemsize):  # from one pixel to the next da does not move: a step of 0
                 mask_run(da, n * C + c, 0, x, k + c, pixels, affine, limits, c, g, sums)
 
 

@@ -45,9 +45,7 @@ def _separable_inference(
 
 
 @jit(parallel=True)
-def separable_inference(
-    x, taps, limits_d, stride, OH, OW, wp, bp, limits_p, rows, panels, scratch, out, above, before
-):
+def separable_inference(x, taps, limits_d, stride, OH, OW, wp, bp, limits_p, rows, panels, scratch, out, above, before):
     """x (N, PH, PW*C), padded -> out (N, QH, QW*D), padded. Law: relu(pointwise(relu(depthwise(x, wd, bd)), wp, bp)).
 
     taps (10, C) are wd and bd. The pointwise weights come as panels of output channels, wp (D / B, C, B). A task is

@@ -157,9 +157,7 @@ def _stem_inference(
 
 
 @jit(parallel=True)
-def stem_inference(
-    x, w, offsets, limits, shape, stride, top, left, OH, OW, band, scratch, out, above, before
-):
+def stem_inference(x, w, offsets, limits, shape, stride, top, left, OH, OW, band, scratch, out, above, before):
     """x (N, H, W, C) -> out (N, PH, PW*D), `band` output rows at a time. Law: relu.forward(conv.forward(x, w, b)).
 
     w, offsets and shape as in `stem_forward`, but of a band. The output begins at row `above` and pixel `before` of the

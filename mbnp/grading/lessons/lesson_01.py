@@ -82,9 +82,7 @@ def _pixel_loops(x, w, i, j, d, row, inside=None, kernel=None, channels=None):
             p, q = row(i, u), row(j, v)
             if (0 <= p < H and 0 <= q < W) if inside is None else inside(p, q):
                 for c in range(channels or C):
-                    total += float(x[p, q, c]) * float(
-                        (w[::-1, ::-1] if kernel == "flipped" else w)[u, v, c, d]
-                    )
+                    total += float(x[p, q, c]) * float((w[::-1, ::-1] if kernel == "flipped" else w)[u, v, c, d])
     return total
 
 
@@ -117,9 +115,7 @@ PIXEL_MISTAKES = [
     ),
     Mistake(
         "stride: it moves the window, i*stride + u, and does not spread the taps, (i + u)*stride",
-        lambda x, w, i, j, d, stride, padding: _pixel_loops(
-            x, w, i, j, d, lambda a, u: (a + u) * stride - padding
-        ),
+        lambda x, w, i, j, d, stride, padding: _pixel_loops(x, w, i, j, d, lambda a, u: (a + u) * stride - padding),
     ),
     Mistake(
         "flipped kernel: the kernel is rotated by 180 degrees, as in mathematics. Networks use w[u, v] as it is",
@@ -185,9 +181,7 @@ CONVOLVE_MISTAKES = [
         "padding: all of it is at the end. It belongs on both sides: ((0, 0), (p, p), (p, p), (0, 0)) for np.pad",
         _one_sided,
     ),
-    Mistake(
-        "padding: the border repeats the edge of the image. It has to be zeros: mode='constant'", _same_edge
-    ),
+    Mistake("padding: the border repeats the edge of the image. It has to be zeros: mode='constant'", _same_edge),
     Mistake(
         "stride: it is left out. Take every stride-th window: windows[:, ::stride, ::stride]",
         lambda x, w, b, stride, padding: conv.forward(x, w, b, 1, padding),

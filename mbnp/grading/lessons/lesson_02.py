@@ -155,8 +155,7 @@ MACS_MISTAKES = [
     Mistake(
         "channels: the depthwise convolution has one kernel per channel, so it costs K·K·c_in per pixel, without c_out",
         lambda H, W, K, c_in, c_out, stride: (
-            _separable_macs(H, W, K, c_in, c_out, stride)
-            + (c_out - 1) * (_separable_macs(H, W, K, c_in, 0, stride))
+            _separable_macs(H, W, K, c_in, c_out, stride) + (c_out - 1) * (_separable_macs(H, W, K, c_in, 0, stride))
         ),
     ),
     Mistake(

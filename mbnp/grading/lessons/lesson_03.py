@@ -188,9 +188,7 @@ DX_MISTAKES = [
         "padding : padding + W]",
         lambda dy, w, shape, stride, padding: _scatter(dy, w, shape, lambda i, u: i * stride + u),
     ),
-    Mistake(
-        "padding: this is the gradient of the padded image. Cut the padding off, on every side", _uncropped
-    ),
+    Mistake("padding: this is the gradient of the padded image. Cut the padding off, on every side", _uncropped),
     Mistake(
         "stride: the window of output i begins at row i*stride, not at row i",
         lambda dy, w, shape, stride, padding: _scatter(dy, w, shape, lambda i, u: i + u - padding),
@@ -221,15 +219,11 @@ DX_MISTAKES = [
     ),
     Mistake(
         "missing sum: windows overlap, and the last one overwrites the others. Use += for each output's contribution",
-        lambda dy, w, shape, stride, padding: _scatter(
-            dy, w, shape, lambda i, u: i * stride + u - padding, add=False
-        ),
+        lambda dy, w, shape, stride, padding: _scatter(dy, w, shape, lambda i, u: i * stride + u - padding, add=False),
     ),
     Mistake(
         "missing sum: only the first output channel counts. A pixel contributes to all of them: sum over d",
-        lambda dy, w, shape, stride, padding: _dx(
-            dy[..., :1].copy(), w[..., :1].copy(), shape, stride, padding
-        ),
+        lambda dy, w, shape, stride, padding: _dx(dy[..., :1].copy(), w[..., :1].copy(), shape, stride, padding),
     ),
 ]
 
@@ -269,9 +263,7 @@ DW_MISTAKES = [
     ),
     Mistake(
         "stride: it moves the window, i*stride + u, and does not spread the taps, (i + u)*stride",
-        lambda dy, x, kernel, stride, padding: _correlate(
-            dy, x, kernel, lambda i, u: (i + u) * stride - padding
-        ),
+        lambda dy, x, kernel, stride, padding: _correlate(dy, x, kernel, lambda i, u: (i + u) * stride - padding),
     ),
     Mistake(
         "flipped kernel: the weight gradient is a correlation, tap by tap. Nothing is flipped here",

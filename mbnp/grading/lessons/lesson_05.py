@@ -64,9 +64,7 @@ SIZE_MISTAKES = [
         "padding: it is on both sides, so it counts twice: size + 2",
         _sizes_with(lambda size, stride: (size + 1 - 3) // stride + 1),
     ),
-    Mistake(
-        "each layer's input is the feature map that the previous layer made", _sizes_with(_size, first=True)
-    ),
+    Mistake("each layer's input is the feature map that the previous layer made", _sizes_with(_size, first=True)),
     Mistake(
         "stride: it is left out; the feature maps never shrink",
         _sizes_with(lambda size, stride: _size(size, 1)),

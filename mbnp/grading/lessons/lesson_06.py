@@ -175,9 +175,7 @@ CYCLE_MISTAKES = [
     ),
     Mistake(
         "warm-up: there is none. The first fraction `warm` of the steps goes up, from peak / 25 to the peak",
-        lambda peak, total, warm: np.array(
-            [_cosine(peak, END * peak, step / (total - 1)) for step in range(total)]
-        ),
+        lambda peak, total, warm: np.array([_cosine(peak, END * peak, step / (total - 1)) for step in range(total)]),
     ),
 ]
 
@@ -260,9 +258,7 @@ CROP_MISTAKES = [
     ),
     Mistake(
         "mirror: red and blue are swapped: [..., ::-1] reverses the last axis, which is the channels",
-        lambda images, top, left, mirrored, pad: _crop(
-            images, top, left, mirrored, pad, flip=np.s_[..., ::-1]
-        ),
+        lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, flip=np.s_[..., ::-1]),
     ),
     Mistake(
         "mirror: no image is mirrored",

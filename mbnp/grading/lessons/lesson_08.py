@@ -24,9 +24,7 @@ def _halved(size, stride):
     return (size - 1) // stride + 1
 
 
-def _count(
-    width, resolution, scale=lambda c, width: int(c * width), shrink=_halved, c_in=3, article=False, **without
-):
+def _count(width, resolution, scale=lambda c, width: int(c * width), shrink=_halved, c_in=3, article=False, **without):
     """Count with one thing changed; without: stem, depthwise, pointwise or classifier = 0 leaves it out."""
     size = resolution
     channels = scale(STEM, width)
@@ -116,9 +114,7 @@ def _front(macs, accuracy):
 
 
 def _undominated(macs, accuracy, dominates):
-    return np.array(
-        [not dominates(macs, accuracy, m, a).any() for m, a in zip(macs, accuracy, strict=True)], bool
-    )
+    return np.array([not dominates(macs, accuracy, m, a).any() for m, a in zip(macs, accuracy, strict=True)], bool)
 
 
 def _running(macs, accuracy, better, order=None, restore=True):
@@ -203,9 +199,7 @@ FRONT_MISTAKES = [
     ),
     Mistake(
         "ties: two points with the same cost and the same accuracy do not dominate each other; both stay",
-        lambda macs, accuracy: _running(
-            macs, accuracy, lambda a, best: a > best, np.lexsort((-accuracy, macs))
-        ),
+        lambda macs, accuracy: _running(macs, accuracy, lambda a, best: a > best, np.lexsort((-accuracy, macs))),
     ),
     Mistake(
         "neighbours: each point is compared with the next cheaper one only; one that is cheaper still may dominate it",

@@ -55,9 +55,7 @@ INTENSITY_MISTAKES = [
     ),
     Mistake(
         "bytes: the weights of a standard convolution, k·k·c·c. A depthwise one has k·k·c",
-        lambda n, h, w, c, k, itemsize: (
-            2 * n * h * w * c * k * k / (itemsize * (2 * n * h * w * c + k * k * c * c))
-        ),
+        lambda n, h, w, c, k, itemsize: 2 * n * h * w * c * k * k / (itemsize * (2 * n * h * w * c + k * k * c * c)),
     ),
     Mistake(
         "bytes: the input is counted once for each tap. Each number is loaded once and then stays in a cache "

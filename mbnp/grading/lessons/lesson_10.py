@@ -56,9 +56,7 @@ FOLD_MISTAKES = [
     ),
     Mistake(
         "the root is missing: BatchNorm divides by the standard deviation, not by the variance",
-        lambda w, b, gamma, beta, mean, var, eps: _folded(
-            w, b, gamma, beta, mean, var, eps, scale=gamma / (var + eps)
-        ),
+        lambda w, b, gamma, beta, mean, var, eps: _folded(w, b, gamma, beta, mean, var, eps, scale=gamma / (var + eps)),
     ),
     Mistake(
         "gamma is missing: s = gamma / sqrt(var + eps)",
@@ -148,17 +146,14 @@ RELU_MISTAKES = [
     ),
     Mistake(
         "eps is added to the square root; it belongs inside: sqrt(var + eps)",
-        lambda z, mean, var, gamma, beta, eps: np.maximum(
-            (z - mean) * gamma / (np.sqrt(var) + eps) + beta, 0
-        ),
+        lambda z, mean, var, gamma, beta, eps: np.maximum((z - mean) * gamma / (np.sqrt(var) + eps) + beta, 0),
     ),
     Mistake(
         "the root is missing: BatchNorm divides by the standard deviation, not by the variance",
         lambda z, mean, var, gamma, beta, eps: np.maximum((z - mean) * gamma / (var + eps) + beta, 0),
     ),
     Mistake(
-        "the statistics are taken from z again. Use the given ones: in the engine, the producer of z "
-        "accumulated them",
+        "the statistics are taken from z again. Use the given ones: in the engine, the producer of z accumulated them",
         lambda z, mean, var, gamma, beta, eps: np.maximum(
             _linear(z, z.mean((0, 1, 2)), z.var((0, 1, 2)), gamma, beta, eps), 0
         ),
@@ -188,9 +183,7 @@ def _combine_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     cases = []
     for counts, channels, deviation in (((4, 4, 2), 3, 1.0), ((5, 5, 5), 2, 3.0), ((7, 1), 1, 2.0)):
-        tiles = [
-            rng.standard_normal((n, channels)) + deviation * rng.standard_normal(channels) for n in counts
-        ]
+        tiles = [rng.standard_normal((n, channels)) + deviation * rng.standard_normal(channels) for n in counts]
         means = np.array([tile.mean(axis=0) for tile in tiles])
         m2s = np.array([((tile - tile.mean(axis=0)) ** 2).sum(axis=0) for tile in tiles])
         cases.append({"counts": np.array(counts), "means": means, "m2s": m2s})
@@ -241,9 +234,7 @@ COMBINE_MISTAKES = [
     ),
     Mistake(
         "m2s is used as if it were the tiles' variances, and multiplied by counts. It is a sum already",
-        lambda counts, means, m2s: _around(
-            counts, means, m2s * counts[:, None], _combine(counts, means, m2s)[0]
-        ),
+        lambda counts, means, m2s: _around(counts, means, m2s * counts[:, None], _combine(counts, means, m2s)[0]),
     ),
 ]
 

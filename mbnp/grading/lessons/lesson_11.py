@@ -10,9 +10,7 @@ from mbnp.ops import pointwise, relu
 
 def _contribution(features, w, classes):
     """Return what each cell adds to the logit of its image's class: a pointwise convolution."""
-    return np.stack(
-        [pointwise.forward(f[None], w)[0, :, :, k] for f, k in zip(features, classes, strict=True)]
-    )
+    return np.stack([pointwise.forward(f[None], w)[0, :, :, k] for f, k in zip(features, classes, strict=True)])
 
 
 def _scaled(positive, axis=(1, 2)):
@@ -53,9 +51,7 @@ CAM_MISTAKES = [
     ),
     Mistake(
         "the scale: one maximum for all images. Each map is divided by its own: max over axes 1 and 2, keepdims=True",
-        lambda features, w, classes: _scaled(
-            relu.forward(_contribution(features, w, classes)), axis=(0, 1, 2)
-        ),
+        lambda features, w, classes: _scaled(relu.forward(_contribution(features, w, classes)), axis=(0, 1, 2)),
     ),
     Mistake(
         "division by zero: a map without a positive value has the maximum 0, and 0/0 is NaN. Divide by 1 there",
@@ -67,8 +63,7 @@ CAM_MISTAKES = [
     Mistake(
         "the smallest value is subtracted before scaling. What is negative becomes 0, the rest keeps its zero",
         lambda features, w, classes: _scaled(
-            _contribution(features, w, classes)
-            - _contribution(features, w, classes).min(axis=(1, 2), keepdims=True)
+            _contribution(features, w, classes) - _contribution(features, w, classes).min(axis=(1, 2), keepdims=True)
         ),
     ),
     Mistake(

@@ -16,10 +16,7 @@ from mbnp.weights import from_torch
 def _weight_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     shapes = (((4, 2, 3, 3), False), ((3, 3, 3, 3), False), ((5, 1, 3, 2), True), ((3, 1, 3, 3), True))
-    return [
-        {"w": rng.standard_normal(shape, dtype=np.float32), "depthwise": depthwise}
-        for shape, depthwise in shapes
-    ]
+    return [{"w": rng.standard_normal(shape, dtype=np.float32), "depthwise": depthwise} for shape, depthwise in shapes]
 
 
 def _weight(w, depthwise):
@@ -128,9 +125,7 @@ SAME_MISTAKES = [
     Mistake(
         "rounding: SAME makes ceil(size / stride) outputs, also where size is not divisible by stride: -(-size "
         "// stride)",
-        _same_with(
-            lambda size, kernel, stride: max((max(size // stride, 1) - 1) * stride + kernel - size, 0)
-        ),
+        _same_with(lambda size, kernel, stride: max((max(size // stride, 1) - 1) * stride + kernel - size, 0)),
     ),
     Mistake(
         "stride: it is left out. kernel - 1 zeros are right at stride 1; at stride 2 the last window ends earlier",

@@ -10,8 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
-from mbnp.errors import MbnpError
-from mbnp.weights.files import short
+from mbnp.errors import MbnpError, short
 from mbnp.weights.keras.layer import KerasLayer
 from mbnp.weights.keras.reader import CONTAINERS, Content
 

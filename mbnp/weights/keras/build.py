@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from mbnp import layers
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, short
 from mbnp.network import Layer, Network, Sequential
 from mbnp.weights import layouts
-from mbnp.weights.files import check_square, short
+from mbnp.weights.files import check_square
 from mbnp.weights.keras import pixels
 from mbnp.weights.keras.layer import WEIGHTS, KerasLayer
 
@@ -163,11 +163,7 @@ class _Build:
         flat, size, options = len(self.shape) == 1, w.shape[:2], {}
         if stored in (layers.Conv, layers.Depthwise):
             options = self.window(layer, size)
-            if (
-                stored is layers.Conv
-                and size == options["stride"] == (1, 1)
-                and options["padding"] in ("same", 0)
-            ):
+            if stored is layers.Conv and size == options["stride"] == (1, 1) and options["padding"] in ("same", 0):
                 stored, options = layers.Pointwise, {}
         if flat and options:
             raise MbnpError(f"{layer} comes after the pooling")
@@ -240,9 +236,7 @@ class _Build:
         elif what in ("softmax", "sigmoid"):
             self.close(layer)
         elif what not in (None, "linear"):
-            raise MbnpError(
-                f"{layer} has the activation {short(what)}; mbnp reads relu, relu6, softmax, sigmoid"
-            )
+            raise MbnpError(f"{layer} has the activation {short(what)}; mbnp reads relu, relu6, softmax, sigmoid")
 
     _Activation = activation
 

@@ -8,9 +8,8 @@ keras.applications': a file cannot contradict them, so widths that are not Mobil
 import itertools
 from collections import defaultdict
 
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, short
 from mbnp.models.mobilenet_v1 import BLOCKS, STEM
-from mbnp.weights.files import short
 from mbnp.weights.keras.arrays import natural
 from mbnp.weights.keras.graph import snake_case
 from mbnp.weights.keras.layer import KerasLayer

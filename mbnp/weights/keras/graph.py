@@ -10,8 +10,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from mbnp.errors import MbnpError
-from mbnp.weights.files import short
+from mbnp.errors import MbnpError, short
 from mbnp.weights.keras.layer import KerasLayer
 
 MODELS = ("Functional", "Model", "Sequential")
@@ -63,9 +62,7 @@ def layers(model: Any, depth: int = 0) -> list[KerasLayer]:
     return _follow(config, found, calls)
 
 
-def _follow(
-    config: dict[str, Any], found: dict[str, list[KerasLayer]], calls: dict[str, Any]
-) -> list[KerasLayer]:
+def _follow(config: dict[str, Any], found: dict[str, list[KerasLayer]], calls: dict[str, Any]) -> list[KerasLayer]:
     """Return the layers of a Functional model in the order in which data passes through them."""
     (name, call), *more = _inputs(config.get("output_layers")) or [("", 0)]
     if more:

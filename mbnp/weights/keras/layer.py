@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mbnp.errors import MbnpError
-from mbnp.weights.files import short
+from mbnp.errors import MbnpError, short
 
 LARGEST_STEP = 1024  # of strides, paddings and windows
 

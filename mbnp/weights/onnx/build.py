@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from mbnp import models, spec
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, short
 from mbnp.network import Layer, Network, Residual, Sequential
 from mbnp.weights import files
-from mbnp.weights.files import short
 from mbnp.weights.onnx import constants, nodes
 from mbnp.weights.onnx.names import Names
 from mbnp.weights.onnx.read import METADATA, Graph, Node, read

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbnp.errors import MbnpError
-from mbnp.weights.files import short
+from mbnp.errors import MbnpError, short
 
 METADATA = "mbnp."  # begins the names of what mbnp writes into a graph's metadata
 OLDEST_OPSET = 7

@@ -29,9 +29,7 @@ def conv(node: Node, x: Value, w: np.ndarray, b: Array = None) -> None:
     elif group == x.channels == c_out and group > 1:
         kind = Depthwise
     elif group != 1:
-        raise MbnpError(
-            f"it has {group} groups for {x.channels} channels and {c_out} outputs; mbnp has 1 or all"
-        )
+        raise MbnpError(f"it has {group} groups for {x.channels} channels and {c_out} outputs; mbnp has 1 or all")
     if options:
         x.expect_nchw()
         _take_margin(x, options)
