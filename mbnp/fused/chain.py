@@ -5,17 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mbnp.fused.kernels import whole
-from mbnp.layers import (
-    AveragePool,
-    BatchNorm,
-    Conv,
-    Depthwise,
-    Flatten,
-    GlobalAveragePool,
-    Linear,
-    Pointwise,
-    ReLU,
-)
+from mbnp.layers import AveragePool, BatchNorm, Conv, Depthwise, Flatten, GlobalAveragePool, Linear, Pointwise, ReLU
 from mbnp.network import Layer, Sequential
 from mbnp.ops import window
 

@@ -10,17 +10,7 @@ import numpy as np
 
 from mbnp.fused import kernels
 from mbnp.fused.buffers import Arena, Cache, scratch
-from mbnp.fused.chain import (
-    Shape,
-    Triple,
-    fill,
-    geometry,
-    head,
-    identity,
-    output_shape,
-    padded_picture,
-    stored,
-)
+from mbnp.fused.chain import Shape, Triple, fill, geometry, head, identity, output_shape, padded_picture, stored
 from mbnp.fused.kernels import whole, width
 from mbnp.network import Layer
 

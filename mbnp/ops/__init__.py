@@ -33,17 +33,7 @@ in float32 they would lose two digits.
 Operations never write into their arguments, and what they return belongs to the caller.
 """
 
-from mbnp.ops import (
-    batchnorm,
-    conv,
-    depthwise,
-    linear,
-    pointwise,
-    pool,
-    relu,
-    softmax_cross_entropy,
-    window,
-)
+from mbnp.ops import batchnorm, conv, depthwise, linear, pointwise, pool, relu, softmax_cross_entropy, window
 
 __all__ = [
     "batchnorm",

@@ -6,17 +6,7 @@ import pytest
 
 from mbnp.backend import jit
 from mbnp.fused.kernels import vectors
-from mbnp.fused.kernels.vectors import (
-    accumulate,
-    clip,
-    load,
-    prefetch,
-    spread,
-    store,
-    where_inside,
-    whole,
-    width,
-)
+from mbnp.fused.kernels.vectors import accumulate, clip, load, prefetch, spread, store, where_inside, whole, width
 
 
 def everything(x, y, low, high, out, totals):

@@ -14,16 +14,7 @@ from numba import prange
 from mbnp.backend import inlined, jit, piece
 from mbnp.fused.kernels.batchnorm import activate_run, adjoint_run, centre, mask_run
 from mbnp.fused.kernels.pointwise import add_parts
-from mbnp.fused.kernels.vectors import (
-    BYTES,
-    accumulate,
-    clip,
-    load,
-    prefetch,
-    store,
-    store_rows,
-    where_inside,
-)
+from mbnp.fused.kernels.vectors import BYTES, accumulate, clip, load, prefetch, store, store_rows, where_inside
 
 DEPTHWISE_ROWS = 7  # padded rows of one vector of channels that a kernel keeps in scratch, at most
 SLOTS = 4  # of a ring of rows: three, and a power of two, by which to divide costs nothing
