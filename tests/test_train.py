@@ -264,5 +264,5 @@ def test_evaluate_takes_every_image_whatever_the_batch():
 
 
 def test_evaluate_wants_to_know_how_to_normalise():
-    with pytest.raises(MbnpError, match="pass the mean and std"):
+    with pytest.raises(MbnpError, match="pass mean and std"):
         train.evaluate(make_net(), make_data().test)

@@ -438,7 +438,7 @@ def test_views_and_large_batches_are_taken():
     fast = fused.convert(net)
     x, _ = batch(130, 32, np.float64)
     assert relative(fast(x[::-1]), net(x)[::-1]) < 1e-10
-    with pytest.raises(MbnpError, match="no pictures"):
+    with pytest.raises(MbnpError, match="no images"):
         fast(x[:0])
 
 
