@@ -95,7 +95,7 @@ def _add_commands(parser: argparse.ArgumentParser, dest: str, commands: Sequence
         text = inspect.cleandoc(declare.__doc__ or "").split("\n\n")
         epilog = text.pop() if text[-1].startswith("example") else ""
         name, help, description = declare.__name__.strip("_"), text[0], " ".join(text[-1].split())
-        help = help[0].lower() + help[1:].rstrip(".")
+        help = help[:1].lower() + help[1:].rstrip(".")  # empty under python -OO
         declare(subparsers.add_parser(name, help=help, description=description, epilog=epilog))
 
 

@@ -326,6 +326,14 @@ class AveragePool(_Pool):
         super().__init__(size, stride, padding)
         self.options["count_padding"] = count_padding
 
+    @property
+    def count_padding(self) -> bool:
+        return self.options["count_padding"]
+
+    @count_padding.setter
+    def count_padding(self, value: bool) -> None:
+        self.options["count_padding"] = value
+
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         self.x = x if train else None
         return pool.average_forward(x, self.size, **self.options)

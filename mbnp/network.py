@@ -332,7 +332,7 @@ class Network(Sequential):
         super().__init__(layers)
         self.resolution = resolution  # of the images it is meant for; forward takes what the layers allow
         self.channels = channels
-        self.arch: dict[str, Any] = {}  # what builds it again: the name and options that `models.create` takes
+        self.arch: dict[str, Any] = {}  # what builds it again, for `models.from_description`
         self.built_as: list[Any] | None = None  # the layers that `arch` builds, as spec.py describes them
         self.classes: list[str] | None = None  # the names of the classes, where they are known
         # {"mean": [...], "std": [...]} of x, on a scale of 0 to 1, and "order": "rgb" (where not given) or "bgr".
@@ -340,8 +340,14 @@ class Network(Sequential):
 
     def __str__(self) -> str:
         """List layers, output shapes and parameters, for images of the network's own resolution."""
+        walked: list[tuple[str, Layer, tuple]]
+        try:
+            walk = self.walk((self.resolution, self.resolution, self.channels))
+            walked = [(name, layer, shape) for name, layer, _, shape in walk]
+        except MbnpError:  # layers that do not take images of this resolution
+            walked = [(name, layer, ()) for name, layer in self.leaves()]
         rows = []
-        for name, layer, _, shape in self.walk((self.resolution, self.resolution, self.channels)):
+        for name, layer, shape in walked:
             count = sum(p.value.size for p in layer.parameters().values())
             rows.append((name, type(layer).__name__, "x".join(map(str, shape)), f"{count:,}" if count else ""))
         total = sum(p.value.size for p in self.parameters().values())

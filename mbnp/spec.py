@@ -94,6 +94,12 @@ def _is_text(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and value.isprintable() and len(value) <= LONGEST_NAME
 
 
+def _order(value: Any) -> str | None:
+    if value not in (None, "HWC", "CHW"):
+        raise ValueError("neither HWC nor CHW nor null")
+    return value
+
+
 def _or_none(check: Callable) -> Callable:
     return lambda value: None if value is None else check(value)
 
@@ -109,7 +115,7 @@ _BY_TYPE: dict[Any, Callable] = {
     float: _number,
     float | None: _or_none(_number),
     str: _text,
-    str | None: _or_none(_text),
+    str | None: _order,
 }
 _BY_NAME = {"new_channels": _margin}
 _KEYS = {"max_value": "cap"}  # keys of files that are older than the option's name
@@ -148,7 +154,7 @@ def _describe(name: str, layer: Any, where: str) -> dict[str, Any]:
         shortcut = layer.shortcut and _describe("shortcut", layer.shortcut, f"{where}.shortcut")
         inner = describe_layers(layer, f"{where}.")
         return {"name": name, "kind": "residual", "layers": inner, "shortcut": shortcut}
-    kind = layer.kind
+    kind = getattr(layer, "kind", "")
     if KINDS.get(kind) is not type(layer):
         known = ", ".join(cls.__name__ for cls in KINDS.values())
         raise MbnpError(f"layer {where} is a {type(layer).__name__}, and a checkpoint can hold {known}")

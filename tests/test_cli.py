@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 import mbnp
-from mbnp import cli, datasets, models, runs, spec, tables, train, weights
+from mbnp import backend, cli, datasets, models, runs, spec, tables, train, weights
 from mbnp.commands import check, common
 from mbnp.datasets.images import read_image
 
@@ -646,6 +646,22 @@ def test_check_finds_an_operation_that_is_wrong(capsys, monkeypatch):
     output = capsys.readouterr().out
     assert output.endswith("\n2 comparisons failed, marked with !\n")  # finite differences, and torch
     assert "inf!" in output
+
+
+def test_check_sees_nan_in_one_implementation(capsys, monkeypatch):
+    good = next(case for case in check.cases() if case.name == "relu")
+
+    def backward(dy, x):
+        (dx,) = good.backward(dy, x)
+        return (np.full_like(dx, np.nan) if backend.current() == "numba" else dx,)
+
+    monkeypatch.setattr(check, "cases", lambda: [good._replace(backward=backward)])
+    assert cli.main(["check"]) == 1
+    assert capsys.readouterr().out.count("nan!") == 2
+
+
+def test_help_without_docstrings():
+    subprocess.run([sys.executable, "-OO", "-m", "mbnp", "--version"], capture_output=True, check=True)
 
 
 def test_check_without_torch(capsys, monkeypatch):

@@ -179,3 +179,17 @@ def test_a_printed_network_lists_layers_shapes_and_parameters(name):
     assert sum(int(number.replace(",", "")) for number in numbers) == counted.params
     assert max(map(len, str(net).splitlines())) <= 80
     assert str(fused.convert(net)) == str(net)
+
+
+def test_a_network_that_does_not_take_its_own_resolution_is_printed_without_shapes():
+    net = models.mobilenet_v1_small(num_classes=2, width_mult=0.1)
+    net.resolution = 64
+    assert "conv1.0  " in str(net)
+    assert "x16" not in str(net)
+
+
+def test_the_options_of_pooling_are_attributes_too():
+    layer = AveragePool(2, count_padding=False)
+    assert layer.count_padding is False
+    layer.count_padding = True
+    assert layer.config()["count_padding"] is True

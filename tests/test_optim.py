@@ -307,6 +307,37 @@ def test_kernels_do_what_the_rules_in_numpy_say(rule, options, dtype, tolerance)
         np.testing.assert_allclose(kernels, rules, rtol=0, atol=tolerance * np.abs(rules).max())
 
 
+class Sign(optim.SGD):
+    """A rule of a reader's own, on top of SGD, which has no kernel."""
+
+    def update(self, t, w, g, v):
+        w[...] = w - self.lr * np.sign(g)
+
+
+class Plain(optim.Optimiser):
+    def __init__(self, parameters, lr):
+        super().__init__(parameters)
+        self.lr = lr
+
+    def update(self, t, w, g):
+        w[...] = w - self.lr * t * g
+
+    def _memory(self, name):
+        return []
+
+
+@pytest.mark.parametrize("name", backend.BACKENDS)
+def test_a_rule_of_ones_own_is_what_runs(name):
+    for rule, expected in ((Sign, [-1.0, -2.0]), (Plain, [-5.0, -15.0])):
+        p = Parameter(np.zeros(1))
+        opt = rule({"p": p}, lr=1.0)
+        with backend.use(name):
+            for value in expected:
+                p.grad[...] = 5
+                opt.step()
+                assert p.value == value
+
+
 def run_python(code, **variables):
     """In a process of its own, which may crash, with these environment variables."""
     command, environment = [sys.executable, "-c", textwrap.dedent(code)], os.environ | variables

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from mbnp import MbnpError, layers, models, weights
+from mbnp.errors import short
 from mbnp.layers import Network, Residual, Sequential
 from mbnp.spec import KINDS, build, describe
 from tests.twins import batch, vary
@@ -196,6 +197,27 @@ def test_bad_descriptions_are_refused_before_they_cost_memory(tmp_path, descript
     assert len(str(caught.value)) < 500
     assert peak < 20_000_000
     assert description == before
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [{}, 3, {"name": ["resnet20"]}, {"name": "resnet20", "num_classes": None}, {"name": "resnet20", "width_mult": "x"}]
+    + [{"name": "resnet20", "num_classes": "a", "width_mult": 1e11}, {"name": "resnet20", "width_mult": 1e300}]
+    + [{"name": "resnet20", "seed": True}, {"name": "resnet21"}, {"name": "resnet20", "depth": 3}],
+    ids=str,
+)
+def test_what_no_builder_takes_is_refused(arch):
+    with pytest.raises(MbnpError):
+        models.from_description(arch, numbers=1000)
+
+
+def test_a_value_of_any_size_fits_a_message():
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    for value in (10**5000, nested, ["x"] * 10**6, "\n" * 10**6, {"k": [1] * 9}, float("nan")):
+        assert short(value).isprintable()
+        assert len(short(value)) <= 60
 
 
 def test_the_good_one_is_good(tmp_path):

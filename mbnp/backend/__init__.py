@@ -26,4 +26,4 @@ __all__ = [
     "use",
 ]
 
-__getattr__ = module_names(__name__, {"using": "mbnp.backend:use"})
+__getattr__ = module_names(__name__, {"using": "mbnp.backend:use", "FASTMATH": "mbnp.backend.jit:FASTMATH"})

@@ -12,7 +12,10 @@ from mbnp.weights import layouts
 
 
 def torch_network(layer: Layer) -> nn.Module:
-    """Return a PyTorch module that computes what `layer` does, with a copy of its arrays, under the same names."""
+    """Return a PyTorch module that computes what `layer` does, with a copy of its arrays, under the same names.
+
+    In PyTorch a module's own name has no dots: there they are underscores.
+    """
     if not isinstance(layer, Sequential):
         return _Leaf(layer)
     module = _Residual() if isinstance(layer, Residual) else nn.Sequential()

@@ -76,13 +76,17 @@ def from_description(arch: Any, dtype: Any = np.float32, numbers: int | None = N
         raise MbnpError(f"its architecture is {short(arch)}")
     if arch.get("name") == spec.NAME:
         return spec.build(arch, dtype, most_numbers=numbers)
+    if not isinstance(arch.get("name"), str):
+        raise MbnpError(f"its architecture has no name: {short(arch)}")
+    for key, value in arch.items():
+        if key != "name" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise MbnpError(f"the {short(key)} of its architecture is {short(value)}, no number")
     if numbers is not None:
         # Each builder's network of width w has at least 36,864 w^2 weights (30,000: with room for rounding), and 64 w
         # of them for each class.
-        width = float(arch.get("width_mult", 1.0))
-        head = arch.get("num_classes", 1) * max(1, int(64 * width))
-        if head > numbers or (width > 1 and 30_000 * width**2 > numbers):
-            raise MbnpError(f"its {numbers:,} numbers are too few for {short(arch.get('name'))}")
+        width, classes = min(arch.get("width_mult", 1.0), 1e9), arch.get("num_classes", 1)
+        if classes * max(1, int(64 * width)) > numbers or (width > 1 and 30_000 * width**2 > numbers):
+            raise MbnpError(f"its {numbers:,} numbers are too few for {short(arch['name'])}")
     chosen: dict[str, Any] = dict(arch)
     if "relu_cap" in chosen:  # the key that files have
         chosen["max_value"] = chosen.pop("relu_cap")

@@ -28,7 +28,7 @@ class Optimiser:
     lr: float
     momentum: Any
     weight_decay: float
-    kernel: Callable[..., None]  # `update` for all parameters at once; read from the class, which does not bind it
+    kernel: Callable[..., None] | None = None  # `update` for all parameters at once
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         if not isinstance(parameters, Mapping) or not parameters:
@@ -47,7 +47,7 @@ class Optimiser:
         moving = {name: p for name, p in self.parameters.items() if not p.frozen}
         arrays = [[p.value, p.grad, *self._memory(name)] for name, p in moving.items()]
         t = self.steps + 1
-        _run(partial(self.update, t), type(self).kernel, self._tables, arrays, self._constants(t))
+        _run(partial(self.update, t), self._kernel(), self._tables, arrays, self._constants(t))
         self.steps = t
         for p in moving.values():
             p.touch()
@@ -64,24 +64,29 @@ class Optimiser:
         """Change w, and the arrays that the rule keeps for it, by step t: the rule itself, in place."""
         raise NotImplementedError
 
+    def _kernel(self) -> Callable | None:
+        """Return the kernel of the class that wrote `update`, if it has one: a rule of one's own may have none."""
+        owner = next(cls for cls in type(self).__mro__ if "update" in vars(cls))
+        return vars(owner).get("kernel")
+
     def _memory(self, name: str) -> list[np.ndarray]:
         """Return the arrays that the rule keeps for a parameter from step to step."""
         raise NotImplementedError
 
     def _constants(self, t: int) -> tuple:
         """Return the numbers that the kernel takes after the arrays, for step t."""
-        raise NotImplementedError
+        return ()
 
     def _zeros(self) -> dict[str, np.ndarray]:
         return {name: np.zeros_like(p.value) for name, p in self.parameters.items()}
 
 
 def _run(
-    rule: Callable, kernel: Callable, tables: update.Tables, arrays: list[list[np.ndarray]], constants: tuple
+    rule: Callable, kernel: Callable | None, tables: update.Tables, arrays: list[list[np.ndarray]], constants: tuple
 ) -> None:
     """Apply the rule to each parameter's arrays, or the kernel to all of them, as the backend says."""
     with one_blas_thread():  # after whatever kernels another Python thread runs
-        if current() != "numba":
+        if kernel is None or current() != "numba":
             for group in arrays:
                 rule(*group)
             return

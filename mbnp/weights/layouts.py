@@ -58,8 +58,6 @@ def layer(kind: type[Layer], w: np.ndarray, b: np.ndarray | None, dtype: Any, **
     """
     letters = axes(kind)["mbnp"]
     sizes: dict[str, Any] = {_OPTIONS[a]: n for a, n in zip(letters, w.shape, strict=True) if a in _OPTIONS}
-    if "groups" in options:
-        sizes["c_in"] *= options["groups"]
     if letters.startswith("hw"):
         sizes["kernel"] = w.shape[:2]
     made: Any = kind(**sizes, **options, bias=b is not None, dtype=dtype)  # type: ignore[call-arg]
