@@ -15,9 +15,8 @@ class DivergedError(MbnpError):
 
 def short(value: object, most: int = 60) -> str:
     """Return `value`, which comes from a file, for one line of a message: ASCII, cut at `most` characters."""
-    small = isinstance(value, (str, float, bytes, type(None))) or (isinstance(value, int) and abs(value) < 10**most)
     try:
-        text = ascii(value) if small else reprlib.repr(value).encode("ascii", "backslashreplace").decode()
+        text = ascii(value) if isinstance(value, str | int | float) else ascii(reprlib.repr(value))[1:-1]
     except ValueError:  # Python refuses to write out integers of thousands of digits
         text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -321,18 +321,11 @@ class AveragePool(_Pool):
     """The mean of each window, padding counted or not. `ops.pool`."""
 
     kind = "average-pool"
+    count_padding = property(lambda self: self.options["count_padding"])
 
     def __init__(self, size: Size, stride: Size | None = None, padding: Margin = 0, count_padding: bool = True) -> None:
         super().__init__(size, stride, padding)
         self.options["count_padding"] = count_padding
-
-    @property
-    def count_padding(self) -> bool:
-        return self.options["count_padding"]
-
-    @count_padding.setter
-    def count_padding(self, value: bool) -> None:
-        self.options["count_padding"] = value
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         self.x = x if train else None

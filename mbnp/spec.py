@@ -100,10 +100,6 @@ def _order(value: Any) -> str | None:
     return value
 
 
-def _or_none(check: Callable) -> Callable:
-    return lambda value: None if value is None else check(value)
-
-
 # What an option may be, by its type in the layer's constructor; and for options that their type does not tell.
 _BY_TYPE: dict[Any, Callable] = {
     int: _count,
@@ -113,7 +109,7 @@ _BY_TYPE: dict[Any, Callable] = {
     window.Pair: _margins,
     bool: _flag,
     float: _number,
-    float | None: _or_none(_number),
+    float | None: lambda value: None if value is None else _number(value),
     str: _text,
     str | None: _order,
 }

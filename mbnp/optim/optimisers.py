@@ -66,8 +66,7 @@ class Optimiser:
 
     def _kernel(self) -> Callable | None:
         """Return the kernel of the class that wrote `update`, if it has one: a rule of one's own may have none."""
-        owner = next(cls for cls in type(self).__mro__ if "update" in vars(cls))
-        return vars(owner).get("kernel")
+        return next(vars(cls).get("kernel") for cls in type(self).__mro__ if "update" in vars(cls))
 
     def _memory(self, name: str) -> list[np.ndarray]:
         """Return the arrays that the rule keeps for a parameter from step to step."""
