@@ -162,7 +162,7 @@ def test_after_it_training_evaluating_and_predicting_compile_nothing(tmp_path):
     Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save("image.png")
     for more in ([], ["--readable"]):
         assert cli.main(["warmup", "--model", "mobilenet-v1-small", *more]) == 0
-        with common.Compilation() as count:
+        with common.compilation() as count:
             small = ["--epochs", "1", "--batch-size", "16", "--width-mult", "0.25", "--data", "data", *more]
             run = f"run{{len(more)}}"
             assert cli.main(["train", *small, "--out", run]) == 0
@@ -179,16 +179,16 @@ def test_after_it_training_evaluating_and_predicting_compile_nothing(tmp_path):
 @needs_jit
 def test_what_it_counts():
     from mbnp.backend import piece
-    from mbnp.commands.common import Compilation
+    from mbnp.commands.common import compilation
 
     inner = piece(lambda x: x + 1)
     kernel = numba.njit(lambda x: inner(x) * 2)
-    with Compilation() as count:
+    with compilation() as count:
         assert kernel(1) == 4
         assert kernel(2) == 6
         assert kernel(1.5) == 5.0
     assert count.compiled == 2  # once for whole numbers and once for others, and with each what it calls
-    with Compilation() as count:
+    with compilation() as count:
         kernel(3)
     assert count.compiled == 0
 

@@ -1,8 +1,7 @@
 """Helpers that several commands share."""
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from numba.core import event
@@ -43,22 +42,12 @@ def compile_ahead(net: Network, on_kernel: Callable[[int, int], Any]) -> int:
     return len(names)
 
 
-class Compilation(event.Listener):
-    """Call `on_kernel` in a `with` block when Numba begins a kernel that is not in its cache, and count them.
+class _Compilation(event.Listener):
+    """Count kernels and call `on_kernel`; the functions that a kernel calls are compiled with it, and not counted."""
 
-    The functions that a kernel calls are compiled with it, and not counted.
-    """
-
-    def __init__(self, on_kernel: Callable[[], Any] = lambda: None) -> None:
+    def __init__(self, on_kernel: Callable[[], Any]) -> None:
         self.on_kernel = on_kernel
         self.compiled = self.depth = 0
-
-    def __enter__(self) -> "Compilation":
-        event.register("numba:compile", self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        event.unregister("numba:compile", self)
 
     def on_start(self, event: event.Event) -> None:
         if self.depth == 0:
@@ -70,8 +59,11 @@ class Compilation(event.Listener):
         self.depth -= 1
 
 
-@contextmanager
-def announced(say: Callable[[str], object]) -> Iterator[None]:
-    """Say it once if Numba compiles a kernel within the block and does not find it in its cache."""
-    with Compilation(functools.cache(lambda: say("compiling kernels (once) ..."))):
-        yield
+def compilation(on_kernel: Callable[[], Any] = lambda: None) -> Any:
+    """Return a context in which on_kernel() is called when Numba begins a kernel; as `compiled`, it counts them."""
+    return event.install_listener("numba:compile", _Compilation(on_kernel))
+
+
+def announced(say: Callable[[str], object]) -> Any:
+    """Return a context that says once if Numba compiles a kernel and does not find it in its cache."""
+    return compilation(functools.cache(lambda: say("compiling kernels (once) ...")))

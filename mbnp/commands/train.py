@@ -116,7 +116,7 @@ class _Session:
     def run(self, notes: list[str]) -> int:
         self.say_what_is_used(notes)
         try:
-            with self.bar, common.Compilation(self.compiling):
+            with self.bar, common.compilation(self.compiling):
                 common.compile_ahead(self.net, self.compiling)
                 train.fit(self.net, self.data, self.recipe, self.on_batch, self.on_epoch)
         except DivergedError as error:

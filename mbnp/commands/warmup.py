@@ -40,7 +40,7 @@ def _warm_up(name: str, readable: bool) -> int:
         ahead = common.compile_ahead(
             net, lambda done, total: status.update(f"{name}: compiling kernels {done} of {total}")
         )
-        with common.Compilation(lambda: status.update(f"{name}: compiling kernels")) as compilation:
+        with common.compilation(lambda: status.update(f"{name}: compiling kernels")) as compilation:
             rehearse(net)
     return ahead + compilation.compiled
 
@@ -55,6 +55,4 @@ def rehearse(net: Network) -> None:
 
 
 def _count(compiled: int) -> str:
-    if not compiled:
-        return "everything was compiled already"
-    return f"{compiled} kernels compiled" if compiled > 1 else "1 kernel compiled"
+    return f"{compiled} kernel{'s'[: compiled > 1]} compiled" if compiled else "everything was compiled already"
