@@ -63,6 +63,11 @@ def test_an_operation_of_ones_own(monkeypatch, tmp_path, capsys):
     assert len(EXAMPLES) == 4
 
 
+def test_no_block_is_a_placeholder():
+    blocks = re.findall(r"^```\w*\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert all(len(block.split()) > 3 for block in blocks)
+
+
 def test_examples_are_short():
     assert all(len(re.findall(r"^\s*\S", example, re.MULTILINE)) <= 16 for example in EXAMPLES)
 
