@@ -54,13 +54,13 @@ def convert(w: Any, kind: type[Layer], source: str, target: str, name: str = "we
 def layer(kind: type[Layer], w: np.ndarray, b: np.ndarray | None, dtype: Any, **options: Any) -> Any:
     """Return a layer of class `kind` with the weight `w`, in mbnp's layout, and the bias `b`.
 
-    Its sizes are those of `w`; options: the rest that its constructor takes, such as stride and padding.
+    Its sizes are those of `w`; options: what else its constructor takes, such as stride and padding.
     """
     letters = axes(kind)["mbnp"]
     sizes: dict[str, Any] = {_OPTIONS[a]: n for a, n in zip(letters, w.shape, strict=True) if a in _OPTIONS}
     if letters.startswith("hw"):
         sizes["kernel"] = w.shape[:2]
-    made: Any = kind(**sizes, **options, bias=b is not None, dtype=dtype)  # type: ignore[call-arg]
+    made: Any = kind(**sizes | options, bias=b is not None, dtype=dtype)  # type: ignore[call-arg]
     made.weight.value = w
     if b is not None:
         made.bias.value = b
