@@ -89,7 +89,7 @@ class Cost:
 
     @property
     def params(self) -> int:
-        """The number of learnable numbers."""
+        """The number of learnable parameters."""
         return sum(row.params for row in self.rows)
 
     def shares(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What holds a network together: the layer interface, and the containers.
+"""The layer interface, and the containers that hold a network together.
 
     layer.forward(x, train=True)    saves what backward needs, as named attributes
     layer.backward(dy)              consumes it, adds to parameter.grad, returns dx

@@ -1,4 +1,4 @@
-"""How kernels are compiled: Numba's flags, in one place, and a cache on disk that notices every change."""
+"""Compile kernels: Numba's flags, in one place, and a cache on disk that notices every change."""
 
 import functools
 import hashlib

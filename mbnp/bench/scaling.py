@@ -1,4 +1,4 @@
-"""How the cost grows: time for one image over batch size, width, resolution and threads, one of them at a time."""
+"""Measure the time for one image over batch size, width, resolution and threads, one of them at a time."""
 
 import itertools
 import math

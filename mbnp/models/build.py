@@ -1,4 +1,4 @@
-"""What the builders share: scaled channel counts, and the record of how a network was built."""
+"""Helpers that the builders share: scaled channel counts, and the record of how a network was built."""
 
 from typing import Any
 
