@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mbnp import datasets, optim
-from mbnp.backend import one_blas_thread
+from mbnp.backend import one_pool
 from mbnp.errors import DivergedError, MbnpError
 from mbnp.network import Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
@@ -87,7 +87,7 @@ def _step(
     criterion: Any = cross_entropy if loss is None else loss
     smoothing = (label_smoothing,) if loss is None else ()
     # What NumPy would warn of on the way to an infinite loss, the DivergedError says better.
-    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with one_pool(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         opt.zero_grad()
         before = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
         outputs = net.forward(x, train=True)
@@ -208,7 +208,7 @@ def evaluate(
     if scale is None:
         raise MbnpError("this network does not say how its images were normalised: pass mean and std")
     total, predictions = 0.0, []
-    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with one_pool(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for x, y in datasets.batches(split, batch_size, **scale, dtype=net.dtype):
             logits = net.forward(x)
             total += float(cross_entropy.forward(logits, y)) * len(y)
@@ -228,5 +228,5 @@ def probabilities(net: Network, images: np.ndarray) -> np.ndarray:
     x = datasets.normalise(images, **net.preprocessing, dtype=net.dtype)
     if net.num_classes == 1:
         raise MbnpError("the network has one output, and probabilities of classes need two: call it in Python")
-    with one_blas_thread():
+    with one_pool():
         return cross_entropy.softmax(net.forward(x))

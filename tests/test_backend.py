@@ -116,8 +116,8 @@ def blas_threads():
 
 def test_blas_is_held_at_one_thread_within_the_block_only():
     before = blas_threads()
-    with backend.one_blas_thread():
-        with backend.one_blas_thread():
+    with backend.one_pool():
+        with backend.one_pool():
             assert set(blas_threads()) == {1}
         assert set(blas_threads()) == {1}
     assert blas_threads() == before
@@ -127,10 +127,10 @@ def test_blas_is_held_at_one_thread_in_whatever_thread():
     before = blas_threads()
 
     def threads_within(_):
-        with backend.one_blas_thread():
+        with backend.one_pool():
             return set(blas_threads())
 
-    with backend.one_blas_thread():  # this thread is the first to set a limit, which no other may then change
+    with backend.one_pool():  # this thread is the first to set a limit, which no other may then change
         pass
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(threads_within, range(50))) == [{1}] * 50

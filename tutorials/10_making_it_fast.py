@@ -271,7 +271,7 @@ net = models.mobilenet_v1_small(seed=0)
 images = rng.standard_normal((N, 32, 32, 3), dtype=np.float32)
 blocks, tail = split(net)
 plan = Plan(blocks, [layer for _, layer in tail], images.shape)
-with backend.one_blas_thread():
+with backend.one_pool():
     plan.forward(images)
 stem, stage, third = plan.stages[:3]  # conv1, then conv2_1's depthwise and pointwise convolution
 
@@ -330,7 +330,7 @@ def pointwise_by_layers():
 
 same(third.z, pointwise_by_layers(), "the fused pointwise convolution")
 apart_pointwise = fastest(pointwise_by_layers)
-with backend.one_blas_thread():
+with backend.one_pool():
     together_pointwise = fastest(lambda: third.forward(stage, plan.scratch))
 say(
     f"{1e3 * apart_pointwise:.2f} ms one after another, {1e3 * together_pointwise:.2f} ms in one kernel. A tile is "

@@ -3,13 +3,13 @@
     with backend.use("loops"): ...     run every operation as plain loops, for as long as the block lasts
     backend.set_num_threads(2)
 
-`dispatch.py` chooses among an operation's implementations, `jit.py` has Numba's flags and cache, and `threads.py` keeps
-BLAS from threads of its own while kernels run on theirs.
+`dispatch.py` chooses among an operation's implementations, `jit.py` has Numba's flags and cache, `threads.py` the pool
+of threads, and `vectors.py` the vectors of the processor, as values that kernels compute with.
 """
 
 from mbnp.backend.dispatch import BACKENDS, current, pick, use
 from mbnp.backend.jit import inlined, jit, piece
-from mbnp.backend.threads import get_num_threads, max_threads, one_blas_thread, set_num_threads
+from mbnp.backend.threads import get_num_threads, max_threads, one_pool, set_num_threads
 from mbnp.renamed import module_names
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "inlined",
     "jit",
     "max_threads",
-    "one_blas_thread",
+    "one_pool",
     "pick",
     "piece",
     "set_num_threads",

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import inspect
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from numba.core import caching
 # compiler assume there are no NaNs: `fastmath=True` would delete the checks that let a NaN show itself.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
-# For functions that only other compiled code calls.
-PIECE = {"fastmath": FASTMATH, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# For functions that only other compiled code calls. They are parts of kernels of explicit vectors, which write their
+# fused multiply-adds themselves: no flag may reorder them (vectors.py says why).
+PIECE = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 _njit: Any = numba.njit  # its type hints do not know all its options
 
@@ -24,7 +26,8 @@ _njit: Any = numba.njit  # its type hints do not know all its options
 def jit(function: Callable | None = None, *, parallel: bool = False, literal: bool = False) -> Callable:
     """Compile a kernel by `numba.njit` with the project's flags, at its first call, and cache it on disk.
 
-    literal: sums are added in the order they are written in, for where that order avoids a cancellation.
+    literal: sums are added in the order they are written in, and rounded as they are written: for kernels of explicit
+    vectors, and where that order avoids a cancellation.
 
     Where no folder for the cache can be written the kernel is compiled in every process, with one warning.
     """
@@ -46,15 +49,18 @@ class _Cache(caching.FunctionCache):
 
     def __init__(self, function: Callable) -> None:
         super().__init__(function)
+        base, chosen = self._impl.filename_base, os.environ.get("MBNP_VECTOR_BYTES")
         stamp = _stamp(Path(inspect.getfile(function)).parent)
-        self._cache_file = caching.IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+        # A file for each chosen width of vectors; the processor is in Numba's own key.
+        self._cache_file = caching.IndexDataCacheFile(self._cache_path, base + f".v{chosen}" * bool(chosen), stamp)
 
 
 @functools.cache
 def _stamp(folder: Path) -> str:
-    """Hash what a folder's kernels are compiled from: its Python files, and this one with the flags."""
+    """Hash what a folder's kernels are compiled from: its Python files, and those of this one and of the operations."""
     contents = hashlib.sha256()
-    for path in [Path(__file__), *sorted(folder.glob("*.py"))]:
+    here = Path(__file__).parent
+    for path in [*sorted(here.glob("*.py")), here.parent / "ops" / "matmul.py", *sorted(folder.glob("*.py"))]:
         contents.update(path.read_bytes())
     return contents.hexdigest()
 

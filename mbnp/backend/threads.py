@@ -1,12 +1,12 @@
-"""One pool of threads: Numba's. Within each of them BLAS is limited to one thread."""
+"""The one pool of threads that all kernels run on: Numba's.
 
-import functools
+No kernel calls BLAS, whose threads would spin on the cores that the next kernel needs: a training step with both pools
+was measured four to ten times slower than with one.
+"""
+
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numba
-from threadpoolctl import ThreadpoolController
 
 from mbnp.errors import MbnpError
 
@@ -29,34 +29,13 @@ def get_num_threads() -> int:
     return numba.get_num_threads()
 
 
-@functools.cache
-def _blas() -> ThreadpoolController:
-    # SciPy brings its own BLAS, the one that np.dot inside a kernel calls; it must be loaded to be seen.
-    import scipy.linalg.cython_blas  # noqa: F401
-
-    return ThreadpoolController()
+_one_pool = threading.RLock()
 
 
-_one_pool = threading.RLock()  # one user at a time of BLAS within kernels, and of the arrays that the engine shares
-_limited = False
+def one_pool() -> "threading.RLock":
+    """Return the lock of the pool of threads: `with one_pool():` waits until no other Python thread runs kernels.
 
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Hold every BLAS at one thread within the block, because our kernels call it from their threads.
-
-    Two pools that spin against each other on the same cores were measured up to ten times slower than one. The limit
-    is process-wide while it lasts, and the user's own setting is back afterwards. A second Python thread waits until
-    the first one has left its block, since only the thread that set the limit can lift it.
+    Numba's pool takes one kernel at a time, and the arrays that the fast engine reuses belong to one call at a time.
+    Within a block of its own thread it may be taken again.
     """
-    global _limited
-    with _one_pool:
-        if _limited:  # by an outer block of this thread
-            yield
-            return
-        with _blas().limit(limits=1, user_api="blas"):
-            _limited = True
-            try:
-                yield
-            finally:
-                _limited = False
+    return _one_pool

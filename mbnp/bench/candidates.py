@@ -112,7 +112,7 @@ class Mbnp(Candidate):
     def prepare(self, workload: Workload) -> None:
         super().prepare(workload)
         backend.set_num_threads(workload.threads)
-        with backend.one_blas_thread():  # imports SciPy's BLAS
+        with backend.one_pool():  # imports SciPy's BLAS
             pass
 
     def build(self) -> None:

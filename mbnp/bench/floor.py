@@ -75,7 +75,7 @@ def run(layers: Sequence[Arrays], backward: bool) -> None:
 
     `backward`: all matrix products of a training step, not only those of forward.
     """
-    with backend.one_blas_thread():
+    with backend.one_pool():
         for a in layers:
             multiply(a.x, a.w, a.tile, a.y)
         for a in reversed(layers) if backward else ():

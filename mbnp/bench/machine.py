@@ -41,7 +41,7 @@ class Peaks(NamedTuple):
 
 def describe() -> dict[str, Any]:
     """Return processor, threads, BLAS kernels, versions, and variables that slow things down, ready for JSON."""
-    with backend.one_blas_thread():  # loads SciPy's BLAS, which kernels use, so that it is seen
+    with backend.one_pool():  # loads SciPy's BLAS, which kernels use, so that it is seen
         libraries = ThreadpoolController().select(user_api="blas").info()
     blas = []
     for found in libraries:
@@ -96,7 +96,7 @@ def measure(threads: int, rounds: int = 30) -> Peaks:
         rng = np.random.default_rng(0)
         a = rng.standard_normal((threads * 1024, 1024), np.float32)
         b, out = rng.standard_normal((1024, 1024), np.float32), np.empty_like(a)
-        with backend.one_blas_thread():
+        with backend.one_pool():
             kernel = _best(lambda: floor.multiply(a, b, 256, out), rounds)
         with threadpool_limits(threads, user_api="blas"):
             numpy = _best(lambda: np.matmul(a, b, out=out), rounds)

@@ -19,7 +19,7 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 from mbnp import spec
-from mbnp.backend import one_blas_thread
+from mbnp.backend import one_pool
 from mbnp.fused import kernels
 from mbnp.fused.chain import split
 from mbnp.fused.inference import Inference
@@ -81,7 +81,7 @@ def _recording() -> Iterator[dict[str, tuple]]:
     def recorder(name: str) -> Any:
         return lambda *arguments: calls.setdefault(name, tuple(map(numba.typeof, arguments)))
 
-    with one_blas_thread():  # no other thread runs kernels meanwhile
+    with one_pool():  # no other thread runs kernels meanwhile
         try:
             for name in found:
                 setattr(kernels, name, recorder(name))

@@ -1,266 +1,322 @@
-"""Inference through the fused kernels: BatchNorm folded into the weights, and each block one pass over its input.
+"""Inference: BatchNorm folded into the weights, and the operations of a network as a program for one kernel.
 
-A block is the first convolution, or a depthwise convolution and the pointwise one after it. Weights are folded once
-for each version of the parameters and statistics they come from.
+Weights are folded once for each version of the parameters and statistics they come from.
 """
 
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbnp.fused import kernels
-from mbnp.fused.buffers import Arena, Cache, scratch
-from mbnp.fused.chain import Shape, Triple, fill, geometry, head, identity, output_shape, padded_picture, stored
-from mbnp.fused.kernels import whole, width
-from mbnp.network import Layer
+from mbnp import backend
+from mbnp.backend.vectors import padded, width
+from mbnp.fused.kernels import program as kernels
+from mbnp.fused.match import Operation, geometry
+from mbnp.fused.training import Clock, own, run_layer
+from mbnp.fused.workspace import Arena, Shape
+from mbnp.layers import BatchNorm
 
-SHARES = 2  # tasks of a block, at least: a number of threads here would make results depend on it
-CHUNK = 16  # pictures at a time: what one block writes is still in the cache when the next one reads it
+CHUNK = 16  # images at a time: what one step writes is still in the cache when the next one reads it
 PIXELS = 128  # of a task, at least: fewer would load the weights of its matrix product for too little work
 TILE = 1 << 15  # floats of a task's widest array, at most
+SHARES = 2  # of panels of weights among tasks, where pixels are few; a number of threads would change results
 
 
-class Layout(NamedTuple):
-    """How an output is stored for its reader: padded, and without rows and columns that no window of it reaches."""
+class Margins(NamedTuple):
+    """Zeros around a feature map as it is stored, as its consumers' windows reach beyond it."""
 
-    rows: int
-    columns: int
     top: int = 0
+    bottom: int = 0
     left: int = 0
+    right: int = 0
+
+    def or_wider(self, other: "Margins") -> "Margins":
+        return Margins(*map(max, self, other))
 
 
-class Buffers(NamedTuple):
-    """What a block reads and writes for one input shape, and what threads work in."""
+class Stored(NamedTuple):
+    """Where a feature map is: the entry of its first pixel, entries from image to image and from row to row."""
 
-    x: np.ndarray
-    out: np.ndarray
-    scratch: np.ndarray
+    at: int
+    image: int
+    row: int
+    shape: Shape  # (N, H, W, C) as stored
+    channels: int
 
-
-class Block:
-    """One or two triples whose kernel is one call; their folded weights, which keep their place when made again."""
-
-    def __init__(self, *triples: Triple) -> None:
-        self.triples = triples
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Of the output as it is stored."""
-        for triple in self.triples:
-            shape = stored(output_shape(triple, shape), triple.limits.dtype)
-        return shape
-
-    def fold(self) -> None:
-        raise NotImplementedError
-
-    def plan(self, shape: Shape) -> tuple[tuple, int]:
-        """For one input shape: numbers for the kernel, and the floats of scratch that a thread needs."""
-        raise NotImplementedError
-
-    def arguments(self, numbers: tuple, buffers: Buffers, layout: Layout) -> tuple:
-        """Of the kernel, all of them, so that a call has nothing left to work out."""
-        raise NotImplementedError
-
-    def run(self, arguments: tuple) -> None:
-        raise NotImplementedError
+    def view(self, data: np.ndarray) -> np.ndarray:
+        """Return the feature map (N, H, W, C) without margins and further channels, in place."""
+        strides = [step * data.itemsize for step in (self.image, self.row, self.shape[3], 1)]
+        shape = (*self.shape[:3], self.channels)
+        return np.lib.stride_tricks.as_strided(data[self.at :], shape, strides)
 
 
-class Stem(Block):
-    """The first convolution."""
-
-    def __init__(self, triple: Triple) -> None:
-        super().__init__(triple)
-        kernel, _, channels, d = triple.conv.weight.value.shape
-        self.w = empty(triple, kernel * kernel * channels + 1, d)
-
-    def fold(self) -> None:
-        w, b = fold(self.triples[0])
-        fill(np.concatenate([w.reshape(-1, b.size), b[None]]), self.w)
-
-    def plan(self, shape: Shape) -> tuple[tuple, int]:
-        _, oh, ow, d = self.output_shape(shape)
-        stride, top, left = geometry(self.triples[0].conv, shape)
-        band = max(1, min(oh, TILE // (ow * d), -(-shape[0] * oh // SHARES)))
-        padded = padded_picture(self.triples[0].conv, stride, band, ow)
-        numbers = (padded.offsets, self.triples[0].limits, padded.shape, stride, top, left, oh, ow, band)
-        return numbers, padded.size
-
-    def arguments(self, numbers: tuple, buffers: Buffers, layout: Layout) -> tuple:
-        return self.w, *numbers, buffers.scratch, buffers.out, layout.top, layout.left
-
-    def run(self, arguments: tuple) -> None:
-        kernels.stem_inference(*arguments)
-
-
-class Separable(Block):
-    """A depthwise convolution and the pointwise one after it."""
-
-    def __init__(self, *triples: Triple) -> None:
-        super().__init__(*triples)
-        c, d = triples[1].conv.weight.value.shape
-        self.taps, self.bp = empty(triples[0], 10, c), empty(triples[1], 1, d)
-        c, d = self.taps.shape[1], self.bp.shape[1]
-        panel = panel_width(c, d, width(self.bp.dtype))
-        self.panels = empty(triples[1], d // panel * c, panel).reshape(d // panel, c, panel)
-
-    def input_layout(self, shape: Shape) -> Layout:
-        conv = self.triples[0].conv
-        _, oh, ow, _ = output_shape(self.triples[0], shape)
-        stride, top, left = geometry(conv, shape)
-        return Layout((oh - 1) * stride + 3, (ow - 1) * stride + 3, top, left)
-
-    def fold(self) -> None:
-        w, b = fold(self.triples[0])
-        fill(np.concatenate([w.reshape(9, -1), b[None]]), self.taps)
-        w, b = fold(self.triples[1])
-        fill(b[None], self.bp)
-        count, c, panel = self.panels.shape
-        w = fill(w, np.zeros((c, count * panel), w.dtype))
-        self.panels[...] = w.reshape(c, count, panel).swapaxes(0, 1)
-
-    def plan(self, shape: Shape) -> tuple[tuple, int]:
-        n, oh, ow, d = self.output_shape(shape)
-        total = n * oh
-        count, c, panel = self.panels.shape
-        if total * ow < 2 * PIXELS:  # too few to share among the threads: these share the panels
-            rows, panels = total, next(k for k in range(-(-count // SHARES), count + 1) if count % k == 0)
-        else:
-            rows, panels = max(1, min(max(TILE // max(c, d), PIXELS) // ow, -(-total // SHARES))), count
-        stride, _, _ = geometry(self.triples[0].conv, shape)
-        return (stride, oh, ow, rows, panels), rows * ow * (c + panel)
-
-    def arguments(self, numbers: tuple, buffers: Buffers, layout: Layout) -> tuple:
-        stride, oh, ow, rows, panels = numbers
-        limits = [triple.limits for triple in self.triples]
-        return (
-            buffers.x, self.taps, limits[0], stride, oh, ow, self.panels, self.bp[0], limits[1], rows, panels,
-            buffers.scratch, buffers.out, layout.top, layout.left,
-        )  # fmt: skip
-
-    def run(self, arguments: tuple) -> None:
-        kernels.separable_inference(*arguments)
-
-
-def empty(triple: Triple, rows: int, columns: int) -> np.ndarray:
-    """Zeros of the triple's type, from a cache line on, the columns filled up to whole vectors."""
-    dtype = triple.limits.dtype
-    return Arena(dtype, block=0).zeros(rows, whole(columns, dtype))
-
-
-def panel_width(c: int, d: int, vector: int) -> int:
-    """Output channels of a panel of pointwise weights (C, D).
-
-    At most 64, with which OpenBLAS was fastest, and few enough for two dozen rows to be a SMALL product.
-    """
-    panel = d
-    while panel % (2 * vector) == 0 and panel > 32 and (panel > 64 or c * panel * 24 > kernels.SMALL):
-        panel //= 2
-    return panel
-
-
-def fold(triple: Triple) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and bias (C,) of the convolution that computes BN(conv(x)); worked out in float64."""
-    conv, bn = triple.conv, triple.bn
-    inv = 1 / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
-    scale = bn.weight.value * inv
-    bias = np.float64(0) if conv.bias is None else conv.bias.value.astype(np.float64)
+def fold(conv: Any, bn: BatchNorm | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights and bias (D,) of the convolution that computes BN(conv(x)); worked out in float64."""
+    w, dtype = conv.weight.value, conv.weight.value.dtype
+    bias = np.zeros(w.shape[-1]) if conv.bias is None else conv.bias.value.astype(np.float64)
+    if bn is None:
+        return w, bias.astype(dtype)
+    scale = bn.weight.value / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
     shift = bn.bias.value + (bias - bn.running_mean.value) * scale
-    dtype = conv.weight.value.dtype
-    return np.ascontiguousarray((conv.weight.value * scale).astype(dtype)), shift.astype(dtype)
+    return np.ascontiguousarray((w * scale).astype(dtype)), shift.astype(dtype)
 
 
-def frozen_blocks(triples: list[Triple]) -> int:
-    """How many triples at the start have nothing to learn, in whole blocks."""
-    learning = (i for i, t in enumerate(triples) if t.conv.trainable() or t.bn.trainable())
-    frozen = next(learning, len(triples))
-    return frozen - (frozen > 0 and frozen % 2 == 0)
+def pack(w: np.ndarray) -> np.ndarray:
+    """Return w (K, D), D filling vectors, as panels of two vectors of columns, the last one of one: see `ops.matmul`."""
+    K, D = w.shape
+    panel = 2 * width(w.dtype)
+    pairs = D // panel
+    panels = w[:, : pairs * panel].reshape(K, pairs, panel).swapaxes(0, 1)
+    return np.concatenate([panels.ravel(), w[:, pairs * panel :].ravel()])
 
 
 class Inference:
-    """A chain of triples and the layers after it, folded."""
+    """The program of a network's operations, for one shape of input, with the memory of all its feature maps.
 
-    def __init__(self, triples: list[Triple], tail: list[Layer]) -> None:
-        self.triples = triples
-        pairs = [Separable(*pair) for pair in zip(triples[1::2], triples[2::2], strict=True)]
-        self.blocks: list[Block] = [Stem(triples[0]), *pairs]
-        self.tail = tail
-        self.variables = [v for t in triples for layer in (t.conv, t.bn) for v in layer.variables().values()]
+    keep: the number of the feature map that is asked for; by default the last.
+    """
+
+    def __init__(self, operations: Sequence[Operation], shape: Shape, dtype: Any) -> None:
+        self.operations, self.dtype = operations, np.dtype(dtype)
+        self.maps: dict[int, Stored] = {}
+        self.weights_size = self.data_size = 0
+        self.tables: list[int] = []
+        self.folds: list[tuple[int, int, Operation]] = []  # offsets of weights and bias
+        self.variables = [v for op in operations for layer in op.layers() for v in layer.variables().values()]
         self.folded_from: tuple = ()
-        self.cache = Cache(self._prepare)
-        self.channels = triples[-1].bn.weight.value.size
-        dtype = triples[-1].limits.dtype
-        self.activated = identity(whole(self.channels, dtype), dtype)
+        margins = self._margins(shape)
+        self._place(0, shape, margins[0], operations[0].kind == "conv")
+        for i, operation in enumerate(operations, start=1):
+            if not self._inside(i):
+                self._place(i, operation.shape, margins[i])
+        records: list[np.void] = []
+        self.parts: list[tuple[slice, Operation | None, tuple[str, ...]]] = []  # records, or a layer as it is
+        self.layers: dict[int, Any] = {}
+        self.scratch_size = 16
+        for i, operation in enumerate(operations):
+            begin = len(records)
+            if i == 0:
+                records.append(self._copy())
+            if operation.kind == "layer":
+                if len(records) > begin:
+                    self.parts.append((slice(begin, len(records)), None, ()))
+                self.layers[i] = own(operation.layer)
+                self.parts.append((slice(i, i), operation, operation.names))
+            elif not self._inside(i + 1):
+                records.append(self._record(i, operation))
+                names = operation.names if not self._fused(i) else operations[i - 1].names + operation.names
+                self.parts.append((slice(begin, len(records)), None, names))
+        self.joined = _join(self.parts)
+        self.program = np.array(records, kernels.STEP) if records else np.empty(0, kernels.STEP)
+        self.table = np.array([*self.tables, *[0] * 8], np.int64)
+        arena = Arena(dtype)
+        self.weights, self.data = arena.zeros(self.weights_size + 64), arena.zeros(self.data_size)
+        self.scratch = arena.array(backend.max_threads(), -(-self.scratch_size // 16) * 16)
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        """The output of the last layer, in an array of its own."""
-        self._fold()
-        chunks = [self._forward(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)]
-        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+    # -- which operations run as one, and where their outputs lie --
 
-    def output_shape(self, shape: Shape) -> Shape:
-        """What the blocks make of an input of `shape` (N, H, W, C), as it is stored."""
-        for block in self.blocks:
-            shape = block.output_shape(shape)
-        return shape
+    def _consumers(self, i: int) -> list[Operation]:
+        return [operation for operation in self.operations if i in operation.inputs]
 
-    def run_blocks(self, x: np.ndarray, out: np.ndarray) -> None:
-        """Into out (N, H, W, C): what the last block puts out."""
-        self._fold()
-        for start in range(0, len(x), CHUNK):
-            made, _ = self._run(x[start : start + CHUNK])
-            out[start : start + CHUNK] = made.reshape(out[start : start + CHUNK].shape)
+    def _inside(self, i: int) -> bool:
+        """Return whether map i is a depthwise convolution's, and only the pointwise one's after it: it is not stored."""
+        if i == 0 or self.operations[i - 1].kind != "depthwise" or i == len(self.operations):
+            return False
+        following = self.operations[i]
+        return self._consumers(i) == [following] and following.kind == "conv" and _is_pointwise(following, self.operations[i - 1].shape)
 
-    def _fold(self) -> None:
+    def _fused(self, i: int) -> bool:
+        """Return whether operation i runs with the depthwise convolution before it."""
+        return i > 0 and self.operations[i].inputs == (i,) and self._inside(i)
+
+    def _shape_of(self, i: int) -> Shape:
+        return self.maps[i].shape
+
+    def _margins(self, shape: Shape) -> list[Margins]:
+        shapes = [shape, *(operation.shape for operation in self.operations)]
+        margins = [Margins() for _ in shapes]
+        for operation in self.operations:
+            if operation.kind in ("conv", "depthwise"):
+                source = operation.inputs[0]
+                _, H, W, _ = shapes[source]
+                _, OH, OW, _ = operation.shape
+                kernel, columns, stride, top, left = geometry(operation.layer, shapes[source])
+                bottom, right = (OH - 1) * stride + kernel - top - H, (OW - 1) * stride + columns - left - W
+                needed = Margins(top, max(bottom, 0), left, max(right, 0))
+                margins[source] = margins[source].or_wider(needed)
+        return margins
+
+    def _place(self, i: int, shape: Shape, margins: Margins, as_given: bool = False) -> None:
+        """Reserve memory for map i; images for a standard convolution keep their number of channels."""
+        N, H, W, channels = shape
+        C = channels if as_given else padded(channels, self.dtype)
+        row = (margins.left + W + margins.right) * C
+        image = (margins.top + H + margins.bottom) * row
+        at = self.data_size + margins.top * row + margins.left * C
+        self.maps[i] = Stored(at, image, row, (N, H, W, C), channels)
+        # A whole number of cache lines, and a vector more, since the last load may reach beyond.
+        self.data_size += -(-(N * image + width(self.dtype)) // 64) * 64
+
+    # -- records --
+
+    def _copy(self) -> np.void:
+        step, out = np.zeros((), kernels.STEP), self.maps[0]
+        N, H, W, D = out.shape
+        step["kind"], step["tasks"] = kernels.COPY, N
+        step["H"], step["W"], step["C"], step["D"] = H, W, out.channels, D
+        step["out"], step["out_image"], step["out_row"] = out.at, out.image, out.row
+        return step
+
+    def _record(self, i: int, operation: Operation) -> np.void:
+        step = np.zeros((), kernels.STEP)
+        depthwise = self.operations[i - 1] if self._fused(i) else operation if operation.kind == "depthwise" else None
+        source = self.maps[(depthwise or operation).inputs[0]]
+        out = self.maps[i + 1]
+        N, H, W, C = source.shape
+        _, OH, OW, D = out.shape
+        step["images"], step["H"], step["W"], step["C"], step["OH"], step["OW"], step["D"] = N, H, W, C, OH, OW, D
+        step["source"], step["source_image"], step["source_row"] = source.at, source.image, source.row
+        step["out"], step["out_image"], step["out_row"] = out.at, out.image, out.row
+        step["low"], step["high"] = operation.bounds(self.dtype)
+        step["group"], step["band"], step["bands"], step["shares"], step["tasks"] = 1, OH, 1, 1, N
+        if depthwise:
+            kernel, _, stride, top, left = geometry(depthwise.layer, source.shape)
+            step["depth_kernel"], step["depth_stride"], step["depth_top"], step["depth_left"] = kernel, stride, top, left
+            step["depth_low"], step["depth_high"] = depthwise.bounds(self.dtype)
+            step["depth_weights"] = self._reserve(depthwise, (kernel * kernel + 1) * C)
+        if operation.kind == "sum":
+            second = self.maps[operation.inputs[1]]
+            step["kind"] = kernels.SUM
+            step["second"], step["second_image"], step["second_row"] = second.at, second.image, second.row
+        elif operation.kind == "average":
+            step["kind"] = kernels.AVERAGE
+        elif operation.kind == "depthwise":
+            step["kind"] = kernels.DEPTHWISE
+            self._tiles(step)
+        else:
+            step["kind"] = kernels.SEPARABLE if depthwise else kernels.CONV
+            self._product(step, operation, source, out)
+        return step
+
+    def _product(self, step: Any, operation: Operation, source: Stored, out: Stored) -> None:
+        C, D, OW = int(step["C"]), int(step["D"]), int(step["OW"])
+        before = operation.layer if step["kind"] == kernels.CONV else None
+        kernel, columns, stride, top, left = geometry(before, source.shape) if before else (1, 1, 1, 0, 0)
+        step["kernel"], step["columns"], step["stride"], step["top"], step["left"] = kernel, columns, stride, top, left
+        step["weights"] = self._reserve(operation, kernel * columns * C * D)
+        step["bias"] = self._reserve(None, D)
+        self.folds.append((int(step["weights"]), int(step["bias"]), operation))
+        self._tiles(step)
+        g, r, j = np.ogrid[: step["group"], : step["band"], :OW]
+        if step["kind"] == kernels.SEPARABLE:
+            rows = ((g * step["band"] + r) * OW + j) * C
+        else:
+            rows = g * source.image + r * stride * source.row + j * stride * C
+        step["rows_at"] = self._table(rows)
+        step["out_at"] = self._table(g * out.image + r * out.row + j * D)
+        step["taps_at"] = self._table(np.arange(kernel) * source.row)
+        step["taps_k_at"] = self._table(np.arange(kernel) * columns * C)
+
+    def _tiles(self, step: Any) -> None:
+        """Divide the output among tasks: bands of rows of an image, or groups of whole images, or panels of weights."""
+        N, OH, OW, widest = int(step["images"]), int(step["OH"]), int(step["OW"]), max(int(step["C"]), int(step["D"]))
+        pixels, total = max(TILE // widest, PIXELS), N * OH * OW
+        panels = -(-int(step["D"]) // (2 * width(self.dtype)))
+        if total < SHARES * PIXELS and step["kind"] != kernels.DEPTHWISE and panels >= SHARES:
+            step["group"], step["shares"] = N, SHARES
+        elif OH * OW >= pixels or N == 1:
+            step["band"] = max(1, min(pixels // OW, -(-OH // SHARES)))
+            step["bands"] = -(-OH // step["band"])
+        else:
+            step["group"] = max(1, min(pixels // (OH * OW), -(-N // SHARES)))
+        step["tasks"] = -(-N // step["group"]) * step["bands"] * step["shares"]
+        if step["kind"] == kernels.SEPARABLE:
+            self.scratch_size = max(self.scratch_size, int(step["group"] * step["band"]) * OW * int(step["C"]))
+
+    def _reserve(self, operation: Operation | None, size: int) -> int:
+        at = self.weights_size
+        self.weights_size += -(-size // 16) * 16
+        if operation is not None and operation.kind == "depthwise":
+            self.folds.append((at, -1, operation))
+        return at
+
+    def _table(self, values: Any) -> int:
+        at = len(self.tables)
+        self.tables += np.ravel(values).tolist()
+        return at
+
+    # -- running --
+
+    def fold(self) -> None:
+        """Fold the weights, unless they are of this version already."""
         # Versions only ever grow, so that their sum is the same only if each of them is.
-        version = (sum(v.version for v in self.variables), *(triple.bn.eps for triple in self.triples))
-        if version != self.folded_from:
-            for block in self.blocks:
-                block.fold()
-            self.folded_from = version
+        version = (sum(v.version for v in self.variables), *(op.bn.eps for op in self.operations if op.bn))
+        if version == self.folded_from:
+            return
+        for at, bias_at, operation in self.folds:
+            w, b = fold(operation.layer, operation.bn)
+            D = padded(b.size, self.dtype)
+            rows = w.reshape(-1, b.size)
+            if operation.kind == "depthwise":
+                taps = np.zeros((len(rows) + 1, D), self.dtype)
+                taps[:-1, : b.size], taps[-1, : b.size] = rows, b
+                self.weights[at : at + taps.size] = taps.ravel()
+                continue
+            C = self.maps[operation.inputs[0]].shape[3] if operation.inputs[0] in self.maps else padded(w.shape[-2], self.dtype)
+            taps = w.size // (w.shape[-2] * b.size)
+            matrix = np.zeros((taps, C, D), self.dtype)
+            matrix[:, : w.shape[-2], : b.size] = w.reshape(taps, w.shape[-2], b.size)
+            self.weights[at : at + matrix.size] = pack(matrix.reshape(-1, D))
+            self.weights[bias_at : bias_at + b.size] = b
+        self.folded_from = version
 
-    def _run(self, x: np.ndarray) -> tuple[np.ndarray, Shape]:
-        """The blocks' output as it is stored, in a buffer, and its shape."""
-        calls, out, shape = self.cache[x.shape]
-        (first, arguments), *others = calls
-        first.run((x, *arguments))
-        for block, arguments in others:
-            block.run(arguments)
-        return out, shape
+    def forward(self, x: np.ndarray, clock: Clock | None = None) -> np.ndarray:
+        """Return the last feature map for x (N, H, W, C), in an array of its own.
 
-    def _forward(self, x: np.ndarray) -> np.ndarray:
-        x, out_shape = self._run(x)
-        linear = self.head(out_shape)
-        if linear is not None:
-            logits = np.empty((len(x), linear.bias.value.size), x.dtype)
-            features = np.empty((len(x), self.channels), x.dtype)
-            maps = x.reshape(len(x), -1, out_shape[-1])
-            weights = linear.weight.value, linear.bias.value
-            kernels.head_inference(maps, *self.activated, *weights, features, logits)
-            return logits
-        y = x.reshape(out_shape)[..., : self.channels].copy()
-        for layer in self.tail:
-            y = layer.forward(y)
-        return y
+        Steps between two reference layers are one call of the kernel; with a clock each is one.
+        """
+        self.fold()
+        for records, operation, names in self.parts if clock else self.joined:
+            if operation is None:
+                run = partial(self._kernel, self.program[records], x)
+            else:
+                run = partial(self._layer, records.start, operation)
+            if clock:
+                clock(names, False, run)
+            else:
+                run()
+        y = np.array(self.maps[len(self.operations)].view(self.data))
+        return y.reshape(len(y), -1) if self.operations[-1].flat else y
 
-    def head(self, out_shape: Shape) -> Any:
-        """The linear layer, if all that follows the blocks' output of `out_shape`, as it is stored, is one kernel."""
-        return head(self.tail, (*out_shape[:-1], self.channels), self.activated[1].dtype)
+    def _kernel(self, program: np.ndarray, x: np.ndarray) -> None:
+        kernels.run_program(program, self.table, self.weights, self.data, self.scratch, x.reshape(-1))
 
-    def _prepare(self, shape: Shape) -> tuple[list[tuple[Block, tuple]], np.ndarray, Shape]:
-        """For one input shape: the blocks with their arguments, the last output's buffer, and its shape."""
-        arena = Arena(self.variables[0].value.dtype)
-        layouts, planned, outputs = [], [], []
-        for block, reader in zip(self.blocks, [*self.blocks[1:], None], strict=True):
-            out_shape = block.output_shape(shape)
-            layout = reader.input_layout(out_shape) if isinstance(reader, Separable) else Layout(*out_shape[1:3])
-            layouts.append(layout)
-            planned.append(block.plan(shape))
-            # What no kernel writes is the padding, zero for good.
-            outputs.append(arena.zeros(out_shape[0], layout.rows, layout.columns * out_shape[-1]))
-            shape = out_shape
-        work = scratch(max(floats for _, floats in planned), arena)
-        inputs = [outputs[0], *outputs[:-1]]  # the first block is told the pictures when it runs
-        calls = [
-            (block, block.arguments(numbers, Buffers(x, out, work), layout))
-            for block, (numbers, _), x, out, layout in zip(self.blocks, planned, inputs, outputs, layouts, strict=True)
-        ]
-        return calls, outputs[-1], shape
+    def _layer(self, i: int, operation: Operation) -> None:
+        source = np.ascontiguousarray(self.maps[operation.inputs[0]].view(self.data))
+        flat = operation.inputs[0] > 0 and self.operations[operation.inputs[0] - 1].flat
+        y = run_layer(self.layers[i], operation, source.reshape(len(source), -1) if flat else source, False)
+        self.maps[i + 1].view(self.data)[...] = y
+
+
+def _join(parts: list) -> list:
+    """Return the parts, with records that follow one another as one part."""
+    joined: list = []
+    for records, operation, names in parts:
+        if operation is None and joined and joined[-1][1] is None:
+            before = joined.pop()
+            records, names = slice(before[0].start, records.stop), before[2] + names
+        joined.append((records, operation, names))
+    return joined
+
+
+def _is_pointwise(operation: Operation, shape: Shape) -> bool:
+    return geometry(operation.layer, shape) == (1, 1, 1, 0, 0)
+
+
+def chunks(n: int) -> Iterator[slice]:
+    """Yield the parts that a batch of n images is run in."""
+    for start in range(0, n, CHUNK):
+        yield slice(start, min(n, start + CHUNK))
+
+

@@ -1,351 +1,437 @@
-"""A training step through the fused kernels: the stages, their buffers, and the order of the calls.
+"""A training step through the fused kernels: the steps of a plan, the feature maps between them, and their memory.
 
-A stage is one convolution with the BatchNorm and ReLU after it. It keeps its raw output z, and what whoever reads z
-needs to activate it. Everything else is made again where it is needed.
+A step is one operation of `match.py`. A convolution's step keeps its raw output z, and what the consumers of z need to
+activate it. Everything else is made again where it is needed.
 """
 
-import itertools
-import math
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from mbnp.fused import batchnorm, kernels
-from mbnp.fused.buffers import Arena, scratch
-from mbnp.fused.chain import (
-    Shape,
-    Triple,
-    fill,
-    geometry,
-    head,
-    identity,
-    limits_of,
-    output_shape,
-    padded_picture,
-    stored,
-)
-from mbnp.fused.kernels import width
-from mbnp.layers import Conv, Depthwise, Pointwise
-from mbnp.network import Layer
-from mbnp.ops import checks
+from mbnp.backend.vectors import padded
+from mbnp.errors import MbnpError
+from mbnp.fused import kernels, windows
+from mbnp.fused.kernels.arrays import Gradient, Source, Target, Work
+from mbnp.fused.kernels.batchnorm import Statistics
+from mbnp.fused.kernels.depthwise import Window, scratch_vectors
+from mbnp.fused.match import Operation, geometry
+from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
+from mbnp.network import Layer, Residual, Sequential
+from mbnp.ops import batchnorm, checks
 from mbnp.parameter import Parameter
 
-GROUPS = 8  # partial weight gradients of a pointwise convolution: for threads to share, and few to add up
+Clock = Callable[[tuple[str, ...], bool, Callable[[], None]], None]  # (names, backward, a step) runs the step
+
 TILE = 1 << 14  # floats of a tile of a pointwise convolution: it and its neighbours are in half of 1 MB of L2
-PIXELS = 128  # of such a tile, at least: fewer would load the weights for too little work
+PIXELS = 96, 256  # of a tile, at least: fewer would load the weights for too little work; and of windows, at most
 
 
-class Stored:
-    """A matrix of weights as the kernels read it: itself, or where its channels do not fill vectors a larger copy."""
-
-    def __init__(self, weights: np.ndarray, rows: int, columns: int, arena: Arena) -> None:
-        self.weights = weights
-        self.matrix = weights if weights.shape == (rows, columns) else arena.zeros(rows, columns)
-
-    def refresh(self) -> None:
-        """Take over what the weights are now."""
-        if self.matrix is not self.weights:
-            fill(self.weights, self.matrix)
+def plainly(names: tuple[str, ...], backward: bool, run: Callable[[], None]) -> None:
+    """Run a step: the clock of a pass that is not timed."""
+    run()
 
 
-class Stage:
-    """A convolution, its BatchNorm and ReLU, and their buffers for one input shape.
+class FeatureMap:
+    """What one step makes and others read: z, and the BatchNorm and activation that its consumers apply to it."""
 
-    `shape` is of the input and the output as they are stored, with channels of zeros that fill up the last vector.
-    """
+    def __init__(
+        self, shape: Shape, bounds: np.ndarray, z: np.ndarray | None = None, plain: bool = False, flat: bool = False
+    ) -> None:
+        dtype = bounds.dtype
+        self.channels = shape[3]
+        self.shape = shape if z is not None else (*shape[:3], padded(shape[3], dtype))
+        self.pixels = int(np.prod(shape[:3]))
+        self.z = np.empty(0, dtype) if z is None else z
+        self.bounds, self.plain, self.flat = bounds, plain, flat
+        self.scale_shift = np.zeros((5, self.shape[3]), dtype)
+        self.scale_shift[[1, 3]] = 1
+        self.sums = np.zeros((2, self.shape[3]))  # of the gradient g; see `kernels`
+        self.needed = False  # whether its gradient is
+        self.g = np.empty((0, *self.shape[1:]), dtype)
 
-    def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
-        self.conv, self.bn, self.limits = triple.conv, triple.bn, triple.limits
-        self.dtype = triple.limits.dtype
-        self.unlimited = limits_of(None, self.bn)
-        self.in_shape, self.shape = shape, stored(output_shape(triple, shape), self.dtype)
-        self.channels = self.shape[-1]
-        self.pixels = int(np.prod(self.shape[:-1]))
-        self.z = arena.array(*self.shape)
-        self.affine, self.adjoint = arena.zeros(5, self.channels), arena.zeros(3, self.channels)
-        # Arguments of the kernels, put together once, at the first call.
-        self.forward_arguments: tuple = ()
-        self.backward_arguments: tuple = ()
-        self.counts = self._counts()
-        # Lent by the plan: g, of which two are needed at once, and what `working` has a shape for, of which one is.
-        self.g = self.moments = self.parts = self.w_t = self.sums_in = np.empty(0, self.dtype)
-        self.working: dict[str, Shape] = {"moments": (len(self.counts), 2, self.channels)}
-        self.sums = np.empty((0, 2, self.channels))  # made with g, by the stage that follows or the end
+    def source(self) -> Source:
+        return Source(self.z, self.scale_shift, self.bounds, self.plain)
 
-    def _counts(self) -> np.ndarray:
-        """Pixels of each part of z that `moments` has an entry for: the images, unless a stage says otherwise."""
-        n, h, w, _ = self.shape
-        return np.full(n, h * w, np.int64)
+    def linear(self) -> bool:
+        """Return whether no activation is applied to it."""
+        return not np.isfinite(self.bounds).any()
 
-    def scratch_floats(self) -> int:
-        """Floats of scratch that a thread needs."""
+    def values(self) -> np.ndarray:
+        """Return what is read of it, (N, H, W, C) or where it is flat (N, C), in an array of the caller's own."""
+        if self.plain:
+            out = self.z
+        else:
+            out = np.empty(self.shape, self.z.dtype)
+            kernels.activate(self.source(), out)
+        y = np.array(out[..., : self.channels])
+        return y.reshape(len(y), -1) if self.flat else y
+
+
+class Step:
+    """One operation, its arrays for one input shape, and whether the gradient of each input is needed and added to."""
+
+    def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
+        self.operation, self.inputs, self.out, self.work = operation, inputs, out, work
+        self.adds = [False] * len(inputs)
+
+    def forward(self) -> None:
         raise NotImplementedError
 
-    def normalise(self) -> None:
-        """From the moments that forward left: `affine`, and the running statistics."""
-        if self.bn.weight.frozen:
-            batchnorm.running_affine(self.bn, self.affine)
+    def backward(self) -> None:
+        """From out.g and out.sums: add to the gradients of parameters, and make or add to those of the inputs."""
+        raise NotImplementedError
+
+    def shares(self, source: FeatureMap) -> bool:
+        """Return whether an input's gradient may take the place of the output's."""
+        return False
+
+    def target(self, i: int, parts: int) -> Target:
+        source = self.inputs[i]
+        return Target(source.g, self.adds[i], self.work.part("sums", parts, 2, source.shape[3]), source.sums)
+
+
+class _Convolution(Step):
+    """What convolutions of all kinds share: weights as they are stored, and the BatchNorm after them."""
+
+    counts: np.ndarray  # (tiles,) pixels of each tile that moments are taken of
+
+    def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
+        super().__init__(operation, inputs, out, work)
+        self.layer, self.bn = operation.layer, operation.bn
+        dtype, D = out.bounds.dtype, out.shape[3]
+        self.coefficients = np.zeros((3, D), dtype)
+        self.coefficients[0] = 1
+        self.no_bias = np.zeros(out.channels, dtype)
+
+    def _store(self, rows: int, channels: int) -> None:
+        """Make room for the weights (rows, channels in, D) where their channels do not fill vectors."""
+        self.stored: np.ndarray | None = None
+        if self.layer.weight.value[..., 0].size != rows * channels or self.out.channels != self.out.shape[3]:
+            self.stored = np.zeros((rows, channels, self.out.shape[3]), self.out.bounds.dtype)
+
+    def _weights(self) -> np.ndarray:
+        w = self.layer.weight.value
+        if self.stored is None:
+            return w.reshape(-1, w.shape[-1])
+        matrix = w.reshape(len(self.stored), -1, w.shape[-1])
+        self.stored[:, : matrix.shape[1], : matrix.shape[2]] = matrix
+        return self.stored.reshape(-1, self.stored.shape[2])
+
+    def _bias(self) -> np.ndarray:
+        return self.no_bias if self.layer.bias is None else self.layer.bias.value
+
+    def _moments(self) -> np.ndarray:
+        return self.work.part("moments", len(self.counts), 2, self.out.shape[3])
+
+    def finish_forward(self) -> None:
+        """Make scale_shift: from the moments, from a frozen BatchNorm's running statistics, or from a bias alone."""
+        bn, out, C = self.bn, self.out, self.out.channels
+        if bn is None:
+            out.scale_shift[2, :C] = self._bias()
+        elif bn.weight.frozen:
+            inv = 1 / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
+            mean = bn.running_mean.value - self._bias()
+            out.scale_shift[:, :C] = np.stack([mean, bn.weight.value * inv, bn.bias.value, inv, 0 * inv])
         else:
-            batchnorm.finish_forward(self.bn, self.moments, self.counts, self.pixels, self.affine)
+            batchnorm.check_count(out.pixels)
+            mean, var = bn.running_mean, bn.running_var
+            arrays = Statistics(bn.weight.value, bn.bias.value, mean.value, var.value, self._bias())
+            kernels.finish_statistics(self._moments(), self.counts, arrays, bn.eps, bn.momentum, out.scale_shift)
+            mean.touch()
+            var.touch()
 
-    def finish_gradient(self) -> None:
-        """From the sums over g: BatchNorm's own gradients, and `adjoint`."""
-        batchnorm.finish_backward(self.bn, self.sums, self.pixels, self.affine, self.adjoint)
-
-
-class Given:
-    """What a chain begins with that is no stage: the activated output of what is frozen before it, in `z`."""
-
-    def __init__(self, shape: Shape, arena: Arena) -> None:
-        self.shape = shape
-        self.affine, self.limits = identity(shape[-1], arena.dtype)
-        self.z = arena.array(*shape)
-        self.g = np.empty(0, arena.dtype)  # lent by the plan, as a stage's
-        self.sums = np.empty((0, 2, shape[-1]))  # made with g; nobody reads either
-
-
-def _pixels(x: np.ndarray) -> np.ndarray:
-    return x.reshape(-1, x.shape[-1])
+    def finish_backward(self) -> Gradient:
+        """Add to the gradients of BatchNorm and bias, and return the coefficients of dz with what they belong to."""
+        bn, out = self.bn, self.out
+        pixels = float(out.pixels) if bn is not None and not bn.weight.frozen else np.inf
+        if bn is not None:
+            dgamma, dbeta = _gradient(bn.weight), _gradient(bn.bias)
+            kernels.finish_coefficients(out.sums, pixels, out.scale_shift, dgamma, dbeta, self.coefficients)
+        if self.layer.bias is not None and pixels == np.inf:  # one before BatchNorm changes nothing: its gradient is 0
+            db = self.coefficients[0] * out.sums[0]
+            self.layer.bias.add_grad(db[: out.channels].astype(self.no_bias.dtype))
+        return Gradient(out.g, out.z, out.scale_shift, self.coefficients)
 
 
-def _middle(buffer: np.ndarray, shape: Shape) -> np.ndarray:
-    """An array of `shape` in the middle of a buffer, so that of two threads each writes where it wrote before.
+class Conv(_Convolution):
+    """A convolution of any kernel that is no depthwise one, or a linear layer."""
 
-    At the beginning cores would take cache lines from one another, which depthwise backward at stride 2 pays for most.
-    """
-    size = math.prod(shape)
-    first = (buffer.size - size) // 32 * 16
-    return buffer[first : first + size].reshape(shape)
+    def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
+        super().__init__(operation, inputs, out, work)
+        shape = geometry(self.layer, inputs[0].shape)
+        C, D = inputs[0].shape[3], out.shape[3]
+        flat = min(max(TILE // max(C, D), PIXELS[0]), max(-(-out.pixels // 8), 32))
+        pixels = flat if shape == (1, 1, 1, 0, 0) else PIXELS[1]
+        self.plan = windows.plan(shape, inputs[0].shape, out.shape, pixels)
+        self.counts = self.plan.counts
+        self._store(shape[0] * shape[1], C)
+        self.rows = shape[0] * shape[1] * C
+        self.groups = windows.groups(self.plan.tiles, self.rows * D)
+        work.ask("scratch", self.plan.scratch)
+        work.ask("packed", self.rows * D)
+        work.ask("parts", self.groups, self.rows, D)
+        work.ask("moments", self.plan.tiles, 2, D)
+        work.ask("sums", self.groups, 2, C)
+
+    def shares(self, source: FeatureMap) -> bool:
+        return self.plan.windows.flat and source.shape == self.out.shape
+
+    def _work(self) -> Work:
+        parts = self.work.part("parts", self.groups, self.rows, self.out.shape[3])
+        return Work(self.work.arrays["packed"], self.work.scratch(), parts, self.plan.tiles)
+
+    def forward(self) -> None:
+        kernels.conv_forward(
+            self.inputs[0].source(), self._weights(), self.plan.windows, self.plan.tables, self._work(), self.out.z,
+            self._moments(),
+        )  # fmt: skip
+        self.finish_forward()
+
+    def backward(self) -> None:
+        gradient, source = self.finish_backward(), self.inputs[0]
+        w = self.layer.weight
+        if w.frozen and not source.needed:
+            return
+        kernels.conv_backward(
+            gradient, source.source(), self._weights(), self.plan.windows, self.plan.tables, self._work(),
+            self.target(0, self.groups), _rows(w),
+        )  # fmt: skip
 
 
-def _target(parameter: Parameter) -> np.ndarray:
-    """The rows that a kernel adds a gradient to: none where nobody learns from it."""
-    rows = _pixels(parameter.grad)
+class Depthwise(_Convolution):
+    def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
+        super().__init__(operation, inputs, out, work)
+        (N, H, W, C), (_, OH, OW, _) = inputs[0].shape, out.shape
+        kernel, _, stride, top, left = geometry(self.layer, inputs[0].shape)
+        self.window = Window(kernel, stride, top, left)
+        self.unlimited = np.array([-np.inf, np.inf], out.bounds.dtype)
+        self.counts = np.full(N, OH * OW, np.int64)
+        self.taps = kernel * kernel
+        self._store(self.taps, 1)
+        vector = padded(1, out.bounds.dtype)
+        work.ask("scratch", scratch_vectors(self.window, H, W, OH, OW) * vector + C)
+        work.ask("packed", 1)
+        work.ask("parts", N, self.taps, C)
+        work.ask("moments", N, 2, C)
+        work.ask("sums", N, 2, C)
+
+    def shares(self, source: FeatureMap) -> bool:
+        return source.shape == self.out.shape
+
+    def _work(self) -> Work:
+        N, *_, C = self.out.shape
+        return Work(self.work.arrays["packed"], self.work.scratch(), self.work.part("parts", N, self.taps, C), N)
+
+    def forward(self) -> None:
+        kernels.depthwise_forward(
+            self.inputs[0].source(), self._weights(), self.unlimited, self.window, self._work(), self.out.z,
+            self._moments(),
+        )  # fmt: skip
+        self.finish_forward()
+
+    def backward(self) -> None:
+        gradient, source = self.finish_backward(), self.inputs[0]
+        w = self.layer.weight
+        if not source.needed:
+            if w.frozen:
+                return
+            source.g = self.work.part("unused", *source.shape)  # the kernel makes it on the way
+        kernels.depthwise_backward(
+            gradient, source.source(), self._weights(), self.window, self._work(), self.target(0, source.shape[0]),
+            _rows(w),
+        )  # fmt: skip
+
+
+class Sum(Step):
+    """A residual's branches, added and activated."""
+
+    def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
+        super().__init__(operation, inputs, out, work)
+        self.bounds = operation.bounds(out.bounds.dtype)
+        work.ask("sums", out.shape[0], 2, out.shape[3])
+
+    def shares(self, source: FeatureMap) -> bool:
+        return source.linear()
+
+    def forward(self) -> None:
+        kernels.add(self.inputs[0].source(), self.inputs[1].source(), self.bounds, self.out.z)
+
+    def backward(self) -> None:
+        for i, source in enumerate(self.inputs):
+            if source.needed:
+                target = self.target(i, self.out.shape[0])
+                kernels.pass_back(self.out.g, self.out.z, self.bounds, source.source(), target)
+
+
+class Average(Step):
+    def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
+        super().__init__(operation, inputs, out, work)
+        N, *_, C = out.shape
+        work.ask("sums", N, 2, C)
+        work.ask("means", N, C)
+
+    def forward(self) -> None:
+        kernels.average_forward(self.inputs[0].source(), self.out.z)
+
+    def backward(self) -> None:
+        N, *_, C = self.out.shape
+        kernels.average_backward(self.out.g, self.inputs[0].source(), self.work.part("means", N, C), self.target(0, N))
+
+
+class Reference(Step):
+    """A layer of the reference network as it is: a copy, which shares its parameters and not what forward saves."""
+
+    def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
+        super().__init__(operation, inputs, out, work)
+        self.layer = own(operation.layer)
+        self.unlimited = np.array([-np.inf, np.inf], out.bounds.dtype)
+        N, *_, C = inputs[0].shape
+        work.ask("sums", N, 2, C)
+        work.ask("incoming", N, *inputs[0].shape[1:])
+
+    def forward(self) -> None:
+        x = self.inputs[0].values()
+        self.out.z[..., : self.out.channels] = run_layer(self.layer, self.operation, x, True)
+        self.out.z[..., self.out.channels :] = 0
+
+    def backward(self) -> None:
+        source, out = self.inputs[0], self.out
+        dy = np.ascontiguousarray(out.g[..., : out.channels])
+        dx = self.layer.backward(dy.reshape(len(dy), -1) if self.operation.flat else dy)
+        if source.needed:
+            incoming = self.work.part("incoming", *source.shape)
+            incoming[..., : source.channels] = np.reshape(dx, (*source.shape[:3], source.channels))
+            incoming[..., source.channels :] = 0
+            target = self.target(0, source.shape[0])
+            kernels.pass_back(incoming, incoming, self.unlimited, source.source(), target)
+
+
+def run_layer(layer: Layer, operation: Operation, x: np.ndarray, train: bool) -> np.ndarray:
+    """Return a reference layer's output (N, H, W, C) for x, which is flat where its input is."""
+    y = layer.forward(x, train)
+    expected = operation.shape[:1] + operation.shape[3:] if operation.flat else operation.shape
+    if y.shape != expected:
+        raise MbnpError(f"{operation.names[0]} made {y.shape} where its output_shape says {expected}")
+    return y.reshape(operation.shape)
+
+
+def own(layer: Any) -> Any:
+    """Return a copy of a layer that shares its parameters but not what forward saves for backward."""
+    layer = copy.copy(layer)
+    if isinstance(layer, Sequential):
+        layer.layers = {name: own(child) for name, child in layer.layers.items()}
+    if isinstance(layer, Residual):
+        layer.shortcut = layer.shortcut and own(layer.shortcut)
+    return layer
+
+
+def _gradient(parameter: Parameter) -> np.ndarray:
+    """Return the array that a gradient is added to; a throw-away one where the parameter is frozen."""
+    return np.zeros_like(parameter.grad) if parameter.frozen else parameter.grad
+
+
+def _rows(parameter: Parameter) -> np.ndarray:
+    """Return the rows that a kernel adds a gradient to: none where nobody learns from it."""
+    rows = parameter.grad.reshape(-1, parameter.grad.shape[-1])
     return rows[:0] if parameter.frozen else rows
 
 
-class StemStage(Stage):
-    """The first convolution, on pictures, whose gradient nobody needs."""
-
-    def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
-        super().__init__(triple, shape, arena)
-        self.geometry = geometry(self.conv, shape)
-        self.padded = padded_picture(self.conv, self.geometry[0], *self.shape[1:3])
-        taps = self.padded.offsets.size
-        self.eights = np.concatenate([self.padded.offsets, np.zeros(-taps % 8, np.int64)])
-        self.w = arena.zeros(taps + 1, self.channels)
-        self.working["parts"] = (shape[0], self.eights.size + 1, self.channels)
-        self.no_bias = arena.array(0, self.channels)
-
-    def scratch_floats(self) -> int:
-        return self.padded.size + self.shape[2] * width(self.dtype)
-
-    def forward(self, x: np.ndarray, scratch: np.ndarray) -> None:
-        fill(_pixels(self.conv.weight.value), self.w)
-        if self.conv.bias is not None:
-            fill(self.conv.bias.value[None], self.w[-1:])
-        offsets, shape = self.padded
-        kernels.stem_forward(x, self.w, offsets, self.unlimited, shape, *self.geometry, scratch, self.z, self.moments)
-
-    def backward(self, x: np.ndarray, scratch: np.ndarray) -> None:
-        kernels.stem_backward(
-            self.g, self.z, self.affine, self.adjoint, x, self.eights, self.padded.shape, *self.geometry, scratch,
-            self.parts, _target(self.conv.weight), self.no_bias if self.conv.bias is None else _target(self.conv.bias),
-        )  # fmt: skip
-
-
-class DepthwiseStage(Stage):
-    def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
-        super().__init__(triple, shape, arena)
-        self.geometry = geometry(self.conv, shape)
-        self.taps = Stored(self.conv.weight.value.reshape(9, -1), 9, self.channels, arena)
-        self.working["parts"] = (shape[0], 9, self.channels)
-        self.working["sums_in"] = (shape[0], 2, self.channels)
-
-    def scratch_floats(self) -> int:
-        (_, _, w, c), (_, _, ow, _) = self.in_shape, self.shape
-        # Forward: rows of (ow - 1) * stride + 3 pixels; backward: of w + 2 or, at stride 2, of 2 * ow + 2.
-        padded = max(w, 2 * ow) + 2
-        return kernels.DEPTHWISE_ROWS * padded * width(self.dtype) + c
-
-    def forward(self, source: Stage, scratch: np.ndarray) -> None:
-        self.taps.refresh()
-        if not self.forward_arguments:
-            self.forward_arguments = (
-                source.z, source.affine, source.limits, self.taps.matrix, self.unlimited, *self.geometry, scratch,
-                self.z, self.moments,
-            )  # fmt: skip
-        kernels.depthwise_forward(*self.forward_arguments)
-
-    def backward(self, source: Stage, scratch: np.ndarray) -> None:
-        self.taps.refresh()
-        if not self.backward_arguments:
-            self.backward_arguments = (
-                self.g, self.z, self.affine, self.adjoint, source.z, source.affine, source.limits, self.taps.matrix,
-                *self.geometry, scratch, source.g, self.parts, self.sums_in,
-            )  # fmt: skip
-        kernels.depthwise_backward(*self.backward_arguments, _target(self.conv.weight))
-        source.sums = self.sums_in
-
-
-class PointwiseStage(Stage):
-    def __init__(self, triple: Triple, shape: Shape, arena: Arena) -> None:
-        super().__init__(triple, shape, arena)
-        tiles = len(self.counts)
-        # Two tiles are worth a partial gradient of their own. Of up to three each has one, for threads to share.
-        self.group = max(-(-tiles // GROUPS), min(2, tiles // 2)) * self.tile
-        groups = -(-self.pixels // self.group)
-        self.w = Stored(self.conv.weight.value, shape[-1], self.channels, arena)
-        self.working["w_t"] = (self.channels, shape[-1])
-        self.working["parts"] = (groups, shape[-1], self.channels)
-        self.working["sums_in"] = (groups, 2, shape[-1])
-
-    def _counts(self) -> np.ndarray:
-        widest = max(self.in_shape[-1], self.channels)
-        self.tile = min(max(TILE // widest, PIXELS), -(-self.pixels // 2))
-        starts = np.arange(0, self.pixels, self.tile)
-        return np.minimum(self.tile, self.pixels - starts)
-
-    def scratch_floats(self) -> int:
-        return self.tile * (self.in_shape[-1] + self.channels) + self.in_shape[-1] * self.channels
-
-    def forward(self, source: Stage, scratch: np.ndarray) -> None:
-        self.w.refresh()
-        if not self.forward_arguments:
-            self.forward_arguments = (
-                _pixels(source.z), source.affine, source.limits, self.w.matrix, self.tile, scratch, _pixels(self.z),
-                self.moments,
-            )  # fmt: skip
-        kernels.pointwise_forward(*self.forward_arguments)
-
-    def backward(self, source: Stage, scratch: np.ndarray) -> None:
-        self.w.refresh()
-        if not self.backward_arguments:
-            self.backward_arguments = (
-                _pixels(self.g), _pixels(self.z), self.affine, self.adjoint, _pixels(source.z), source.affine,
-                source.limits, self.w.matrix, self.tile, self.group, scratch, self.w_t, _pixels(source.g), self.parts,
-                self.sums_in,
-            )  # fmt: skip
-        kernels.pointwise_backward(*self.backward_arguments, _target(self.conv.weight))
-        source.sums = self.sums_in
-
-
-class Map:
-    """The end of a chain where other layers go on: the last stage's output, activated."""
-
-    def __init__(self, last: Stage, channels: int, arena: Arena) -> None:
-        self.last, self.channels = last, channels
-        self.out = arena.array(*last.shape)
-        self.sums = np.empty((last.shape[0], 2, last.channels))
-
-    def forward(self) -> np.ndarray:
-        last = self.last
-        kernels.normalise(last.z, last.affine, last.limits, last.z, False, self.out)
-        return self.out[..., : self.channels].copy()
-
-    def backward(self, dy: np.ndarray) -> None:
-        last = self.last
-        last.g[..., : self.channels] = checks.gradient(dy, (*last.shape[:-1], self.channels), last.z)
-        last.g[..., self.channels :] = 0
-        kernels.normalise_backward(last.g, self.out, last.z, last.affine, last.limits, last.g, self.sums)
-        last.sums = self.sums
-
-
-class Head:
-    """A network's end: the average over the last stage's map, and the linear layer."""
-
-    def __init__(self, last: Stage, linear: Any, arena: Arena) -> None:
-        self.last, self.linear = last, linear
-        n, w = last.shape[0], linear.weight.value
-        self.z = last.z.reshape(n, -1, last.channels)
-        self.group = -(-n // GROUPS)
-        self.features, self.df = arena.array(n, len(w)), arena.array(n, len(w))
-        self.da, self.part = arena.zeros(n, last.channels), arena.array(*w.shape)
-        self.sums = np.empty((-(-n // self.group), 2, last.channels))
-
-    def forward(self) -> np.ndarray:
-        last, w, b = self.last, self.linear.weight.value, self.linear.bias.value
-        logits = np.empty((len(self.z), b.size), b.dtype)
-        kernels.head_forward(
-            self.z, last.affine, last.limits, w, b, self.group, self.features, logits
-        )  # fmt: skip
-        return logits
-
-    def backward(self, dy: np.ndarray) -> None:
-        last, dw, db = self.last, _target(self.linear.weight), _target(self.linear.bias)
-        dy = checks.gradient(dy, (len(self.z), self.linear.bias.value.size), last.z)
-        kernels.head_backward(
-            dy, self.features, self.linear.weight.value, self.z, last.affine, last.limits, self.group, self.df, self.da,
-            last.g.reshape(self.z.shape), self.sums, self.part, dw, db,
-        )  # fmt: skip
-        last.sums = self.sums
+KINDS: dict[str, type[Step]] = {
+    "conv": Conv, "depthwise": Depthwise, "sum": Sum, "average": Average, "layer": Reference,
+}  # fmt: skip
 
 
 class Plan:
-    """The stages of a chain for one input shape, with all their buffers, and its end.
+    """The steps of a pass over a batch of one shape, with all their memory.
 
-    A chain that begins with a depthwise convolution begins after frozen blocks: `given.z` is their output.
-    `complete`: the end is the network's, too, and `forward` returns logits; else the layers of `tail` go on.
+    Its input is `images` (N, H, W, C): a batch, or what frozen operations before it made. needs_dx: whether backward
+    returns the gradient of it.
     """
 
-    def __init__(self, triples: list[Triple], tail: list[Layer], shape: Shape) -> None:
-        arena = Arena(triples[0].limits.dtype)
-        kinds = {Conv: StemStage, Depthwise: DepthwiseStage, Pointwise: PointwiseStage}
-        self.given = None
-        if not isinstance(triples[0].conv, Conv):
-            shape = stored(shape, arena.dtype)
-            self.given = Given(shape, arena)
-        self.stages: list[Any] = []
-        for triple in triples:
-            self.stages.append(kinds[type(triple.conv)](triple, shape, arena))
-            shape = self.stages[-1].shape
-        self._lend_gradients(arena)
-        for name in ("moments", "sums_in"):
-            self._lend(name, Arena(np.float64, block=0))  # means may be large
-        for name in ("parts", "w_t"):
-            self._lend(name, arena)
-        self.scratch = scratch(max(s.scratch_floats() for s in self.stages), arena)
-        last, channels = self.stages[-1], triples[-1].bn.weight.value.size
-        linear = head(tail, (*shape[:-1], channels), arena.dtype)
-        self.complete = linear is not None
-        self.end = Head(last, linear, arena) if linear else Map(last, channels, arena)
+    def __init__(self, operations: Sequence[Operation], shape: Shape, dtype: Any, needs_dx: bool, first: int = 0) -> None:
+        unlimited = np.array([-np.inf, np.inf], dtype)
+        arena, self.work = Arena(dtype), Workspace()
+        as_given = not needs_dx and operations[0].kind == "conv"  # which reads images of any number of channels
+        z = np.empty(0, dtype) if as_given else None
+        self.images = FeatureMap(shape, unlimited, z, plain=True)
+        self.images.needed = needs_dx
+        if not as_given:
+            self.images.z = arena.zeros(*self.images.shape)
+        self.as_given = as_given
+        maps = {first: self.images}
+        self.steps: list[Step] = []
+        for i, operation in enumerate(operations, start=first):
+            inputs = [maps[j] for j in operation.inputs]
+            plain = operation.kind not in ("conv", "depthwise")
+            bounds = unlimited if plain else operation.bounds(dtype)
+            out = maps[i + 1] = FeatureMap(operation.shape, bounds, None, plain, operation.flat)
+            out.z = arena.array(*out.shape)
+            out.needed = operation.learns() or any(source.needed for source in inputs)
+            self.steps.append(KINDS[operation.kind](operation, inputs, out, self.work))
+        self.out = self.steps[-1].out
+        self.work.ask("sums", self.out.shape[0], 2, self.out.shape[3])
+        self.work.ask("packed", 1)
+        self._plan_gradients(arena)
+        self.work.allocate(arena)
 
-    def _lend_gradients(self, arena: Arena) -> None:
-        """A gradient is needed only until the one before it is made, so that two buffers take turns.
+    def _plan_gradients(self, arena: Arena) -> None:
+        """Give each gradient a buffer: it is needed from the last consumer on until its own step has gone back.
 
-        Neighbours of one shape share theirs: a kernel has read what it needs of a gradient before it writes there.
+        One may take the place of another, where the step between them has read what it needs before it writes there.
         """
-        borrowers = [self.given, *self.stages] if self.given else self.stages
-        alike = [list(group) for _, group in itertools.groupby(borrowers, lambda borrower: borrower.shape)]
-        for offset in (0, 1):
-            turn = [borrower for group in alike[offset::2] for borrower in group]
-            lent = arena.array(max((math.prod(b.shape) for b in turn), default=0))
-            for borrower in turn:
-                borrower.g = _middle(lent, borrower.shape)
+        slots, taken = Slots(), {}
 
-    def _lend(self, name: str, arena: Arena) -> None:
-        """One array for all stages that work in something of that name, since one stage at a time does."""
-        shapes = {stage: stage.working[name] for stage in self.stages if name in stage.working}
-        lent = arena.array(max(map(math.prod, shapes.values()), default=0))
-        for stage, shape in shapes.items():
-            setattr(stage, name, _middle(lent, shape))
+        def give(source: FeatureMap) -> None:
+            taken[source] = slots.take(int(np.prod(source.shape)))
 
-    def _sources(self, x: np.ndarray) -> list[Any]:
-        """What each stage reads."""
-        return [self.given or x, *self.stages[:-1]]
+        if self.out.needed:
+            give(self.out)
+        for step in reversed(self.steps):
+            if not step.out.needed:
+                continue
+            slot = taken[step.out]
+            for i, source in enumerate(step.inputs):
+                if isinstance(step, Depthwise) and not source.needed and source not in taken:
+                    self.work.ask("unused", *source.shape)
+                if not source.needed:
+                    continue
+                step.adds[i] = source in taken
+                alone = slots.users[slot] == 1 or isinstance(step, Sum)
+                if source not in taken and step.shares(source) and alone:
+                    taken[source] = slot
+                    slots.users[slot] += 1
+                elif source not in taken:
+                    give(source)
+            slots.users[slot] -= 1
+        buffers = [arena.array(size) for size in slots.sizes]
+        for source, slot in taken.items():
+            source.g = middle(buffers[slot], source.shape)
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        """The logits, or where the plan is not complete the activated output of the last stage (N, H, W, C)."""
-        for stage, source in zip(self.stages, self._sources(x), strict=True):
-            stage.forward(source, self.scratch)
-            stage.normalise()
-        return self.end.forward()
+    def forward(self, x: np.ndarray, clock: Clock = plainly) -> np.ndarray:
+        """Return the output of the last step for x, which is kept, and read again by `backward`."""
+        if self.as_given:
+            self.images.z = x
+        else:
+            self.images.z[..., : self.images.channels] = x
+        for step in self.steps:
+            clock(step.operation.names, False, step.forward)
+        return self.out.values()
 
-    def backward(self, x: np.ndarray, dy: np.ndarray) -> None:
-        """Add every gradient, from dy, the gradient of what `forward` returned."""
-        self.end.backward(dy)
-        for stage, source in reversed(list(zip(self.stages, self._sources(x), strict=True))):
-            stage.finish_gradient()
-            # The gradient of what the first stage reads is needed by nobody.
-            if stage is not self.stages[0] or stage.conv.trainable():
-                stage.backward(source, self.scratch)
+    def backward(self, dy: np.ndarray, clock: Clock = plainly) -> np.ndarray | None:
+        """Add every gradient, from that of what `forward` returned; return that of its input where it is needed."""
+        out = self.out
+        expected = (*out.shape[:3], out.channels)
+        dy = checks.gradient(dy, (expected[0], expected[3]) if out.flat else expected, out.z).reshape(expected)
+        if not out.needed:
+            return None
+        out.g[..., : out.channels] = dy
+        out.g[..., out.channels :] = 0
+        unlimited = np.array([-np.inf, np.inf], out.z.dtype)
+        parts = self.work.part("sums", out.shape[0], 2, out.shape[3])
+        kernels.pass_back(out.g, out.g, unlimited, out.source(), Target(out.g, False, parts, out.sums))
+        for step in reversed(self.steps):
+            if step.out.needed:
+                clock(step.operation.names, True, step.backward)
+        return np.array(self.images.g[..., : self.images.channels]) if self.images.needed else None

@@ -21,7 +21,8 @@ import numba
 import numpy as np
 
 from mbnp import backend
-from mbnp.ops import checks
+from mbnp.backend.vectors import BYTES, padded
+from mbnp.ops import checks, matmul
 from mbnp.ops.window import Margin, Size, crop, pad, resolve, tap
 
 # --- loops: the definition ---
@@ -106,13 +107,13 @@ def backward_numpy(dy, x, w, stride, padding):
 # --- Numba: the same, a few images at a time ---
 #
 # All columns at once are KH*KW times the input, more than the cache holds. Those of a chunk of images are not, and
-# threads work on chunks. BLAS runs on one thread in each of ours: pointwise.py says why.
+# threads work on chunks. Each multiplies by the kernel of matmul.py.
 
 
 @backend.jit
 def _chunks(N, M):
-    """Return the number of chunks that N images with M = N*OH*OW windows are cut into; see pointwise.py."""
-    return min(N, 16, max(1, M // 128))
+    """Return the number of chunks that N images with M = N*OH*OW windows are cut into; see matmul.py."""
+    return min(N, matmul.chunks(M))
 
 
 @backend.jit
@@ -137,77 +138,88 @@ def forward_numba(x, w, b, stride, padding):
     N = len(x)
     *_, D = w.shape
     _, _, (OH, OW) = resolve(x, w.shape[:2], stride, padding)
-    y = np.empty((N, OH, OW, D), x.dtype)
-    with backend.one_blas_thread():
-        _forward_kernel(x, w, np.zeros(D, x.dtype) if b is None else b, stride, padding, y)
-    return y
+    y = np.empty((N, OH, OW, padded(D, x.dtype)), x.dtype)
+    b = np.zeros(y.shape[-1], x.dtype) if b is None else matmul.fill_vectors(b)
+    with backend.one_pool():
+        _forward_kernel(x, w, b, stride, padding, y)
+    return np.ascontiguousarray(y[..., :D])
 
 
-@backend.jit(parallel=True)
+@backend.jit(parallel=True, literal=True)
 def _forward_kernel(x, w, b, stride, padding, y):
     KH, KW, C, D = w.shape
-    N, OH, OW, _ = y.shape
+    N, OH, OW, stored = y.shape
     (SH, SW), ((top, _), (left, _)) = stride, padding
+    K = KH * KW * C
+    packed = np.empty(K * stored, x.dtype)
+    entries = 2 * BYTES // x.itemsize  # of a panel's row
+    for p in numba.prange(-(-stored // entries)):
+        matmul.pack(w.reshape(K, D), p * entries, stored, 0, packed)
     chunks = _chunks(N, N * OH * OW)
     for chunk in numba.prange(chunks):
         start, stop = chunk * N // chunks, (chunk + 1) * N // chunks
         columns = np.zeros((stop - start, OH, OW, KH, KW, C), x.dtype)
         _fill_columns(x[start:stop], columns, SH, SW, top, left)
-        rows = y[start:stop].reshape(-1, D)
-        np.dot(columns.reshape(-1, KH * KW * C), w.reshape(-1, D), rows)
-        for m in range(len(rows)):
-            for d in range(D):
-                rows[m, d] += b[d]
+        matmul.product(columns.reshape(-1, K), packed, b, y[start:stop].reshape(-1, stored))
 
 
 def backward_numba(dy, x, w, stride, padding):
+    D = w.shape[3]
     dx = np.zeros_like(x)
-    with backend.one_blas_thread():
-        dw, db = _backward_kernel(dy, x, w, stride, padding, dx)
-    dw, db = (partial.sum(axis=0, dtype=np.float64).astype(x.dtype) for partial in (dw, db))
-    return dx, dw.reshape(w.shape), db
+    with backend.one_pool():
+        dw, db = _backward_kernel(matmul.fill_vectors(dy), x, w, stride, padding, dx)
+    dw, db = (partial.sum(axis=0, dtype=np.float64).astype(x.dtype)[..., :D] for partial in (dw, db))
+    return dx, dw.reshape(w.shape), db.copy()
 
 
-@backend.jit(parallel=True)
+@backend.jit(parallel=True, literal=True)
 def _backward_kernel(dy, x, w, stride, padding, dx):
     KH, KW, C, D = w.shape
-    N, OH, OW, _ = dy.shape
+    N, OH, OW, stored = dy.shape
     (SH, SW), ((top, _), (left, _)) = stride, padding
     K = KH * KW * C
+    entries = 2 * BYTES // x.itemsize  # of a panel's row
+    across = -(-K // (entries // 2)) * (entries // 2)  # the columns' gradient, rounded up to vectors
+    packed, no_bias = np.empty(stored * across, x.dtype), np.zeros(across, x.dtype)
+    w_t = np.zeros((stored, K), x.dtype)
+    w_t[:D] = w.reshape(K, D).T
+    for p in numba.prange(-(-across // entries)):
+        matmul.pack(w_t, p * entries, across, 0, packed)
     chunks = _chunks(N, N * OH * OW)
-    dw = np.empty((chunks, K, D), x.dtype)  # partial gradients, one a chunk; the caller adds them up
-    db = np.zeros((chunks, D))
+    dw = np.empty((chunks, K, stored), x.dtype)  # partial gradients, one a chunk; the caller adds them up
+    db = np.zeros((chunks, stored))
     for chunk in numba.prange(chunks):
         start, stop = chunk * N // chunks, (chunk + 1) * N // chunks
         columns = np.zeros((stop - start, OH, OW, KH, KW, C), x.dtype)
         _fill_columns(x[start:stop], columns, SH, SW, top, left)
-        rows = dy[start:stop].reshape(-1, D)
-        np.dot(columns.reshape(-1, K).T, rows, dw[chunk])
+        rows = dy[start:stop].reshape(-1, stored)
+        matmul.product_transposed(columns.reshape(-1, K), rows, dw[chunk])
         for m in range(len(rows)):
-            for d in range(D):
+            for d in range(stored):
                 db[chunk, d] += rows[m, d]
-        # The columns are done with: their gradient takes their place.
-        np.dot(rows, w.reshape(-1, D).T, columns.reshape(-1, K))
-        _add_columns(columns, dx[start:stop], SH, SW, top, left)
+        dcolumns = np.empty((len(rows), across), x.dtype)
+        matmul.product(rows, packed, no_bias, dcolumns)
+        _add_columns(dcolumns, (KH, KW), (OH, OW), dx[start:stop], SH, SW, top, left)
     return dw, db
 
 
 @backend.jit
-def _add_columns(dcolumns, dx, SH, SW, top, left):
-    """Add dcolumns[n, i, j, u, v, c] to dx[n, p, q, c]: the transpose of _fill_columns."""
-    _, H, W, C = dx.shape
-    N, OH, OW, KH, KW, _ = dcolumns.shape
+def _add_columns(dcolumns, kernel, out, dx, SH, SW, top, left):
+    """Add dcolumns[(n, i, j), (u, v, c)] to dx[n, p, q, c]: the transpose of _fill_columns."""
+    N, H, W, C = dx.shape
+    (KH, KW), (OH, OW) = kernel, out
     for n in range(N):
         for i in range(OH):
             for u in range(KH):
                 p = i * SH + u - top
                 if 0 <= p < H:
                     for j in range(OW):
+                        row = (n * OH + i) * OW + j
                         for v in range(KW):
                             q = j * SW + v - left
                             if 0 <= q < W:
                                 for c in range(C):
-                                    dx[n, p, q, c] += dcolumns[n, i, j, u, v, c]
+                                    dx[n, p, q, c] += dcolumns[row, (u * KW + v) * C + c]
 
 
 # --- the public pair ---

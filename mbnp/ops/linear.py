@@ -17,7 +17,7 @@ equations 1, 5, 6 and 7.
 import numpy as np
 
 from mbnp import backend
-from mbnp.ops import checks
+from mbnp.ops import checks, matmul
 
 # --- loops: the definition ---
 
@@ -62,17 +62,15 @@ def backward_numpy(dy, x, w):
     return dx, dw, dy.sum(axis=0, dtype=np.float64).astype(x.dtype)
 
 
-# --- among Numba's kernels: the same, without waking the threads of NumPy's BLAS ---
+# --- Numba: the same, by the kernel of matmul.py, without waking the threads of NumPy's BLAS ---
 
 
 def forward_numba(x, w, b):
-    with backend.one_blas_thread():
-        return forward_numpy(x, w, b)
+    return matmul.forward_bias(x, w, b)
 
 
 def backward_numba(dy, x, w):
-    with backend.one_blas_thread():
-        return backward_numpy(dy, x, w)
+    return matmul.backward_bias(dy, x, w)
 
 
 # --- the public pair ---

@@ -13,11 +13,10 @@ MobileNet it is 95 % of all arithmetic.
 Source: Howard et al., "MobileNets", arXiv:1704.04861, section 3.1.
 """
 
-import numba
 import numpy as np
 
 from mbnp import backend
-from mbnp.ops import checks
+from mbnp.ops import checks, matmul
 
 # --- loops: the definition ---
 
@@ -68,70 +67,22 @@ def backward_numpy(dy, x, w):
     return dx, dw, db
 
 
-# --- Numba: the same matrix products, cut into chunks of pixels ---
+# --- Numba: the same matrix products, by the kernel of matmul.py ---
 #
 # NumPy's matrix product is as fast as this by itself. But its BLAS keeps threads of its own, which wait for the next
 # product by spinning on the very cores that the kernels before and after it need: a training step with both pools was
-# measured four to ten times slower than with one. So here each of our threads calls a single-threaded product.
-
-
-@backend.jit
-def _chunks(M):
-    """Return the number of chunks that M pixels are cut into: up to 16, of at least about 128 pixels.
-
-    It depends on M alone, not on the number of threads, and so do the results: partial sums are always added in the
-    same order. In a smaller chunk, packing w for the matrix product would take longer than the product.
-    """
-    return min(16, max(1, M // 128))
+# measured four to ten times slower than with one.
 
 
 def forward_numba(x, w, b):
-    N, H, W, C = x.shape
-    _, D = w.shape
-    with backend.one_blas_thread():
-        y = _forward_kernel(x.reshape(-1, C), w, np.zeros(D, x.dtype) if b is None else b)
-    return y.reshape(N, H, W, D)
-
-
-@backend.jit(parallel=True)
-def _forward_kernel(x, w, b):
-    M, _ = x.shape
-    _, D = w.shape
-    y = np.empty((M, D), x.dtype)
-    chunks = _chunks(M)
-    for chunk in numba.prange(chunks):
-        start, stop = chunk * M // chunks, (chunk + 1) * M // chunks
-        np.dot(x[start:stop], w, y[start:stop])
-        for m in range(start, stop):
-            for d in range(D):
-                y[m, d] += b[d]
-    return y
+    C, D = w.shape
+    return matmul.forward_bias(x.reshape(-1, C), w, b).reshape(*x.shape[:-1], D)
 
 
 def backward_numba(dy, x, w):
     C, D = w.shape
-    with backend.one_blas_thread():
-        dx, dw, db = _backward_kernel(dy.reshape(-1, D), x.reshape(-1, C), w)
-    dw, db = dw.sum(axis=0, dtype=np.float64).astype(x.dtype), db.sum(axis=0).astype(x.dtype)
+    dx, dw, db = matmul.backward_bias(dy.reshape(-1, D), x.reshape(-1, C), w)
     return dx.reshape(x.shape), dw, db
-
-
-@backend.jit(parallel=True)
-def _backward_kernel(dy, x, w):
-    M, C = x.shape
-    _, D = w.shape
-    chunks = _chunks(M)
-    dx = np.empty_like(x)
-    dw = np.empty((chunks, C, D), x.dtype)  # partial gradients, one a chunk; the caller adds them up
-    db = np.zeros((chunks, D))
-    for chunk in numba.prange(chunks):
-        start, stop = chunk * M // chunks, (chunk + 1) * M // chunks
-        np.dot(dy[start:stop], w.T, dx[start:stop])
-        np.dot(x[start:stop].T, dy[start:stop], dw[chunk])
-        for m in range(start, stop):
-            for d in range(D):
-                db[chunk, d] += dy[m, d]
-    return dx, dw, db
 
 
 # --- the public pair ---

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mbnp.backend import current, one_blas_thread
+from mbnp.backend import current, one_pool
 from mbnp.errors import MbnpError, unknown
 from mbnp.optim import update
 from mbnp.parameter import Parameter
@@ -84,7 +84,7 @@ def _run(
     rule: Callable, kernel: Callable | None, tables: update.Tables, arrays: list[list[np.ndarray]], constants: tuple
 ) -> None:
     """Apply the rule to each parameter's arrays, or the kernel to all of them, as the backend says."""
-    with one_blas_thread():  # after whatever kernels another Python thread runs
+    with one_pool():  # after whatever kernels another Python thread runs
         if kernel is None or current() != "numba":
             for group in arrays:
                 rule(*group)

@@ -32,7 +32,7 @@ def _zero_chunk(table, chunk, like):
         _chunk(address, size, chunk, like)[:] = 0
 
 
-@jit(parallel=True)
+@jit(parallel=True, literal=True)
 def zero(table, like):
     for chunk in prange(CHUNKS):
         _zero_chunk(table, chunk, like)
@@ -49,7 +49,7 @@ def _sgd_chunk(table, chunk, like, lr, momentum, l2, shrink, nesterov):
             w[i] = shrink * w[i] - lr * (d + momentum * v[i] if nesterov else v[i])
 
 
-@jit(parallel=True)
+@jit(parallel=True, literal=True)
 def sgd(table, like, lr, momentum, l2, shrink, nesterov):
     for chunk in prange(CHUNKS):
         _sgd_chunk(table, chunk, like, lr, momentum, l2, shrink, nesterov)
@@ -66,7 +66,7 @@ def _adamw_chunk(table, chunk, like, beta1, rest1, beta2, rest2, rate, square_sc
             w[i] = shrink * w[i] - rate * m[i] / (np.sqrt(square_scale * v[i]) + eps)
 
 
-@jit(parallel=True)
+@jit(parallel=True, literal=True)
 def adamw(table, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink):
     for chunk in prange(CHUNKS):
         _adamw_chunk(table, chunk, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink)

@@ -1,262 +1,277 @@
-"""BatchNorm and ReLU, forward and backward: as pieces of the other kernels, between them, and by themselves."""
+"""BatchNorm and activation, forward and backward: as pieces of the other kernels, between them, and by themselves."""
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
 
 from mbnp.backend import inlined, jit, piece
-from mbnp.fused.kernels.vectors import BYTES, accumulate, clip, load, prefetch, store, where_inside
+from mbnp.backend.vectors import BYTES, accumulate, clip, fma, load, prefetch, store, where_inside
 
 # Pixels whose sums are made in float32, as those of a row are in depthwise kernels; they are added up in float64.
 RUN = 16
 
 
-# ---- pieces: one vector of channels of a run of pixels, and all channels of whole pixels -----------------------------
+# ---- pieces: one vector of channels of a run of pixels -----------------------------------------------------------
 #
 # Arrays are flat, with the entry to begin at, because to make a slice Numba counts references, which takes longer than
 # a short row; what one vector of channels passes through is inlined, because a call would save all vector registers.
 
 
 @inlined
-def activate_run(z, at, pixels, affine, limits, c, out, o, step, ahead):
-    """out = clip((z - mean) * scale + shift) for channels c ..., z from `at` and out from o on, `step` apart in out."""
-    C = affine.shape[1]
-    mean, scale, shift = load(affine[0], c), load(affine[1], c), load(affine[2], c)
-    low, high = limits[0], limits[1]
+def activate_run(z, at, pixels, scale_shift, bounds, c, out, o, step, ahead):
+    """out = clip((z - mean)*scale + shift) for channels c ..., z from `at` and out from o on, `step` apart in out."""
+    C = scale_shift.shape[1]
+    mean, scale, shift = load(scale_shift[0], c), load(scale_shift[1], c), load(scale_shift[2], c)
+    low, high = bounds[0], bounds[1]
     for _ in range(pixels):
         prefetch(z, at + ahead)
-        store(clip((load(z, at) - mean) * scale + shift, low, high), out, o)
+        store(clip(fma(load(z, at) - mean, scale, shift), low, high), out, o)
         at, o = at + C, o + step
 
 
 @inlined
-def adjoint_run(g, z, at, pixels, affine, adjoint, c, out, o, step, ahead):
+def gradient_run(g, z, at, pixels, scale_shift, coefficients, c, out, o, step, ahead):
     """out = dL/dz = k*g + c1*(z - mean) + c0, likewise."""
-    C = affine.shape[1]
-    mean, k, c1, c0 = load(affine[0], c), load(adjoint[0], c), load(adjoint[1], c), load(adjoint[2], c)
+    C = scale_shift.shape[1]
+    mean, k = load(scale_shift[0], c), load(coefficients[0], c)
+    c1, c0 = load(coefficients[1], c), load(coefficients[2], c)
     for _ in range(pixels):
         prefetch(g, at + ahead)
         prefetch(z, at + ahead)
-        store(k * load(g, at) + c1 * (load(z, at) - mean) + c0, out, o)
+        store(fma(k, load(g, at), fma(c1, load(z, at) - mean, c0)), out, o)
         at, o = at + C, o + step
 
 
 @inlined
-def mask_run(da, o, step, z, at, pixels, affine, limits, c, g, sums):
-    """g = da where BN(z) lies strictly within the limits, else 0; adds g and g*(z - mean) to sums (2, C)."""
-    C = affine.shape[1]
-    mean, scale, shift = load(affine[0], c), load(affine[1], c), load(affine[2], c)
-    low, high = limits[0], limits[1]
+def mask_run(da, o, step, z, at, pixels, scale_shift, bounds, c, g, add, sums):
+    """g = da where BN(z) lies strictly within the bounds, else 0; adds g and g*(z - mean) to sums (2, C).
+
+    With `add`, da is added to the gradient that is in g already.
+    """
+    C = scale_shift.shape[1]
+    mean, scale, shift = load(scale_shift[0], c), load(scale_shift[1], c), load(scale_shift[2], c)
+    low, high = bounds[0], bounds[1]
     s1 = s2 = mean - mean
     for _ in range(pixels):
         centred = load(z, at) - mean
-        d = where_inside(centred * scale + shift, low, high, load(da, o))
+        d = load(da, o)
+        if add:
+            d = d + load(g, at)
+        d = where_inside(fma(centred, scale, shift), low, high, d)
         store(d, g, at)
-        s1, s2 = s1 + d, s2 + d * centred
+        s1, s2 = s1 + d, fma(d, centred, s2)
         at, o = at + C, o + step
     accumulate(s1, sums[0], c)
     accumulate(s2, sums[1], c)
 
 
+@inlined
+def moments_run(z, at, pixels, C, pivot, c, moments):
+    """Add to moments (2, C) the sums of z - pivot and of its square, for channels c ... of a run of pixels."""
+    p = load(pivot, c)
+    s1 = s2 = p - p
+    for _ in range(pixels):
+        d = load(z, at) - p
+        s1, s2 = s1 + d, fma(d, d, s2)
+        at += C
+    accumulate(s1, moments[0], c)
+    accumulate(s2, moments[1], c)
+
+
+# ---- pieces: all channels of whole pixels --------------------------------------------------------------------------
+
+
 @piece
-def activate_pixels(z, affine, limits, out):
-    """out = clip((z - mean) * scale + shift)."""
-    C = affine.shape[1]
-    for first in range(0, z.size, RUN * C):
-        pixels = min(RUN, (z.size - first) // C)
+def activate_pixels(z, at, pixels, scale_shift, bounds, out, o):
+    """out from o on = clip((z - mean)*scale + shift), z from `at` on."""
+    C = scale_shift.shape[1]
+    for first in range(0, pixels, RUN):
+        run = min(RUN, pixels - first)
         for c in range(0, C, BYTES // z.itemsize):
-            activate_run(z, first + c, pixels, affine, limits, c, out, first + c, C, RUN * C)
+            k = first * C + c
+            activate_run(z, at + k, run, scale_shift, bounds, c, out, o + k, C, RUN * C)
 
 
 @piece
-def adjoint_pixels(g, z, affine, adjoint, out):
-    """out = dL/dz = k*g + c1*(z - mean) + c0."""
-    C = affine.shape[1]
-    for first in range(0, z.size, RUN * C):
-        pixels = min(RUN, (z.size - first) // C)
+def gradient_pixels(g, z, at, pixels, scale_shift, coefficients, out, o):
+    """out from o on = dL/dz = k*g + c1*(z - mean) + c0, g and z from `at` on."""
+    C = scale_shift.shape[1]
+    for first in range(0, pixels, RUN):
+        run = min(RUN, pixels - first)
         for c in range(0, C, BYTES // z.itemsize):
-            adjoint_run(g, z, first + c, pixels, affine, adjoint, c, out, first + c, C, RUN * C)
+            k = first * C + c
+            gradient_run(g, z, at + k, run, scale_shift, coefficients, c, out, o + k, C, RUN * C)
 
 
 @piece
-def mask_pixels(g, z, affine, limits, sums):
-    """In place, g = g where BN(z) lies strictly within the limits, else 0; adds g and g*(z - mean) to sums (2, C)."""
-    C = affine.shape[1]
-    for first in range(0, z.size, RUN * C):
-        pixels = min(RUN, (z.size - first) // C)
-        for c in range(0, C, BYTES // z.itemsize):
-            mask_run(g, first + c, C, z, first + c, pixels, affine, limits, c, g, sums)
+def take_moments(z, at, pixels, c, entries, pivot, moments):
+    """moments (2, C) += the sums of z - pivot and of its square, over pixels from `at` on and channels c to c + entries.
 
-
-@piece
-def take_moments(z, moments):
-    """moments (2, C) = the mean of z, and the sum of squared deviations from it, in float64.
-
-    One pass, over deviations from one pixel: a plain sum of squares would cancel where the mean is large. Any pixel of
-    them will do, since its own deviation is part of the sum: with P of them the variance keeps all but P times eps.
-    A typical one is better, and the first often is not: at a map's corner it saw the most padding.
+    Deviations from a pixel: a plain sum of squares would cancel where the mean is large. Any pixel of them will do,
+    since its own deviation is part of the sum: with P of them the variance keeps all but P times eps. A typical one is
+    better, and the first often is not: at a feature map's corner it saw the most padding.
     """
     C = moments.shape[1]
-    pivot = 2 * (z.size // C) // 3 * C
-    moments[:] = 0
-    for first in range(0, z.size, RUN * C):
-        pixels = min(RUN, (z.size - first) // C)
-        for c in range(0, C, BYTES // z.itemsize):
-            p = load(z, pivot + c)
-            s1 = s2 = p - p
-            k = first + c
-            for _ in range(pixels):
-                d = load(z, k) - p
-                s1, s2 = s1 + d, s2 + d * d
-                k += C
-            accumulate(s1, moments[0], c)
-            accumulate(s2, moments[1], c)
-    centre(z[pivot : pivot + C], z.size // C, moments)
+    for first in range(0, pixels, RUN):
+        run = min(RUN, pixels - first)
+        for i in range(c, c + entries, BYTES // z.itemsize):
+            moments_run(z, at + first * C + i, run, C, pivot, i, moments)
 
 
 @piece
 def centre(pivot, pixels, moments):
-    """From the sums over `pixels` of deviations from the pivot (C,) and of their squares: the moments."""
-    for c in range(pivot.size):
+    """From the sums over `pixels` of deviations from the pivot (C,) and of their squares: mean and centred squares."""
+    for c in range(moments.shape[1]):
         shift = moments[0, c] / pixels
         m2 = moments[1, c] - moments[0, c] * shift
         moments[1, c] = 0.0 if m2 < 0 else m2  # in this order a NaN stays one
         moments[0, c] = pivot[c] + shift
 
 
+@piece
+def total(parts, sums):
+    """sums (2, C) = the sum of parts (tiles, 2, C), in their order."""
+    for i in range(2):
+        for c in range(sums.shape[1]):
+            value = 0.0
+            for t in range(parts.shape[0]):
+                value += parts[t, i, c]
+            sums[i, c] = value
+
+
 # ---- BatchNorm between the passes -----------------------------------------------------------------------------
 
 
-@jit
-def finish_statistics(moments, counts, gamma, beta, eps, momentum, running_mean, running_var, affine):
-    """Combine the tiles' mean and m2 as Chan, Golub and LeVeque (1979) do; make `affine`, move the running ones.
+class Statistics(NamedTuple):
+    """A BatchNorm's arrays (C,), and the bias of the convolution before it: zeros where it has none."""
 
-    moments (tiles, 2, C), counts (tiles,). Law: `batchnorm.forward` and `batchnorm.update_running`.
+    gamma: np.ndarray
+    beta: np.ndarray
+    running_mean: np.ndarray
+    running_var: np.ndarray
+    bias: np.ndarray
+
+
+@jit(literal=True)
+def finish_statistics(moments, counts, bn, eps, momentum, scale_shift):
+    """Combine the tiles' mean and m2 as Chan, Golub and LeVeque (1979) do; make scale_shift, move the running ones.
+
+    moments (tiles, 2, C), counts (tiles,). Reference equation: `batchnorm.forward` and `batchnorm.update_running`. A
+    bias before BatchNorm moves its mean and nothing else, so that z is kept without it.
     """
-    C, total = gamma.size, counts.sum()
+    C, pixels = bn.gamma.size, counts.sum()
     mean, m2 = np.zeros(C), np.zeros(C)
     for t in range(counts.size):
         for c in range(C):
             mean[c] += counts[t] * moments[t, 0, c]
-    mean /= total
+    mean /= pixels
     for t in range(counts.size):
         for c in range(C):
             d = moments[t, 0, c] - mean[c]
             m2[c] += moments[t, 1, c] + counts[t] * (d * d)
     for c in range(C):
-        inv = 1 / np.sqrt(m2[c] / total + eps)
-        affine[0, c] = mean[c]
-        rest = affine[0, c] - mean[c]
-        affine[1, c], affine[2, c] = gamma[c] * inv, beta[c] + rest * gamma[c] * inv
-        affine[3, c], affine[4, c] = inv, rest
-        running_mean[c] += momentum * (mean[c] - running_mean[c])
-        running_var[c] += momentum * (m2[c] / (total - 1) - running_var[c])
+        inv = 1 / np.sqrt(m2[c] / pixels + eps)
+        scale_shift[0, c] = mean[c]
+        rest = scale_shift[0, c] - mean[c]
+        scale_shift[1, c], scale_shift[2, c] = bn.gamma[c] * inv, bn.beta[c] + rest * bn.gamma[c] * inv
+        scale_shift[3, c], scale_shift[4, c] = inv, rest
+        bn.running_mean[c] += momentum * (mean[c] + bn.bias[c] - bn.running_mean[c])
+        bn.running_var[c] += momentum * (m2[c] / (pixels - 1) - bn.running_var[c])
 
 
-@jit
-def finish_adjoint(sums, total, affine, dgamma, dbeta, adjoint_out):
-    """Add the tiles' sums to BN's gradients, and make `adjoint`. Law: `batchnorm.backward`.
+@jit(literal=True)
+def finish_coefficients(sums, pixels, scale_shift, dgamma, dbeta, coefficients):
+    """Add to BatchNorm's gradients, and make the coefficients. Reference equation: `batchnorm.backward`.
 
-    With total = inf the statistics are constants, as in a frozen BatchNorm: `batchnorm.inference_backward`.
+    With pixels = inf the statistics are constants, as in a frozen BatchNorm: `batchnorm.inference_backward`.
     """
-    C = dgamma.size
-    s1, s2 = np.zeros(C), np.zeros(C)
-    for t in range(sums.shape[0]):
-        for c in range(C):
-            s1[c] += sums[t, 0, c]
-            s2[c] += sums[t, 1, c]
-    for c in range(C):
-        scale, inv, rest = affine[1, c], np.float64(affine[3, c]), np.float64(affine[4, c])
-        products = s2[c] + rest * s1[c]
+    for c in range(dgamma.size):
+        scale, inv, rest = scale_shift[1, c], np.float64(scale_shift[3, c]), np.float64(scale_shift[4, c])
+        products = sums[1, c] + rest * sums[0, c]
         dgamma[c] += products * inv
-        dbeta[c] += s1[c]
-        slope = -scale * inv * inv * products / total
-        adjoint_out[0, c] = scale
-        adjoint_out[1, c] = slope
-        adjoint_out[2, c] = slope * rest - scale * s1[c] / total
+        dbeta[c] += sums[0, c]
+        slope = -scale * inv * inv * products / pixels
+        coefficients[0, c] = scale
+        coefficients[1, c] = slope
+        coefficients[2, c] = slope * rest - scale * sums[0, c] / pixels
 
 
-# ---- BatchNorm by itself: after a convolution that stays as it is, and at the end of a chain ------------------------
+# ---- kernels of feature maps by themselves ---------------------------------------------------------------------
 
 
 @piece
-def _add_activate(z, affine, limits, shortcut, out):
-    """out = clip((z - mean) * scale + shift + shortcut)."""
-    C = affine.shape[1]
-    low, high = limits[0], limits[1]
-    for first in range(0, z.size, RUN * C):
-        pixels = min(RUN, (z.size - first) // C)
-        for c in range(0, C, BYTES // z.itemsize):
-            mean, scale, shift = load(affine[0], c), load(affine[1], c), load(affine[2], c)
-            k = first + c
-            for _ in range(pixels):
-                store(clip((load(z, k) - mean) * scale + shift + load(shortcut, k), low, high), out, k)
+def _activate(source, n, out):
+    N, H, W, C = source.z.shape
+    at = n * H * W * C
+    activate_pixels(source.z.ravel(), at, H * W, source.scale_shift, source.bounds, out.ravel(), at)
+
+
+@jit(parallel=True, literal=True)
+def activate(source, out):
+    """out (N, H, W, C). Reference equation: relu.forward(batchnorm.forward(z))."""
+    for n in prange(source.z.shape[0]):
+        _activate(source, n, out)
+
+
+@piece
+def _add(first, second, bounds, n, out):
+    _, H, W, C = first.z.shape
+    x, y, flat = first.z.ravel(), second.z.ravel(), out.ravel()
+    low, high, low1, high1 = bounds[0], bounds[1], first.bounds[0], first.bounds[1]
+    low2, high2 = second.bounds[0], second.bounds[1]
+    for start in range(0, H * W, RUN):
+        for c in range(0, C, BYTES // out.itemsize):
+            ss = first.scale_shift
+            mean1, scale1, shift1 = load(ss[0], c), load(ss[1], c), load(ss[2], c)
+            ss = second.scale_shift
+            mean2, scale2, shift2 = load(ss[0], c), load(ss[1], c), load(ss[2], c)
+            k = (n * H * W + start) * C + c
+            for _ in range(min(RUN, H * W - start)):
+                a = clip(fma(load(x, k) - mean1, scale1, shift1), low1, high1)
+                b = clip(fma(load(y, k) - mean2, scale2, shift2), low2, high2)
+                store(clip(a + b, low, high), flat, k)
                 k += C
 
 
-@piece
-def _normalise(z, affine, limits, shortcut, summed, out):
-    if summed:
-        _add_activate(z.ravel(), affine, limits, shortcut.ravel(), out.ravel())
-    else:
-        activate_pixels(z.ravel(), affine, limits, out.ravel())
-
-
-@jit(parallel=True)
-def normalise(z, affine, limits, shortcut, summed, out):
-    """out (N, H, W, C). Law: relu.forward(batchnorm.forward(z) + shortcut), without the shortcut unless `summed`."""
-    for n in prange(z.shape[0]):
-        _normalise(z[n], affine, limits, shortcut[n], summed, out[n])
+@jit(parallel=True, literal=True)
+def add(first, second, bounds, out):
+    """out (N, H, W, C), of two Sources. Reference equation: relu.forward(a1 + a2), a as in `activate`."""
+    for n in prange(out.shape[0]):
+        _add(first, second, bounds, n, out)
 
 
 @piece
-def _image_moments(z, moments):
-    take_moments(z.ravel(), moments)
-
-
-@jit(parallel=True)
-def statistics(z, moments):
-    """moments (N, 2, C) of each image of z (N, H, W, C): mean and sum of squared deviations, as `finish_statistics`."""
-    for n in prange(z.shape[0]):
-        _image_moments(z[n], moments[n])
-
-
-@piece
-def _normalise_backward(dy, y, z, affine, limits, d, sums):
-    C = affine.shape[1]
-    low, high = limits[0], limits[1]
+def _pass_back(dy, y, bounds, source, target, n):
+    _, H, W, C = source.z.shape
+    dy, y, z, g = dy.ravel(), y.ravel(), source.z.ravel(), target.g.ravel()
+    sums, ss = target.parts[n], source.scale_shift
+    low, high, low1, high1 = bounds[0], bounds[1], source.bounds[0], source.bounds[1]
     sums[:] = 0
-    for first in range(0, z.size, RUN * C):
-        pixels = min(RUN, (z.size - first) // C)
+    for start in range(0, H * W, RUN):
         for c in range(0, C, BYTES // z.itemsize):
-            mean = load(affine[0], c)
+            mean, scale, shift = load(ss[0], c), load(ss[1], c), load(ss[2], c)
             s1 = s2 = mean - mean
-            k = first + c
-            for _ in range(pixels):
-                v = where_inside(load(y, k), low, high, load(dy, k))
-                store(v, d, k)
-                s1, s2 = s1 + v, s2 + v * (load(z, k) - mean)
+            k = (n * H * W + start) * C + c
+            for _ in range(min(RUN, H * W - start)):
+                d = where_inside(load(y, k), low, high, load(dy, k))
+                if target.add:
+                    d = d + load(g, k)
+                centred = load(z, k) - mean
+                d = where_inside(fma(centred, scale, shift), low1, high1, d)
+                store(d, g, k)
+                s1, s2 = s1 + d, fma(d, centred, s2)
                 k += C
             accumulate(s1, sums[0], c)
             accumulate(s2, sums[1], c)
 
 
-@jit(parallel=True)
-def normalise_backward(dy, y, z, affine, limits, d, sums):
-    """d (N, H, W, C), and sums (N, 2, C) of each image. Law: d = relu.backward(dy, x) where y = relu.forward(x).
+@jit(parallel=True, literal=True)
+def pass_back(dy, y, bounds, source, target):
+    """From the gradient of y (N, H, W, C), which is clipped to the bounds, to that of a Source that y is a sum with.
 
-    d may be dy.
+    Reference equation: g = relu.backward(relu.backward(dy, y), batchnorm.forward(z)). target.g may be dy.
     """
-    for n in prange(z.shape[0]):
-        _normalise_backward(dy[n].ravel(), y[n].ravel(), z[n].ravel(), affine, limits, d[n].ravel(), sums[n])
-
-
-@piece
-def _image_adjoint(g, z, affine, adjoint, dz):
-    adjoint_pixels(g.ravel(), z.ravel(), affine, adjoint, dz.ravel())
-
-
-@jit(parallel=True)
-def batchnorm_backward(g, z, affine, adjoint, dz):
-    """dz (N, H, W, C) from g, the gradient of BN(z). Law: dz = batchnorm.backward(g, z)."""
-    for n in prange(z.shape[0]):
-        _image_adjoint(g[n], z[n], affine, adjoint, dz[n])
+    for n in prange(source.z.shape[0]):
+        _pass_back(dy, y, bounds, source, target, n)
+    total(target.parts[: source.z.shape[0]], target.sums)

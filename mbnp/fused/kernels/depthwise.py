@@ -1,23 +1,42 @@
-"""Depthwise convolution, 3x3 at stride 1 or 2.
+"""Depthwise convolution: 3x3 at stride 1 or 2 with its weights in registers, and any other kernel and stride.
 
 One vector of channels at a time goes through a picture, row by row. The rows that the windows need are made when they
 are first needed, in a ring of SLOTS padded rows that never leaves the first cache; rows of the padding share one of
 zeros, the ring's last. Margins are zeroed once a picture. Backward at stride 2 keeps rows in pairs instead.
 
-g may be g_out where they have one shape: backward has copied a row of g_out into its rows before it writes the row of g
-in its place, whatever the padding.
+target.g may be gradient.g where they have one shape: backward has copied a row of it into its rows before it writes the
+row of target.g in its place, whatever the padding. Kernels of other sizes copy one vector of channels of a whole image
+first (`_any_forward`, `_any_backward`).
 """
+
+from typing import NamedTuple
 
 import numba
 from numba import prange
 
 from mbnp.backend import inlined, jit, piece
-from mbnp.fused.kernels.batchnorm import activate_run, adjoint_run, centre, mask_run
-from mbnp.fused.kernels.pointwise import add_parts
-from mbnp.fused.kernels.vectors import BYTES, accumulate, clip, load, prefetch, store, store_rows, where_inside
+from mbnp.fused.kernels.batchnorm import activate_run, centre, gradient_run, mask_run, take_moments, total
+from mbnp.fused.kernels.conv import add_parts
+from mbnp.backend.vectors import BYTES, accumulate, clip, fma, load, prefetch, store, store_rows, where_inside
 
-DEPTHWISE_ROWS = 7  # padded rows of one vector of channels that a kernel keeps in scratch, at most
 SLOTS = 4  # of a ring of rows: three, and a power of two, by which to divide costs nothing
+
+
+class Window(NamedTuple):
+    """The kernel's size, its stride, and the padding above and to the left."""
+
+    kernel: int
+    stride: int
+    top: int
+    left: int
+
+
+def scratch_vectors(window, H, W, OH, OW):
+    """Return how many vectors a thread works in, for an input of H x W and an output of OH x OW pixels."""
+    if window.kernel == 3 and window.stride <= 2:
+        return 7 * (max(W, 2 * OW) + 2)
+    rows, columns = (OH - 1) * window.stride + window.kernel, (OW - 1) * window.stride + window.kernel
+    return 2 * max(rows, window.top + H) * max(columns, window.left + W) + OW
 
 
 @inlined
@@ -27,7 +46,7 @@ def _slot(y, rows, row):
 
 
 @inlined
-def _nine(taps, c):
+def nine(taps, c):
     """The vector of channels from c on of each tap."""
     return (
         load(taps[0], c), load(taps[1], c), load(taps[2], c),
@@ -41,7 +60,8 @@ def _window(w, upper, middle, lower):
     """The sum of nine weights times three vectors of each of three rows."""
     w0, w1, w2, w3, w4, w5, w6, w7, w8 = w
     (u0, u1, u2), (m0, m1, m2), (l0, l1, l2) = upper, middle, lower
-    return (w0 * u0 + w1 * u1 + w2 * u2) + (w3 * m0 + w4 * m1 + w5 * m2) + (w6 * l0 + w7 * l1 + w8 * l2)
+    upper, middle, lower = fma(w2, u2, fma(w1, u1, w0 * u0)), fma(w5, m2, fma(w4, m1, w3 * m0)), w6 * l0
+    return upper + middle + fma(w8, l2, fma(w7, l1, lower))
 
 
 @inlined
@@ -51,13 +71,13 @@ def _three(x, i, step):
 
 
 @inlined
-def _convolve_row(w, bias, limits, pivot, x, i, j, k, step, stride, pixels, out, o, C):
+def convolve_row(w, bias, bounds, pivot, x, i, j, k, step, stride, pixels, out, o, C):
     """out = clip(sum + bias), C apart from o on, of windows whose rows begin at i, j and k in x.
 
     Returns the sums of out - pivot and of its square. A caller who clips or adds a bias, in inference, has no use for
-    them; one who has, in training, passes infinite limits and zeros.
+    them; one who has, in training, passes infinite bounds and zeros.
     """
-    low, high = limits[0], limits[1]
+    low, high = bounds[0], bounds[1]
     s1 = s2 = pivot - pivot
     if stride == 1:
         # Two of three columns stay in registers when the window moves: three loads instead of nine.
@@ -68,7 +88,7 @@ def _convolve_row(w, bias, limits, pivot, x, i, j, k, step, stride, pixels, out,
             v = clip(_window(w, (u0, u1, u2), (m0, m1, m2), (l0, l1, l2)) + bias, low, high)
             store(v, out, o)
             v = v - pivot
-            s1, s2 = s1 + v, s2 + v * v
+            s1, s2 = s1 + v, fma(v, v, s2)
             u0, u1, m0, m1, l0, l1 = u1, u2, m1, m2, l1, l2
             i, j, k, o = i + step, j + step, k + step, o + C
         return s1, s2
@@ -77,99 +97,163 @@ def _convolve_row(w, bias, limits, pivot, x, i, j, k, step, stride, pixels, out,
         v = clip(_window(w, _three(x, i, step), _three(x, j, step), _three(x, k, step)) + bias, low, high)
         store(v, out, o)
         v = v - pivot
-        s1, s2 = s1 + v, s2 + v * v
+        s1, s2 = s1 + v, fma(v, v, s2)
         i, j, k, o = i + stride * step, j + stride * step, k + stride * step, o + C
     return s1, s2
 
 
 @piece
-def _depthwise_forward(z, affine, limits, taps, unlimited, stride, top, left, scratch, out, moments):
-    (H, W, C), (OH, OW, _) = z.shape, out.shape
-    V, PW = BYTES // z.itemsize, (OW - 1) * stride + 3
+def _three_forward(source, taps, unlimited, window, n, scratch, out, moments):
+    (_, H, W, C), (_, OH, OW, _) = source.z.shape, out.shape
+    V, stride, top, left = BYTES // out.itemsize, window.stride, window.top, window.left
+    PW = (OW - 1) * stride + 3
     row, inside = PW * V, min(W, PW - left)
-    ring, pivot = scratch[: (SLOTS + 1) * row], scratch[(SLOTS + 1) * row :][:C]
-    x, y = z.ravel(), out.ravel()
-    ring[:] = 0
-    moments[:] = 0
+    x, y, ring = source.z.ravel(), out.ravel(), scratch
+    x_at, y_at, pivot = n * H * W * C, n * OH * OW * C, (SLOTS + 1) * row
+    _zero(ring, 0, pivot)
     for c in range(0, C, V):
-        w, zero = _nine(taps, c), load(ring, SLOTS * row)
+        w, zero = nine(taps, c), load(ring, SLOTS * row)
         p = zero
         for r in range(OH):
             above = r * stride - top  # the row of z that the window begins with
             for new in range(above if r == 0 else above + 3 - stride, above + 3):
                 if 0 <= new < H:
-                    at = _slot(new, H, row) + left * V
-                    activate_run(x, new * W * C + c, inside, affine, limits, c, ring, at, V, stride * W * C)
+                    at, ahead = _slot(new, H, row) + left * V, stride * W * C
+                    k = x_at + new * W * C + c
+                    activate_run(x, k, inside, source.scale_shift, source.bounds, c, ring, at, V, ahead)
             i, j, k = _slot(above, H, row), _slot(above + 1, H, row), _slot(above + 2, H, row)
             if r == 0:  # deviations are from the middle of the first row: see `take_moments`
                 at = OW // 2 * stride * V
                 p = _window(w, _three(ring, i + at, V), _three(ring, j + at, V), _three(ring, k + at, V))
-                store(p, pivot, c)
-            s1, s2 = _convolve_row(w, zero, unlimited, p, ring, i, j, k, V, stride, OW, y, r * OW * C + c, C)
+                store(p, ring, pivot + c)
+            o = y_at + r * OW * C + c
+            s1, s2 = convolve_row(w, zero, unlimited, p, ring, i, j, k, V, stride, OW, y, o, C)
             accumulate(s1, moments[0], c)
             accumulate(s2, moments[1], c)
-    centre(pivot, OH * OW, moments)
-
-
-@jit(parallel=True)
-def depthwise_forward(z, affine, limits, taps, unlimited, stride, top, left, scratch, out, moments):
-    """z (N, H, W, C) -> out (N, OH, OW, C), and moments (N, 2, C) of each image.
-
-    Law: a = relu.forward(batchnorm.forward(z)); out = depthwise.forward(a, w, stride, padding), where
-    taps (9, C) are w's. unlimited (2,): minus and plus infinity.
-    """
-    for n in prange(z.shape[0]):
-        k = numba.get_thread_id()
-        _depthwise_forward(z[n], affine, limits, taps, unlimited, stride, top, left, scratch[k], out[n], moments[n])
+    centre(ring[pivot : pivot + C], OH * OW, moments)
 
 
 @piece
-def _backward_stride_1(g_out, z_out, affine_out, adjoint_out, z, affine, limits, taps, top, left, scratch, g, dw, sums):
-    """At stride 1: each input pixel gathers dz of the nine outputs that saw it, for its own gradient and for dw."""
-    (H, W, C), (OH, OW, _) = z.shape, z_out.shape
-    V = BYTES // z.itemsize
-    row = (W + 2) * V
-    ring = scratch[: (SLOTS + 1) * row]
-    x, gx, y, gy = z.ravel(), g.ravel(), z_out.ravel(), g_out.ravel()
-    low, high = limits[0], limits[1]
-    ring[:] = 0
+def _zero(x, at, count):
+    for i in range(at, at + count):
+        x[i] = 0
+
+
+@piece
+def _any_forward(source, taps, window, n, scratch, out, moments):
+    """The same for any kernel and stride: weights are loaded once for four pixels."""
+    (_, H, W, C), (_, OH, OW, _) = source.z.shape, out.shape
+    V, K, S = BYTES // out.itemsize, window.kernel, window.stride
+    rows, columns = max((OH - 1) * S + K, window.top + H), max((OW - 1) * S + K, window.left + W)
+    x, y = source.z.ravel(), out.ravel()
+    pivot = y[n * OH * OW * C :][(OH * OW // 2) * C :][:C]
+    _zero(scratch, 0, rows * columns * V)
     for c in range(0, C, V):
-        w8, w7, w6, w5, w4, w3, w2, w1, w0 = _nine(taps, c)  # the outputs lie the other way round
+        for h in range(H):
+            at, o = (n * H + h) * W * C + c, ((window.top + h) * columns + window.left) * V
+            activate_run(x, at, W, source.scale_shift, source.bounds, c, scratch, o, V, W * C)
+        any_rows(taps, scratch, 0, columns * V, V, window, 0, OH, OW, c, y, n * OH * OW * C + c, OW * C, C)
+    take_moments(y, n * OH * OW * C, OH * OW, 0, C, pivot, moments)
+    centre(pivot, OH * OW, moments)
+
+
+@inlined
+def any_rows(taps, x, k, row, step, window, first, last, OW, c, y, o, y_row, C):
+    """Rows first to last of the convolution of x from k on, rows `row` and pixels `step` apart, for channels c ..."""
+    K, S = window.kernel, window.stride
+    for r in range(first, last):
+        for j in range(0, OW, 4):
+            a0 = a1 = a2 = a3 = load(taps[0], c) - load(taps[0], c)
+            # The last four pixels may overlap the ones before: each is written with what it was.
+            j0 = max(0, min(j, OW - 4))
+            j1, j2, j3 = min(j0 + 1, OW - 1), min(j0 + 2, OW - 1), min(j0 + 3, OW - 1)
+            for u in range(K):
+                for v in range(K):
+                    w, at = load(taps[u * K + v], c), k + (r * S + u) * row + v * step
+                    a0, a1 = fma(w, load(x, at + j0 * S * step), a0), fma(w, load(x, at + j1 * S * step), a1)
+                    a2, a3 = fma(w, load(x, at + j2 * S * step), a2), fma(w, load(x, at + j3 * S * step), a3)
+            at = o + (r - first) * y_row
+            store(a0, y, at + j0 * C)
+            store(a1, y, at + j1 * C)
+            store(a2, y, at + j2 * C)
+            store(a3, y, at + j3 * C)
+
+
+@piece
+def _forward(source, taps, unlimited, window, n, scratch, out, moments):
+    moments[:] = 0
+    if window.kernel == 3 and window.stride <= 2:
+        _three_forward(source, taps, unlimited, window, n, scratch, out, moments)
+    else:
+        _any_forward(source, taps, window, n, scratch, out, moments)
+
+
+@jit(parallel=True, literal=True)
+def depthwise_forward(source, taps, unlimited, window, work, out, moments):
+    """Source (N, H, W, C) -> out (N, OH, OW, C), and moments (N, 2, C) of each image.
+
+    Reference equation: a = relu.forward(batchnorm.forward(source.z)); out = depthwise.forward(a, w, stride, padding),
+    where taps (K*K, C) are w's. unlimited (2,): minus and plus infinity.
+    """
+    for n in prange(out.shape[0]):
+        _forward(source, taps, unlimited, window, n, work.scratch[numba.get_thread_id()], out, moments[n])
+
+
+@piece
+def _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, sums):
+    """At stride 1: each input pixel gathers dz of the nine outputs that saw it, for its own gradient and for dw."""
+    (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
+    V, top, left = BYTES // dw.itemsize, window.top, window.left
+    x_at, y_at = n * H * W * C, n * OH * OW * C
+    row = (W + 2) * V
+    ring = scratch
+    x, gx, y, gy = source.z.ravel(), target.g.ravel(), gradient.z.ravel(), gradient.g.ravel()
+    scale_shift, bounds = source.scale_shift, source.bounds
+    low, high = bounds[0], bounds[1]
+    _zero(ring, 0, (SLOTS + 1) * row)
+    for c in range(0, C, V):
+        w8, w7, w6, w5, w4, w3, w2, w1, w0 = nine(taps, c)  # the outputs lie the other way round
         d0 = d1 = d2 = d3 = d4 = d5 = d6 = d7 = d8 = zero = load(ring, SLOTS * row)
-        mean, scale, shift = load(affine[0], c), load(affine[1], c), load(affine[2], c)
+        mean, scale, shift = load(scale_shift[0], c), load(scale_shift[1], c), load(scale_shift[2], c)
         for r in range(H):
             above = r + top - 2  # the row of dz that the window begins with
             for new in range(above if r == 0 else above + 2, above + 3):
                 if 0 <= new < OH:
                     at = _slot(new, OH, row) + (2 - left) * V
-                    adjoint_run(gy, y, new * OW * C + c, OW, affine_out, adjoint_out, c, ring, at, V, OW * C)
+                    gradient_run(
+                        gy, y, y_at + new * OW * C + c, OW, gradient.scale_shift, gradient.coefficients, c, ring, at, V,
+                        OW * C,
+                    )  # fmt: skip
             i, j, k = _slot(above, OH, row), _slot(above + 1, OH, row), _slot(above + 2, OH, row)
-            s1, s2, o = zero, zero, r * W * C + c
+            s1, s2, o = zero, zero, x_at + r * W * C + c
             for _ in range(W):
                 prefetch(x, o + W * C)
                 centred = load(x, o) - mean
-                a = clip(centred * scale + shift, low, high)
+                a = clip(fma(centred, scale, shift), low, high)
                 v = load(ring, i)
-                upper, d0 = w0 * v, d0 + a * v
+                upper, d0 = w0 * v, fma(a, v, d0)
                 v = load(ring, i + V)
-                upper, d1 = upper + w1 * v, d1 + a * v
+                upper, d1 = fma(w1, v, upper), fma(a, v, d1)
                 v = load(ring, i + 2 * V)
-                upper, d2 = upper + w2 * v, d2 + a * v
+                upper, d2 = fma(w2, v, upper), fma(a, v, d2)
                 v = load(ring, j)
-                middle, d3 = w3 * v, d3 + a * v
+                middle, d3 = w3 * v, fma(a, v, d3)
                 v = load(ring, j + V)
-                middle, d4 = middle + w4 * v, d4 + a * v
+                middle, d4 = fma(w4, v, middle), fma(a, v, d4)
                 v = load(ring, j + 2 * V)
-                middle, d5 = middle + w5 * v, d5 + a * v
+                middle, d5 = fma(w5, v, middle), fma(a, v, d5)
                 v = load(ring, k)
-                lower, d6 = w6 * v, d6 + a * v
+                lower, d6 = w6 * v, fma(a, v, d6)
                 v = load(ring, k + V)
-                lower, d7 = lower + w7 * v, d7 + a * v
+                lower, d7 = fma(w7, v, lower), fma(a, v, d7)
                 v = load(ring, k + 2 * V)
-                lower, d8 = lower + w8 * v, d8 + a * v
-                d = where_inside(a, low, high, upper + middle + lower)
+                lower, d8 = fma(w8, v, lower), fma(a, v, d8)
+                d = upper + middle + lower
+                if target.add:
+                    d = d + load(gx, o)
+                d = where_inside(a, low, high, d)
                 store(d, gx, o)
-                s1, s2 = s1 + d, s2 + d * centred
+                s1, s2 = s1 + d, fma(d, centred, s2)
                 i, j, k, o = i + V, j + V, k + V, o + C
             accumulate(s1, sums[0], c)
             accumulate(s2, sums[1], c)
@@ -177,49 +261,54 @@ def _backward_stride_1(g_out, z_out, affine_out, adjoint_out, z, affine, limits,
 
 
 @piece
-def _backward_stride_2(g_out, z_out, affine_out, adjoint_out, z, affine, limits, taps, top, left, scratch, g, dw, sums):
+def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, sums):
     """At stride 2: two padded rows at a time, 2r and 2r + 1, which were seen by the outputs of rows r - 1 and r.
 
     Of two columns 2j and 2j + 1 likewise the even one was seen by taps 0 and 2, the odd one by tap 1.
     """
-    (H, W, C), (OH, OW, _) = z.shape, z_out.shape
-    V = BYTES // z.itemsize
+    (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
+    V, top, left = BYTES // dw.itemsize, window.top, window.left
+    x_at, y_at = n * H * W * C, n * OH * OW * C
     row = 2 * (OW + 1) * V
-    rows = scratch[: 7 * row]  # two rows of dz, two of a, one of zeros, two of da
-    x, gx, y, gy = z.ravel(), g.ravel(), z_out.ravel(), g_out.ravel()
-    rows[:] = 0
+    rows = scratch  # two rows of dz, two of a, one of zeros, two of da
+    x, gx, y, gy = source.z.ravel(), target.g.ravel(), gradient.z.ravel(), gradient.g.ravel()
+    scale_shift, bounds = source.scale_shift, source.bounds
+    _zero(rows, 0, 7 * row)
     zeros, da = 4 * row, 5 * row
     for c in range(0, C, V):
-        w0, w1, w2, w3, w4, w5, w6, w7, w8 = _nine(taps, c)
+        w0, w1, w2, w3, w4, w5, w6, w7, w8 = nine(taps, c)
         d0 = d1 = d2 = d3 = d4 = d5 = d6 = d7 = d8 = load(rows, zeros)
         here = zeros
         for r in range(OH + 1):
             above, here = here, zeros
             if r < OH:
                 here = r % 2 * row
-                adjoint_run(gy, y, r * OW * C + c, OW, affine_out, adjoint_out, c, rows, here + V, V, OW * C)
+                gradient_run(
+                    gy, y, y_at + r * OW * C + c, OW, gradient.scale_shift, gradient.coefficients, c, rows, here + V, V,
+                    OW * C,
+                )  # fmt: skip
             even, odd = zeros, zeros
             if 0 <= 2 * r - top < H:
-                even, at = 2 * row, (2 * r - top) * W * C + c
-                activate_run(x, at, W, affine, limits, c, rows, even + left * V, V, 2 * W * C)
+                even, at = 2 * row, x_at + (2 * r - top) * W * C + c
+                activate_run(x, at, W, scale_shift, bounds, c, rows, even + left * V, V, 2 * W * C)
             if 0 <= 2 * r + 1 - top < H:
-                odd, at = 3 * row, (2 * r + 1 - top) * W * C + c
-                activate_run(x, at, W, affine, limits, c, rows, odd + left * V, V, 2 * W * C)
+                odd, at = 3 * row, x_at + (2 * r + 1 - top) * W * C + c
+                activate_run(x, at, W, scale_shift, bounds, c, rows, odd + left * V, V, 2 * W * C)
             i, j, o = above, here, da
             up_left, on_left = load(rows, i), load(rows, j)
             for _ in range(OW + 1):
                 i, j = i + V, j + V
                 up, on = load(rows, i), load(rows, j)
                 a = load(rows, even)
-                d0, d2, d6, d8 = d0 + a * on, d2 + a * on_left, d6 + a * up, d8 + a * up_left
-                store(w0 * on + w2 * on_left + w6 * up + w8 * up_left, rows, o)
+                d0, d2, d6, d8 = fma(a, on, d0), fma(a, on_left, d2), fma(a, up, d6), fma(a, up_left, d8)
+                store(fma(w0, on, w2 * on_left) + fma(w6, up, w8 * up_left), rows, o)
                 a = load(rows, even + V)
-                d1, d7 = d1 + a * on, d7 + a * up
-                store(w1 * on + w7 * up, rows, o + V)
+                d1, d7 = fma(a, on, d1), fma(a, up, d7)
+                store(fma(w1, on, w7 * up), rows, o + V)
                 a = load(rows, odd)
-                d3, d5 = d3 + a * on, d5 + a * on_left
-                store(w3 * on + w5 * on_left, rows, o + row)
-                d4 = d4 + load(rows, odd + V) * on
+                d3, d5 = fma(a, on, d3), fma(a, on_left, d5)
+                store(fma(w3, on, w5 * on_left), rows, o + row)
+                d4 = fma(load(rows, odd + V), on, d4)
                 store(w4 * on, rows, o + row + V)
                 up_left, on_left = up, on
                 even, odd, o = even + 2 * V, odd + 2 * V, o + 2 * V
@@ -227,56 +316,67 @@ def _backward_stride_2(g_out, z_out, affine_out, adjoint_out, z, affine, limits,
                 at = 2 * r + half - top
                 if 0 <= at < H:
                     o = da + half * row + left * V
-                    mask_run(rows, o, V, x, at * W * C + c, W, affine, limits, c, gx, sums)
+                    mask_run(rows, o, V, x, x_at + at * W * C + c, W, scale_shift, bounds, c, gx, target.add, sums)
         store_rows((d0, d1, d2, d3, d4, d5, d6, d7, d8), dw, 0, c)
 
 
 @piece
-def _depthwise_backward(
-    g_out, z_out, affine_out, adjoint_out, z, affine, limits, taps, stride, top, left, scratch, g, dw, sums
-):
-    sums[:] = 0
-    if stride == 1:
-        _backward_stride_1(
-            g_out, z_out, affine_out, adjoint_out, z, affine, limits, taps, top, left, scratch, g, dw, sums
-        )
-    else:
-        _backward_stride_2(
-            g_out, z_out, affine_out, adjoint_out, z, affine, limits, taps, top, left, scratch, g, dw, sums
-        )
-
-
-@jit(parallel=True)
-def depthwise_backward(
-    g_out, z_out, affine_out, adjoint_out, z, affine, limits, taps, stride, top, left, scratch, g, parts, sums,
-    dw,
-):  # fmt: skip
-    """From g_out (N, OH, OW, C) and z_out to g (N, H, W, C), sums (N, 2, C) of each image, and dw (9, C), added to.
-
-    Law: dz = batchnorm.backward(g_out, z_out); da, dW = depthwise.backward(dz, a, w, stride, padding);
-    g = relu.backward(da). taps (9, C) are w's, and parts (N, 9, C) the images' shares of dW.
-    """
-    for n in prange(z.shape[0]):
-        k = numba.get_thread_id()
-        _depthwise_backward(
-            g_out[n], z_out[n], affine_out, adjoint_out, z[n], affine, limits, taps, stride, top, left,
-            scratch[k], g[n], parts[n], sums[n],
-        )  # fmt: skip
-    for r in prange(dw.shape[0]):
-        add_parts(parts, r, dw[r])
+def _any_backward(gradient, source, taps, window, n, scratch, target, dw, sums):
+    """For any kernel and stride: each dz is added to the pixels that it saw, and multiplied with what they were."""
+    (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
+    V, K, S = BYTES // dw.itemsize, window.kernel, window.stride
+    rows, columns = max((OH - 1) * S + K, window.top + H), max((OW - 1) * S + K, window.left + W)
+    x, y, gy, gx = source.z.ravel(), gradient.z.ravel(), gradient.g.ravel(), target.g.ravel()
+    size = rows * columns * V  # of a, and of da after it; then a row of dz
+    for c in range(0, C, V):
+        _zero(scratch, 0, 2 * size)
+        for h in range(H):
+            at, o = (n * H + h) * W * C + c, ((window.top + h) * columns + window.left) * V
+            activate_run(x, at, W, source.scale_shift, source.bounds, c, scratch, o, V, W * C)
+        for t in range(K * K):
+            store(load(scratch, size) - load(scratch, size), dw[t], c)
+        for r in range(OH):
+            at = (n * OH + r) * OW * C + c
+            gradient_run(
+                gy, y, at, OW, gradient.scale_shift, gradient.coefficients, c, scratch, 2 * size, V, OW * C
+            )  # fmt: skip
+            for u in range(K):
+                for v in range(K):
+                    w, d = load(taps[u * K + v], c), load(dw[u * K + v], c)
+                    at = ((r * S + u) * columns + v) * V
+                    for j in range(OW):
+                        dz = load(scratch, 2 * size + j * V)
+                        d = fma(load(scratch, at), dz, d)
+                        store(fma(w, dz, load(scratch, size + at)), scratch, size + at)
+                        at += S * V
+                    store(d, dw[u * K + v], c)
+        for h in range(H):
+            at, o = (n * H + h) * W * C + c, size + ((window.top + h) * columns + window.left) * V
+            mask_run(scratch, o, V, x, at, W, source.scale_shift, source.bounds, c, gx, target.add, sums)
 
 
 @piece
-def depthwise_rows(taps, limits, rows, stride, first, last, out):
-    """out (last - first, OW*C) = clip(convolution + bias): output rows first to last, of padded rows (PH, PW*C).
+def _backward(gradient, source, taps, window, n, scratch, target, dw):
+    sums = target.parts[n]
+    sums[:] = 0
+    if window.kernel != 3 or window.stride > 2:
+        _any_backward(gradient, source, taps, window, n, scratch, target, dw, sums)
+    elif window.stride == 1:
+        _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, sums)
+    else:
+        _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, sums)
 
-    taps (10, C): nine weights and the bias.
+
+@jit(parallel=True, literal=True)
+def depthwise_backward(gradient, source, taps, window, work, target, dw):
+    """From the gradient of the output to target.g (N, H, W, C) with its sums, and dw (K*K, C), which is added to.
+
+    Reference equation: dz = batchnorm.backward(g, z); da, dW = depthwise.backward(dz, a, w, stride, padding);
+    target.g = relu.backward(da). taps (K*K, C) are w's, and work.parts (N, K*K, C) the images' partial gradients.
     """
-    C, row = taps.shape[1], rows.shape[1]
-    V, OW = BYTES // rows.itemsize, out.shape[1] // C
-    x, y = rows.ravel(), out.ravel()
-    for c in range(0, C, V):
-        w, bias = _nine(taps, c), load(taps[9], c)
-        for r in range(first, last):
-            i, o = r * stride * row + c, (r - first) * OW * C + c
-            _convolve_row(w, bias, limits, bias, x, i, i + row, i + 2 * row, C, stride, OW, y, o, C)
+    N = source.z.shape[0]
+    for n in prange(N):
+        _backward(gradient, source, taps, window, n, work.scratch[numba.get_thread_id()], target, work.parts[n])
+    for r in prange(dw.shape[0]):
+        add_parts(work.parts, r, dw[r])
+    total(target.parts[:N], target.sums)

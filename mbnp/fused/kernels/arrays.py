@@ -1,0 +1,99 @@
+"""The arrays that travel together: what kernels take, as NamedTuples."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Source(NamedTuple):
+    """A feature map as its consumers read it: a = clip((z - mean)*scale + shift).
+
+    plain: it is a that is stored, so that there is nothing to apply
+    """
+
+    z: np.ndarray  # (N, H, W, C)
+    scale_shift: np.ndarray  # (5, C)
+    bounds: np.ndarray  # (2,)
+    plain: bool
+
+
+class Gradient(NamedTuple):
+    """A convolution's output and the gradient behind its BatchNorm: dz = k*g + c1*(z - mean) + c0."""
+
+    g: np.ndarray  # (N, H, W, C)
+    z: np.ndarray
+    scale_shift: np.ndarray  # (5, C)
+    coefficients: np.ndarray  # (3, C)
+
+
+class Target(NamedTuple):
+    """Where the gradient of a Source goes, if anywhere.
+
+    g: (N, H, W, C), or (0, H, W, C) where no gradient is needed; add: to what is there already
+    sums: (2, C) of g and of g*(z - mean), from which BatchNorm's backward follows, in float64; parts: of each tile
+    """
+
+    g: np.ndarray
+    add: bool
+    parts: np.ndarray  # (tiles, 2, C)
+    sums: np.ndarray  # (2, C)
+
+
+class Windows(NamedTuple):
+    """How a convolution's windows lie: the geometry, and how its pixels are divided into tiles.
+
+    A flat one has a 1x1 kernel at stride 1 without padding: its tiles are runs of `tile` pixels of the whole batch.
+    Else a tile is `images` whole images, or where these are large `band` rows of output of one, `bands` tiles an image.
+    """
+
+    flat: bool
+    kernel: int  # rows of the kernel
+    columns: int  # columns of the kernel
+    stride: int
+    top: int
+    left: int
+    height: int  # of the output
+    width: int
+    images: int
+    band: int
+    bands: int
+    tile: int  # pixels of output of a full tile
+    patch_rows: int  # of an image in a tile's padded copy of the input
+    patch_columns: int
+    dz_before: int  # rows of zeros or of the band before in the padded copy of dz, ahead of its first row
+    dz_left: int
+    dz_rows: int
+    dz_columns: int
+
+
+class Tables(NamedTuple):
+    """Offsets in the padded copies, as `ops.matmul` reads its matrices; int64."""
+
+    windows: np.ndarray  # (tile,) each output pixel's window in the input
+    taps: np.ndarray  # (kernel,) each row of the kernel in a window
+    taps_k: np.ndarray  # (kernel,) the row of weights that it begins with
+    out: np.ndarray  # (tile,) each output pixel in the output
+    weights: np.ndarray  # (kernel * columns * C,) each row of weights in the first window
+    weights_out: np.ndarray  # likewise, in dw
+    strips: np.ndarray  # each row of output of a tile: its first window in the input
+    strips_k: np.ndarray  # likewise, its first pixel in dz
+    # Input pixels by their place modulo the stride: those of a class were seen by the same taps.
+    classes: np.ndarray  # (classes, 10): see `Class` in conv.py
+    class_pixels: np.ndarray  # each input pixel's first dz that saw it
+    class_out: np.ndarray  # each input pixel in the input
+    class_taps: np.ndarray  # segments of dz
+    class_taps_k: np.ndarray  # the row of transposed weights that each begins with
+
+
+class Work(NamedTuple):
+    """Arrays that a kernel works in, and that mean nothing between two calls."""
+
+    packed: np.ndarray  # weights, as the product reads them
+    scratch: np.ndarray  # (threads, n)
+    parts: np.ndarray  # partial gradients of the weights, (groups, rows, D)
+    tiles: int  # that the groups divide among them
+
+
+def offsets(values: Any) -> np.ndarray:
+    """Return a table of offsets."""
+    return np.ascontiguousarray(np.ravel(values), np.int64)

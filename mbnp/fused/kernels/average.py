@@ -1,0 +1,68 @@
+"""The average of each channel over a feature map, which most networks end with."""
+
+import numpy as np
+from numba import prange
+
+from mbnp.backend import jit, piece
+from mbnp.backend.vectors import BYTES, accumulate, clip, fma, load
+from mbnp.fused.kernels.batchnorm import RUN, mask_run, total
+
+
+@piece
+def average_image(z, at, pixels, scale_shift, bounds, out, o):
+    """out (C,) from o on = the mean over the pixels of the activated z; runs of them are added in float64."""
+    C, low, high = scale_shift.shape[1], bounds[0], bounds[1]
+    sums = np.zeros(C)
+    for first in range(0, pixels, RUN):
+        for c in range(0, C, BYTES // z.itemsize):
+            mean, scale, shift = load(scale_shift[0], c), load(scale_shift[1], c), load(scale_shift[2], c)
+            value = mean - mean
+            for p in range(first, min(first + RUN, pixels)):
+                value = value + clip(fma(load(z, at + p * C + c) - mean, scale, shift), low, high)
+            accumulate(value, sums, c)
+    for c in range(C):
+        out[o + c] = sums[c] / pixels
+
+
+@piece
+def _forward(source, n, features):
+    _, H, W, C = source.z.shape
+    z, at = source.z.ravel(), n * H * W * C
+    average_image(z, at, H * W, source.scale_shift, source.bounds, features.ravel(), n * C)
+
+
+@jit(parallel=True, literal=True)
+def average_forward(source, features):
+    """Source (N, H, W, C) -> features (N, 1, 1, C).
+
+    Reference equation: pool.global_average_forward(relu.forward(batchnorm.forward(source.z))).
+    """
+    for n in prange(source.z.shape[0]):
+        _forward(source, n, features)
+
+
+@piece
+def _backward(dy, source, n, scratch, target):
+    _, H, W, C = source.z.shape
+    z, g, dy = source.z.ravel(), target.g.ravel(), dy.ravel()
+    sums = target.parts[n]
+    sums[:] = 0
+    part = dy.dtype.type(1 / (H * W))
+    for c in range(C):
+        scratch[c] = part * dy[n * C + c]
+    for p in range(0, H * W, RUN):
+        k, pixels = (n * H * W + p) * C, min(RUN, H * W - p)
+        for c in range(0, C, BYTES // z.itemsize):  # from one pixel to the next da does not move: a step of 0
+            mask_run(scratch, c, 0, z, k + c, pixels, source.scale_shift, source.bounds, c, g, target.add, sums)
+
+
+@jit(parallel=True, literal=True)
+def average_backward(dy, source, scratch, target):
+    """From dy (N, 1, 1, C) to target.g (N, H, W, C) with its sums. scratch is (N, C).
+
+    Reference equation: relu.backward(pool.global_average_backward(dy)).
+    """
+    N = source.z.shape[0]
+    for n in prange(N):
+        _backward(dy, source, n, scratch[n], target)
+    total(target.parts[:N], target.sums)

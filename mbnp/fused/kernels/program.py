@@ -1,0 +1,171 @@
+"""Inference: a whole network as one call, a table of steps that one kernel walks through.
+
+BatchNorm is folded into the weights, and feature maps are stored activated, with a margin of zeros as wide as their
+consumers' padding. So a standard convolution multiplies them where they lie: its windows are rows of the left matrix by
+their offsets alone. A depthwise convolution and the pointwise one after it are one step: what the first makes of a few
+rows goes straight into the product.
+
+Each step is a record of numbers; all feature maps are in one array, all weights in another, all tables in a third.
+"""
+
+import numba
+import numpy as np
+from numba import prange
+
+from mbnp.backend import inlined, jit, piece
+from mbnp.backend.vectors import BYTES, accumulate, clip, load, store
+from mbnp.fused.kernels.depthwise import Window, any_rows, convolve_row, nine
+from mbnp.ops.matmul import CLIP, Left, Out, Right, multiply
+
+COPY, CONV, DEPTHWISE, SEPARABLE, SUM, AVERAGE = range(6)
+
+# Where in the arrays a feature map begins, and from where to where its images and rows are apart: source, second (of a
+# sum) and out. Offsets of weights, biases and tables. Geometry. Depthwise of a SEPARABLE: depth_*.
+_WHOLE = """
+kind tasks images group band bands shares
+source source_image source_row H W C second second_image second_row out out_image out_row OH OW D
+weights bias kernel columns stride top left
+depth_weights depth_kernel depth_stride depth_top depth_left depth_H depth_W
+rows_at taps_at taps_k_at out_at
+"""
+STEP = np.dtype(
+    [(name, np.int64) for name in _WHOLE.split()]
+    + [(name, np.float64) for name in ("low", "high", "depth_low", "depth_high")]
+)
+
+
+@inlined
+def _images_and_rows(step, tile):
+    """Return the images and the rows of output of a tile."""
+    if step.bands > 1:
+        n, first = tile // step.bands, tile % step.bands * step.band
+        return n, n + 1, first, min(step.OH, first + step.band)
+    return tile * step.group, min(step.images, (tile + 1) * step.group), 0, step.OH
+
+
+@piece
+def _copy(step, n, x, data):
+    """Copy image n of x (N*H*W*C,) to where its reader finds it; further channels stay zero."""
+    H, W, C, D = step.H, step.W, step.C, step.D
+    for h in range(H):
+        at, o = (n * H + h) * W * C, step.out + n * step.out_image + h * step.out_row
+        if C == D:
+            for i in range(W * C):
+                data[o + i] = x[at + i]
+        else:
+            for w in range(W):
+                for c in range(C):
+                    data[o + w * D + c] = x[at + w * C + c]
+
+
+@piece
+def _depthwise(step, taps, n0, n1, first, last, data, out, o, out_image, out_row):
+    """out from o on = clip(convolution + bias) of rows first to last of images n0 to n1; taps end in the bias."""
+    C, OW = step.C, step.OW
+    V, K, S = BYTES // data.itemsize, step.depth_kernel, step.depth_stride
+    low, high = data.dtype.type(step.depth_low), data.dtype.type(step.depth_high)
+    window = Window(K, S, 0, 0)
+    row = step.source_row
+    for c in range(0, C, V):
+        bias = load(taps[K * K], c)
+        for n in range(n0, n1):
+            begin = step.source + n * step.source_image - step.depth_top * row - step.depth_left * C + c
+            at = o + (n - n0) * out_image + c
+            if K == 3:
+                w = nine(taps, c)
+                for r in range(first, last):
+                    i = begin + r * S * row
+                    convolve_row(
+                        w, bias, (low, high), bias, data, i, i + row, i + 2 * row, C, S, OW, out,
+                        at + (r - first) * out_row, C,
+                    )  # fmt: skip
+            else:
+                any_rows(taps, data, begin, row, C, window, first, last, OW, c, out, at, out_row, C)
+                for r in range(last - first):
+                    for k in range(at + r * out_row, at + r * out_row + OW * C, C):
+                        store(clip(load(out, k) + bias, low, high), out, k)
+
+
+@piece
+def _taps(step, weights):
+    """Return the taps of a depthwise convolution, and its bias, (K*K + 1, C)."""
+    rows = step.depth_kernel * step.depth_kernel + 1
+    return weights[step.depth_weights : step.depth_weights + rows * step.C].reshape((rows, step.C))
+
+
+@piece
+def _conv(step, t, tables, weights, data, scratch):
+    n0, n1, first, last = _images_and_rows(step, t // step.shares)
+    pixels, run = (n1 - n0) * (last - first) * step.OW, step.columns * step.C
+    V = BYTES // data.itemsize
+    low, high = data.dtype.type(step.low), data.dtype.type(step.high)
+    rows, taps, taps_k = tables[step.rows_at :], tables[step.taps_at :], tables[step.taps_k_at :]
+    if step.kind == SEPARABLE:
+        row = step.OW * step.C
+        _depthwise(step, _taps(step, weights), n0, n1, first, last, data, scratch, 0, (last - first) * row, row)
+        left = Left(scratch, 0, rows, taps, 1)
+    else:
+        top, before = first * step.stride - step.top, step.left * step.C
+        at = step.source + n0 * step.source_image + top * step.source_row - before
+        left = Left(data, at, rows, taps, 1)
+    right = Right(weights, step.weights, taps_k, 0, 2 * V * step.kernel * run)
+    bias = weights[step.bias : step.bias + step.D]
+    at = step.out + n0 * step.out_image + first * step.out_row
+    out = Out(data, at, tables[step.out_at :], CLIP, bias, low, high)
+    panels, share = -(-step.D // (2 * V)), t % step.shares
+    for p in range(share * panels // step.shares, (share + 1) * panels // step.shares):
+        multiply(left, right, step.kernel, run, out, 0, pixels, p * 2 * V, step.D)
+
+
+@piece
+def _sum(step, n, data):
+    low, high = data.dtype.type(step.low), data.dtype.type(step.high)
+    for r in range(step.OH):
+        i = step.source + n * step.source_image + r * step.source_row
+        j = step.second + n * step.second_image + r * step.second_row
+        o = step.out + n * step.out_image + r * step.out_row
+        for k in range(0, step.OW * step.D, BYTES // data.itemsize):
+            store(clip(load(data, i + k) + load(data, j + k), low, high), data, o + k)
+
+
+@piece
+def _average(step, n, data):
+    C = step.C
+    sums = np.zeros(C)
+    for h in range(step.H):
+        at = step.source + n * step.source_image + h * step.source_row
+        for c in range(0, C, BYTES // data.itemsize):
+            value = load(data, at + c)
+            for k in range(at + C + c, at + step.W * C + c, C):
+                value = value + load(data, k)
+            accumulate(value, sums, c)
+    for c in range(C):
+        data[step.out + n * step.out_image + c] = sums[c] / (step.H * step.W)
+
+
+@piece
+def _run_task(step, t, tables, weights, data, scratch, x):
+    if step.kind == COPY:
+        _copy(step, t, x, data)
+    elif step.kind == DEPTHWISE:
+        n0, n1, first, last = _images_and_rows(step, t)
+        at = step.out + n0 * step.out_image + first * step.out_row
+        taps = _taps(step, weights)
+        _depthwise(step, taps, n0, n1, first, last, data, data, at, step.out_image, step.out_row)
+    elif step.kind == SUM:
+        _sum(step, t, data)
+    elif step.kind == AVERAGE:
+        _average(step, t, data)
+    else:
+        _conv(step, t, tables, weights, data, scratch)
+
+
+@jit(parallel=True, literal=True)
+def run_program(program, tables, weights, data, scratch, x):
+    """Run the steps of a program (steps,), one after another, each by all threads; x (N*H*W*C,) are the images.
+
+    Reference equation: of each step, what its layers compute in inference.
+    """
+    for i in range(program.size):
+        for t in prange(program[i].tasks):
+            _run_task(program[i], t, tables, weights, data, scratch[numba.get_thread_id()], x)

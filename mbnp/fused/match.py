@@ -1,0 +1,176 @@
+"""What the engine makes of a network: its layers as a list of operations, each of which runs as one.
+
+    conv        a standard or pointwise convolution or a linear layer, the BatchNorm and the activation after it
+    depthwise   a depthwise convolution, likewise
+    sum         a residual's two branches, and the activation after it
+    average     the average over a feature map
+    layer       anything else: a layer of the reference network, as it is
+
+Layers may come in any order, with any number of channels. An operation reads feature maps by number: 0 is the batch of
+images, and i + 1 what operation i makes.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mbnp.errors import MbnpError
+from mbnp.layers import AveragePool, BatchNorm, Conv, Depthwise, Flatten, GlobalAveragePool, Linear, Pointwise, ReLU
+from mbnp.network import Layer, Network, Residual, Sequential
+from mbnp.ops import window
+
+Shape = tuple[int, ...]
+
+# The activations that kernels know, and the bounds to which each clips.
+ACTIVATIONS = {ReLU: lambda relu: (0, math.inf if relu.max_value is None else relu.max_value)}
+
+
+class Operation(NamedTuple):
+    """A part of a network that runs as one."""
+
+    kind: str
+    names: tuple[str, ...]  # the full names of the layers that it computes
+    inputs: tuple[int, ...]  # feature maps
+    shape: Shape  # of what it makes: (N, H, W, C)
+    flat: bool = False  # where that stands for (N, C), H and W being 1
+    layer: Any = None  # the convolution or linear layer, or of kind "layer" that layer
+    bn: BatchNorm | None = None
+    activation: Layer | None = None
+
+    def bounds(self, dtype: Any) -> np.ndarray:
+        """Return what the activation clips to: (2,), infinite where there is none."""
+        clip = ACTIVATIONS[type(self.activation)](self.activation) if self.activation else (-math.inf, math.inf)
+        return np.array(clip, dtype)
+
+    def layers(self) -> list[Layer]:
+        return [layer for layer in (self.layer, self.bn) if layer]
+
+    def learns(self) -> bool:
+        return any(layer.trainable() for layer in self.layers())
+
+
+def match(net: Network, shape: Shape) -> list[Operation]:
+    """Return the operations of a pass over images of `shape` (N, H, W, C); MbnpError where a layer does not take them."""
+    matcher = _Matcher(net.dtype)
+    matcher.chain(net.flat(), 0, shape, False)
+    return matcher.operations
+
+
+class _Matcher:
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        self.operations: list[Operation] = []
+
+    def chain(self, layers: Sequence[tuple[str, Layer]], source: int, shape: Shape, flat: bool) -> tuple[int, Shape, bool]:
+        """Add the operations of a chain of layers on a feature map; return the map that it makes, and its shape."""
+        at = 0
+        while at < len(layers):
+            rest = layers[at:]
+            found = self._average(rest, source, shape, flat) or self._weighted(rest, source, shape, flat)
+            found = found or self._residual(rest, source, shape, flat) or self._layer(rest, source, shape, flat)
+            self.operations.append(found)
+            source, shape, flat = len(self.operations), found.shape, found.flat
+            at += self.taken
+        return source, shape, flat
+
+    def _made(self, layers: Sequence[tuple[str, Layer]], count: int, **fields: Any) -> Operation:
+        self.taken = count
+        return Operation(names=tuple(name for name, _ in layers[:count]), **fields)
+
+    def _weighted(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
+        """Match a layer with weights, and the BatchNorm and the activation after it."""
+        conv, *after = (layer for _, layer in layers[:3])
+        if not _supported(conv, shape, flat, self.dtype):
+            return None
+        channels = conv.weight.value.shape[-1]
+        bn = after.pop(0) if after and type(after[0]) is BatchNorm and _fits(after[0], channels, self.dtype) else None
+        activation = after[0] if after and type(after[0]) in ACTIVATIONS else None
+        out = conv.output_shape(shape[3:] if flat else shape[1:])
+        kind = "depthwise" if type(conv) is Depthwise else "conv"
+        return self._made(
+            layers, 1 + (bn is not None) + (activation is not None), kind=kind, inputs=(source,), flat=flat,
+            shape=(shape[0], 1, 1, *out) if flat else (shape[0], *out), layer=conv, bn=bn, activation=activation,
+        )  # fmt: skip
+
+    def _average(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
+        """Match an average over the whole map, and a Flatten after it, which then does nothing."""
+        pool, *after = (layer for _, layer in layers[:2])
+        if flat:
+            return None
+        out = (shape[0], 1, 1, shape[3])
+        if type(pool) is GlobalAveragePool:
+            return self._made(layers, 1, kind="average", inputs=(source,), shape=out, flat=True)
+        whole = type(pool) is AveragePool and pool.size == shape[1:3] and pool.options["padding"] == 0
+        if not whole:
+            return None
+        flattened = bool(after) and type(after[0]) is Flatten
+        return self._made(layers, 1 + flattened, kind="average", inputs=(source,), shape=out, flat=flattened)
+
+    def _residual(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
+        (name, residual), *after = layers[:2]
+        if type(residual) is not Residual or flat:
+            return None
+        body, out, _ = self.chain(residual.flat(name), source, shape, flat)
+        shortcut, other = source, shape
+        if residual.shortcut:
+            branch = [(f"{name}.shortcut", residual.shortcut)]
+            if isinstance(residual.shortcut, Sequential) and type(residual.shortcut) is Sequential:
+                branch = residual.shortcut.flat(f"{name}.shortcut")
+            shortcut, other, _ = self.chain(branch, source, shape, flat)
+        if out != other:
+            raise MbnpError(f"{name} adds {other[1:]} to {out[1:]}")
+        activation = after[0][1] if after and type(after[0][1]) in ACTIVATIONS else None
+        made = self._made(
+            after, activation is not None, kind="sum", inputs=(body, shortcut), shape=out, activation=activation
+        )
+        self.taken += 1
+        return made
+
+    def _layer(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation:
+        name, layer = layers[0]
+        out = layer.output_shape(shape[3:] if flat else shape[1:])
+        self.taken = 1
+        names = tuple(leaf for leaf, _ in layer.leaves(name))
+        made = (shape[0], 1, 1, *out) if len(out) == 1 else (shape[0], *out)
+        return Operation("layer", names, (source,), made, len(out) == 1, layer)
+
+
+def _supported(conv: Any, shape: Shape, flat: bool, dtype: Any) -> bool:
+    """Return whether the kernels know this layer, on an input of this shape; what does not fit says so itself."""
+    kind = type(conv)  # a subclass may compute something else
+    if kind not in (Conv, Depthwise, Pointwise, Linear) or (kind is Linear) != flat:
+        return False
+    w, b = conv.weight.value, conv.bias
+    if conv.channels_in != shape[3] or w.dtype != dtype or (b is not None and b.value.dtype != dtype):
+        return False
+    if kind in (Pointwise, Linear):
+        return True
+    stride, kernel = window.pair("stride", conv.options["stride"]), w.shape[:2]
+    (top, bottom), (left, right) = window.explicit_padding(conv.options["padding"], shape[1:3], kernel, stride)
+    if stride[0] != stride[1] or max(top, bottom) >= kernel[0] or max(left, right) >= kernel[1]:
+        return False
+    return kind is Conv or (kernel[0] == kernel[1] and kernel[0] in (3, 5, 7) and stride[0] <= 2)
+
+
+def _fits(bn: BatchNorm, channels: int, dtype: Any) -> bool:
+    return bn.weight.value.size == channels and bn.weight.value.dtype == dtype
+
+
+def geometry(conv: Any, shape: Shape) -> tuple[int, int, int, int, int]:
+    """Return rows and columns of the kernel, stride, and padding above and to the left, for an input of `shape`."""
+    if type(conv) in (Pointwise, Linear):
+        return 1, 1, 1, 0, 0
+    stride, kernel = window.pair("stride", conv.options["stride"]), conv.weight.value.shape[:2]
+    (top, _), (left, _) = window.explicit_padding(conv.options["padding"], (shape[1], shape[2]), kernel, stride)
+    return *kernel, stride[0], top, left
+
+
+def report(operations: Sequence[Operation]) -> str:
+    """Return what runs as one, a line for each operation."""
+    lines = []
+    for operation in operations:
+        what = "its own layer" if operation.kind == "layer" else operation.kind
+        lines.append(f"{what:13}  {' + '.join(operation.names)}")
+    return "\n".join(lines)

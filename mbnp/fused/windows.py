@@ -1,0 +1,127 @@
+"""Tiles and tables of a convolution: how `kernels/conv.py` divides its pixels and finds its windows."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mbnp.fused.kernels.arrays import Tables, Windows, offsets
+
+Shape = tuple[int, ...]
+
+
+class Plan(NamedTuple):
+    """The windows of one convolution for one input shape, cut into tiles."""
+
+    windows: Windows
+    tables: Tables
+    tiles: int
+    scratch: int  # entries that a thread works in, in backward, which needs more
+    counts: np.ndarray  # (tiles,) pixels of each tile
+
+
+def plan(geometry: tuple[int, ...], source: Shape, out: Shape, pixels: int) -> Plan:
+    """Return the tiles of about so many output pixels, for stored shapes (N, H, W, C) and (N, OH, OW, D)."""
+    kernel, columns, stride, top, left = geometry
+    N, H, W, C = source
+    _, OH, OW, D = out
+    if (kernel, columns, stride, top, left) == (1, 1, 1, 0, 0):
+        return _flat(N * H * W, C, D, pixels)
+    images, band = (1, max(1, pixels // OW)) if OH * OW > pixels else (max(1, min(pixels // (OH * OW), -(-N // 2))), OH)
+    bands = -(-OH // band)
+    tiles = -(-N // images) if bands == 1 else N * bands
+    deepest = H if bands == 1 else max(band * stride, H - (bands - 1) * band * stride)  # rows of input of a tile
+    before, rows = _dz_extent(kernel, stride, top, deepest, band)
+    beside, dz_columns = _dz_extent(columns, stride, left, W, OW)
+    windows = Windows(
+        flat=False, kernel=kernel, columns=columns, stride=stride, top=top, left=left, height=OH, width=OW,
+        images=images, band=band, bands=bands, tile=images * band * OW,
+        patch_rows=(band - 1) * stride + kernel, patch_columns=(OW - 1) * stride + columns,
+        dz_before=before, dz_left=beside, dz_rows=rows, dz_columns=dz_columns,
+    )  # fmt: skip
+    patch = windows.patch_rows * windows.patch_columns * C
+    scratch = images * (patch + rows * dz_columns * D)
+    counts = np.array([_pixels(windows, N, t) for t in range(tiles)], np.int64)
+    return Plan(windows, _tables(windows, deepest, H, W, C, D), tiles, scratch, counts)
+
+
+def _pixels(windows: Windows, N: int, t: int) -> int:
+    if windows.bands > 1:
+        first = t % windows.bands * windows.band
+        return min(windows.band, windows.height - first) * windows.width
+    return min(windows.images, N - t * windows.images) * windows.height * windows.width
+
+
+def _flat(P: int, C: int, D: int, tile: int) -> Plan:
+    """Return the tiles of a product over P pixels, without windows."""
+    tile = min(tile, P)
+    tiles = -(-P // tile)
+    windows = Windows(True, 1, 1, 1, 0, 0, 1, tile, 1, 1, 1, tile, 1, tile, 0, 0, 1, tile)
+    pixels, zero = np.arange(tile), offsets(0)
+    kind = [[0, 1, 0, 1, 0, D, 0, 0, 0, 0]]
+    tables = Tables(
+        windows=offsets(pixels * C), taps=zero, taps_k=zero, out=offsets(pixels * D), weights=offsets(np.arange(C)),
+        weights_out=offsets(np.arange(C) * D), strips=zero, strips_k=zero, classes=np.array(kind, np.int64),
+        class_pixels=offsets(pixels * D), class_out=offsets(pixels * C), class_taps=zero, class_taps_k=zero,
+    )  # fmt: skip
+    counts = np.minimum(tile, P - np.arange(tiles) * tile)
+    return Plan(windows, tables, tiles, tile * (C + D), counts)
+
+
+def _first_taps(size: int, stride: int, before: int) -> list[tuple[int, int]]:
+    """Return, for each class of input rows, the first tap that saw them and how many taps did."""
+    firsts = [(c + before) % stride for c in range(stride)]
+    return [(u, len(range(u, size, stride))) for u in firsts]
+
+
+def _dz_extent(size: int, stride: int, before: int, inputs: int, outputs: int) -> tuple[int, int]:
+    """Return the rows of dz ahead of a tile's first one that saw its input, and all rows that its copy holds."""
+    ahead = max(count - 1 - (c + before) // stride for c, (_, count) in enumerate(_first_taps(size, stride, before)))
+    ahead = max(ahead, 0)
+    return ahead, max(ahead + outputs, ahead + (inputs - 1 + before) // stride + 1)
+
+
+def _tables(w: Windows, deepest: int, H: int, W: int, C: int, D: int) -> Tables:
+    S, KH, KW = w.stride, w.kernel, w.columns
+    row, image = w.patch_columns * C, w.patch_rows * w.patch_columns * C
+    dz_row, dz_image = w.dz_columns, w.dz_rows * w.dz_columns  # in pixels
+    g = np.arange(w.images)[:, None, None]
+    i, j = np.arange(w.band)[:, None], np.arange(w.width)
+    u = np.arange(KH)[:, None]
+    classes, pixels, outs, taps, taps_k = [], [], [], [], []
+    packed = 0
+    down, across = _first_taps(KH, S, w.top), _first_taps(KW, S, w.left)
+    for p, (u0, nu) in enumerate(down):
+        for q, (v0, nv) in enumerate(across):
+            run = nv * D
+            rows, cols = np.arange(p, deepest, S)[:, None], np.arange(q, W, S)
+            r = (rows + w.top) // S - (nu - 1) + w.dz_before
+            c = (cols + w.left) // S - (nv - 1) + w.dz_left
+            segments = nu if nv else 0
+            kind = [u0, segments, v0, nv, packed, run, p, q, sum(map(len, pixels)), sum(map(len, taps))]
+            classes.append(kind)
+            pixels.append(offsets((g * dz_image + r * dz_row + c) * D))
+            outs.append(offsets(((g * H + rows) * W + cols) * C))
+            taps.append(offsets(np.arange(segments) * dz_row * D))
+            taps_k.append(offsets(np.arange(segments) * run))
+            packed += segments * run
+    return Tables(
+        windows=offsets(g * image + i * S * row + j * S * C),
+        taps=offsets(np.arange(KH) * row),
+        taps_k=offsets(np.arange(KH) * KW * C),
+        out=offsets(np.arange(w.tile) * D),
+        weights=offsets(u * row + np.arange(KW * C)),
+        weights_out=offsets(np.arange(KH * KW * C) * D),
+        strips=offsets(g[..., 0] * image + np.arange(w.band) * S * row),
+        strips_k=offsets(g[..., 0] * dz_image + (w.dz_before + np.arange(w.band)) * dz_row + w.dz_left),
+        classes=np.array(classes, np.int64),
+        class_pixels=np.concatenate(pixels),
+        class_out=np.concatenate(outs),
+        class_taps=np.concatenate(taps),
+        class_taps_k=np.concatenate(taps_k),
+    )
+
+
+def groups(tiles: int, weights: int) -> int:
+    """Return how many partial gradients of so many weights the tiles are divided among: a number of the shapes alone."""
+    most = 8 if weights < 1 << 18 else 4
+    return min(most, tiles)
