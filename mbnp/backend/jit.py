@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
 from numba.core import caching
 
 # Everything that lets a loop become vector instructions and fused multiply-adds, and nothing that lets the
@@ -70,12 +71,29 @@ def piece(function: Callable) -> Callable:
 
     It has no cache of its own, which would cost compile time twice: the kernel that contains it is cached.
     """
-    return _njit(function, **PIECE)
+    return _for_any_number(_njit(function, **PIECE))
 
 
 def inlined(function: Callable) -> Callable:
     """Inline a piece whatever its size, where a call would save and restore registers full of vectors."""
-    return _njit(function, forceinline=True, **PIECE)
+    return _for_any_number(_njit(function, forceinline=True, **PIECE))
+
+
+def _for_any_number(function: Any) -> Any:
+    """Let a function be compiled once for all integers, not for each constant and for prange's unsigned index again."""
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return function
+    find = function.get_call_template
+
+    def any_number(kind: Any) -> Any:
+        kind = types.unliteral(kind)
+        return types.int64 if isinstance(kind, types.Integer) else kind
+
+    def get_call_template(args: tuple, kws: dict) -> Any:
+        return find(tuple(map(any_number, args)), {name: any_number(kind) for name, kind in kws.items()})
+
+    function.get_call_template = get_call_template
+    return function
 
 
 @functools.cache  # once a process: the same is true of every kernel

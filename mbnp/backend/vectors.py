@@ -108,49 +108,6 @@ def store_rows(vectors, x, first, k):
         store(v, x[first + i], k)
 
 
-# ---- tiles of a matrix product: vectors that stay in registers, a few for each of a few rows -----------------------
-
-
-def offsets(at, table, first, rows):
-    """The places at + table[first], at + table[first + 1], ... of so many rows, a number known when compiling."""
-    return tuple(at + table[first + r] for r in range(rows))
-
-
-def tile_zeros(x, count):
-    """As many vectors of zeros, a number known when compiling, of the type of x."""
-    return (np.zeros(width(x.dtype), x.dtype),) * count
-
-
-def tile_multiply(tile, a, rows, step, b, k, b_step, count):
-    """Add to a tile, row by row: the numbers a[rows[r] + i * step] times the vectors b[k + i * b_step] ..., i < count."""
-    per_row = len(tile) // len(rows)
-    totals = list(tile)
-    for i in range(count):
-        for j in range(len(tile)):
-            r, v = j // per_row, j % per_row
-            totals[j] = fma(spread(a, rows[r] + i * step), load(b, k + i * b_step + v * width(b.dtype)), totals[j])
-    return tuple(totals)
-
-
-def tile_add(tile, c, rows):
-    """The tile plus what is stored where it belongs, c[rows[r]] ..."""
-    per_row = len(tile) // len(rows)
-    return tuple(t + load(c, rows[j // per_row] + j % per_row * width(c.dtype)) for j, t in enumerate(tile))
-
-
-def tile_clip(tile, rows, bias, k, low, high):
-    """clip(tile + bias), with the vectors of bias at k for each row."""
-    per_row = len(tile) // len(rows)
-    return tuple(clip(t + load(bias, k + j % per_row * width(bias.dtype)), low, high) for j, t in enumerate(tile))
-
-
-def tile_store(tile, c, rows):
-    """c[rows[r]] ... = the vectors of row r."""
-    per_row = len(tile) // len(rows)
-    for j, t in enumerate(tile):
-        store(t, c, rows[j // per_row] + j % per_row * width(c.dtype))
-
-
 # ---- their types and instructions ----------------------------------------------------------------------------------
 
 
@@ -173,17 +130,17 @@ def _typed(function: Any, result: Any) -> None:
     type_callable(function)(lambda context: result)
 
 
-def _plain(x: Any) -> bool:
-    """Whether an array is one whose entries lie one after another."""
+def is_plain(x: Any) -> bool:
+    """Return whether an array is one whose entries lie one after another."""
     return isinstance(x, types.Array) and x.layout == "C" and isinstance(x.dtype, types.Float)
 
 
 # Where the types do not fit the answer is None, and Numba says so.
-_typed(load, lambda x, k: Vector(x.dtype) if _plain(x) else None)
-_typed(spread, lambda x, k: Vector(x.dtype) if _plain(x) else None)
-_typed(store, lambda v, x, k: types.none if _plain(x) and v == Vector(x.dtype) else None)
-_typed(prefetch, lambda x, k: types.none if _plain(x) else None)
-_typed(accumulate, lambda v, x, k: types.none if _plain(x) and x.dtype == types.float64 else None)
+_typed(load, lambda x, k: Vector(x.dtype) if is_plain(x) else None)
+_typed(spread, lambda x, k: Vector(x.dtype) if is_plain(x) else None)
+_typed(store, lambda v, x, k: types.none if is_plain(x) and v == Vector(x.dtype) else None)
+_typed(prefetch, lambda x, k: types.none if is_plain(x) else None)
+_typed(accumulate, lambda v, x, k: types.none if is_plain(x) and x.dtype == types.float64 else None)
 _typed(fma, lambda a, b, c: a if a == b == c and isinstance(a, Vector) else None)
 _typed(clip, lambda v, low, high: v if low == high == v.dtype else None)
 _typed(where_inside, lambda v, low, high, g: g if v == g and low == high == v.dtype else None)
@@ -231,8 +188,8 @@ def _accumulate(context, builder, sig, args):
     return context.get_dummy_value()
 
 
-def _repeat(builder: Any, number: Any, kind: Any) -> Any:
-    """A vector of the type `kind` of one number."""
+def repeat(builder: Any, number: Any, kind: Any) -> Any:
+    """Return a vector of the type `kind` of one number."""
     index = ir.IntType(32)
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(index, 0))
     zeros = ir.Constant(ir.VectorType(index, kind.count), [0] * kind.count)
@@ -243,15 +200,16 @@ def _repeat(builder: Any, number: Any, kind: Any) -> Any:
 def _spread(context, builder, sig, args):
     data = context.make_array(sig.args[0])(context, builder, args[0]).data
     number = builder.load(builder.gep(data, [args[1]]))
-    return _repeat(builder, number, context.get_value_type(sig.return_type))
+    return repeat(builder, number, context.get_value_type(sig.return_type))
 
 
 @lower_builtin(clip, Vector, types.Float, types.Float)
 def _clip(context, builder, sig, args):
-    return _clipped(builder, args[0], *(_repeat(builder, bound, args[0].type) for bound in args[1:]))
+    return clipped(builder, args[0], *(repeat(builder, bound, args[0].type) for bound in args[1:]))
 
 
-def _clipped(builder: Any, v: Any, low: Any, high: Any) -> Any:
+def clipped(builder: Any, v: Any, low: Any, high: Any) -> Any:
+    """Return the vector v between two others."""
     # In this form each is one instruction, which keeps a NaN.
     v = builder.select(builder.fcmp_ordered(">", low, v), low, v)
     return builder.select(builder.fcmp_ordered("<", high, v), high, v)
@@ -259,7 +217,7 @@ def _clipped(builder: Any, v: Any, low: Any, high: Any) -> Any:
 
 @lower_builtin(where_inside, Vector, types.Float, types.Float, Vector)
 def _where_inside(context, builder, sig, args):
-    v, low, high, g = args[0], *(_repeat(builder, bound, args[0].type) for bound in args[1:3]), args[3]
+    v, low, high, g = args[0], *(repeat(builder, bound, args[0].type) for bound in args[1:3]), args[3]
     inside = builder.and_(builder.fcmp_unordered(">", v, low), builder.fcmp_unordered("<", v, high))
     return builder.select(inside, g, ir.Constant(g.type, [0.0] * g.type.count))
 
@@ -292,156 +250,3 @@ def _fma_function(builder: Any, kind: Any) -> Any:
 @lower_builtin(fma, Vector, Vector, Vector)
 def _fma(context, builder, sig, args):
     return builder.call(_fma_function(builder, args[0].type), args)
-
-
-# A tile is a tuple of vectors, which the compiler takes apart into registers. Counts come as literals.
-
-
-def _count(number: Any) -> int | None:
-    return number.literal_value if isinstance(number, types.IntegerLiteral) else None
-
-
-def _tile_of(x: Any, count: Any) -> Any:
-    return types.UniTuple(Vector(x.dtype), _count(count)) if _count(count) and _plain(x) else None
-
-
-_typed(
-    offsets,
-    lambda at, table, first, rows: types.UniTuple(types.int64, _count(rows))
-    if _count(rows) and isinstance(table, types.Array)
-    else None,
-)
-_typed(tile_zeros, _tile_of)
-_typed(tile_multiply, lambda tile, a, rows, step, b, k, b_step, count: tile if a == b and _plain(a) else None)
-_typed(tile_add, lambda tile, c, rows: tile if _plain(c) else None)
-_typed(tile_clip, lambda tile, rows, bias, k, low, high: tile if low == high == tile.dtype.dtype else None)
-_typed(tile_store, lambda tile, c, rows: types.none if _plain(c) else None)
-
-
-def _data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
-    return context.make_array(array_type)(context, builder, array).data
-
-
-def _vector_at(builder: Any, pointer: Any, entries: int, kind: Any) -> Any:
-    """Return the address of the vector so many entries after a pointer."""
-    place = builder.gep(pointer, [ir.Constant(ir.IntType(64), entries)])
-    return builder.bitcast(place, kind.as_pointer())
-
-
-def _alignment(kind: Any) -> int:
-    return 4 if isinstance(kind.element, ir.FloatType) else 8
-
-
-def _rows_of(context: Any, builder: Any, array_type: Any, array: Any, rows: Any) -> list[Any]:
-    """Return the address of each row of a tile."""
-    data = _data(context, builder, array_type, array)
-    return [builder.gep(data, [row]) for row in cgutils.unpack_tuple(builder, rows)]
-
-
-@lower_builtin(offsets, types.Integer, types.Array, types.Integer, types.Integer)
-def _offsets(context, builder, sig, args):
-    table = _data(context, builder, sig.args[1], args[1])
-    wide = [context.cast(builder, args[i], sig.args[i], types.int64) for i in (0, 2)]
-    first = builder.gep(table, [wide[1]])
-    found = []
-    for r in range(sig.return_type.count):
-        found.append(builder.add(wide[0], builder.load(builder.gep(first, [ir.Constant(ir.IntType(64), r)]))))
-    return context.make_tuple(builder, sig.return_type, found)
-
-
-@lower_builtin(tile_zeros, types.Array, types.Integer)
-def _tile_zeros(context, builder, sig, args):
-    kind = context.get_value_type(sig.return_type.dtype)
-    zero = ir.Constant(kind, [0.0] * kind.count)
-    return context.make_tuple(builder, sig.return_type, [zero] * sig.return_type.count)
-
-
-@lower_builtin(
-    tile_multiply, types.UniTuple, types.Array, types.UniTuple, types.Integer, types.Array, *[types.Integer] * 3
-)
-def _tile_multiply(context, builder, sig, args):
-    """A loop whose sums stay in registers: each b is loaded once for all rows, each a once for all vectors."""
-    tile, a, rows, step, b, k, b_step, count = args
-    kind = context.get_value_type(sig.args[0].dtype)
-    long = ir.IntType(64)
-    step, k, b_step, count = (
-        context.cast(builder, args[i], sig.args[i], types.int64) for i in (3, 5, 6, 7)
-    )
-    starts = _rows_of(context, builder, sig.args[1], a, rows)
-    first_b = builder.gep(_data(context, builder, sig.args[4], b), [k])
-    sums = cgutils.unpack_tuple(builder, tile)
-    per_row = len(sums) // len(starts)
-    multiply = _fma_function(builder, kind)
-
-    before = builder.block
-    loop, after = builder.append_basic_block("multiply"), builder.append_basic_block("multiplied")
-    none = builder.icmp_signed("<", ir.Constant(long, 0), count)
-    builder.cbranch(none, loop, after)
-    builder.position_at_end(loop)
-    i, at_a, at_b = builder.phi(long), builder.phi(long), builder.phi(first_b.type)
-    running = [builder.phi(kind) for _ in sums]
-    vectors = [
-        builder.load(_vector_at(builder, at_b, v * kind.count, kind), align=_alignment(kind)) for v in range(per_row)
-    ]
-    made = []
-    for r, start in enumerate(starts):
-        number = _repeat(builder, builder.load(builder.gep(start, [at_a])), kind)
-        for v, vector in enumerate(vectors):
-            made.append(builder.call(multiply, [number, vector, running[r * per_row + v]]))
-    following = builder.add(i, ir.Constant(long, 1))
-    nexts = [following, builder.add(at_a, step), builder.gep(at_b, [b_step]), *made]
-    begins = [ir.Constant(long, 0), ir.Constant(long, 0), first_b, *sums]
-    for phi, begin, further in zip((i, at_a, at_b, *running), begins, nexts, strict=True):
-        phi.add_incoming(begin, before)
-        phi.add_incoming(further, loop)
-    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-    builder.position_at_end(after)
-    results = [builder.phi(kind) for _ in sums]
-    for result, begin, end in zip(results, sums, made, strict=True):
-        result.add_incoming(begin, before)
-        result.add_incoming(end, loop)
-    return context.make_tuple(builder, sig.return_type, results)
-
-
-def _places(context: Any, builder: Any, array_type: Any, array: Any, rows: Any, kind: Any, per_row: int) -> list[Any]:
-    """Return the address of each vector of a tile."""
-    starts = _rows_of(context, builder, array_type, array, rows)
-    return [_vector_at(builder, start, v * kind.count, kind) for start in starts for v in range(per_row)]
-
-
-@lower_builtin(tile_add, types.UniTuple, types.Array, types.UniTuple)
-def _tile_add(context, builder, sig, args):
-    kind = context.get_value_type(sig.args[0].dtype)
-    per_row = sig.args[0].count // sig.args[2].count
-    places = _places(context, builder, sig.args[1], args[1], args[2], kind, per_row)
-    vectors = cgutils.unpack_tuple(builder, args[0])
-    made = [
-        builder.fadd(v, builder.load(place, align=_alignment(kind)))
-        for v, place in zip(vectors, places, strict=True)
-    ]
-    return context.make_tuple(builder, sig.return_type, made)
-
-
-@lower_builtin(tile_clip, types.UniTuple, types.UniTuple, types.Array, types.Integer, types.Float, types.Float)
-def _tile_clip(context, builder, sig, args):
-    tile, _, bias, k, low, high = args
-    kind = context.get_value_type(sig.args[0].dtype)
-    per_row = sig.args[0].count // sig.args[1].count
-    start = builder.gep(_data(context, builder, sig.args[2], bias), [k])
-    biases = [
-        builder.load(_vector_at(builder, start, v * kind.count, kind), align=_alignment(kind)) for v in range(per_row)
-    ]
-    low, high = _repeat(builder, low, kind), _repeat(builder, high, kind)
-    vectors = cgutils.unpack_tuple(builder, tile)
-    made = [_clipped(builder, builder.fadd(v, biases[j % per_row]), low, high) for j, v in enumerate(vectors)]
-    return context.make_tuple(builder, sig.return_type, made)
-
-
-@lower_builtin(tile_store, types.UniTuple, types.Array, types.UniTuple)
-def _tile_store(context, builder, sig, args):
-    kind = context.get_value_type(sig.args[0].dtype)
-    per_row = sig.args[0].count // sig.args[2].count
-    places = _places(context, builder, sig.args[1], args[1], args[2], kind, per_row)
-    for vector, place in zip(cgutils.unpack_tuple(builder, args[0]), places, strict=True):
-        builder.store(vector, place, align=_alignment(kind))
-    return context.get_dummy_value()

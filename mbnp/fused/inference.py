@@ -216,7 +216,6 @@ class Inference:
         step["rows_at"] = self._table(rows)
         step["out_at"] = self._table(g * out.image + r * out.row + j * D)
         step["taps_at"] = self._table(np.arange(kernel) * source.row)
-        step["taps_k_at"] = self._table(np.arange(kernel) * columns * C)
 
     def _tiles(self, step: Any) -> None:
         """Divide the output among tasks: bands of rows of an image, or groups of whole images, or panels of weights."""

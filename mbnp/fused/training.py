@@ -161,16 +161,17 @@ class Conv(_Convolution):
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
         super().__init__(operation, inputs, out, work)
         shape = geometry(self.layer, inputs[0].shape)
-        C, D = inputs[0].shape[3], out.shape[3]
+        C, D, dtype = inputs[0].shape[3], out.shape[3], out.bounds.dtype
         flat = min(max(TILE // max(C, D), PIXELS[0]), max(-(-out.pixels // 8), 32))
         pixels = flat if shape == (1, 1, 1, 0, 0) else PIXELS[1]
         self.plan = windows.plan(shape, inputs[0].shape, out.shape, pixels)
         self.counts = self.plan.counts
-        self._store(shape[0] * shape[1], C)
-        self.rows = shape[0] * shape[1] * C
+        self.taps, self.rows = shape[0] * shape[1], shape[0] * shape[1] * C
+        self._store(self.taps, C)
         self.groups = windows.groups(self.plan.tiles, self.rows * D)
+        self.packed = Arena(dtype, 0).array(2, self.rows * D)  # forward and transposed
+        self.packed_from: tuple = ()
         work.ask("scratch", self.plan.scratch)
-        work.ask("packed", self.rows * D)
         work.ask("parts", self.groups, self.rows, D)
         work.ask("moments", self.plan.tiles, 2, D)
         work.ask("sums", self.groups, 2, C)
@@ -180,11 +181,25 @@ class Conv(_Convolution):
 
     def _work(self) -> Work:
         parts = self.work.part("parts", self.groups, self.rows, self.out.shape[3])
-        return Work(self.work.arrays["packed"], self.work.scratch(), parts, self.plan.tiles)
+        return Work(self.work.scratch(), parts, self.plan.tiles)
+
+    def _pack(self) -> np.ndarray:
+        """Pack the weights, unless they are of this version already."""
+        version = self.layer.weight.version, self.inputs[0].needed
+        if version != self.packed_from:
+            w, classes = self._weights(), self.plan.tables.classes
+            panel = 2 * padded(1, w.dtype)
+            panels = -(-w.shape[1] // panel)
+            if self.inputs[0].needed:
+                panels += len(classes) * -(-self.inputs[0].shape[3] // panel)
+            kernels.pack_weights(w, self.plan.windows, classes, panels, *self.packed)
+            self.packed_from = version
+        return self.packed
 
     def forward(self) -> None:
+        packed = self._pack()[0]
         kernels.conv_forward(
-            self.inputs[0].source(), self._weights(), self.plan.windows, self.plan.tables, self._work(), self.out.z,
+            self.inputs[0].source(), packed, self.plan.windows, self.plan.tables, self._work(), self.out.z,
             self._moments(),
         )  # fmt: skip
         self.finish_forward()
@@ -194,10 +209,13 @@ class Conv(_Convolution):
         w = self.layer.weight
         if w.frozen and not source.needed:
             return
+        work = self._work()
         kernels.conv_backward(
-            gradient, source.source(), self._weights(), self.plan.windows, self.plan.tables, self._work(),
-            self.target(0, self.groups), _rows(w),
+            gradient, source.source(), self._pack()[1], self.plan.windows, self.plan.tables, work,
+            self.target(0, self.groups), not w.frozen,
         )  # fmt: skip
+        if not w.frozen:
+            kernels.add_parts(work.parts, self.taps, _rows(w))
 
 
 class Depthwise(_Convolution):
@@ -212,7 +230,6 @@ class Depthwise(_Convolution):
         self._store(self.taps, 1)
         vector = padded(1, out.bounds.dtype)
         work.ask("scratch", scratch_vectors(self.window, H, W, OH, OW) * vector + C)
-        work.ask("packed", 1)
         work.ask("parts", N, self.taps, C)
         work.ask("moments", N, 2, C)
         work.ask("sums", N, 2, C)
@@ -222,7 +239,7 @@ class Depthwise(_Convolution):
 
     def _work(self) -> Work:
         N, *_, C = self.out.shape
-        return Work(self.work.arrays["packed"], self.work.scratch(), self.work.part("parts", N, self.taps, C), N)
+        return Work(self.work.scratch(), self.work.part("parts", N, self.taps, C), N)
 
     def forward(self) -> None:
         kernels.depthwise_forward(
@@ -238,10 +255,10 @@ class Depthwise(_Convolution):
             if w.frozen:
                 return
             source.g = self.work.part("unused", *source.shape)  # the kernel makes it on the way
-        kernels.depthwise_backward(
-            gradient, source.source(), self._weights(), self.window, self._work(), self.target(0, source.shape[0]),
-            _rows(w),
-        )  # fmt: skip
+        work, target = self._work(), self.target(0, source.shape[0])
+        kernels.depthwise_backward(gradient, source.source(), self._weights(), self.window, work, target)
+        if not w.frozen:
+            kernels.add_parts(work.parts, self.taps, _rows(w))
 
 
 class Sum(Step):
@@ -333,9 +350,8 @@ def _gradient(parameter: Parameter) -> np.ndarray:
 
 
 def _rows(parameter: Parameter) -> np.ndarray:
-    """Return the rows that a kernel adds a gradient to: none where nobody learns from it."""
-    rows = parameter.grad.reshape(-1, parameter.grad.shape[-1])
-    return rows[:0] if parameter.frozen else rows
+    """Return the gradient as the kernels add to it: a row for each tap, or each tap's channel."""
+    return parameter.grad.reshape(-1, parameter.grad.shape[-1])
 
 
 KINDS: dict[str, type[Step]] = {
@@ -372,7 +388,6 @@ class Plan:
             self.steps.append(KINDS[operation.kind](operation, inputs, out, self.work))
         self.out = self.steps[-1].out
         self.work.ask("sums", self.out.shape[0], 2, self.out.shape[3])
-        self.work.ask("packed", 1)
         self._plan_gradients(arena)
         self.work.allocate(arena)
 

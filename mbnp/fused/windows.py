@@ -59,9 +59,8 @@ def _flat(P: int, C: int, D: int, tile: int) -> Plan:
     pixels, zero = np.arange(tile), offsets(0)
     kind = [[0, 1, 0, 1, 0, D, 0, 0, 0, 0]]
     tables = Tables(
-        windows=offsets(pixels * C), taps=zero, taps_k=zero, out=offsets(pixels * D), weights=offsets(np.arange(C)),
-        weights_out=offsets(np.arange(C) * D), strips=zero, strips_k=zero, classes=np.array(kind, np.int64),
-        class_pixels=offsets(pixels * D), class_out=offsets(pixels * C), class_taps=zero, class_taps_k=zero,
+        windows=offsets(pixels * C), taps=zero, out=offsets(pixels * D), weights_out=offsets(np.arange(C) * D), strips=zero, strips_k=zero, classes=np.array(kind, np.int64),
+        class_pixels=offsets(pixels * D), class_out=offsets(pixels * C), class_taps=zero,
     )  # fmt: skip
     counts = np.minimum(tile, P - np.arange(tiles) * tile)
     return Plan(windows, tables, tiles, tile * (C + D), counts)
@@ -86,8 +85,7 @@ def _tables(w: Windows, deepest: int, H: int, W: int, C: int, D: int) -> Tables:
     dz_row, dz_image = w.dz_columns, w.dz_rows * w.dz_columns  # in pixels
     g = np.arange(w.images)[:, None, None]
     i, j = np.arange(w.band)[:, None], np.arange(w.width)
-    u = np.arange(KH)[:, None]
-    classes, pixels, outs, taps, taps_k = [], [], [], [], []
+    classes, pixels, outs, taps = [], [], [], []
     packed = 0
     down, across = _first_taps(KH, S, w.top), _first_taps(KW, S, w.left)
     for p, (u0, nu) in enumerate(down):
@@ -102,22 +100,18 @@ def _tables(w: Windows, deepest: int, H: int, W: int, C: int, D: int) -> Tables:
             pixels.append(offsets((g * dz_image + r * dz_row + c) * D))
             outs.append(offsets(((g * H + rows) * W + cols) * C))
             taps.append(offsets(np.arange(segments) * dz_row * D))
-            taps_k.append(offsets(np.arange(segments) * run))
             packed += segments * run
     return Tables(
         windows=offsets(g * image + i * S * row + j * S * C),
         taps=offsets(np.arange(KH) * row),
-        taps_k=offsets(np.arange(KH) * KW * C),
         out=offsets(np.arange(w.tile) * D),
-        weights=offsets(u * row + np.arange(KW * C)),
-        weights_out=offsets(np.arange(KH * KW * C) * D),
+        weights_out=offsets(np.arange(KW * C) * D),
         strips=offsets(g[..., 0] * image + np.arange(w.band) * S * row),
         strips_k=offsets(g[..., 0] * dz_image + (w.dz_before + np.arange(w.band)) * dz_row + w.dz_left),
         classes=np.array(classes, np.int64),
         class_pixels=np.concatenate(pixels),
         class_out=np.concatenate(outs),
         class_taps=np.concatenate(taps),
-        class_taps_k=np.concatenate(taps_k),
     )
 
 

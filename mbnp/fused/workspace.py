@@ -50,7 +50,7 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        self.sizes: dict[str, int] = {}
+        self.sizes: dict[str, int] = {"scratch": 16}
         self.arrays: dict[str, np.ndarray] = {}
 
     def ask(self, name: str, *shape: int) -> None:
@@ -58,6 +58,7 @@ class Workspace:
 
     def allocate(self, arena: Arena) -> None:
         exact = Arena(np.float64, block=0)  # means may be large
+        self.sizes["scratch"] = backend.max_threads() * (-(-self.sizes["scratch"] // 16) * 16)
         for name, size in self.sizes.items():
             self.arrays[name] = (exact if name in ("moments", "sums") else arena).array(size)
 
@@ -66,10 +67,7 @@ class Workspace:
 
     def scratch(self) -> np.ndarray:
         """Return the working memory (threads, n) of every thread, in which n entries of "scratch" were asked for."""
-        if "threads" not in self.arrays:
-            lines = -(-self.sizes["scratch"] // 16) * 16
-            self.arrays["threads"] = Arena(self.arrays["packed"].dtype, 0).array(backend.max_threads() * lines)
-        return self.arrays["threads"].reshape(backend.max_threads(), -1)
+        return self.arrays["scratch"].reshape(backend.max_threads(), -1)
 
 
 class Slots:

@@ -154,7 +154,7 @@ def _forward_kernel(x, w, b, stride, padding, y):
     packed = np.empty(K * stored, x.dtype)
     entries = 2 * BYTES // x.itemsize  # of a panel's row
     for p in numba.prange(-(-stored // entries)):
-        matmul.pack(w.reshape(K, D), p * entries, stored, 0, packed)
+        matmul.pack(w.reshape(K, D), p * entries, stored, packed)
     chunks = _chunks(N, N * OH * OW)
     for chunk in numba.prange(chunks):
         start, stop = chunk * N // chunks, (chunk + 1) * N // chunks
@@ -184,7 +184,7 @@ def _backward_kernel(dy, x, w, stride, padding, dx):
     w_t = np.zeros((stored, K), x.dtype)
     w_t[:D] = w.reshape(K, D).T
     for p in numba.prange(-(-across // entries)):
-        matmul.pack(w_t, p * entries, across, 0, packed)
+        matmul.pack(w_t, p * entries, across, packed)
     chunks = _chunks(N, N * OH * OW)
     dw = np.empty((chunks, K, stored), x.dtype)  # partial gradients, one a chunk; the caller adds them up
     db = np.zeros((chunks, stored))

@@ -35,23 +35,12 @@ Source: Goto and van de Geijn, "Anatomy of high-performance matrix multiplicatio
 Dukhan, "The indirect convolution algorithm", arXiv:1907.02129.
 """
 
-from typing import NamedTuple
-
 import numba
 import numpy as np
 
 from mbnp import backend
-from mbnp.backend.vectors import (
-    BYTES,
-    REGISTERS,
-    offsets,
-    padded,
-    tile_add,
-    tile_clip,
-    tile_multiply,
-    tile_store,
-    tile_zeros,
-)
+from mbnp.backend.tiles import ADD, CLIP, STORE, tile, tile_across
+from mbnp.backend.vectors import BYTES, REGISTERS, padded
 from mbnp.ops import checks
 
 # --- loops: the definition ---
@@ -98,68 +87,6 @@ def backward_numpy(dy, a, b):
 ROWS = 8 if REGISTERS == 32 else 6  # of a tile
 BLOCK = 96  # rows that take a panel after another, so that they stay in the first cache, or nearly
 
-STORE, ADD, CLIP = 0, 1, 2  # what becomes of a finished tile: see `Out`
-
-
-class Left(NamedTuple):
-    """The left matrix: its entry (r, (s, i)) is data[at + rows[r] + segments[s] + i * step]; k is (s, i)."""
-
-    data: np.ndarray  # (n,)
-    at: int
-    rows: np.ndarray  # int64
-    segments: np.ndarray  # int64
-    step: int
-
-
-class Right(NamedTuple):
-    """The right matrix: the vectors of row (s, i) in panel p begin at data[at + p * panel + (segments[s] + i) * step].
-
-    Of a packed one step is 0: there the rows of a panel lie one after another.
-    """
-
-    data: np.ndarray
-    at: int
-    segments: np.ndarray  # int64, a row for each stretch of k
-    step: int
-    panel: int
-
-
-class Out(NamedTuple):
-    """The product: its row r begins at data[at + rows[r]].
-
-    then: STORE it, ADD it to what is there, or CLIP it to low and high after the bias (N,) is added
-    """
-
-    data: np.ndarray
-    at: int
-    rows: np.ndarray
-    then: int
-    bias: np.ndarray
-    low: float
-    high: float
-
-
-def _tile(rows, vectors):
-    """Return a function that makes a tile of so many rows and vectors of columns, from row r and column n on."""
-    count = rows * vectors
-
-    @backend.inlined
-    def tile(left, right, b_at, b_step, segments, run, out, r, n):
-        sums = tile_zeros(out.data, count)
-        for s in range(segments):
-            starts = offsets(left.at + left.segments[s], left.rows, r, rows)
-            b = b_at + right.segments[s] * b_step
-            sums = tile_multiply(sums, left.data, starts, left.step, right.data, b, b_step, run)
-        places = offsets(out.at + n, out.rows, r, rows)
-        if out.then == ADD:
-            sums = tile_add(sums, out.data, places)
-        elif out.then == CLIP:
-            sums = tile_clip(sums, places, out.bias, n, out.low, out.high)
-        tile_store(sums, out.data, places)
-
-    return tile
-
-
 @backend.inlined
 def _rows_of_next(left):
     """Return how many of the rows that are left the next tile takes: 8 rows are two tiles of 4 where one has 6."""
@@ -169,28 +96,49 @@ def _rows_of_next(left):
 
 
 def _panel(vectors):
-    """Return a function that makes rows first to last of a product, of columns n to n + so many vectors."""
-    full, four, two, one = (_tile(rows, vectors) for rows in (ROWS, 4, 2, 1))
+    """Return a function that makes a panel of a product, so many vectors wide: `multiply` for it."""
 
     @backend.piece
-    def panel(left, right, b_at, b_step, segments, run, out, first, last, n):
-        r = first
-        while r < last:
-            rows = _rows_of_next(last - r)
-            if rows == ROWS:
-                full(left, right, b_at, b_step, segments, run, out, r, n)
-            elif rows == 4:
-                four(left, right, b_at, b_step, segments, run, out, r, n)
-            elif rows == 2:
-                two(left, right, b_at, b_step, segments, run, out, r, n)
+    def panel(a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n):
+        r = 0
+        while r < rows:
+            size = _rows_of_next(rows - r)
+            if size == ROWS:
+                tile(ROWS, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high)
+            elif size == 4:
+                tile(4, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high)
+            elif size == 2:
+                tile(2, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high)
             else:
-                one(left, right, b_at, b_step, segments, run, out, r, n)
-            r += rows
+                tile(1, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high)
+            r += size
+
+    return panel
+
+
+def _panel_across(vectors):
+    """Likewise, `multiply_across` for it."""
+
+    @backend.piece
+    def panel(a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n):
+        r = 0
+        while r < rows:
+            size = _rows_of_next(rows - r)
+            if size == ROWS:
+                tile_across(ROWS, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then)
+            elif size == 4:
+                tile_across(4, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then)
+            elif size == 2:
+                tile_across(2, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then)
+            else:
+                tile_across(1, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then)
+            r += size
 
     return panel
 
 
 _panel_of_2, _panel_of_1 = _panel(2), _panel(1)
+_across_of_2, _across_of_1 = _panel_across(2), _panel_across(1)
 
 
 @backend.inlined
@@ -200,31 +148,46 @@ def vectors_at(n, columns, V):
 
 
 @backend.piece
-def multiply(left, right, segments, run, out, first, last, n, columns):
-    """Make rows first to last of a product (rows, columns), of the panel of its columns n ...
+def multiply(a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n, columns):
+    """Make the panel from column n on of a product c (rows, columns) = a b, b packed.
 
-    k runs over so many segments, and `run` entries of each.
+    a: the entry (r, (s, i)) is a[at + a_rows[r] + segments[s] + i], i < run; k is (s, i)
+    b: packed from entry k on
+    c: row r begins at c[o + c_rows[r]]. then: STORE it, ADD it to what is there, or CLIP it to low and high after the
+       bias (columns,) is added
     """
-    V = BYTES // out.data.itemsize
-    b_at = right.at + n // (2 * V) * right.panel
+    V = BYTES // c.itemsize
+    k += n * segments.size * run
     if vectors_at(n, columns, V) == 2:
-        step = right.step if right.step > 0 else 2 * V
-        _panel_of_2(left, right, b_at, step, segments, run, out, first, last, n)
+        _panel_of_2(a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n)
     else:
-        step = right.step if right.step > 0 else V
-        _panel_of_1(left, right, b_at, step, segments, run, out, first, last, n)
+        _panel_of_1(a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n)
 
 
 @backend.piece
-def pack(b, n, columns, at, packed):
+def multiply_across(a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n, columns):
+    """Make the panel from column n on of a product c (rows, columns) = a^T b, both read where they lie.
+
+    a: the entry ((s, i), r) is a[at + segments[s] + i*step + r], i < run
+    b: row (s, i) begins at b[k + (b_segments[s] + i) * b_step]
+    c: row r begins at c[o + c_rows[r]]. then: STORE it, or ADD it to what is there
+    """
+    if vectors_at(n, columns, BYTES // c.itemsize) == 2:
+        _across_of_2(a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n)
+    else:
+        _across_of_1(a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n)
+
+
+@backend.piece
+def pack(b, n, columns, packed):
     """Copy b (K, N) from its column n on into the panel of these columns; columns after N are zeros.
 
-    packed (n,) has K * columns entries from `at` on. Of a transposed view, b = w.T, this packs the transposed matrix.
+    packed (K * columns,) holds one panel after another. Of a transposed view, b = w.T, this packs the transposed matrix.
     """
     K, N = b.shape
     V = BYTES // packed.itemsize
     entries = vectors_at(n, columns, V) * V
-    at += n * K
+    at = n * K
     for k in range(K):
         for i in range(entries):
             packed[at + i] = b[k, n + i] if n + i < N else packed.dtype.type(0)
@@ -238,31 +201,29 @@ def pack(b, n, columns, at, packed):
 def product(a, packed, bias, y):
     """y (M, columns) = a (M, K) @ b + bias (columns,), with b packed."""
     (M, K), (_, columns) = a.shape, y.shape
-    V = BYTES // y.itemsize
     start, low, high = np.zeros(1, np.int64), y.dtype.type(-np.inf), y.dtype.type(np.inf)
     rows = np.arange(min(M, BLOCK))
-    right = Right(packed, 0, start, 0, 2 * V * K)
+    a_rows, y_rows, a, y = rows * K, rows * columns, a.ravel(), y.ravel()
     for first in range(0, M, BLOCK):
-        left = Left(a.ravel(), first * K, rows * K, start, 1)
-        out = Out(y.ravel(), first * columns, rows * columns, CLIP, bias, low, high)
-        for n in range(0, columns, 2 * V):
-            multiply(left, right, 1, K, out, 0, min(BLOCK, M - first), n, columns)
+        for n in range(0, columns, 2 * BYTES // y.itemsize):
+            multiply(
+                a, first * K, a_rows, start, K, packed, 0, y, first * columns, y_rows, CLIP, bias, low, high,
+                min(BLOCK, M - first), n, columns,
+            )  # fmt: skip
 
 
 @backend.piece
 def product_transposed(a, dy, db):
     """db (K, columns) = a.T @ dy, a (M, K) and dy (M, columns)."""
     (M, K), (_, columns) = a.shape, dy.shape
-    V = BYTES // dy.itemsize
-    start, no_bias, zero = np.zeros(1, np.int64), db.ravel(), db.dtype.type(0)
-    rows = np.arange(K)
-    right = Right(dy.ravel(), 0, start, columns, 2 * V)
-    for first in range(0, M, BLOCK):
-        left = Left(a.ravel(), first * K, rows, start, K)
-        right = Right(dy.ravel(), first * columns, start, columns, 2 * V)
-        out = Out(db.ravel(), 0, rows * columns, ADD if first else STORE, no_bias, zero, zero)
-        for n in range(0, columns, 2 * V):
-            multiply(left, right, 1, min(BLOCK, M - first), out, 0, K, n, columns)
+    start, rows = np.zeros(1, np.int64), np.arange(K) * columns
+    a, dy, db = a.ravel(), dy.ravel(), db.ravel()
+    for first in range(0, M, 512):
+        for n in range(0, columns, 2 * BYTES // db.itemsize):
+            multiply_across(
+                a, first * K, start, K, min(512, M - first), dy, first * columns, start, columns, db, 0, rows,
+                ADD if first else STORE, K, n, columns,
+            )  # fmt: skip
 
 
 @backend.jit(literal=True)
@@ -301,7 +262,7 @@ def _forward_kernel(a, b, bias, y):
     V = BYTES // y.itemsize
     packed = np.empty(b.shape[0] * columns, y.dtype)
     for p in numba.prange(-(-columns // (2 * V))):
-        pack(b, p * 2 * V, columns, 0, packed)
+        pack(b, p * 2 * V, columns, packed)
     count = chunks(M)
     for t in numba.prange(count):
         first, last = t * M // count, (t + 1) * M // count

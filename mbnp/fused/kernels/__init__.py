@@ -38,12 +38,13 @@ it mostly reads what it wrote itself: a cache line that another core wrote last 
 
 from mbnp.fused.kernels.average import average_backward, average_forward
 from mbnp.fused.kernels.batchnorm import activate, add, finish_coefficients, finish_statistics, pass_back
-from mbnp.fused.kernels.conv import conv_backward, conv_forward
+from mbnp.fused.kernels.conv import add_parts, conv_backward, conv_forward, pack_weights
 from mbnp.fused.kernels.depthwise import depthwise_backward, depthwise_forward
 
 __all__ = [
     "activate",
     "add",
+    "add_parts",
     "average_backward",
     "average_forward",
     "conv_backward",
@@ -52,5 +53,6 @@ __all__ = [
     "depthwise_forward",
     "finish_coefficients",
     "finish_statistics",
+    "pack_weights",
     "pass_back",
 ]

@@ -71,10 +71,8 @@ class Tables(NamedTuple):
 
     windows: np.ndarray  # (tile,) each output pixel's window in the input
     taps: np.ndarray  # (kernel,) each row of the kernel in a window
-    taps_k: np.ndarray  # (kernel,) the row of weights that it begins with
     out: np.ndarray  # (tile,) each output pixel in the output
-    weights: np.ndarray  # (kernel * columns * C,) each row of weights in the first window
-    weights_out: np.ndarray  # likewise, in dw
+    weights_out: np.ndarray  # (columns * C,) each row of weights of a row of the kernel in dw
     strips: np.ndarray  # each row of output of a tile: its first window in the input
     strips_k: np.ndarray  # likewise, its first pixel in dz
     # Input pixels by their place modulo the stride: those of a class were seen by the same taps.
@@ -82,13 +80,11 @@ class Tables(NamedTuple):
     class_pixels: np.ndarray  # each input pixel's first dz that saw it
     class_out: np.ndarray  # each input pixel in the input
     class_taps: np.ndarray  # segments of dz
-    class_taps_k: np.ndarray  # the row of transposed weights that each begins with
 
 
 class Work(NamedTuple):
     """Arrays that a kernel works in, and that mean nothing between two calls."""
 
-    packed: np.ndarray  # weights, as the product reads them
     scratch: np.ndarray  # (threads, n)
     parts: np.ndarray  # partial gradients of the weights, (groups, rows, D)
     tiles: int  # that the groups divide among them

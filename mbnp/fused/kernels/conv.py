@@ -12,6 +12,7 @@ import numba
 from numba import prange
 
 from mbnp.backend import inlined, jit, piece
+from mbnp.backend.tiles import ADD, STORE
 from mbnp.backend.vectors import BYTES, accumulate, fma, load, store, where_inside
 from mbnp.fused.kernels.batchnorm import (
     RUN,
@@ -23,16 +24,71 @@ from mbnp.fused.kernels.batchnorm import (
     take_moments,
     total,
 )
-from mbnp.ops.matmul import ADD, STORE, Left, Out, Right, multiply, pack, vectors_at
+from mbnp.ops.matmul import multiply, multiply_across, pack, vectors_at
+
+
+# ---- weights, packed and added up ----------------------------------------------------------------------------------
 
 
 @piece
-def add_parts(parts, row, grad):
-    """grad (channels,) += the sum of parts (m, rows, stored channels), of that row."""
-    for t in range(parts.shape[0]):
-        part = parts[t, row]
-        for i in range(grad.size):
-            grad[i] += part[i]
+def _pack_class(w, windows, kind, C, D, n, packed):
+    """Pack columns n ... of the transposed weights of a class of input pixels: rows in the order of dz, C columns."""
+    V = BYTES // packed.itemsize
+    entries = vectors_at(n, C, V) * V
+    u0, nu, v0, nv, at = kind[0], kind[1], kind[2], kind[3], kind[4] * C
+    at += n * nu * nv * D
+    for s in range(nu):
+        u = u0 + (nu - 1 - s) * windows.stride
+        for i in range(nv):
+            v = v0 + (nv - 1 - i) * windows.stride
+            row = (u * windows.columns + v) * C + n
+            for d in range(D):
+                for c in range(entries):
+                    packed[at + c] = w[row + c, d]
+                at += entries
+
+
+@piece
+def _pack(w, windows, classes, p, forward, backward):
+    entries, D = 2 * BYTES // w.itemsize, w.shape[1]
+    C = w.shape[0] // (windows.kernel * windows.columns)
+    panels, panels_back = -(-D // entries), -(-C // entries)
+    if p < panels:
+        pack(w, p * entries, D, forward)
+    else:
+        k = (p - panels) // panels_back
+        _pack_class(w, windows, classes[k], C, D, (p - panels) % panels_back * entries, backward)
+
+
+@jit(parallel=True, literal=True)
+def pack_weights(w, windows, classes, panels, forward, backward):
+    """Pack weights w (taps * C, D) as the products read them, and transposed for each class of input pixels.
+
+    panels: how many there are of both, or of the first alone.
+    """
+    for p in prange(panels):
+        _pack(w, windows, classes, p, forward, backward)
+
+
+@piece
+def _add_parts(parts, first, last, skipped, grad):
+    """Rows first to last of grad += the sum of parts; of `skipped` (taps, rows in parts, rows in grad) of each."""
+    _, stored, channels = skipped
+    for row in range(first, last):
+        out = grad[row]
+        for t in range(parts.shape[0]):
+            part = parts[t, row // channels * stored + row % channels]
+            for i in range(out.size):
+                out[i] += part[i]
+
+
+@jit(parallel=True, literal=True)
+def add_parts(parts, taps, grad):
+    """grad (rows, D) += the sum of parts (groups, stored rows, stored D); each tap has its rows, and maybe some more."""
+    rows, chunks = grad.shape[0], 16
+    skipped = taps, parts.shape[1] // taps, rows // taps
+    for k in prange(chunks):
+        _add_parts(parts, k * rows // chunks, (k + 1) * rows // chunks, skipped, grad)
 
 
 # ---- tiles and their padded copies -----------------------------------------------------------------------------
@@ -125,56 +181,39 @@ def _forward(source, packed, windows, tables, t, scratch, z, moments):
         n0, n1, first, last = _images_and_rows(windows, N, t)
         at, pixels = (n0 * OH + first) * OW, (n1 - n0) * (last - first) * OW
         _fill_input(source, windows, n0, n1, first, last, scratch)
-    run = windows.columns * C
-    if windows.flat and source.plain:  # read where it lies
-        left = Left(source.z.ravel(), at * C, tables.windows, tables.taps, 1)
-    else:
-        left = Left(scratch, 0, tables.windows, tables.taps, 1)
-    right = Right(packed, 0, tables.taps_k, 0, 2 * V * windows.kernel * run)
-    low, high = y.dtype.type(0), y.dtype.type(0)
-    out = Out(y, at * D, tables.out, STORE, packed, low, high)
     pivot = y[(at + 2 * pixels // 3) * D :][:D]
     moments[:] = 0
     for n in range(0, D, 2 * V):
-        multiply(left, right, windows.kernel, run, out, 0, pixels, n, D)
+        if windows.flat and source.plain:  # multiplied where it lies
+            _product(source.z.ravel(), at * C, packed, windows, tables, C, y, at * D, pixels, n, D)
+        else:
+            _product(scratch, 0, packed, windows, tables, C, y, at * D, pixels, n, D)
         take_moments(y, at * D, pixels, n, vectors_at(n, D, V) * V, pivot, moments)
     centre(pivot, pixels, moments)
 
 
+@inlined
+def _product(a, a_at, packed, windows, tables, C, y, y_at, pixels, n, D):
+    """Make the columns of a tile's output from n on."""
+    zero = y.dtype.type(0)
+    multiply(
+        a, a_at, tables.windows, tables.taps, windows.columns * C, packed, 0, y, y_at, tables.out, STORE, packed, zero,
+        zero, pixels, n, D,
+    )  # fmt: skip
+
+
 @jit(parallel=True, literal=True)
-def conv_forward(source, w, windows, tables, work, z, moments):
+def conv_forward(source, packed, windows, tables, work, z, moments):
     """Source (N, H, W, C) -> z (N, OH, OW, D), and moments (tiles, 2, D): the mean and centred squares of each tile.
 
     Reference equation: a = relu.forward(batchnorm.forward(source.z)); z = conv.forward(a, w, stride, padding), where
-    w (kernel * columns * C, D) are its weights.
+    w are the packed weights.
     """
-    entries = 2 * BYTES // z.itemsize
-    D = z.shape[3]
-    for p in prange(-(-D // entries)):
-        pack(w, p * entries, D, 0, work.packed)
     for t in prange(moments.shape[0]):
-        _forward(source, work.packed, windows, tables, t, work.scratch[numba.get_thread_id()], z, moments[t])
+        _forward(source, packed, windows, tables, t, work.scratch[numba.get_thread_id()], z, moments[t])
 
 
 # ---- backward ------------------------------------------------------------------------------------------------------
-
-
-@piece
-def _pack_class(w, windows, kind, C, D, n, packed):
-    """Pack columns n ... of the transposed weights of a class of input pixels: rows of dz's order, C columns."""
-    V = BYTES // packed.itemsize
-    entries = vectors_at(n, C, V) * V
-    u0, nu, v0, nv, at = kind[0], kind[1], kind[2], kind[3], kind[4] * C
-    at += n * nu * nv * D
-    for s in range(nu):
-        u = u0 + (nu - 1 - s) * windows.stride
-        for i in range(nv):
-            v = v0 + (nv - 1 - i) * windows.stride
-            row = (u * windows.columns + v) * C + n
-            for d in range(D):
-                for c in range(entries):
-                    packed[at + c] = w[row + c, d]
-                at += entries
 
 
 @piece
@@ -201,14 +240,13 @@ def _mask_pixels(at, table, pixels, n, entries, source, target, sums):
 @piece
 def _weights_backward(a, a_at, dz, dz_at, windows, tables, strips, run, C, D, first, part):
     """part (rows, D) += dw of a tile, or = of the first one: rows are taps, and k runs over the strips of pixels."""
-    V = BYTES // part.itemsize
-    y = part.ravel()
-    left = Left(a, a_at, tables.weights, tables.strips, windows.stride * C)
-    right = Right(dz, dz_at, tables.strips_k, D, 2 * V)
-    low, high = y.dtype.type(0), y.dtype.type(0)
-    out = Out(y, 0, tables.weights_out, STORE if first else ADD, y, low, high)
-    for n in range(0, D, 2 * V):
-        multiply(left, right, strips, run, out, 0, part.shape[0], n, D)
+    y, across = part.ravel(), windows.columns * C
+    for n in range(0, D, 2 * BYTES // part.itemsize):
+        for u in range(windows.kernel):
+            multiply_across(
+                a, a_at + u * windows.patch_columns * C, tables.strips[:strips], windows.stride * C, run, dz, dz_at,
+                tables.strips_k, D, y, u * across * D, tables.weights_out, STORE if first else ADD, across, n, D,
+            )  # fmt: skip
 
 
 @piece
@@ -216,27 +254,25 @@ def _input_backward(dz, dz_at, packed, windows, tables, at, images, first_row, l
     """g = the gradient of a tile of input, from its first entry on, masked by its activation."""
     _, H, W, C = source.z.shape
     g = target.g.ravel()
-    V, S = BYTES // g.itemsize, windows.stride
-    low, high = g.dtype.type(0), g.dtype.type(0)
+    V, S, zero = BYTES // g.itemsize, windows.stride, g.dtype.type(0)
     for k in range(tables.classes.shape[0]):
         kind = tables.classes[k]
-        nu, run, weights_at, down, across, pixels_at, taps_at = kind[1], kind[5], kind[4], kind[6], kind[7], kind[8], kind[9]
-        if windows.flat:
-            pixels = images
-        else:
-            rows = max(0, -(-(last_row - first_row - down) // S))
-            pixels = images * rows * -(-(W - across) // S)
-        table = tables.class_out[pixels_at:]
-        left = Left(dz, dz_at, tables.class_pixels[pixels_at:], tables.class_taps[taps_at:], 1)
-        right = Right(packed, weights_at * C, tables.class_taps_k[taps_at:], 0, 2 * V * nu * run)
-        out = Out(g, at, table, ADD if target.add else STORE, g, low, high)
+        nu, run, weights_at, down, across = kind[1], kind[5], kind[4], kind[6], kind[7]
+        pixels = images
+        if not windows.flat:
+            pixels = images * max(0, -(-(last_row - first_row - down) // S)) * -(-(W - across) // S)
+        pixels_from, out = tables.class_pixels[kind[8] :], tables.class_out[kind[8] :]
+        taps = tables.class_taps[kind[9] :][:nu]
         for n in range(0, C, 2 * V):
-            multiply(left, right, nu, run, out, 0, pixels, n, C)
-            _mask_pixels(at, table, pixels, n, vectors_at(n, C, V) * V, source, target, sums)
+            multiply(
+                dz, dz_at, pixels_from, taps, run, packed, weights_at * C, g, at, out, ADD if target.add else STORE,
+                packed, zero, zero, pixels, n, C,
+            )  # fmt: skip
+            _mask_pixels(at, out, pixels, n, vectors_at(n, C, V) * V, source, target, sums)
 
 
 @piece
-def _backward_flat(gradient, source, packed, windows, tables, t, first, scratch, target, part, sums):
+def _backward_flat(gradient, source, packed, windows, tables, t, first, scratch, target, learns, part, sums):
     P, C, D = gradient.z.size // gradient.z.shape[3], source.z.shape[3], gradient.z.shape[3]
     at = t * windows.tile
     pixels = min(P - at, windows.tile)
@@ -245,7 +281,7 @@ def _backward_flat(gradient, source, packed, windows, tables, t, first, scratch,
         gradient.g.ravel(), gradient.z.ravel(), at * D, pixels, gradient.scale_shift, gradient.coefficients, scratch,
         dz_at,
     )  # fmt: skip
-    if part.size > 0:
+    if learns:
         if source.plain:
             a = source.z.ravel()
             _weights_backward(a, at * C, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part)
@@ -257,13 +293,13 @@ def _backward_flat(gradient, source, packed, windows, tables, t, first, scratch,
 
 
 @piece
-def _backward_windows(gradient, source, packed, windows, tables, t, first, scratch, target, part, sums):
+def _backward_windows(gradient, source, packed, windows, tables, t, first, scratch, target, learns, part, sums):
     N, H, W, C = source.z.shape
     D = gradient.z.shape[3]
     n0, n1, r0, r1 = _images_and_rows(windows, N, t)
     dz_at = windows.images * windows.patch_rows * windows.patch_columns * C
     _fill_gradient(gradient, windows, n0, n1, r0, scratch, dz_at)
-    if part.size > 0:
+    if learns:
         _fill_input(source, windows, n0, n1, r0, r1, scratch)
         strips = (n1 - n0) * (r1 - r0)
         _weights_backward(scratch, 0, scratch, dz_at, windows, tables, strips, windows.width, C, D, first, part)
@@ -275,41 +311,30 @@ def _backward_windows(gradient, source, packed, windows, tables, t, first, scrat
 
 
 @piece
-def _group(gradient, source, packed, windows, tables, first, last, scratch, target, part, sums):
+def _group(gradient, source, packed, windows, tables, first, last, scratch, target, learns, part, sums):
     sums[:] = 0
     for t in range(first, last):
         begins = t == first
         if windows.flat:
-            _backward_flat(gradient, source, packed, windows, tables, t, begins, scratch, target, part, sums)
+            _backward_flat(gradient, source, packed, windows, tables, t, begins, scratch, target, learns, part, sums)
         else:
-            _backward_windows(gradient, source, packed, windows, tables, t, begins, scratch, target, part, sums)
+            _backward_windows(gradient, source, packed, windows, tables, t, begins, scratch, target, learns, part, sums)
 
 
 @jit(parallel=True, literal=True)
-def conv_backward(gradient, source, w, windows, tables, work, target, dw):
-    """From the gradient of z to target.g (N, H, W, C) with its sums, and dw (taps, D), which is added to.
+def conv_backward(gradient, source, packed, windows, tables, work, target, learns):
+    """From the gradient of z to target.g (N, H, W, C) with its sums, and where it learns to partial gradients of w.
 
     Reference equation: dz = batchnorm.backward(g, z); da, dW = conv.backward(dz, a, w, stride, padding);
     target.g = relu.backward(da). dz and a are made again from z while the tile is in cache, which is cheaper than to
-    have stored them. A group of tiles adds to one of work.parts (groups, taps, D). target.g may be g of a flat one: a
-    tile of dz is made before the tile of target.g is written. Without rows in dw nothing is added.
+    have stored them. A group of tiles adds to one of work.parts (groups, taps * C, D). packed: the transposed weights.
+    target.g may be g of a flat one: a tile of dz is made before the tile of target.g is written.
     """
-    C, D = source.z.shape[3], gradient.z.shape[3]
-    entries = 2 * BYTES // gradient.z.itemsize
-    panels = -(-C // entries)
-    if target.g.size > 0:
-        for p in prange(panels * tables.classes.shape[0]):
-            _pack_class(w, windows, tables.classes[p // panels], C, D, p % panels * entries, work.packed)
     groups, tiles = work.parts.shape[0], work.tiles
     for t in prange(groups):
         _group(
-            gradient, source, work.packed, windows, tables, t * tiles // groups, (t + 1) * tiles // groups,
-            work.scratch[numba.get_thread_id()], target, work.parts[t, : dw.shape[0] and work.parts.shape[1]],
-            target.parts[t],
+            gradient, source, packed, windows, tables, t * tiles // groups, (t + 1) * tiles // groups,
+            work.scratch[numba.get_thread_id()], target, learns, work.parts[t], target.parts[t],
         )  # fmt: skip
-    for r in prange(dw.shape[0]):
-        taps = windows.kernel * windows.columns
-        channels = dw.shape[0] // taps
-        add_parts(work.parts, r // channels * (work.parts.shape[1] // taps) + r % channels, dw[r])
     if target.g.size > 0:
         total(target.parts[:groups], target.sums)

@@ -16,7 +16,6 @@ from numba import prange
 
 from mbnp.backend import inlined, jit, piece
 from mbnp.fused.kernels.batchnorm import activate_run, centre, gradient_run, mask_run, take_moments, total
-from mbnp.fused.kernels.conv import add_parts
 from mbnp.backend.vectors import BYTES, accumulate, clip, fma, load, prefetch, store, store_rows, where_inside
 
 SLOTS = 4  # of a ring of rows: three, and a power of two, by which to divide costs nothing
@@ -368,8 +367,8 @@ def _backward(gradient, source, taps, window, n, scratch, target, dw):
 
 
 @jit(parallel=True, literal=True)
-def depthwise_backward(gradient, source, taps, window, work, target, dw):
-    """From the gradient of the output to target.g (N, H, W, C) with its sums, and dw (K*K, C), which is added to.
+def depthwise_backward(gradient, source, taps, window, work, target):
+    """From the gradient of the output to target.g (N, H, W, C) with its sums, and partial gradients of w.
 
     Reference equation: dz = batchnorm.backward(g, z); da, dW = depthwise.backward(dz, a, w, stride, padding);
     target.g = relu.backward(da). taps (K*K, C) are w's, and work.parts (N, K*K, C) the images' partial gradients.
@@ -377,6 +376,4 @@ def depthwise_backward(gradient, source, taps, window, work, target, dw):
     N = source.z.shape[0]
     for n in prange(N):
         _backward(gradient, source, taps, window, n, work.scratch[numba.get_thread_id()], target, work.parts[n])
-    for r in prange(dw.shape[0]):
-        add_parts(work.parts, r, dw[r])
     total(target.parts[:N], target.sums)

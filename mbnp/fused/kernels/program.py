@@ -13,9 +13,10 @@ import numpy as np
 from numba import prange
 
 from mbnp.backend import inlined, jit, piece
+from mbnp.backend.tiles import CLIP
 from mbnp.backend.vectors import BYTES, accumulate, clip, load, store
 from mbnp.fused.kernels.depthwise import Window, any_rows, convolve_row, nine
-from mbnp.ops.matmul import CLIP, Left, Out, Right, multiply
+from mbnp.ops.matmul import multiply
 
 COPY, CONV, DEPTHWISE, SEPARABLE, SUM, AVERAGE = range(6)
 
@@ -26,7 +27,7 @@ kind tasks images group band bands shares
 source source_image source_row H W C second second_image second_row out out_image out_row OH OW D
 weights bias kernel columns stride top left
 depth_weights depth_kernel depth_stride depth_top depth_left depth_H depth_W
-rows_at taps_at taps_k_at out_at
+rows_at taps_at out_at
 """
 STEP = np.dtype(
     [(name, np.int64) for name in _WHOLE.split()]
@@ -99,22 +100,28 @@ def _conv(step, t, tables, weights, data, scratch):
     pixels, run = (n1 - n0) * (last - first) * step.OW, step.columns * step.C
     V = BYTES // data.itemsize
     low, high = data.dtype.type(step.low), data.dtype.type(step.high)
-    rows, taps, taps_k = tables[step.rows_at :], tables[step.taps_at :], tables[step.taps_k_at :]
+    bias = weights[step.bias : step.bias + step.D]
+    rows, out_rows = tables[step.rows_at :], tables[step.out_at :]
+    taps = tables[step.taps_at : step.taps_at + step.kernel]
+    o = step.out + n0 * step.out_image + first * step.out_row
     if step.kind == SEPARABLE:
         row = step.OW * step.C
         _depthwise(step, _taps(step, weights), n0, n1, first, last, data, scratch, 0, (last - first) * row, row)
-        left = Left(scratch, 0, rows, taps, 1)
-    else:
-        top, before = first * step.stride - step.top, step.left * step.C
-        at = step.source + n0 * step.source_image + top * step.source_row - before
-        left = Left(data, at, rows, taps, 1)
-    right = Right(weights, step.weights, taps_k, 0, 2 * V * step.kernel * run)
-    bias = weights[step.bias : step.bias + step.D]
-    at = step.out + n0 * step.out_image + first * step.out_row
-    out = Out(data, at, tables[step.out_at :], CLIP, bias, low, high)
+    top, before = first * step.stride - step.top, step.left * step.C
+    at = step.source + n0 * step.source_image + top * step.source_row - before
     panels, share = -(-step.D // (2 * V)), t % step.shares
     for p in range(share * panels // step.shares, (share + 1) * panels // step.shares):
-        multiply(left, right, step.kernel, run, out, 0, pixels, p * 2 * V, step.D)
+        n = p * 2 * V
+        if step.kind == SEPARABLE:
+            multiply(
+                scratch, 0, rows, taps, run, weights, step.weights, data, o, out_rows, CLIP, bias, low, high, pixels, n,
+                step.D,
+            )  # fmt: skip
+        else:
+            multiply(
+                data, at, rows, taps, run, weights, step.weights, data, o, out_rows, CLIP, bias, low, high, pixels, n,
+                step.D,
+            )  # fmt: skip
 
 
 @piece
