@@ -20,6 +20,9 @@ FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 # For functions that only other compiled code calls. They are parts of kernels of explicit vectors, which write their
 # fused multiply-adds themselves: no flag may reorder them (vectors.py says why).
 PIECE = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# Numba counts the references to every array that a function names or slices. A piece works on its caller's arrays, which
+# are there as long as it runs; only one that makes arrays has to count.
+NO_COUNTING = {"_nrt": False}
 
 _njit: Any = numba.njit  # its type hints do not know all its options
 
@@ -66,17 +69,20 @@ def _stamp(folder: Path) -> str:
     return contents.hexdigest()
 
 
-def piece(function: Callable) -> Callable:
+def piece(function: Callable | None = None, *, allocates: bool = False) -> Callable:
     """Compile a serial part of the kernels in the same folder into each of them; Python cannot call it.
 
     It has no cache of its own, which would cost compile time twice: the kernel that contains it is cached.
+    allocates: whether it makes arrays, or returns a part of one.
     """
-    return _for_any_number(_njit(function, **PIECE))
+    if function is None:
+        return functools.partial(piece, allocates=allocates)
+    return _for_any_number(_njit(function, **PIECE, **({} if allocates else NO_COUNTING)))
 
 
 def inlined(function: Callable) -> Callable:
     """Inline a piece whatever its size, where a call would save and restore registers full of vectors."""
-    return _for_any_number(_njit(function, forceinline=True, **PIECE))
+    return _for_any_number(_njit(function, forceinline=True, **PIECE, **NO_COUNTING))
 
 
 def _for_any_number(function: Any) -> Any:

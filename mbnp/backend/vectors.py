@@ -27,6 +27,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model, type_callable
+from numba.np.arrayobj import populate_array
 
 from mbnp.backend.jit import inlined
 from mbnp.errors import MbnpError
@@ -59,6 +60,11 @@ def padded(channels: int, dtype: Any) -> int:
 
 
 # ---- what kernels call -------------------------------------------------------------------------------------------
+
+
+def flat(x):
+    """All entries of a contiguous array, (n,), in place: what `ravel` returns, without counting a reference."""
+    return x.reshape(-1)
 
 
 def load(x, k):
@@ -136,6 +142,7 @@ def is_plain(x: Any) -> bool:
 
 
 # Where the types do not fit the answer is None, and Numba says so.
+_typed(flat, lambda x: types.Array(x.dtype, 1, "C") if isinstance(x, types.Array) and x.layout == "C" else None)
 _typed(load, lambda x, k: Vector(x.dtype) if is_plain(x) else None)
 _typed(spread, lambda x, k: Vector(x.dtype) if is_plain(x) else None)
 _typed(store, lambda v, x, k: types.none if is_plain(x) and v == Vector(x.dtype) else None)
@@ -144,6 +151,16 @@ _typed(accumulate, lambda v, x, k: types.none if is_plain(x) and x.dtype == type
 _typed(fma, lambda a, b, c: a if a == b == c and isinstance(a, Vector) else None)
 _typed(clip, lambda v, low, high: v if low == high == v.dtype else None)
 _typed(where_inside, lambda v, low, high, g: g if v == g and low == high == v.dtype else None)
+
+
+@lower_builtin(flat, types.Array)
+def _flat(context, builder, sig, args):
+    source = context.make_array(sig.args[0])(context, builder, args[0])
+    made = context.make_array(sig.return_type)(context, builder)
+    populate_array(
+        made, data=source.data, shape=[source.nitems], strides=[source.itemsize], itemsize=source.itemsize, meminfo=None
+    )  # fmt: skip
+    return made._getvalue()
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, k: Any) -> Any:

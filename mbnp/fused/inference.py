@@ -224,7 +224,7 @@ class Inference:
         panels = -(-int(step["D"]) // (2 * width(self.dtype)))
         if total < SHARES * PIXELS and step["kind"] != kernels.DEPTHWISE and panels >= SHARES:
             step["group"], step["shares"] = N, SHARES
-        elif OH * OW >= pixels or N == 1:
+        elif pixels <= OH * OW or N == 1:
             step["band"] = max(1, min(pixels // OW, -(-OH // SHARES)))
             step["bands"] = -(-OH // step["band"])
         else:

@@ -162,8 +162,9 @@ class Conv(_Convolution):
         super().__init__(operation, inputs, out, work)
         shape = geometry(self.layer, inputs[0].shape)
         C, D, dtype = inputs[0].shape[3], out.shape[3], out.bounds.dtype
-        flat = min(max(TILE // max(C, D), PIXELS[0]), max(-(-out.pixels // 8), 32))
-        pixels = flat if shape == (1, 1, 1, 0, 0) else PIXELS[1]
+        largest = max(TILE // max(C, D), PIXELS[0])
+        tiles = -(-out.pixels // (8 * largest)) * 8  # as many for each of up to eight threads
+        pixels = max(-(-out.pixels // tiles), 32) if shape == (1, 1, 1, 0, 0) else PIXELS[1]
         self.plan = windows.plan(shape, inputs[0].shape, out.shape, pixels)
         self.counts = self.plan.counts
         self.taps, self.rows = shape[0] * shape[1], shape[0] * shape[1] * C
@@ -224,7 +225,6 @@ class Depthwise(_Convolution):
         (N, H, W, C), (_, OH, OW, _) = inputs[0].shape, out.shape
         kernel, _, stride, top, left = geometry(self.layer, inputs[0].shape)
         self.window = Window(kernel, stride, top, left)
-        self.unlimited = np.array([-np.inf, np.inf], out.bounds.dtype)
         self.counts = np.full(N, OH * OW, np.int64)
         self.taps = kernel * kernel
         self._store(self.taps, 1)
@@ -243,8 +243,7 @@ class Depthwise(_Convolution):
 
     def forward(self) -> None:
         kernels.depthwise_forward(
-            self.inputs[0].source(), self._weights(), self.unlimited, self.window, self._work(), self.out.z,
-            self._moments(),
+            self.inputs[0].source(), self._weights(), self.window, self._work(), self.out.z, self._moments()
         )  # fmt: skip
         self.finish_forward()
 

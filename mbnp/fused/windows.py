@@ -26,7 +26,7 @@ def plan(geometry: tuple[int, ...], source: Shape, out: Shape, pixels: int) -> P
     _, OH, OW, D = out
     if (kernel, columns, stride, top, left) == (1, 1, 1, 0, 0):
         return _flat(N * H * W, C, D, pixels)
-    images, band = (1, max(1, pixels // OW)) if OH * OW > pixels else (max(1, min(pixels // (OH * OW), -(-N // 2))), OH)
+    images, band = (1, max(1, pixels // OW)) if pixels < OH * OW else (max(1, min(pixels // (OH * OW), -(-N // 2))), OH)
     bands = -(-OH // band)
     tiles = -(-N // images) if bands == 1 else N * bands
     deepest = H if bands == 1 else max(band * stride, H - (bands - 1) * band * stride)  # rows of input of a tile

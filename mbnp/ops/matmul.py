@@ -20,7 +20,7 @@ of which is repeated in a vector:
                                      have, rows of 8, 16 or 32 pixels and powers of two of channels
     16 registers (AVX2, SSE)         6 rows: 12 + 3
 
-What 6 or 8 do not divide is left to tiles of 4, 2 and 1 rows and one vector of columns.
+What 6 or 8 do not divide is left to tiles of 4 rows and of one, and of one vector of columns.
 
 **Packing.** For each k a tile takes two neighbouring vectors of b. Where b has many columns the next k is far away, in
 another page of memory for large ones. So b is copied once into panels: two vectors of columns of all rows, one row
@@ -92,7 +92,7 @@ def _rows_of_next(left):
     """Return how many of the rows that are left the next tile takes: 8 rows are two tiles of 4 where one has 6."""
     if left >= ROWS and not (ROWS == 6 and left == 8):
         return ROWS
-    return 4 if left >= 4 else 2 if left >= 2 else 1
+    return 4 if left >= 4 else 1
 
 
 def _panel(vectors):
@@ -107,8 +107,6 @@ def _panel(vectors):
                 tile(ROWS, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high)
             elif size == 4:
                 tile(4, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high)
-            elif size == 2:
-                tile(2, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high)
             else:
                 tile(1, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high)
             r += size
@@ -128,8 +126,6 @@ def _panel_across(vectors):
                 tile_across(ROWS, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then)
             elif size == 4:
                 tile_across(4, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then)
-            elif size == 2:
-                tile_across(2, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then)
             else:
                 tile_across(1, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then)
             r += size
@@ -185,19 +181,20 @@ def pack(b, n, columns, packed):
     packed (K * columns,) holds one panel after another. Of a transposed view, b = w.T, this packs the transposed matrix.
     """
     K, N = b.shape
-    V = BYTES // packed.itemsize
-    entries = vectors_at(n, columns, V) * V
-    at = n * K
+    entries = vectors_at(n, columns, BYTES // packed.itemsize) * (BYTES // packed.itemsize)
+    at, there = n * K, min(entries, N - n)
     for k in range(K):
-        for i in range(entries):
-            packed[at + i] = b[k, n + i] if n + i < N else packed.dtype.type(0)
+        for i in range(there):
+            packed[at + i] = b[k, n + i]
+        for i in range(there, entries):
+            packed[at + i] = 0
         at += entries
 
 
 # --- the same on whole matrices, which other operations use within their kernels ---
 
 
-@backend.piece
+@backend.piece(allocates=True)
 def product(a, packed, bias, y):
     """y (M, columns) = a (M, K) @ b + bias (columns,), with b packed."""
     (M, K), (_, columns) = a.shape, y.shape
@@ -212,7 +209,7 @@ def product(a, packed, bias, y):
             )  # fmt: skip
 
 
-@backend.piece
+@backend.piece(allocates=True)
 def product_transposed(a, dy, db):
     """db (K, columns) = a.T @ dy, a (M, K) and dy (M, columns)."""
     (M, K), (_, columns) = a.shape, dy.shape

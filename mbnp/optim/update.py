@@ -19,14 +19,14 @@ from mbnp.errors import MbnpError
 CHUNKS = 8  # that each parameter is divided into
 
 
-@piece
+@piece(allocates=True)
 def _chunk(address, size, chunk, like):
     """Return one chunk of the array (size,) at the address: all but the last are multiples of 16 numbers long."""
     length = -(-size // (CHUNKS * 16)) * 16
     return array_at(address, size, like)[chunk * length : (chunk + 1) * length]
 
 
-@piece
+@piece(allocates=True)
 def _zero_chunk(table, chunk, like):
     for address, size in table:
         _chunk(address, size, chunk, like)[:] = 0
@@ -38,7 +38,7 @@ def zero(table, like):
         _zero_chunk(table, chunk, like)
 
 
-@piece
+@piece(allocates=True)
 def _sgd_chunk(table, chunk, like, lr, momentum, l2, shrink, nesterov):
     for w_at, g_at, v_at, size in table:
         w, g = _chunk(w_at, size, chunk, like), _chunk(g_at, size, chunk, like)
@@ -55,7 +55,7 @@ def sgd(table, like, lr, momentum, l2, shrink, nesterov):
         _sgd_chunk(table, chunk, like, lr, momentum, l2, shrink, nesterov)
 
 
-@piece
+@piece(allocates=True)
 def _adamw_chunk(table, chunk, like, beta1, rest1, beta2, rest2, rate, square_scale, eps, shrink):
     for w_at, g_at, m_at, v_at, size in table:
         w, g = _chunk(w_at, size, chunk, like), _chunk(g_at, size, chunk, like)

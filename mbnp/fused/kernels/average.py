@@ -4,11 +4,11 @@ import numpy as np
 from numba import prange
 
 from mbnp.backend import jit, piece
-from mbnp.backend.vectors import BYTES, accumulate, clip, fma, load
+from mbnp.backend.vectors import BYTES, accumulate, clip, flat, fma, load
 from mbnp.fused.kernels.batchnorm import RUN, mask_run, total
 
 
-@piece
+@piece(allocates=True)
 def average_image(z, at, pixels, scale_shift, bounds, out, o):
     """out (C,) from o on = the mean over the pixels of the activated z; runs of them are added in float64."""
     C, low, high = scale_shift.shape[1], bounds[0], bounds[1]
@@ -24,11 +24,11 @@ def average_image(z, at, pixels, scale_shift, bounds, out, o):
         out[o + c] = sums[c] / pixels
 
 
-@piece
+@piece(allocates=True)
 def _forward(source, n, features):
     _, H, W, C = source.z.shape
-    z, at = source.z.ravel(), n * H * W * C
-    average_image(z, at, H * W, source.scale_shift, source.bounds, features.ravel(), n * C)
+    z, at = flat(source.z), n * H * W * C
+    average_image(z, at, H * W, source.scale_shift, source.bounds, flat(features), n * C)
 
 
 @jit(parallel=True, literal=True)
@@ -44,7 +44,7 @@ def average_forward(source, features):
 @piece
 def _backward(dy, source, n, scratch, target):
     _, H, W, C = source.z.shape
-    z, g, dy = source.z.ravel(), target.g.ravel(), dy.ravel()
+    z, g, dy = flat(source.z), flat(target.g), flat(dy)
     sums = target.parts[n]
     sums[:] = 0
     part = dy.dtype.type(1 / (H * W))

@@ -6,10 +6,10 @@ import numpy as np
 from numba import prange
 
 from mbnp.backend import inlined, jit, piece
-from mbnp.backend.vectors import BYTES, accumulate, clip, fma, load, prefetch, store, where_inside
+from mbnp.backend.vectors import BYTES, accumulate, clip, flat, fma, load, prefetch, store, where_inside
 
 # Pixels whose sums are made in float32, as those of a row are in depthwise kernels; they are added up in float64.
-RUN = 16
+RUN = 64
 
 
 # ---- pieces: one vector of channels of a run of pixels -----------------------------------------------------------
@@ -204,7 +204,7 @@ def finish_coefficients(sums, pixels, scale_shift, dgamma, dbeta, coefficients):
 def _activate(source, n, out):
     N, H, W, C = source.z.shape
     at = n * H * W * C
-    activate_pixels(source.z.ravel(), at, H * W, source.scale_shift, source.bounds, out.ravel(), at)
+    activate_pixels(flat(source.z), at, H * W, source.scale_shift, source.bounds, flat(out), at)
 
 
 @jit(parallel=True, literal=True)
@@ -217,7 +217,7 @@ def activate(source, out):
 @piece
 def _add(first, second, bounds, n, out):
     _, H, W, C = first.z.shape
-    x, y, flat = first.z.ravel(), second.z.ravel(), out.ravel()
+    x, y, o = flat(first.z), flat(second.z), flat(out)
     low, high, low1, high1 = bounds[0], bounds[1], first.bounds[0], first.bounds[1]
     low2, high2 = second.bounds[0], second.bounds[1]
     for start in range(0, H * W, RUN):
@@ -230,7 +230,7 @@ def _add(first, second, bounds, n, out):
             for _ in range(min(RUN, H * W - start)):
                 a = clip(fma(load(x, k) - mean1, scale1, shift1), low1, high1)
                 b = clip(fma(load(y, k) - mean2, scale2, shift2), low2, high2)
-                store(clip(a + b, low, high), flat, k)
+                store(clip(a + b, low, high), o, k)
                 k += C
 
 
@@ -244,7 +244,7 @@ def add(first, second, bounds, out):
 @piece
 def _pass_back(dy, y, bounds, source, target, n):
     _, H, W, C = source.z.shape
-    dy, y, z, g = dy.ravel(), y.ravel(), source.z.ravel(), target.g.ravel()
+    dy, y, z, g = flat(dy), flat(y), flat(source.z), flat(target.g)
     sums, ss = target.parts[n], source.scale_shift
     low, high, low1, high1 = bounds[0], bounds[1], source.bounds[0], source.bounds[1]
     sums[:] = 0

@@ -13,7 +13,7 @@ from numba import prange
 
 from mbnp.backend import inlined, jit, piece
 from mbnp.backend.tiles import ADD, STORE
-from mbnp.backend.vectors import BYTES, accumulate, fma, load, store, where_inside
+from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, store, where_inside
 from mbnp.fused.kernels.batchnorm import (
     RUN,
     activate_pixels,
@@ -26,7 +26,6 @@ from mbnp.fused.kernels.batchnorm import (
 )
 from mbnp.ops.matmul import multiply, multiply_across, pack, vectors_at
 
-
 # ---- weights, packed and added up ----------------------------------------------------------------------------------
 
 
@@ -37,15 +36,19 @@ def _pack_class(w, windows, kind, C, D, n, packed):
     entries = vectors_at(n, C, V) * V
     u0, nu, v0, nv, at = kind[0], kind[1], kind[2], kind[3], kind[4] * C
     at += n * nu * nv * D
+    x = flat(w)
     for s in range(nu):
         u = u0 + (nu - 1 - s) * windows.stride
         for i in range(nv):
             v = v0 + (nv - 1 - i) * windows.stride
-            row = (u * windows.columns + v) * C + n
-            for d in range(D):
+            row = ((u * windows.columns + v) * C + n) * D
+            for first in range(0, D, 16):  # a few lines of each row at a time
                 for c in range(entries):
-                    packed[at + c] = w[row + c, d]
-                at += entries
+                    k, o = row + c * D + first, at + first * entries + c
+                    for _ in range(min(16, D - first)):
+                        packed[o] = x[k]
+                        k, o = k + 1, o + entries
+            at += D * entries
 
 
 @piece
@@ -119,7 +122,7 @@ def _copy(x, at, count, out, o):
 def _fill_input(source, windows, n0, n1, first, last, patch):
     """patch = the activated input that rows first to last of output of images n0 to n1 see, with its padding."""
     _, H, W, C = source.z.shape
-    x, columns = source.z.ravel(), windows.patch_columns
+    x, columns = flat(source.z), windows.patch_columns
     inside = min(W, columns - windows.left)
     before, after = windows.left * C, (columns - windows.left - inside) * C
     for n in range(n0, n1):
@@ -144,7 +147,7 @@ def _fill_input(source, windows, n0, n1, first, last, patch):
 def _fill_gradient(gradient, windows, n0, n1, first, patch, o):
     """patch from o on = dz of the windows of images n0 to n1 that saw a tile of input, and zeros around it."""
     _, OH, OW, D = gradient.z.shape
-    g, z = gradient.g.ravel(), gradient.z.ravel()
+    g, z = flat(gradient.g), flat(gradient.z)
     before = windows.dz_left * D
     for n in range(n0, n1):
         for row in range(windows.dz_rows):
@@ -170,13 +173,13 @@ def _fill_gradient(gradient, windows, n0, n1, first, patch, o):
 def _forward(source, packed, windows, tables, t, scratch, z, moments):
     N, OH, OW, D = z.shape
     C = source.z.shape[3]
-    y = z.ravel()
+    y = flat(z)
     V = BYTES // y.itemsize
     if windows.flat:
         at = t * windows.tile
         pixels = min(N * OH * OW - at, windows.tile)
         if not source.plain:
-            activate_pixels(source.z.ravel(), at * C, pixels, source.scale_shift, source.bounds, scratch, 0)
+            activate_pixels(flat(source.z), at * C, pixels, source.scale_shift, source.bounds, scratch, 0)
     else:
         n0, n1, first, last = _images_and_rows(windows, N, t)
         at, pixels = (n0 * OH + first) * OW, (n1 - n0) * (last - first) * OW
@@ -185,7 +188,7 @@ def _forward(source, packed, windows, tables, t, scratch, z, moments):
     moments[:] = 0
     for n in range(0, D, 2 * V):
         if windows.flat and source.plain:  # multiplied where it lies
-            _product(source.z.ravel(), at * C, packed, windows, tables, C, y, at * D, pixels, n, D)
+            _product(flat(source.z), at * C, packed, windows, tables, C, y, at * D, pixels, n, D)
         else:
             _product(scratch, 0, packed, windows, tables, C, y, at * D, pixels, n, D)
         take_moments(y, at * D, pixels, n, vectors_at(n, D, V) * V, pivot, moments)
@@ -220,7 +223,7 @@ def conv_forward(source, packed, windows, tables, work, z, moments):
 def _mask_pixels(at, table, pixels, n, entries, source, target, sums):
     """In place, in g: mask the finished products of pixels by their activation, and take their sums."""
     V = BYTES // source.z.itemsize
-    z, g, ss = source.z.ravel(), target.g.ravel(), source.scale_shift
+    z, g, ss = flat(source.z), flat(target.g), source.scale_shift
     low, high = source.bounds[0], source.bounds[1]
     for first in range(0, pixels, RUN):
         last = min(pixels, first + RUN)
@@ -240,7 +243,7 @@ def _mask_pixels(at, table, pixels, n, entries, source, target, sums):
 @piece
 def _weights_backward(a, a_at, dz, dz_at, windows, tables, strips, run, C, D, first, part):
     """part (rows, D) += dw of a tile, or = of the first one: rows are taps, and k runs over the strips of pixels."""
-    y, across = part.ravel(), windows.columns * C
+    y, across = flat(part), windows.columns * C
     for n in range(0, D, 2 * BYTES // part.itemsize):
         for u in range(windows.kernel):
             multiply_across(
@@ -253,7 +256,7 @@ def _weights_backward(a, a_at, dz, dz_at, windows, tables, strips, run, C, D, fi
 def _input_backward(dz, dz_at, packed, windows, tables, at, images, first_row, last_row, source, target, sums):
     """g = the gradient of a tile of input, from its first entry on, masked by its activation."""
     _, H, W, C = source.z.shape
-    g = target.g.ravel()
+    g = flat(target.g)
     V, S, zero = BYTES // g.itemsize, windows.stride, g.dtype.type(0)
     for k in range(tables.classes.shape[0]):
         kind = tables.classes[k]
@@ -278,15 +281,15 @@ def _backward_flat(gradient, source, packed, windows, tables, t, first, scratch,
     pixels = min(P - at, windows.tile)
     dz_at = windows.tile * C
     gradient_pixels(
-        gradient.g.ravel(), gradient.z.ravel(), at * D, pixels, gradient.scale_shift, gradient.coefficients, scratch,
+        flat(gradient.g), flat(gradient.z), at * D, pixels, gradient.scale_shift, gradient.coefficients, scratch,
         dz_at,
     )  # fmt: skip
     if learns:
         if source.plain:
-            a = source.z.ravel()
+            a = flat(source.z)
             _weights_backward(a, at * C, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part)
         else:
-            activate_pixels(source.z.ravel(), at * C, pixels, source.scale_shift, source.bounds, scratch, 0)
+            activate_pixels(flat(source.z), at * C, pixels, source.scale_shift, source.bounds, scratch, 0)
             _weights_backward(scratch, 0, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part)
     if target.g.size > 0:
         _input_backward(scratch, dz_at, packed, windows, tables, at * C, pixels, 0, 1, source, target, sums)

@@ -15,8 +15,8 @@ import numba
 from numba import prange
 
 from mbnp.backend import inlined, jit, piece
+from mbnp.backend.vectors import BYTES, accumulate, clip, flat, fma, load, prefetch, store, store_rows, where_inside
 from mbnp.fused.kernels.batchnorm import activate_run, centre, gradient_run, mask_run, take_moments, total
-from mbnp.backend.vectors import BYTES, accumulate, clip, fma, load, prefetch, store, store_rows, where_inside
 
 SLOTS = 4  # of a ring of rows: three, and a power of two, by which to divide costs nothing
 
@@ -70,11 +70,11 @@ def _three(x, i, step):
 
 
 @inlined
-def convolve_row(w, bias, bounds, pivot, x, i, j, k, step, stride, pixels, out, o, C):
-    """out = clip(sum + bias), C apart from o on, of windows whose rows begin at i, j and k in x.
+def convolve_row(w, finishes, bias, bounds, pivot, x, i, j, k, step, stride, pixels, out, o, C):
+    """out, C apart from o on, = the sums of windows whose rows begin at i, j and k in x; or where it `finishes`, as in
+    inference, clip(sum + bias).
 
-    Returns the sums of out - pivot and of its square. A caller who clips or adds a bias, in inference, has no use for
-    them; one who has, in training, passes infinite bounds and zeros.
+    Returns the sums of out - pivot and of its square.
     """
     low, high = bounds[0], bounds[1]
     s1 = s2 = pivot - pivot
@@ -84,7 +84,9 @@ def convolve_row(w, bias, bounds, pivot, x, i, j, k, step, stride, pixels, out, 
         for _ in range(pixels):
             u2, m2, l2 = load(x, i + 2 * step), load(x, j + 2 * step), load(x, k + 2 * step)
             prefetch(out, o + pixels * C)
-            v = clip(_window(w, (u0, u1, u2), (m0, m1, m2), (l0, l1, l2)) + bias, low, high)
+            v = _window(w, (u0, u1, u2), (m0, m1, m2), (l0, l1, l2))
+            if finishes:
+                v = clip(v + bias, low, high)
             store(v, out, o)
             v = v - pivot
             s1, s2 = s1 + v, fma(v, v, s2)
@@ -93,7 +95,9 @@ def convolve_row(w, bias, bounds, pivot, x, i, j, k, step, stride, pixels, out, 
         return s1, s2
     for _ in range(pixels):
         prefetch(out, o + pixels * C)
-        v = clip(_window(w, _three(x, i, step), _three(x, j, step), _three(x, k, step)) + bias, low, high)
+        v = _window(w, _three(x, i, step), _three(x, j, step), _three(x, k, step))
+        if finishes:
+            v = clip(v + bias, low, high)
         store(v, out, o)
         v = v - pivot
         s1, s2 = s1 + v, fma(v, v, s2)
@@ -102,12 +106,12 @@ def convolve_row(w, bias, bounds, pivot, x, i, j, k, step, stride, pixels, out, 
 
 
 @piece
-def _three_forward(source, taps, unlimited, window, n, scratch, out, moments):
+def _three_forward(source, taps, window, n, scratch, out, moments):
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, out.shape
     V, stride, top, left = BYTES // out.itemsize, window.stride, window.top, window.left
     PW = (OW - 1) * stride + 3
     row, inside = PW * V, min(W, PW - left)
-    x, y, ring = source.z.ravel(), out.ravel(), scratch
+    x, y, ring = flat(source.z), flat(out), scratch
     x_at, y_at, pivot = n * H * W * C, n * OH * OW * C, (SLOTS + 1) * row
     _zero(ring, 0, pivot)
     for c in range(0, C, V):
@@ -126,7 +130,7 @@ def _three_forward(source, taps, unlimited, window, n, scratch, out, moments):
                 p = _window(w, _three(ring, i + at, V), _three(ring, j + at, V), _three(ring, k + at, V))
                 store(p, ring, pivot + c)
             o = y_at + r * OW * C + c
-            s1, s2 = convolve_row(w, zero, unlimited, p, ring, i, j, k, V, stride, OW, y, o, C)
+            s1, s2 = convolve_row(w, False, zero, source.bounds, p, ring, i, j, k, V, stride, OW, y, o, C)
             accumulate(s1, moments[0], c)
             accumulate(s2, moments[1], c)
     centre(ring[pivot : pivot + C], OH * OW, moments)
@@ -144,7 +148,7 @@ def _any_forward(source, taps, window, n, scratch, out, moments):
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, out.shape
     V, K, S = BYTES // out.itemsize, window.kernel, window.stride
     rows, columns = max((OH - 1) * S + K, window.top + H), max((OW - 1) * S + K, window.left + W)
-    x, y = source.z.ravel(), out.ravel()
+    x, y = flat(source.z), flat(out)
     pivot = y[n * OH * OW * C :][(OH * OW // 2) * C :][:C]
     _zero(scratch, 0, rows * columns * V)
     for c in range(0, C, V):
@@ -179,23 +183,23 @@ def any_rows(taps, x, k, row, step, window, first, last, OW, c, y, o, y_row, C):
 
 
 @piece
-def _forward(source, taps, unlimited, window, n, scratch, out, moments):
+def _forward(source, taps, window, n, scratch, out, moments):
     moments[:] = 0
     if window.kernel == 3 and window.stride <= 2:
-        _three_forward(source, taps, unlimited, window, n, scratch, out, moments)
+        _three_forward(source, taps, window, n, scratch, out, moments)
     else:
         _any_forward(source, taps, window, n, scratch, out, moments)
 
 
 @jit(parallel=True, literal=True)
-def depthwise_forward(source, taps, unlimited, window, work, out, moments):
+def depthwise_forward(source, taps, window, work, out, moments):
     """Source (N, H, W, C) -> out (N, OH, OW, C), and moments (N, 2, C) of each image.
 
     Reference equation: a = relu.forward(batchnorm.forward(source.z)); out = depthwise.forward(a, w, stride, padding),
-    where taps (K*K, C) are w's. unlimited (2,): minus and plus infinity.
+    where taps (K*K, C) are w's.
     """
     for n in prange(out.shape[0]):
-        _forward(source, taps, unlimited, window, n, work.scratch[numba.get_thread_id()], out, moments[n])
+        _forward(source, taps, window, n, work.scratch[numba.get_thread_id()], out, moments[n])
 
 
 @piece
@@ -206,7 +210,7 @@ def _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, s
     x_at, y_at = n * H * W * C, n * OH * OW * C
     row = (W + 2) * V
     ring = scratch
-    x, gx, y, gy = source.z.ravel(), target.g.ravel(), gradient.z.ravel(), gradient.g.ravel()
+    x, gx, y, gy = flat(source.z), flat(target.g), flat(gradient.z), flat(gradient.g)
     scale_shift, bounds = source.scale_shift, source.bounds
     low, high = bounds[0], bounds[1]
     _zero(ring, 0, (SLOTS + 1) * row)
@@ -270,7 +274,7 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
     x_at, y_at = n * H * W * C, n * OH * OW * C
     row = 2 * (OW + 1) * V
     rows = scratch  # two rows of dz, two of a, one of zeros, two of da
-    x, gx, y, gy = source.z.ravel(), target.g.ravel(), gradient.z.ravel(), gradient.g.ravel()
+    x, gx, y, gy = flat(source.z), flat(target.g), flat(gradient.z), flat(gradient.g)
     scale_shift, bounds = source.scale_shift, source.bounds
     _zero(rows, 0, 7 * row)
     zeros, da = 4 * row, 5 * row
@@ -325,7 +329,7 @@ def _any_backward(gradient, source, taps, window, n, scratch, target, dw, sums):
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
     V, K, S = BYTES // dw.itemsize, window.kernel, window.stride
     rows, columns = max((OH - 1) * S + K, window.top + H), max((OW - 1) * S + K, window.left + W)
-    x, y, gy, gx = source.z.ravel(), gradient.z.ravel(), gradient.g.ravel(), target.g.ravel()
+    x, y, gy, gx = flat(source.z), flat(gradient.z), flat(gradient.g), flat(target.g)
     size = rows * columns * V  # of a, and of da after it; then a row of dz
     for c in range(0, C, V):
         _zero(scratch, 0, 2 * size)

@@ -77,7 +77,7 @@ def _depthwise(step, taps, n0, n1, first, last, data, out, o, out_image, out_row
                 for r in range(first, last):
                     i = begin + r * S * row
                     convolve_row(
-                        w, bias, (low, high), bias, data, i, i + row, i + 2 * row, C, S, OW, out,
+                        w, True, bias, (low, high), bias, data, i, i + row, i + 2 * row, C, S, OW, out,
                         at + (r - first) * out_row, C,
                     )  # fmt: skip
             else:
@@ -87,14 +87,14 @@ def _depthwise(step, taps, n0, n1, first, last, data, out, o, out_image, out_row
                         store(clip(load(out, k) + bias, low, high), out, k)
 
 
-@piece
+@piece(allocates=True)
 def _taps(step, weights):
     """Return the taps of a depthwise convolution, and its bias, (K*K + 1, C)."""
     rows = step.depth_kernel * step.depth_kernel + 1
     return weights[step.depth_weights : step.depth_weights + rows * step.C].reshape((rows, step.C))
 
 
-@piece
+@piece(allocates=True)
 def _conv(step, t, tables, weights, data, scratch):
     n0, n1, first, last = _images_and_rows(step, t // step.shares)
     pixels, run = (n1 - n0) * (last - first) * step.OW, step.columns * step.C
@@ -135,7 +135,7 @@ def _sum(step, n, data):
             store(clip(load(data, i + k) + load(data, j + k), low, high), data, o + k)
 
 
-@piece
+@piece(allocates=True)
 def _average(step, n, data):
     C = step.C
     sums = np.zeros(C)
@@ -150,7 +150,7 @@ def _average(step, n, data):
         data[step.out + n * step.out_image + c] = sums[c] / (step.H * step.W)
 
 
-@piece
+@piece(allocates=True)
 def _run_task(step, t, tables, weights, data, scratch, x):
     if step.kind == COPY:
         _copy(step, t, x, data)
