@@ -49,10 +49,13 @@ class FeatureMap:
         self.scale_shift[[1, 3]] = 1
         self.sums = np.zeros((2, self.shape[3]))  # of the gradient g; see `kernels`
         self.needed = False  # whether its gradient is
+        self._source: Source | None = None
         self.g = np.empty((0, *self.shape[1:]), dtype)
 
     def source(self) -> Source:
-        return Source(self.z, self.scale_shift, self.bounds, self.plain)
+        if self._source is None or self._source.z is not self.z:
+            self._source = Source(self.z, self.scale_shift, self.bounds, self.plain)
+        return self._source
 
     def linear(self) -> bool:
         """Return whether no activation is applied to it."""
@@ -75,6 +78,9 @@ class Step:
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
         self.operation, self.inputs, self.out, self.work = operation, inputs, out, work
         self.adds = [False] * len(inputs)
+
+    def prepare(self) -> None:
+        """Put the kernels' arguments together, once all memory is there: a call has nothing left to work out."""
 
     def forward(self) -> None:
         raise NotImplementedError
@@ -122,37 +128,42 @@ class _Convolution(Step):
     def _bias(self) -> np.ndarray:
         return self.no_bias if self.layer.bias is None else self.layer.bias.value
 
-    def _moments(self) -> np.ndarray:
-        return self.work.part("moments", len(self.counts), 2, self.out.shape[3])
+    def prepare(self) -> None:
+        out, bn = self.out, self.bn
+        self.moments = self.work.part("moments", len(self.counts), 2, out.shape[3])
+        self.gradient = Gradient(out.g, out.z, out.scale_shift, self.coefficients)
+        self.exact = bn is None or bn.weight.frozen  # whether scale and shift are constants
+        if bn is not None:
+            running = bn.running_mean.value, bn.running_var.value
+            self.statistics = Statistics(bn.weight.value, bn.bias.value, *running, self._bias())
+            self.pixels = np.inf if self.exact else float(out.pixels)
+            self.gradients = _gradient(bn.weight), _gradient(bn.bias)
 
     def finish_forward(self) -> None:
         """Make scale_shift: from the moments, from a frozen BatchNorm's running statistics, or from a bias alone."""
         bn, out, C = self.bn, self.out, self.out.channels
         if bn is None:
             out.scale_shift[2, :C] = self._bias()
-        elif bn.weight.frozen:
+        elif self.exact:
             inv = 1 / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
             mean = bn.running_mean.value - self._bias()
             out.scale_shift[:, :C] = np.stack([mean, bn.weight.value * inv, bn.bias.value, inv, 0 * inv])
         else:
             batchnorm.check_count(out.pixels)
-            mean, var = bn.running_mean, bn.running_var
-            arrays = Statistics(bn.weight.value, bn.bias.value, mean.value, var.value, self._bias())
-            kernels.finish_statistics(self._moments(), self.counts, arrays, bn.eps, bn.momentum, out.scale_shift)
-            mean.touch()
-            var.touch()
+            kernels.finish_statistics(
+                self.moments, self.counts, self.statistics, bn.eps, bn.momentum, out.scale_shift
+            )  # fmt: skip
+            bn.running_mean.touch()
+            bn.running_var.touch()
 
-    def finish_backward(self) -> Gradient:
-        """Add to the gradients of BatchNorm and bias, and return the coefficients of dz with what they belong to."""
-        bn, out = self.bn, self.out
-        pixels = float(out.pixels) if bn is not None and not bn.weight.frozen else np.inf
-        if bn is not None:
-            dgamma, dbeta = _gradient(bn.weight), _gradient(bn.bias)
-            kernels.finish_coefficients(out.sums, pixels, out.scale_shift, dgamma, dbeta, self.coefficients)
-        if self.layer.bias is not None and pixels == np.inf:  # one before BatchNorm changes nothing: its gradient is 0
+    def finish_backward(self) -> None:
+        """Make the coefficients of dz, and add to the gradients of BatchNorm and bias."""
+        out = self.out
+        if self.bn is not None:
+            kernels.finish_coefficients(out.sums, self.pixels, out.scale_shift, *self.gradients, self.coefficients)
+        if self.layer.bias is not None and self.exact:  # one before BatchNorm changes nothing: its gradient is 0
             db = self.coefficients[0] * out.sums[0]
             self.layer.bias.add_grad(db[: out.channels].astype(self.no_bias.dtype))
-        return Gradient(out.g, out.z, out.scale_shift, self.coefficients)
 
 
 class Conv(_Convolution):
@@ -171,7 +182,7 @@ class Conv(_Convolution):
         self._store(self.taps, C)
         self.groups = windows.groups(self.plan.tiles, self.rows * D)
         self.packed = Arena(dtype, 0).array(2, self.rows * D)  # forward and transposed
-        self.packed_from: tuple = ()
+        self.packed_from = -1  # the version of the weights
         work.ask("scratch", self.plan.scratch)
         work.ask("parts", self.groups, self.rows, D)
         work.ask("moments", self.plan.tiles, 2, D)
@@ -180,43 +191,38 @@ class Conv(_Convolution):
     def shares(self, source: FeatureMap) -> bool:
         return self.plan.windows.flat and source.shape == self.out.shape
 
-    def _work(self) -> Work:
-        parts = self.work.part("parts", self.groups, self.rows, self.out.shape[3])
-        return Work(self.work.scratch(), parts, self.plan.tiles)
+    def prepare(self) -> None:
+        super().prepare()
+        out, source, w = self.out, self.inputs[0], self.layer.weight
+        work = Work(self.work.scratch(), self.work.part("parts", self.groups, self.rows, out.shape[3]), self.plan.tiles)
+        shared = self.plan.windows, self.plan.tables, work
+        self.forward_arguments = self.packed[0], *shared, out.z, self.moments
+        self.backward_arguments = self.packed[1], *shared, self.target(0, self.groups), not w.frozen
+        self.add_arguments = work.parts, self.taps, _rows(w)
+        classes, panel = self.plan.tables.classes, 2 * padded(1, out.z.dtype)
+        panels = -(-out.shape[3] // panel) + (len(classes) * -(-source.shape[3] // panel) if source.needed else 0)
+        self.pack_arguments = self.plan.windows, classes, panels, *self.packed
 
-    def _pack(self) -> np.ndarray:
+    def _pack(self) -> None:
         """Pack the weights, unless they are of this version already."""
-        version = self.layer.weight.version, self.inputs[0].needed
-        if version != self.packed_from:
-            w, classes = self._weights(), self.plan.tables.classes
-            panel = 2 * padded(1, w.dtype)
-            panels = -(-w.shape[1] // panel)
-            if self.inputs[0].needed:
-                panels += len(classes) * -(-self.inputs[0].shape[3] // panel)
-            kernels.pack_weights(w, self.plan.windows, classes, panels, *self.packed)
-            self.packed_from = version
-        return self.packed
+        if self.layer.weight.version != self.packed_from:
+            kernels.pack_weights(self._weights(), *self.pack_arguments)
+            self.packed_from = self.layer.weight.version
 
     def forward(self) -> None:
-        packed = self._pack()[0]
-        kernels.conv_forward(
-            self.inputs[0].source(), packed, self.plan.windows, self.plan.tables, self._work(), self.out.z,
-            self._moments(),
-        )  # fmt: skip
+        self._pack()
+        kernels.conv_forward(self.inputs[0].source(), *self.forward_arguments)
         self.finish_forward()
 
     def backward(self) -> None:
-        gradient, source = self.finish_backward(), self.inputs[0]
-        w = self.layer.weight
+        self.finish_backward()
+        self._pack()
+        w, source = self.layer.weight, self.inputs[0]
         if w.frozen and not source.needed:
             return
-        work = self._work()
-        kernels.conv_backward(
-            gradient, source.source(), self._pack()[1], self.plan.windows, self.plan.tables, work,
-            self.target(0, self.groups), not w.frozen,
-        )  # fmt: skip
+        kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
         if not w.frozen:
-            kernels.add_parts(work.parts, self.taps, _rows(w))
+            kernels.add_parts(*self.add_arguments)
 
 
 class Depthwise(_Convolution):
@@ -237,27 +243,28 @@ class Depthwise(_Convolution):
     def shares(self, source: FeatureMap) -> bool:
         return source.shape == self.out.shape
 
-    def _work(self) -> Work:
-        N, *_, C = self.out.shape
-        return Work(self.work.scratch(), self.work.part("parts", N, self.taps, C), N)
+    def prepare(self) -> None:
+        super().prepare()
+        (N, *_, C), source, w = self.out.shape, self.inputs[0], self.layer.weight
+        if not source.needed:  # the kernel makes it on the way
+            source.g = self.work.part("unused", *source.shape)
+        work = Work(self.work.scratch(), self.work.part("parts", N, self.taps, C), N)
+        self.forward_arguments = self.window, work, self.out.z, self.moments
+        self.backward_arguments = self.window, work, self.target(0, N)
+        self.add_arguments = work.parts, self.taps, _rows(w)
 
     def forward(self) -> None:
-        kernels.depthwise_forward(
-            self.inputs[0].source(), self._weights(), self.window, self._work(), self.out.z, self._moments()
-        )  # fmt: skip
+        kernels.depthwise_forward(self.inputs[0].source(), self._weights(), *self.forward_arguments)
         self.finish_forward()
 
     def backward(self) -> None:
-        gradient, source = self.finish_backward(), self.inputs[0]
-        w = self.layer.weight
-        if not source.needed:
-            if w.frozen:
-                return
-            source.g = self.work.part("unused", *source.shape)  # the kernel makes it on the way
-        work, target = self._work(), self.target(0, source.shape[0])
-        kernels.depthwise_backward(gradient, source.source(), self._weights(), self.window, work, target)
+        self.finish_backward()
+        source, w = self.inputs[0], self.layer.weight
+        if w.frozen and not source.needed:
+            return
+        kernels.depthwise_backward(self.gradient, source.source(), self._weights(), *self.backward_arguments)
         if not w.frozen:
-            kernels.add_parts(work.parts, self.taps, _rows(w))
+            kernels.add_parts(*self.add_arguments)
 
 
 class Sum(Step):
@@ -389,6 +396,8 @@ class Plan:
         self.work.ask("sums", self.out.shape[0], 2, self.out.shape[3])
         self._plan_gradients(arena)
         self.work.allocate(arena)
+        for step in self.steps:
+            step.prepare()
 
     def _plan_gradients(self, arena: Arena) -> None:
         """Give each gradient a buffer: it is needed from the last consumer on until its own step has gone back.
@@ -407,7 +416,7 @@ class Plan:
                 continue
             slot = taken[step.out]
             for i, source in enumerate(step.inputs):
-                if isinstance(step, Depthwise) and not source.needed and source not in taken:
+                if isinstance(step, Depthwise) and not source.needed:
                     self.work.ask("unused", *source.shape)
                 if not source.needed:
                     continue
