@@ -5,6 +5,10 @@ NUMBA_DISABLE_JIT=1, and as instructions for LLVM: two nested loops over k with 
 the tile. Rows and vectors are known when compiling, as everything else that a register is given to.
 
 What becomes of the finished sums: STORE them, ADD them to what is there, or CLIP them after a bias is added.
+
+While a tile is multiplied nothing is read from memory, which takes as long as the multiplication where channels are few.
+So with each step of k the loop asks for the cache line of soon[at_soon], which will be needed after this product, and
+goes on by step_soon entries. Where nothing is known to be needed, any array and a step of 0 will do.
 """
 
 import inspect
@@ -17,7 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import lower_builtin, type_callable
 
-from mbnp.backend.vectors import Vector, clipped, is_plain, load, repeat, store, width
+from mbnp.backend.vectors import Vector, ask_for, clipped, is_plain, load, repeat, store, width
 
 STORE, ADD, CLIP = 0, 1, 2
 
@@ -27,7 +31,7 @@ LONG = ir.IntType(64)
 # ---- their definitions ---------------------------------------------------------------------------------------------
 
 
-def tile(rows, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high):
+def tile(rows, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, soon, at_soon, step_soon):
     """Make rows r ... and columns n ... of c = a b, with b packed.
 
     a: the entry (r, (s, i)) is a[at + a_rows[r] + segments[s] + i], i < run; k is (s, i)
@@ -45,7 +49,7 @@ def tile(rows, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, 
             _finish(total, c, o + c_rows[r + y] + n + v * V, then, bias, n + v * V, low, high)
 
 
-def tile_across(rows, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then):
+def tile_across(rows, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, soon, at_soon, step_soon):
     """Make rows r ... and columns n ... of c = a^T b, both read where they lie.
 
     a: the entry ((s, i), r) is a[at + segments[s] + i*step + r], i < run; k is (s, i)
@@ -82,7 +86,7 @@ def _known(rows: Any, vectors: Any, a: Any) -> Any:
 
 @type_callable(tile)
 def _type_tile(context):
-    def result(rows, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high):
+    def result(rows, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, soon, at_soon, step_soon):
         return _known(rows, vectors, a)
 
     return result
@@ -90,7 +94,7 @@ def _type_tile(context):
 
 @type_callable(tile_across)
 def _type_across(context):
-    def result(rows, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then):
+    def result(rows, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, soon, at_soon, step_soon):
         return _known(rows, vectors, a)
 
     return result
@@ -136,6 +140,11 @@ class _Builder:
     def load(self, address: Any, v: int) -> Any:
         return self.builder.load(self.vector_at(address, v), align=self.types["a"].dtype.bitwidth // 8)
 
+    def fetch(self, i: Any) -> None:
+        """Ask for a cache line of what will be needed soon."""
+        at = self.builder.add(self.number("at_soon"), self.builder.mul(i, self.number("step_soon")))
+        ask_for(self.builder, self.data("soon", at))
+
     def multiply_add(self, numbers: list[Any], b: Any) -> None:
         """Add to the sums: a number at an address for each row, times the vectors from the address b on."""
         builder, kind = self.builder, self.kind
@@ -179,7 +188,7 @@ class _Builder:
                             store(lambda total, place, v: total)
 
 
-@lower_builtin(tile, *[types.Any] * 18)
+@lower_builtin(tile, *[types.Any] * 21)
 def _lower_tile(context, builder, sig, args):
     t = _Builder(context, builder, sig, args, tile)
     starts = [builder.add(t.number("at"), t.entry("a_rows", builder.add(t.number("r"), ir.Constant(LONG, y))))
@@ -191,13 +200,14 @@ def _lower_tile(context, builder, sig, args):
         begin = builder.mul(builder.mul(segment.index, run), width_b)
         b = t.data("b", builder.add(t.number("k"), begin))
         with cgutils.for_range(builder, run) as loop:
+            t.fetch(loop.index)
             numbers = [builder.gep(row, [loop.index]) for row in rows]
             t.multiply_add(numbers, builder.gep(b, [builder.mul(loop.index, width_b)]))
     t.finish(t.data("bias", t.number("n")), *(t.values[bound] for bound in ("low", "high")))
     return context.get_dummy_value()
 
 
-@lower_builtin(tile_across, *[types.Any] * 17)
+@lower_builtin(tile_across, *[types.Any] * 20)
 def _lower_across(context, builder, sig, args):
     t = _Builder(context, builder, sig, args, tile_across)
     step, b_step = t.number("step"), t.number("b_step")
@@ -206,6 +216,7 @@ def _lower_across(context, builder, sig, args):
         a = t.data("a", builder.add(begin_a, t.entry("segments", segment.index)))
         b = t.data("b", builder.add(begin_b, builder.mul(t.entry("b_segments", segment.index), b_step)))
         with cgutils.for_range(builder, t.number("run")) as loop:
+            t.fetch(loop.index)
             here = builder.gep(a, [builder.mul(loop.index, step)])
             numbers = [builder.gep(here, [ir.Constant(LONG, y)]) for y in range(t.rows)]
             t.multiply_add(numbers, builder.gep(b, [builder.mul(loop.index, b_step)]))

@@ -107,6 +107,14 @@ def where_inside(v, low, high, g):
     return np.where((v <= low) | (v >= high), g.dtype.type(0), g)
 
 
+def transpose(x, k, x_step, y, o, y_step):
+    """y[o + i*y_step + j] = x[k + j*x_step + i], for i and j below the width of a vector."""
+    V = width(x.dtype)
+    for i in range(V):
+        for j in range(V):
+            y[o + i * y_step + j] = x[k + j * x_step + i]
+
+
 @inlined
 def store_rows(vectors, x, first, k):
     """Each of the vectors into a row of x (rows, n), from `first` on, at its entry k."""
@@ -146,6 +154,7 @@ _typed(flat, lambda x: types.Array(x.dtype, 1, "C") if isinstance(x, types.Array
 _typed(load, lambda x, k: Vector(x.dtype) if is_plain(x) else None)
 _typed(spread, lambda x, k: Vector(x.dtype) if is_plain(x) else None)
 _typed(store, lambda v, x, k: types.none if is_plain(x) and v == Vector(x.dtype) else None)
+_typed(transpose, lambda x, k, x_step, y, o, y_step: types.none if is_plain(x) and x.dtype == y.dtype else None)
 _typed(prefetch, lambda x, k: types.none if is_plain(x) else None)
 _typed(accumulate, lambda v, x, k: types.none if is_plain(x) and x.dtype == types.float64 else None)
 _typed(fma, lambda a, b, c: a if a == b == c and isinstance(a, Vector) else None)
@@ -182,16 +191,47 @@ def _store(context, builder, sig, args):
     return context.get_dummy_value()
 
 
+@lower_builtin(transpose, types.Array, types.Integer, types.Integer, types.Array, types.Integer, types.Integer)
+def _transpose(context, builder, sig, args):
+    """Exchange halves of pairs of vectors, then quarters, and so on: log2 of the width times in all."""
+    long, align = ir.IntType(64), sig.args[0].dtype.bitwidth // 8
+    kind = context.get_value_type(Vector(sig.args[0].dtype))
+
+    def place(array: int, row: int) -> Any:
+        at = builder.add(args[array + 1], builder.mul(args[array + 2], ir.Constant(long, row)))
+        return _address(context, builder, sig.args[array], args[array], at)
+
+    rows = [builder.load(place(0, j), align=align) for j in range(kind.count)]
+    half = kind.count // 2
+    while half:
+        for i in range(kind.count):
+            if not i & half:
+                a, b = rows[i], rows[i + half]
+                low = [lane if not lane & half else kind.count + lane - half for lane in range(kind.count)]
+                high = [lane + half if not lane & half else kind.count + lane for lane in range(kind.count)]
+                rows[i], rows[i + half] = (
+                    builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), kind.count), lanes))
+                    for lanes in (low, high)
+                )
+        half //= 2
+    for i, row in enumerate(rows):
+        builder.store(row, place(3, i), align=align)
+    return context.get_dummy_value()
+
+
 @lower_builtin(prefetch, types.Array, types.Integer)
 def _prefetch(context, builder, sig, args):
-    number = ir.IntType(32)
-    pointer = ir.IntType(8).as_pointer()
     data = context.make_array(sig.args[0])(context, builder, args[0]).data
-    address = builder.bitcast(builder.gep(data, [args[1]]), pointer)
+    ask_for(builder, builder.gep(data, [args[1]]))
+    return context.get_dummy_value()
+
+
+def ask_for(builder: Any, address: Any) -> None:
+    """Emit the instruction that fetches the cache line of an address, to read it."""
+    number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [address, *(ir.Constant(number, value) for value in (0, 3, 1))])
-    return context.get_dummy_value()
+    builder.call(function, [builder.bitcast(address, pointer), *(ir.Constant(number, value) for value in (0, 3, 1))])
 
 
 @lower_builtin(accumulate, Vector, types.Array, types.Integer)

@@ -99,16 +99,26 @@ def _panel(vectors):
     """Return a function that makes a panel of a product, so many vectors wide: `multiply` for it."""
 
     @backend.piece
-    def panel(a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n):
+    def panel(a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n, soon, at_soon, step_soon):
         r = 0
         while r < rows:
             size = _rows_of_next(rows - r)
             if size == ROWS:
-                tile(ROWS, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high)
+                tile(
+                    ROWS, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, soon,
+                    at_soon, step_soon,
+                )  # fmt: skip
             elif size == 4:
-                tile(4, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high)
+                tile(
+                    4, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, soon,
+                    at_soon, step_soon,
+                )  # fmt: skip
             else:
-                tile(1, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high)
+                tile(
+                    1, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, soon,
+                    at_soon, step_soon,
+                )  # fmt: skip
+            at_soon += segments.size * run * step_soon
             r += size
 
     return panel
@@ -118,16 +128,26 @@ def _panel_across(vectors):
     """Likewise, `multiply_across` for it."""
 
     @backend.piece
-    def panel(a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n):
+    def panel(a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n, soon, at_soon, step_soon):
         r = 0
         while r < rows:
             size = _rows_of_next(rows - r)
             if size == ROWS:
-                tile_across(ROWS, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then)
+                tile_across(
+                    ROWS, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, soon,
+                    at_soon, step_soon,
+                )  # fmt: skip
             elif size == 4:
-                tile_across(4, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then)
+                tile_across(
+                    4, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, soon,
+                    at_soon, step_soon,
+                )  # fmt: skip
             else:
-                tile_across(1, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then)
+                tile_across(
+                    1, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, soon,
+                    at_soon, step_soon,
+                )  # fmt: skip
+            at_soon += segments.size * run * step_soon
             r += size
 
     return panel
@@ -144,24 +164,33 @@ def vectors_at(n, columns, V):
 
 
 @backend.piece
-def multiply(a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n, columns):
+def multiply(
+    a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n, columns, soon, at_soon, step_soon
+):  # fmt: skip
     """Make the panel from column n on of a product c (rows, columns) = a b, b packed.
 
     a: the entry (r, (s, i)) is a[at + a_rows[r] + segments[s] + i], i < run; k is (s, i)
     b: packed from entry k on
     c: row r begins at c[o + c_rows[r]]. then: STORE it, ADD it to what is there, or CLIP it to low and high after the
        bias (columns,) is added
+    soon: what will be read after this: see `backend/tiles.py`
     """
     V = BYTES // c.itemsize
     k += n * segments.size * run
     if vectors_at(n, columns, V) == 2:
-        _panel_of_2(a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n)
+        _panel_of_2(
+            a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n, soon, at_soon, step_soon
+        )  # fmt: skip
     else:
-        _panel_of_1(a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n)
+        _panel_of_1(
+            a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n, soon, at_soon, step_soon
+        )  # fmt: skip
 
 
 @backend.piece
-def multiply_across(a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n, columns):
+def multiply_across(
+    a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n, columns, soon, at_soon, step_soon
+):  # fmt: skip
     """Make the panel from column n on of a product c (rows, columns) = a^T b, both read where they lie.
 
     a: the entry ((s, i), r) is a[at + segments[s] + i*step + r], i < run
@@ -169,9 +198,13 @@ def multiply_across(a, at, segments, step, run, b, k, b_segments, b_step, c, o, 
     c: row r begins at c[o + c_rows[r]]. then: STORE it, or ADD it to what is there
     """
     if vectors_at(n, columns, BYTES // c.itemsize) == 2:
-        _across_of_2(a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n)
+        _across_of_2(
+            a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n, soon, at_soon, step_soon
+        )  # fmt: skip
     else:
-        _across_of_1(a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n)
+        _across_of_1(
+            a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, rows, n, soon, at_soon, step_soon
+        )  # fmt: skip
 
 
 @backend.piece
@@ -184,10 +217,15 @@ def pack(b, n, columns, packed):
     entries = vectors_at(n, columns, BYTES // packed.itemsize) * (BYTES // packed.itemsize)
     at, there = n * K, min(entries, N - n)
     for k in range(K):
-        for i in range(there):
-            packed[at + i] = b[k, n + i]
-        for i in range(there, entries):
-            packed[at + i] = 0
+        if there == entries:  # of a length that is known, the copy is a few instructions
+            for i in range(0, entries, 4):
+                for j in range(4):
+                    packed[at + i + j] = b[k, n + i + j]
+        else:
+            for i in range(there):
+                packed[at + i] = b[k, n + i]
+            for i in range(there, entries):
+                packed[at + i] = 0
         at += entries
 
 
@@ -205,7 +243,7 @@ def product(a, packed, bias, y):
         for n in range(0, columns, 2 * BYTES // y.itemsize):
             multiply(
                 a, first * K, a_rows, start, K, packed, 0, y, first * columns, y_rows, CLIP, bias, low, high,
-                min(BLOCK, M - first), n, columns,
+                min(BLOCK, M - first), n, columns, a, 0, 0,
             )  # fmt: skip
 
 
@@ -219,7 +257,7 @@ def product_transposed(a, dy, db):
         for n in range(0, columns, 2 * BYTES // db.itemsize):
             multiply_across(
                 a, first * K, start, K, min(512, M - first), dy, first * columns, start, columns, db, 0, rows,
-                ADD if first else STORE, K, n, columns,
+                ADD if first else STORE, K, n, columns, a, 0, 0,
             )  # fmt: skip
 
 

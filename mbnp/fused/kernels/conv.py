@@ -13,7 +13,7 @@ from numba import prange
 
 from mbnp.backend import inlined, jit, piece
 from mbnp.backend.tiles import ADD, STORE
-from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, store, where_inside
+from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, store, transpose, where_inside
 from mbnp.fused.kernels.batchnorm import (
     RUN,
     activate_pixels,
@@ -21,10 +21,11 @@ from mbnp.fused.kernels.batchnorm import (
     centre,
     gradient_pixels,
     gradient_run,
+    mask_run,
     take_moments,
     total,
 )
-from mbnp.ops.matmul import multiply, multiply_across, pack, vectors_at
+from mbnp.ops.matmul import ROWS, multiply, multiply_across, pack, vectors_at
 
 # ---- weights, packed and added up ----------------------------------------------------------------------------------
 
@@ -42,12 +43,9 @@ def _pack_class(w, windows, kind, C, D, n, packed):
         for i in range(nv):
             v = v0 + (nv - 1 - i) * windows.stride
             row = ((u * windows.columns + v) * C + n) * D
-            for first in range(0, D, 16):  # a few lines of each row at a time
-                for c in range(entries):
-                    k, o = row + c * D + first, at + first * entries + c
-                    for _ in range(min(16, D - first)):
-                        packed[o] = x[k]
-                        k, o = k + 1, o + entries
+            for first in range(0, D, V):
+                for c in range(0, entries, V):
+                    transpose(x, row + c * D + first, D, packed, at + first * entries + c, entries)
             at += D * entries
 
 
@@ -186,22 +184,24 @@ def _forward(source, packed, windows, tables, t, scratch, z, moments):
         _fill_input(source, windows, n0, n1, first, last, scratch)
     pivot = y[(at + 2 * pixels // 3) * D :][:D]
     moments[:] = 0
+    soon, step = (at + pixels) * C, ROWS * 2 * V // D * windows.flat  # while one tile is multiplied, fetch the next
     for n in range(0, D, 2 * V):
         if windows.flat and source.plain:  # multiplied where it lies
-            _product(flat(source.z), at * C, packed, windows, tables, C, y, at * D, pixels, n, D)
+            _product(flat(source.z), at * C, packed, windows, tables, C, y, at * D, pixels, n, D, source, soon, step)
         else:
-            _product(scratch, 0, packed, windows, tables, C, y, at * D, pixels, n, D)
+            _product(scratch, 0, packed, windows, tables, C, y, at * D, pixels, n, D, source, soon, step)
+        soon += pixels * C * (2 * V) // D
         take_moments(y, at * D, pixels, n, vectors_at(n, D, V) * V, pivot, moments)
     centre(pivot, pixels, moments)
 
 
 @inlined
-def _product(a, a_at, packed, windows, tables, C, y, y_at, pixels, n, D):
+def _product(a, a_at, packed, windows, tables, C, y, y_at, pixels, n, D, source, soon, step):
     """Make the columns of a tile's output from n on."""
     zero = y.dtype.type(0)
     multiply(
         a, a_at, tables.windows, tables.taps, windows.columns * C, packed, 0, y, y_at, tables.out, STORE, packed, zero,
-        zero, pixels, n, D,
+        zero, pixels, n, D, flat(source.z), soon, step,
     )  # fmt: skip
 
 
@@ -220,8 +220,19 @@ def conv_forward(source, packed, windows, tables, work, z, moments):
 
 
 @piece
+def _mask_run(at, pixels, n, entries, source, target, sums):
+    """In place, in g: mask the finished products of a run of pixels by their activation, and take their sums."""
+    z, g, C = flat(source.z), flat(target.g), source.scale_shift.shape[1]
+    for first in range(0, pixels, RUN):
+        run = min(RUN, pixels - first)
+        for c in range(n, n + entries, BYTES // z.itemsize):
+            k = at + first * C + c
+            mask_run(g, k, C, z, k, run, source.scale_shift, source.bounds, c, g, False, sums)
+
+
+@piece
 def _mask_pixels(at, table, pixels, n, entries, source, target, sums):
-    """In place, in g: mask the finished products of pixels by their activation, and take their sums."""
+    """The same for pixels that lie apart, each where the table says."""
     V = BYTES // source.z.itemsize
     z, g, ss = flat(source.z), flat(target.g), source.scale_shift
     low, high = source.bounds[0], source.bounds[1]
@@ -241,23 +252,29 @@ def _mask_pixels(at, table, pixels, n, entries, source, target, sums):
 
 
 @piece
-def _weights_backward(a, a_at, dz, dz_at, windows, tables, strips, run, C, D, first, part):
+def _weights_backward(a, a_at, dz, dz_at, windows, tables, strips, run, C, D, first, part, soon, at_soon):
     """part (rows, D) += dw of a tile, or = of the first one: rows are taps, and k runs over the strips of pixels."""
     y, across = flat(part), windows.columns * C
+    step = ROWS * 2 * (BYTES // part.itemsize) // C * windows.flat
     for n in range(0, D, 2 * BYTES // part.itemsize):
         for u in range(windows.kernel):
             multiply_across(
                 a, a_at + u * windows.patch_columns * C, tables.strips[:strips], windows.stride * C, run, dz, dz_at,
-                tables.strips_k, D, y, u * across * D, tables.weights_out, STORE if first else ADD, across, n, D,
+                tables.strips_k, D, y, u * across * D, tables.weights_out, STORE if first else ADD, across, n, D, soon,
+                at_soon, step,
             )  # fmt: skip
+        at_soon += across * run * step // ROWS
 
 
 @piece
-def _input_backward(dz, dz_at, packed, windows, tables, at, images, first_row, last_row, source, target, sums):
+def _input_backward(
+    dz, dz_at, packed, windows, tables, at, images, first_row, last_row, source, target, sums, soon, at_soon
+):  # fmt: skip
     """g = the gradient of a tile of input, from its first entry on, masked by its activation."""
     _, H, W, C = source.z.shape
     g = flat(target.g)
     V, S, zero = BYTES // g.itemsize, windows.stride, g.dtype.type(0)
+    step = ROWS * 2 * V // C * windows.flat
     for k in range(tables.classes.shape[0]):
         kind = tables.classes[k]
         nu, run, weights_at, down, across = kind[1], kind[5], kind[4], kind[6], kind[7]
@@ -269,9 +286,13 @@ def _input_backward(dz, dz_at, packed, windows, tables, at, images, first_row, l
         for n in range(0, C, 2 * V):
             multiply(
                 dz, dz_at, pixels_from, taps, run, packed, weights_at * C, g, at, out, ADD if target.add else STORE,
-                packed, zero, zero, pixels, n, C,
+                packed, zero, zero, pixels, n, C, soon, at_soon, step,
             )  # fmt: skip
-            _mask_pixels(at, out, pixels, n, vectors_at(n, C, V) * V, source, target, sums)
+            at_soon += pixels * run * step // ROWS
+            if windows.flat:
+                _mask_run(at, pixels, n, vectors_at(n, C, V) * V, source, target, sums)
+            else:
+                _mask_pixels(at, out, pixels, n, vectors_at(n, C, V) * V, source, target, sums)
 
 
 @piece
@@ -280,19 +301,20 @@ def _backward_flat(gradient, source, packed, windows, tables, t, first, scratch,
     at = t * windows.tile
     pixels = min(P - at, windows.tile)
     dz_at = windows.tile * C
+    g, z, soon = flat(gradient.g), flat(gradient.z), (at + pixels) * D
     gradient_pixels(
-        flat(gradient.g), flat(gradient.z), at * D, pixels, gradient.scale_shift, gradient.coefficients, scratch,
+        g, z, at * D, pixels, gradient.scale_shift, gradient.coefficients, scratch,
         dz_at,
     )  # fmt: skip
     if learns:
         if source.plain:
             a = flat(source.z)
-            _weights_backward(a, at * C, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part)
+            _weights_backward(a, at * C, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part, g, soon)
         else:
             activate_pixels(flat(source.z), at * C, pixels, source.scale_shift, source.bounds, scratch, 0)
-            _weights_backward(scratch, 0, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part)
+            _weights_backward(scratch, 0, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part, g, soon)
     if target.g.size > 0:
-        _input_backward(scratch, dz_at, packed, windows, tables, at * C, pixels, 0, 1, source, target, sums)
+        _input_backward(scratch, dz_at, packed, windows, tables, at * C, pixels, 0, 1, source, target, sums, z, soon)
 
 
 @piece
@@ -305,12 +327,14 @@ def _backward_windows(gradient, source, packed, windows, tables, t, first, scrat
     if learns:
         _fill_input(source, windows, n0, n1, r0, r1, scratch)
         strips = (n1 - n0) * (r1 - r0)
-        _weights_backward(scratch, 0, scratch, dz_at, windows, tables, strips, windows.width, C, D, first, part)
+        _weights_backward(
+            scratch, 0, scratch, dz_at, windows, tables, strips, windows.width, C, D, first, part, scratch, 0
+        )  # fmt: skip
     if target.g.size > 0:
         h0 = min(H, r0 * windows.stride)
         h1 = H if r1 == windows.height else min(H, r1 * windows.stride)
         at = (n0 * H + h0) * W * C
-        _input_backward(scratch, dz_at, packed, windows, tables, at, n1 - n0, h0, h1, source, target, sums)
+        _input_backward(scratch, dz_at, packed, windows, tables, at, n1 - n0, h0, h1, source, target, sums, scratch, 0)
 
 
 @piece

@@ -115,12 +115,12 @@ def _conv(step, t, tables, weights, data, scratch):
         if step.kind == SEPARABLE:
             multiply(
                 scratch, 0, rows, taps, run, weights, step.weights, data, o, out_rows, CLIP, bias, low, high, pixels, n,
-                step.D,
+                step.D, data, 0, 0,
             )  # fmt: skip
         else:
             multiply(
                 data, at, rows, taps, run, weights, step.weights, data, o, out_rows, CLIP, bias, low, high, pixels, n,
-                step.D,
+                step.D, data, 0, 0,
             )  # fmt: skip
 
 
