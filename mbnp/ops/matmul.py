@@ -41,6 +41,7 @@ import numpy as np
 from mbnp import backend
 from mbnp.backend.tiles import ADD, CLIP, STORE, tile, tile_across
 from mbnp.backend.vectors import BYTES, REGISTERS, padded
+from mbnp.errors import MbnpError
 from mbnp.ops import checks
 
 # --- loops: the definition ---
@@ -338,14 +339,21 @@ _forward = backend.pick(loops=forward_loops, numpy=forward_numpy, numba=forward_
 _backward = backend.pick(loops=backward_loops, numpy=backward_numpy, numba=backward_numba)
 
 
+def _matrices(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a = checks.array("a", a, "(M, K)")
+    b = checks.array("b", b, "(K, N)", a)
+    if a.shape[1] != len(b):
+        raise MbnpError(f"a {a.shape} has {a.shape[1]} columns, but b {b.shape} has {len(b)} rows")
+    return a, b
+
+
 def forward(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return y (M, N) from a (M, K) and b (K, N)."""
-    a, b, _ = checks.operands(a, b, None, "(M, K)", "(K, N)")
-    return _forward(a, b)
+    return _forward(*_matrices(a, b))
 
 
 def backward(dy: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return da, db from dy (M, N) and what went into `forward`."""
-    a, b, _ = checks.operands(a, b, None, "(M, K)", "(K, N)")
+    a, b = _matrices(a, b)
     dy = checks.gradient(dy, (len(a), b.shape[1]), a)
     return _backward(dy, a, b)
