@@ -215,12 +215,13 @@ def pack(b, n, columns, packed):
     packed (K * columns,) holds one panel after another. Of a transposed view, b = w.T, this packs the transposed matrix.
     """
     K, N = b.shape
-    entries = vectors_at(n, columns, BYTES // packed.itemsize) * (BYTES // packed.itemsize)
+    V = BYTES // packed.itemsize
+    entries, few = vectors_at(n, columns, V) * V, min(4, V)
     at, there = n * K, min(entries, N - n)
     for k in range(K):
         if there == entries:  # of a length that is known, the copy is a few instructions
-            for i in range(0, entries, 4):
-                for j in range(4):
+            for i in range(0, entries, few):
+                for j in range(few):
                     packed[at + i + j] = b[k, n + i + j]
         else:
             for i in range(there):
