@@ -16,7 +16,7 @@ from mbnp.fused import kernels, windows
 from mbnp.fused.kernels.arrays import Gradient, Source, Target, Work
 from mbnp.fused.kernels.batchnorm import Statistics
 from mbnp.fused.kernels.depthwise import Window, scratch_vectors
-from mbnp.fused.match import Operation, geometry
+from mbnp.fused.match import Operation, geometry, only_convolved
 from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
 from mbnp.network import Layer, Residual, Sequential
 from mbnp.ops import batchnorm, checks
@@ -375,7 +375,7 @@ class Plan:
     def __init__(self, operations: Sequence[Operation], shape: Shape, dtype: Any, needs_dx: bool, first: int = 0) -> None:
         unlimited = np.array([-np.inf, np.inf], dtype)
         arena, self.work = Arena(dtype), Workspace()
-        as_given = not needs_dx and operations[0].kind == "conv"  # which reads images of any number of channels
+        as_given = not needs_dx and only_convolved(first, operations)
         z = np.empty(0, dtype) if as_given else None
         self.images = FeatureMap(shape, unlimited, z, plain=True)
         self.images.needed = needs_dx
