@@ -1,6 +1,7 @@
 import importlib
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 
 from mbnp import MbnpError, backend
-from mbnp.backend import threads
 
 jit = importlib.import_module("mbnp.backend.jit")  # the module, whose name in the package is its function
 
@@ -110,31 +110,28 @@ def test_threads():
             backend.set_num_threads(bad)
 
 
-def blas_threads():
-    return [library["num_threads"] for library in threads._blas().info() if library["user_api"] == "blas"]
+def test_one_thread_at_a_time_runs_kernels():
+    running, most = 0, 0
 
+    def run(_):
+        nonlocal running, most
+        with backend.one_pool(), backend.one_pool():  # its own thread may take it again
+            running += 1
+            most = max(most, running)
+            time.sleep(0.001)
+            running -= 1
 
-def test_blas_is_held_at_one_thread_within_the_block_only():
-    before = blas_threads()
-    with backend.one_pool():
-        with backend.one_pool():
-            assert set(blas_threads()) == {1}
-        assert set(blas_threads()) == {1}
-    assert blas_threads() == before
-
-
-def test_blas_is_held_at_one_thread_in_whatever_thread():
-    before = blas_threads()
-
-    def threads_within(_):
-        with backend.one_pool():
-            return set(blas_threads())
-
-    with backend.one_pool():  # this thread is the first to set a limit, which no other may then change
-        pass
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(threads_within, range(50))) == [{1}] * 50
-    assert blas_threads() == before
+        list(pool.map(run, range(20)))
+    assert most == 1
+
+
+def test_no_kernel_needs_blas():
+    """Neither the operations nor the fast engine import what would run a second pool of threads beside Numba's."""
+    package = Path(backend.__file__).parents[1]
+    needs = re.compile(r"^\s*(import|from) (scipy|threadpoolctl)", re.MULTILINE)
+    found = [path for path in package.rglob("*.py") if needs.search(path.read_text(encoding="utf-8"))]
+    assert not found
 
 
 def test_no_kernel_is_compiled_again_when_the_command_line_changes():
