@@ -183,8 +183,15 @@ class Conv(_Convolution):
         self.groups = windows.groups(self.plan.tiles, self.rows * D)
         self.packed = Arena(dtype, 0).array(2, self.rows * D)  # forward and transposed
         self.packed_from = -1  # the version of the weights
+        # Of many weights and few pixels, partial gradients would take more memory than what they are made from.
+        P, w = out.pixels, self.layer.weight
+        self.by_rows = self.plan.windows.flat and self.stored is None and not w.frozen
+        self.by_rows = self.by_rows and 2 * self.groups * self.rows * D >= P * (C + D)
+        if self.by_rows:
+            work.ask("a", P, C)
+            work.ask("dz", P, D)
         work.ask("scratch", self.plan.scratch)
-        work.ask("parts", self.groups, self.rows, D)
+        work.ask("parts", self.groups, 1 if self.by_rows else self.rows, D)
         work.ask("moments", self.plan.tiles, 2, D)
         work.ask("sums", self.groups, 2, C)
 
@@ -194,14 +201,20 @@ class Conv(_Convolution):
     def prepare(self) -> None:
         super().prepare()
         out, source, w = self.out, self.inputs[0], self.layer.weight
-        work = Work(self.work.scratch(), self.work.part("parts", self.groups, self.rows, out.shape[3]), self.plan.tiles)
+        C, D, P = source.shape[3], out.shape[3], out.pixels
+        parts = self.work.part("parts", self.groups, 1 if self.by_rows else self.rows, D)
+        work = Work(self.work.scratch(), parts, self.plan.tiles)
         shared = self.plan.windows, self.plan.tables, work
         self.forward_arguments = self.packed[0], *shared, out.z, self.moments
-        self.backward_arguments = self.packed[1], *shared, self.target(0, self.groups), not w.frozen
+        self.backward_arguments = self.packed[1], *shared, self.target(0, self.groups), not (w.frozen or self.by_rows)
         self.add_arguments = work.parts, self.taps, _rows(w)
         classes, panel = self.plan.tables.classes, 2 * padded(1, out.z.dtype)
         panels = -(-out.shape[3] // panel) + (len(classes) * -(-source.shape[3] // panel) if source.needed else 0)
         self.pack_arguments = self.plan.windows, classes, panels, *self.packed
+        if self.by_rows:
+            self.a, self.dz = self.work.part("a", *source.shape), self.work.part("dz", P, D)
+            tables = windows.offsets(0), windows.offsets(np.arange(C) * D)
+            self.rows_arguments = self.a.reshape(P, C), self.dz, *tables, _rows(w)
 
     def _pack(self) -> None:
         """Pack the weights, unless they are of this version already."""
@@ -219,6 +232,13 @@ class Conv(_Convolution):
         self._pack()
         w, source = self.layer.weight, self.inputs[0]
         if w.frozen and not source.needed:
+            return
+        if self.by_rows:
+            kernels.differentiate(self.gradient, self.dz)
+            kernels.activate(source.source(), self.a)
+            kernels.weights_backward(*self.rows_arguments)
+            if source.needed:
+                kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
             return
         kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
         if not w.frozen:

@@ -38,7 +38,14 @@ it mostly reads what it wrote itself: a cache line that another core wrote last 
 
 from mbnp.fused.kernels.average import average_backward, average_forward
 from mbnp.fused.kernels.batchnorm import activate, add, finish_coefficients, finish_statistics, pass_back
-from mbnp.fused.kernels.conv import add_parts, conv_backward, conv_forward, pack_weights
+from mbnp.fused.kernels.conv import (
+    add_parts,
+    conv_backward,
+    conv_forward,
+    differentiate,
+    pack_weights,
+    weights_backward,
+)
 from mbnp.fused.kernels.depthwise import depthwise_backward, depthwise_forward
 
 __all__ = [
@@ -51,8 +58,10 @@ __all__ = [
     "conv_forward",
     "depthwise_backward",
     "depthwise_forward",
+    "differentiate",
     "finish_coefficients",
     "finish_statistics",
     "pack_weights",
     "pass_back",
+    "weights_backward",
 ]
