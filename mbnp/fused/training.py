@@ -15,7 +15,7 @@ from mbnp.errors import MbnpError
 from mbnp.fused import kernels, windows
 from mbnp.fused.kernels.arrays import Gradient, Source, Target, Work
 from mbnp.fused.kernels.batchnorm import Statistics
-from mbnp.fused.kernels.depthwise import Window, scratch_vectors
+from mbnp.fused.kernels.depthwise import Window, is_three, scratch_vectors
 from mbnp.fused.match import Operation, geometry
 from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
 from mbnp.network import Layer, Residual, Sequential
@@ -274,7 +274,8 @@ class Depthwise(_Convolution):
         self.add_arguments = work.parts, self.taps, _rows(w)
 
     def forward(self) -> None:
-        kernels.depthwise_forward(self.inputs[0].source(), self._weights(), *self.forward_arguments)
+        run = kernels.depthwise_forward if is_three(self.window) else kernels.depthwise_any_forward
+        run(self.inputs[0].source(), self._weights(), *self.forward_arguments)
         self.finish_forward()
 
     def backward(self) -> None:
@@ -282,7 +283,8 @@ class Depthwise(_Convolution):
         source, w = self.inputs[0], self.layer.weight
         if w.frozen and not source.needed:
             return
-        kernels.depthwise_backward(self.gradient, source.source(), self._weights(), *self.backward_arguments)
+        run = kernels.depthwise_backward if is_three(self.window) else kernels.depthwise_any_backward
+        run(self.gradient, source.source(), self._weights(), *self.backward_arguments)
         if not w.frozen:
             kernels.add_parts(*self.add_arguments)
 

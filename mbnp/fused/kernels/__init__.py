@@ -46,7 +46,12 @@ from mbnp.fused.kernels.conv import (
     pack_weights,
     weights_backward,
 )
-from mbnp.fused.kernels.depthwise import depthwise_backward, depthwise_forward
+from mbnp.fused.kernels.depthwise import (
+    depthwise_any_backward,
+    depthwise_any_forward,
+    depthwise_backward,
+    depthwise_forward,
+)
 
 __all__ = [
     "activate",
@@ -56,6 +61,8 @@ __all__ = [
     "average_forward",
     "conv_backward",
     "conv_forward",
+    "depthwise_any_backward",
+    "depthwise_any_forward",
     "depthwise_backward",
     "depthwise_forward",
     "differentiate",
