@@ -52,7 +52,7 @@ class Operation(NamedTuple):
 
 
 def match(net: Network, shape: Shape) -> list[Operation]:
-    """Return the operations of a pass over images of `shape` (N, H, W, C); MbnpError where a layer does not take them."""
+    """Return the operations of a pass over images of `shape` (N, H, W, C). MbnpError if a layer does not take them."""
     matcher = _Matcher(net.dtype)
     matcher.chain(net.flat(), 0, shape, False)
     return matcher.operations
@@ -63,7 +63,9 @@ class _Matcher:
         self.dtype = dtype
         self.operations: list[Operation] = []
 
-    def chain(self, layers: Sequence[tuple[str, Layer]], source: int, shape: Shape, flat: bool) -> tuple[int, Shape, bool]:
+    def chain(
+        self, layers: Sequence[tuple[str, Layer]], source: int, shape: Shape, flat: bool
+    ) -> tuple[int, Shape, bool]:
         """Add the operations of a chain of layers on a feature map; return the map that it makes, and its shape."""
         at = 0
         while at < len(layers):

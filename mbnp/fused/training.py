@@ -394,7 +394,9 @@ class Plan:
     returns the gradient of it.
     """
 
-    def __init__(self, operations: Sequence[Operation], shape: Shape, dtype: Any, needs_dx: bool, first: int = 0) -> None:
+    def __init__(
+        self, operations: Sequence[Operation], shape: Shape, dtype: Any, needs_dx: bool, first: int = 0
+    ) -> None:
         unlimited = np.array([-np.inf, np.inf], dtype)
         arena, self.work = Arena(dtype), Workspace()
         as_given = not needs_dx and operations[0].kind == "conv"  # which reads images of any number of channels

@@ -59,8 +59,9 @@ def _flat(P: int, C: int, D: int, tile: int) -> Plan:
     pixels, zero = np.arange(tile), offsets(0)
     kind = [[0, 1, 0, 1, 0, D, 0, 0, 0, 0]]
     tables = Tables(
-        windows=offsets(pixels * C), taps=zero, out=offsets(pixels * D), weights_out=offsets(np.arange(C) * D), strips=zero, strips_k=zero, classes=np.array(kind, np.int64),
-        class_pixels=offsets(pixels * D), class_out=offsets(pixels * C), class_taps=zero,
+        windows=offsets(pixels * C), taps=zero, out=offsets(pixels * D), weights_out=offsets(np.arange(C) * D),
+        strips=zero, strips_k=zero, classes=np.array(kind, np.int64), class_pixels=offsets(pixels * D),
+        class_out=offsets(pixels * C), class_taps=zero,
     )  # fmt: skip
     counts = np.minimum(tile, P - np.arange(tiles) * tile)
     return Plan(windows, tables, tiles, tile * (C + D), counts)
@@ -116,6 +117,6 @@ def _tables(w: Windows, deepest: int, H: int, W: int, C: int, D: int) -> Tables:
 
 
 def groups(tiles: int, weights: int) -> int:
-    """Return how many partial gradients of so many weights the tiles are divided among: a number of the shapes alone."""
+    """Return how many partial gradients of so many weights the tiles are divided among: it depends on shapes alone."""
     most = 8 if weights < 1 << 18 else 4
     return min(most, tiles)

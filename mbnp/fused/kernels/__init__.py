@@ -5,8 +5,8 @@ consumer of z makes a while it loads, and the producer of z accumulates its stat
 likewise in reverse (BatchNorm fission-fusion: Jung et al., "Restructuring Batch Normalization to Accelerate CNN
 Training", MLSys 2019).
 
-Read `backend/vectors.py` for what a kernel can say and `ops/matmul.py` for the product, then `arrays.py` for what kernels
-take, `batchnorm.py` for the passes that all share, `conv.py`, which shows the whole idea, `depthwise.py` and
+Read `backend/vectors.py` for what a kernel can say and `ops/matmul.py` for the product, then `arrays.py` for what
+kernels take, `batchnorm.py` for the passes that all share, `conv.py`, which shows the whole idea, `depthwise.py` and
 `average.py`; and `program.py`, which runs a whole network in inference. Each kernel's docstring states its reference
 equation in terms of `ops`, to which tests hold networks made of them, layer by layer and in every gradient.
 

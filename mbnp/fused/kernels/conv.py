@@ -89,7 +89,7 @@ def _add_parts(parts, first, last, skipped, grad):
 
 @jit(parallel=True, literal=True)
 def add_parts(parts, taps, grad):
-    """grad (rows, D) += the sum of parts (groups, stored rows, stored D); each tap has its rows, and maybe some more."""
+    """grad (rows, D) += the sum of parts (groups, stored rows, stored D), in which each tap may have padded channels."""
     rows, chunks = grad.shape[0], 16
     skipped = taps, parts.shape[1] // taps, rows // taps
     for k in prange(chunks):
@@ -275,7 +275,7 @@ def _input_backward(
     dz, dz_at, packed, windows, tables, at, images, first_row, last_row, source, target, sums, soon, at_soon
 ):  # fmt: skip
     """g = the gradient of a tile of input, from its first entry on, masked by its activation."""
-    _, H, W, C = source.z.shape
+    _, _, W, C = source.z.shape
     g = flat(target.g)
     V, S, zero = BYTES // g.itemsize, windows.stride, g.dtype.type(0)
     step = ROWS * 2 * V // C * windows.flat
