@@ -89,7 +89,7 @@ def _add_parts(parts, first, last, skipped, grad):
 
 @jit(parallel=True, literal=True)
 def add_parts(parts, taps, grad):
-    """grad (rows, D) += the sum of parts (groups, stored rows, stored D), in which each tap may have padded channels."""
+    """grad (rows, D) += the sum of parts (groups, stored rows, stored D), where each tap may have padded channels."""
     rows, chunks = grad.shape[0], 16
     skipped = taps, parts.shape[1] // taps, rows // taps
     for k in prange(chunks):
