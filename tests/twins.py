@@ -1,10 +1,13 @@
 """The article's class in PyTorch as it stands there, and what tests of whole networks share."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mbnp import backend, fused
 from mbnp.bench.torch_network import torch_network as torch_network
 from mbnp.bench.workload import vary as vary  # offered from here, beside what tests add to it
 from mbnp.layers import BatchNorm
@@ -79,7 +82,7 @@ def assert_gradients(actual: dict, expected: dict, tolerance: float) -> None:
     A weight that the BatchNorm after it makes irrelevant (a bias, the only weight of a channel) has no gradient but
     rounding, so that an array's measure is at least a thousandth of the largest gradient of all.
     """
-    largest = max(np.abs(g).max() for g in expected.values())
+    largest = max((np.abs(g).max() for g in expected.values()), default=0)
     for name, gradient in expected.items():
         allowed = tolerance * max(np.abs(gradient).max(), 1e-3 * largest)
         difference = np.abs(actual[name] - gradient).max()
@@ -88,3 +91,61 @@ def assert_gradients(actual: dict, expected: dict, tolerance: float) -> None:
 
 def gradients(net: Network) -> dict[str, np.ndarray]:
     return {name: p.grad for name, p in net.parameters().items()}
+
+
+def assert_converted(
+    build: Callable[[type], Network],
+    x: np.ndarray,
+    dtype: type,
+    tolerance: float,
+    needs_dx: bool = False,
+    prepare: Callable[[Network], None] = lambda net: None,
+) -> fused.FusedNetwork:
+    """What `fused.convert(build(dtype))` makes of images x is what the reference network `build(float64)` makes.
+
+    Compares inference, training output, running statistics, every gradient, and that of x where it is needed; after
+    `prepare`, which may freeze, on both networks. Returns the converted network.
+    """
+    exact, net = build(np.float64), build(dtype)
+    net.load_state(exact.state())
+    for each in (exact, net):
+        prepare(each)
+        each.needs_dx = needs_dx
+    fast = fused.convert(net)
+    with backend.use("numpy"):
+        inferred = exact.forward(x.astype(np.float64))
+        expected = exact.forward(x.astype(np.float64), train=True)
+        dy = np.random.default_rng(4).standard_normal(expected.shape).astype(np.float32)
+        dx_expected = exact.backward(dy.astype(np.float64))
+    x = x.astype(dtype)
+    assert_close(fast.forward(x), inferred, tolerance, "inference")
+    y = fast.forward(x, train=True)
+    assert y.dtype == dtype
+    assert_close(y, expected, tolerance, "training")
+    dx = fast.backward(dy.astype(dtype))
+    for name, buffer in fast.buffers().items():
+        assert_close(buffer.value, exact.buffers()[name].value, tolerance, name)
+    assert_gradients(gradients(fast), gradients(exact), tolerance)
+    if needs_dx:
+        assert dx is not None
+        assert dx_expected is not None
+        assert dx.dtype == dtype
+        assert_close(dx, dx_expected, tolerance, "dx")
+    else:
+        assert dx is None
+    assert_close(
+        fast.forward(x), exact.forward(x.astype(np.float64)), tolerance, "inference after the statistics moved"
+    )
+    return fast
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float, what: str) -> None:
+    """The same shape, and within `tolerance` of the largest entry."""
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    off = relative(actual, expected)
+    assert off <= tolerance, f"{what}: off by {off:.2e} of the largest entry, allowed {tolerance:.2e}"
+
+
+def kinds(fast: fused.FusedNetwork) -> list[str]:
+    """The kinds of the steps of a converted network, from its report."""
+    return [line[:13].strip() for line in fast.report().splitlines()]

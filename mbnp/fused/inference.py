@@ -12,7 +12,7 @@ import numpy as np
 from mbnp import backend
 from mbnp.backend.vectors import padded, width
 from mbnp.fused.kernels import program as kernels
-from mbnp.fused.match import Operation, geometry
+from mbnp.fused.match import Operation, geometry, only_convolved
 from mbnp.fused.training import Clock, own, run_layer
 from mbnp.fused.workspace import Arena, Shape
 from mbnp.layers import BatchNorm
@@ -86,7 +86,7 @@ class Inference:
         self.variables = [v for op in operations for layer in op.layers() for v in layer.variables().values()]
         self.folded_from: tuple = ()
         margins = self._margins(shape)
-        self._place(0, shape, margins[0], operations[0].kind == "conv")
+        self._place(0, shape, margins[0], only_convolved(0, operations))
         for i, operation in enumerate(operations, start=1):
             if not self._inside(i):
                 self._place(i, operation.shape, margins[i])

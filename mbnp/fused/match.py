@@ -169,6 +169,11 @@ def geometry(conv: Any, shape: Shape) -> tuple[int, int, int, int, int]:
     return *kernel, stride[0], top, left
 
 
+def only_convolved(i: int, operations: Sequence[Operation]) -> bool:
+    """Return whether all that read feature map i are convolutions, which take any number of channels."""
+    return all(operation.kind == "conv" for operation in operations if i in operation.inputs)
+
+
 def report(operations: Sequence[Operation]) -> str:
     """Return what runs as one, a line for each operation."""
     lines = []

@@ -16,7 +16,7 @@ from mbnp.fused import kernels, windows
 from mbnp.fused.kernels.arrays import Gradient, Source, Target, Work
 from mbnp.fused.kernels.batchnorm import Statistics
 from mbnp.fused.kernels.depthwise import Window, is_three, scratch_vectors
-from mbnp.fused.match import Operation, geometry
+from mbnp.fused.match import Operation, geometry, only_convolved
 from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
 from mbnp.network import Layer, Residual, Sequential
 from mbnp.ops import batchnorm, checks
@@ -399,7 +399,7 @@ class Plan:
     ) -> None:
         unlimited = np.array([-np.inf, np.inf], dtype)
         arena, self.work = Arena(dtype), Workspace()
-        as_given = not needs_dx and operations[0].kind == "conv"  # which reads images of any number of channels
+        as_given = not needs_dx and only_convolved(first, operations)
         z = np.empty(0, dtype) if as_given else None
         self.images = FeatureMap(shape, unlimited, z, plain=True)
         self.images.needed = needs_dx
@@ -429,27 +429,37 @@ class Plan:
         One may take the place of another, where the step between them has read what it needs before it writes there.
         """
         slots, taken = Slots(), {}
+        made = {step.out: k for k, step in enumerate(self.steps)} | {self.images: -1}
+        read = {source: [k for k, step in enumerate(self.steps) if source in step.inputs] for source in made}
 
         def give(source: FeatureMap) -> None:
             taken[source] = slots.take(int(np.prod(source.shape)))
 
+        def apart(one: FeatureMap, other: FeatureMap, k: int) -> bool:
+            """Return whether nothing is added to either gradient after step k while the other one is still needed."""
+            pairs = (one, other), (other, one)
+            return all(reader < made[b] for a, b in pairs for reader in read[a] if reader != k)
+
         if self.out.needed:
             give(self.out)
-        for step in reversed(self.steps):
+        for k, step in reversed(list(enumerate(self.steps))):
             if not step.out.needed:
                 continue
             slot = taken[step.out]
+            alone, sharing = slots.users[slot] == 1, []
             for i, source in enumerate(step.inputs):
                 if isinstance(step, Depthwise) and not source.needed:
                     self.work.ask("unused", *source.shape)
                 if not source.needed:
                     continue
                 step.adds[i] = source in taken
-                alone = slots.users[slot] == 1 or isinstance(step, Sum)
-                if source not in taken and step.shares(source) and alone:
+                if source in taken:
+                    continue
+                if step.shares(source) and alone and all(apart(source, other, k) for other in sharing):
                     taken[source] = slot
                     slots.users[slot] += 1
-                elif source not in taken:
+                    sharing.append(source)
+                else:
                     give(source)
             slots.users[slot] -= 1
         buffers = [arena.array(size) for size in slots.sizes]

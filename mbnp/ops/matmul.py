@@ -42,6 +42,7 @@ import numpy as np
 from mbnp import backend
 from mbnp.backend.tiles import ADD, CLIP, STORE, tile, tile_across
 from mbnp.backend.vectors import BYTES, REGISTERS, padded
+from mbnp.errors import MbnpError
 from mbnp.ops import checks
 
 # --- loops: the definition ---
@@ -236,12 +237,13 @@ def pack(b, n, columns, packed):
     packed (K * columns,) holds one panel after another. Of a transposed view, b = w.T, this packs the transposed one.
     """
     K, N = b.shape
-    entries = vectors_at(n, columns, BYTES // packed.itemsize) * (BYTES // packed.itemsize)
+    V = BYTES // packed.itemsize
+    entries, few = vectors_at(n, columns, V) * V, min(4, V)
     at, there = n * K, min(entries, N - n)
     for k in range(K):
         if there == entries:  # of a length that is known, the copy is a few instructions
-            for i in range(0, entries, 4):
-                for j in range(4):
+            for i in range(0, entries, few):
+                for j in range(few):
                     packed[at + i + j] = b[k, n + i + j]
         else:
             for i in range(there):
@@ -360,14 +362,21 @@ _forward = backend.pick(loops=forward_loops, numpy=forward_numpy, numba=forward_
 _backward = backend.pick(loops=backward_loops, numpy=backward_numpy, numba=backward_numba)
 
 
+def _matrices(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a = checks.array("a", a, "(M, K)")
+    b = checks.array("b", b, "(K, N)", a)
+    if a.shape[1] != len(b):
+        raise MbnpError(f"a {a.shape} has {a.shape[1]} columns, but b {b.shape} has {len(b)} rows")
+    return a, b
+
+
 def forward(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return y (M, N) from a (M, K) and b (K, N)."""
-    a, b, _ = checks.operands(a, b, None, "(M, K)", "(K, N)")
-    return _forward(a, b)
+    return _forward(*_matrices(a, b))
 
 
 def backward(dy: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return da, db from dy (M, N) and what went into `forward`."""
-    a, b, _ = checks.operands(a, b, None, "(M, K)", "(K, N)")
+    a, b = _matrices(a, b)
     dy = checks.gradient(dy, (len(a), b.shape[1]), a)
     return _backward(dy, a, b)

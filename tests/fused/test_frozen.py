@@ -1,18 +1,18 @@
 """The fast engine with frozen layers: what runs as in inference, where backward ends, and that nothing is stale."""
 
+import functools
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from mbnp import fused, models, optim, train
-from mbnp.fused import kernels
+from mbnp.fused import inference, kernels
+from mbnp.fused.kernels import program
 from mbnp.layers import Pointwise
 from mbnp.network import Network
-from tests.fused.test_fused import CASES, copy_of, network
-from tests.twins import assert_gradients, batch, gradients, relative, vary
-
-TOLERANCE = {np.float64: 1e-10, np.float32: 1e-4}
+from tests.fused.test_fused import CASES, TOLERANCE, images, network
+from tests.twins import assert_converted, batch, gradients, relative, vary
 
 
 def freeze(net: Network, until: str | None) -> None:
@@ -31,33 +31,36 @@ def calls(monkeypatch):
     def counting(name, kernel):
         return lambda *arguments: counted.update([name]) or kernel(*arguments)
 
-    for name in vars(kernels):
-        if name.endswith(("_forward", "_backward", "_inference")) and not name.startswith("_"):
-            monkeypatch.setattr(kernels, name, counting(name, getattr(kernels, name)))
+    for name in ("conv_forward", "conv_backward", "depthwise_forward", "depthwise_backward", "average_backward"):
+        monkeypatch.setattr(kernels, name, counting(name, getattr(kernels, name)))
+    monkeypatch.setattr(program, "run_program", counting("run_program", program.run_program))
     return counted
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("until", ["stem", "one.0", "one.2", "one", "two.0", "two"])
+@pytest.mark.parametrize("until", ["stem", "one.0", "one.2", "one", "two.0", "two", "pool", "fc"])
 @pytest.mark.parametrize("case", CASES[:5])
-def test_law(case, until, dtype):
-    """Outputs, statistics and gradients are what the readable layers compute in float64, at odd sizes."""
-    stride, padding, channels, cap, n, h, w = case
-    readable = network(stride, padding, channels, cap, np.float64)
-    other = copy_of(readable, lambda: network(stride, padding, channels, cap, dtype))
-    freeze(readable, until)
-    freeze(other, until)
-    fast = fused.convert(other)
-    rng = np.random.default_rng(3)
-    x = rng.standard_normal((n, h, w, 3)).astype(np.float32)
-    dy = rng.standard_normal((n, 5)).astype(np.float32)
-    expected = readable.forward(x.astype(np.float64), train=True)
-    readable.backward(dy.astype(np.float64))
-    assert relative(fast.forward(x.astype(dtype), train=True), expected) < TOLERANCE[dtype]
-    fast.backward(dy.astype(dtype))
-    assert_gradients(gradients(fast), gradients(readable), TOLERANCE[dtype])
-    for name, buffer in fast.buffers().items():
-        assert relative(buffer.value, readable.buffers()[name].value) < TOLERANCE[dtype], name
+def test_reference_equation(case, until, dtype):
+    """Outputs, statistics and gradients are what the reference layers compute in float64, at odd sizes."""
+    stride, padding, channels, max_value, n, h, w = case
+    build = functools.partial(network, stride, padding, channels, max_value)
+    assert_converted(build, images(n, h, w), dtype, TOLERANCE[dtype], prepare=lambda net: net.freeze_until(until))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    "frozen",
+    ["one.0.weight", "one.1.weight", "one.1.bias", "stem.0.weight stem.1.weight", "two.3.weight two.4.bias", "fc.bias"],
+)
+def test_reference_equation_with_single_parameters_frozen(frozen, dtype):
+    def freeze(net):
+        for name in frozen.split():
+            net.parameters()[name].frozen = True
+
+    for needs_dx in (False, True):
+        build = functools.partial(network, 2, 1, (5, 7, 3), 6.0)
+        fast = assert_converted(build, images(3, 8, 9), dtype, TOLERANCE[dtype], needs_dx, prepare=freeze)
+        assert not any(fast.parameters()[name].grad.any() for name in frozen.split())
 
 
 # -- cost --------------------------------------------------------------------------------------------------
@@ -66,14 +69,15 @@ def test_law(case, until, dtype):
 @pytest.mark.parametrize(
     ("until", "forward", "backward"),
     [
-        # folded blocks, then stages that learn (and what of a block is frozen alone): depthwise, pointwise
-        (None, (0, 8, 8), (1, 8, 8)),
-        ("conv1", (1, 8, 8), (0, 8, 8)),
-        ("conv2_3", (4, 5, 5), (0, 5, 5)),
-        ("conv2_4.0", (4, 5, 5), (0, 4, 5)),  # its BatchNorm learns
-        ("conv2_4.1", (4, 5, 5), (0, 4, 5)),
-        ("conv2_7", (8, 1, 1), (0, 1, 1)),
-        ("conv2_8", (9, 0, 0), (0, 0, 0)),
+        # (convolutions and linear layers, depthwise convolutions) of a training pass; what is before is inference
+        (None, (10, 8), (10, 8)),
+        ("conv1", (9, 8), (9, 8)),
+        ("conv2_3", (6, 5), (6, 5)),
+        ("conv2_4.0", (6, 5), (6, 4)),  # its BatchNorm learns
+        ("conv2_4.1", (6, 4), (6, 4)),
+        ("conv2_7", (2, 1), (2, 1)),
+        ("conv2_8", (1, 0), (1, 0)),
+        ("fc", (0, 0), (0, 0)),
     ],
 )
 def test_only_what_learns_runs_backward(until, forward, backward, calls):
@@ -82,48 +86,62 @@ def test_only_what_learns_runs_backward(until, forward, backward, calls):
     fast = fused.convert(net)
     x, _ = batch(4, 32, np.float32)
     y = fast.forward(x, train=True)
-    ran = (
-        calls["stem_inference"] + calls["separable_inference"],
-        calls["depthwise_forward"],
-        calls["pointwise_forward"],
-    )
-    assert ran == forward
-    assert calls["stem_forward"] == (until is None)
+    assert (calls["conv_forward"], calls["depthwise_forward"]) == forward
+    assert calls["run_program"] == (until is not None)
     fast.backward(y)
-    assert (calls["stem_backward"], calls["depthwise_backward"], calls["pointwise_backward"]) == backward
+    assert (calls["conv_backward"], calls["depthwise_backward"]) == backward
+    assert calls["average_backward"] == (until not in ("conv2_8", "fc"))
+    assert calls["run_program"] == (until is not None)
 
 
-def test_only_what_learns_of_a_residual_network_runs_backward(calls):
+@pytest.mark.parametrize(
+    ("until", "first"),
+    [
+        (None, "conv1"),
+        ("layer1.1", "layer1.2.conv1"),
+        ("layer1.1.conv1", "layer1.1.conv1"),  # its BatchNorm learns
+        ("layer2.0", "layer2.1.conv1"),
+        ("layer2.0.bn1", "layer2.0.conv2"),
+        ("layer3.2", "linear"),
+    ],
+)
+def test_only_what_learns_of_a_residual_network_runs_backward(until, first):
     net = vary(models.resnet20())
-    net.freeze_until("layer2.0")
+    freeze(net, until)
     fast = fused.convert(net)
     x, _ = batch(2, 32, np.float32)
-    fast.backward(fast.forward(x, train=True))
-    assert calls["normalise_backward"] == 2 * 5  # two BatchNorms in each of layer2.1 to layer3.2
-    for layer in fast._tail[:5]:
-        assert getattr(layer, "x", None) is None
+    with fast.timed() as spent:
+        fast.backward(fast.forward(x, train=True))
+    steps = [line[15:].split(" + ")[0] for line in fast.report().splitlines()]
+    learning = set(steps[steps.index(first) :]) - ({"layer2.0.shortcut"} if until == "layer2.0.bn1" else set())
+    assert {names[0] for names, timing in spent.items() if timing.backward > 0} == learning
 
 
-def test_frozen_blocks_need_no_buffers_of_a_training_step():
+def test_frozen_blocks_need_no_memory_of_a_training_step():
     net = models.mobilenet_v1_small(width_mult=0.25)
     net.freeze_until("conv2_5")
     fast = fused.convert(net)
     x, _ = batch(4, 32, np.float32)
     fast.forward(x, train=True)
-    (plan,) = fast._plans.kept.values()
-    assert [stage.conv for stage in plan.stages] == [triple.conv for triple in fast._triples[11:]]
+    ((frozen, plan),) = fast._plans.kept.values()
+    assert frozen == 11
+    assert [step.operation.names[0] for step in plan.steps] == [
+        *(f"conv2_{block}.{layer}" for block in (6, 7, 8) for layer in (0, 3)),
+        "pool",
+        "fc",
+    ]
 
 
 def test_frozen_blocks_are_folded_once(monkeypatch):
     folded = []
-    for block in (fused.inference.Stem, fused.inference.Separable):
-        monkeypatch.setattr(block, "fold", lambda self, fold=block.fold: folded.append(self) or fold(self))
+    fold = inference.fold
+    monkeypatch.setattr(inference, "fold", lambda *layers: folded.append(layers) or fold(*layers))
     net = vary(models.mobilenet_v1_small(num_classes=10, width_mult=0.25))
     net.freeze_until("conv2_3")
     fast, opt = fused.convert(net), optim.SGD(net.parameters(), 0.1)
     for _ in range(3):
         train.step(fast, opt, *batch(4, 32, np.float32))
-    assert len(folded) == 4
+    assert len(folded) == 7
 
 
 # -- nothing stale -----------------------------------------------------------------------------------------
@@ -131,7 +149,7 @@ def test_frozen_blocks_are_folded_once(monkeypatch):
 
 @pytest.mark.parametrize("name", ["mobilenet-v1-small", "resnet20"])
 def test_freezing_between_steps_takes_effect_at_once(name):
-    """A converted network and a readable one take the same steps while what is frozen changes."""
+    """A converted network and the reference network take the same steps while what is frozen changes."""
     nets = [vary(models.create(name, width_mult=0.25, dtype=np.float64)) for _ in range(2)]
     nets[1].load_state(nets[0].state())
     engines = nets[0], fused.convert(nets[1])
