@@ -29,6 +29,4 @@ def describe() -> list[dict[str, Any]] | None:
     from threadpoolctl import ThreadpoolController
 
     found = ThreadpoolController().select(user_api="blas").info()
-    return [
-        {"library": b["internal_api"], "version": b["version"], "kernel": b.get("architecture")} for b in found
-    ]
+    return [{"library": b["internal_api"], "version": b["version"], "kernel": b.get("architecture")} for b in found]

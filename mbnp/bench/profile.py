@@ -9,7 +9,6 @@ import math
 import statistics
 import time
 import timeit
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -149,7 +148,10 @@ def _row(
     normalised = "BatchNorm" in [layer.kind for layer in layers[1:]]
     outputs = 2 if normalised else 1  # dy, and y for BatchNorm's backward
     forward = Rate(times[0], flops, itemsize * (x + y + params))
-    backward = Rate(times[1], inputs * flops, itemsize * (inputs * x + outputs * y + 2 * params))
+    moved = inputs * x + outputs * y + 2 * params
+    if adds:  # dy, the output, which says where it was clipped, and the gradient of each input
+        moved = 2 * y + x
+    backward = Rate(times[1], inputs * flops, itemsize * moved)
     return Row(name, kind, named[-1].output_shape, forward, backward if times[1] else None)
 
 

@@ -116,7 +116,7 @@ class _Bench:
             compiled = False
             print("\ntorch.compile is left out: it needs a C++ compiler, and there is none.")
         if options.isa and "onnxruntime" in self.peers:
-            print(f"\n{candidates.ONNX} cannot be held to {options.isa.upper()}: its times say \"{isa.NOT_HELD}\".")
+            print(f'\n{candidates.ONNX} cannot be held to {options.isa.upper()}: its times say "{isa.NOT_HELD}".')
         print(f"\n{report.agreement()}")
         self.found["comparisons"] = []
         for workload in compared:
