@@ -10,9 +10,6 @@
 
 # %%
 import math
-import os
-import subprocess
-import sys
 import time
 from importlib.util import find_spec
 
@@ -36,6 +33,7 @@ from lesson import (
     timed,
     warn_if_busy,
 )
+from threadpoolctl import threadpool_limits
 
 from mbnp import backend, fused, models
 from mbnp.backend import tiles, vectors
@@ -125,12 +123,11 @@ say(
 # %% [markdown]
 # ## Step 3: all cores, and channels innermost
 #
-# For every single multiplication the definition tests whether the pixel is inside the image, and with the
-# taps innermost no two successive multiplications use neighbouring numbers. The Numba kernel of
-# `ops/depthwise.py` changes the order of the loops: the rows of the output are divided among the cores, and
-# the innermost loop is the one over channels, which are side by side in memory. The columns that a tap can
-# reach are computed once for a row, so the inner loop has no test, and the compiler turns it into vector
-# instructions. You saw this kernel in lesson 9.
+# For every single multiplication the definition tests whether the pixel is inside the image, and successive
+# multiplications use numbers that are far apart. The Numba kernel of `ops/depthwise.py`, which you saw in lesson 9,
+# has another order of loops: the rows of the output are divided among the cores, and the innermost loop is the one over
+# channels, which are side by side in memory. It has no test, since the columns that a tap can reach are computed once
+# for a row, and the compiler turns it into vector instructions.
 
 # %%
 same(depthwise.forward_numba(x, w, None, ONE, PAD), expected, "forward_numba")
@@ -174,9 +171,9 @@ def nine_taps(padded, w, y):
 
 # %% [markdown]
 # Two more changes have nothing to do with arithmetic. So far every call allocated a new array of 8 MB for its
-# output: let us use the same one every time. And a vector instruction loads up to 64 bytes, as much as a
-# cache line. NumPy's large arrays begin 16 bytes after the start of a cache line, so that such a load touches
-# *two* lines. The fast engine takes its arrays from large blocks, and every array begins at a cache line.
+# output: let us use the same one every time. And a vector instruction loads up to 64 bytes, as much as a cache line.
+# NumPy's large arrays begin 16 bytes after the start of a cache line, so that such a load touches *two* lines. The
+# fast engine takes its arrays from large blocks, and every array begins at a cache line.
 
 # %%
 source(Arena)
@@ -204,20 +201,6 @@ for name, seconds in steps.items():
     speed = f"{2 * macs / seconds / 1e9:.3f}"
     rows.append([name, f"{1e3 * seconds:,.2f}", speed, f"{slowest / seconds:,.0f}"])
 say(table(rows, ["step", "ms", "GFLOP/s", "times as fast as Python"]))
-
-# %%
-fig, axes = figure(width=8, height=3)
-names = [*steps][::-1]
-axes.barh(names, [1e3 * steps[name] for name in names], color=BLUE)
-for k, name in enumerate(names):
-    ms = 1e3 * steps[name]
-    axes.annotate(f" {ms:,.2f} ms" if ms < 10 else f" {ms:,.0f} ms", (ms, k), va="center", fontsize=9)
-axes.set_xscale("log")
-axes.set_xlim(right=20e3 * max(steps.values()))
-axes.set_xlabel("ms, logarithmic")
-axes.xaxis.set_major_formatter("{x:g}")
-axes.set_title("One depthwise convolution, 64 images of 32x32x32")
-show(fig, "Bars of the time of each step, from Python loops to a compiled kernel, on a logarithmic axis")
 
 # %% [markdown]
 # ## Step 5: fuse the layers around the convolution
@@ -322,14 +305,12 @@ say(
 # %% [markdown]
 # ## Step 6: a matrix product of our own
 #
-# A pointwise convolution is a matrix product, and a library like BLAS has a fast one. Why not use it? Because
-# it takes a whole matrix: nothing can be applied while it loads, and nothing be accumulated before it stores.
-# So the engine has a product of its own. Let us build it, on one core, for a pointwise layer from the middle of the
-# network: the pixels of 64 feature maps of 8x8 with 256 channels, times 256x256 weights.
+# A pointwise convolution is a matrix product, and a BLAS library has a fast one. But it takes a whole matrix:
+# nothing can be applied while it loads, nothing accumulated before it stores. So the engine has a product of its own.
+# Let us build it, on one core, for a pointwise layer from the middle of the network, with BLAS as the yardstick:
+# the pixels of 64 feature maps of 8x8 with 256 channels, times 256x256 weights.
 #
 # $$y_{mn} = \sum_k a_{mk} b_{kn}$$
-#
-# BLAS is the yardstick. It brings threads of its own, so it runs in a process of its own, limited to one thread.
 
 # %%
 M, K, D = N * 8 * 8, 256, 256
@@ -337,17 +318,8 @@ a, b = rng.standard_normal((M, K), dtype=np.float32), rng.standard_normal((K, D)
 y, expected = np.empty((M, D), np.float32), a @ b
 work = 2 * M * K * D  # FLOPs
 
-BLAS = """
-import sys, timeit
-import numpy as np
-M, K, D, repeat = map(int, sys.argv[1:])
-a, b = np.ones((M, K), np.float32), np.ones((K, D), np.float32)
-y = a @ b
-print(min(timeit.repeat(lambda: np.matmul(a, b, out=y), number=1, repeat=repeat)))
-"""
-limits = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "OMP_NUM_THREADS"), "1")
-command = [sys.executable, "-c", BLAS, *map(str, (M, K, D, 2 if SMALL else 30))]
-blas = float(subprocess.run(command, env=os.environ | limits, capture_output=True, text=True, check=True).stdout)
+with threadpool_limits(1, user_api="blas"):
+    blas = fastest(lambda: np.matmul(a, b, out=y))
 speeds = {"NumPy's BLAS": work / blas / 1e9}
 
 
@@ -360,8 +332,8 @@ def measure(name, call, repeat=15):
 
 
 # %% [markdown]
-# **Loops.** The definition, compiled, and then with the loops in another order: a row of the result is the sum of
-# rows of b, each times one number of a.
+# **Loops.** First the definition, compiled. Then the same with the loops in another order: a row of the result is the
+# sum of rows of b, each times one number of a.
 #
 # **Before you run the next cell:** both do the same multiplications, on one core. How far apart are they?
 
@@ -385,56 +357,50 @@ say(", ".join(f"{name}: {speed:.1f} GFLOP/s" for name, speed in speeds.items()))
 # %% [markdown]
 # With k innermost, successive numbers of b are a row apart, each in another cache line. With the columns innermost
 # they are neighbours, and the compiler makes vector instructions of the loop. But it has the fault of step 3: for
-# each vector of products it loads a vector of b and one of sums, and stores the sums again. In numbers of 4 bytes,
-# that is 12 bytes for 2 FLOPs.
+# each product it loads a number of b and a sum, and stores the sum again. That is 12 bytes for 2 FLOPs.
 #
-# **Register blocking.** The remedy is that of step 4, too: keep sums in registers until they are complete. Take a
-# *tile* of the result, 4 rows and 4 columns, as 16 local variables. For each k it loads 4 numbers of a and 4 of b
-# and uses each of them four times: 32 bytes for 32 FLOPs. In general, a tile of R rows and C columns does
+# **Register blocking** is the remedy of step 4: keep sums in registers until they are complete. Take a *tile* of
+# the result, 2 rows and 4 columns, as 8 local variables. For each k it loads 2 numbers of a and 4 of b and uses
+# them in 8 multiplications: 24 bytes for 16 FLOPs. In general, a tile of R rows and C columns does
 #
-# $$\frac{2RC}{4(R+C)} \quad\text{FLOPs per byte}$$
+# $$\frac{2RC}{4(R+C)} \quad\text{FLOPs per byte:}$$
 #
-# so the larger, the better, as long as there are registers.
+# the larger, the better, as long as there are registers.
 #
-# **Before you run the next cell:** six times as many FLOPs per byte. Is this product faster than the one before?
+# **Before you run the next cell:** four times as many FLOPs per byte. Is this product faster than the one before?
 
 
 # %%
 @backend.jit
-def four_by_four(a, b, y):
-    """For rows and columns that 4 divides."""
+def two_by_four(a, b, y):
+    """For even numbers of rows, and columns that 4 divides."""
     for n in range(0, b.shape[1], 4):
-        for m in range(0, a.shape[0], 4):
+        for m in range(0, a.shape[0], 2):
             s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = np.float32(0)
-            s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = np.float32(0)
             for k in range(a.shape[1]):
+                a0, a1 = a[m, k], a[m + 1, k]
                 b0, b1, b2, b3 = b[k, n], b[k, n + 1], b[k, n + 2], b[k, n + 3]
-                a0, a1, a2, a3 = a[m, k], a[m + 1, k], a[m + 2, k], a[m + 3, k]
                 s00, s01, s02, s03 = s00 + a0 * b0, s01 + a0 * b1, s02 + a0 * b2, s03 + a0 * b3
                 s10, s11, s12, s13 = s10 + a1 * b0, s11 + a1 * b1, s12 + a1 * b2, s13 + a1 * b3
-                s20, s21, s22, s23 = s20 + a2 * b0, s21 + a2 * b1, s22 + a2 * b2, s23 + a2 * b3
-                s30, s31, s32, s33 = s30 + a3 * b0, s31 + a3 * b1, s32 + a3 * b2, s33 + a3 * b3
             y[m, n], y[m, n + 1], y[m, n + 2], y[m, n + 3] = s00, s01, s02, s03
             y[m + 1, n], y[m + 1, n + 1], y[m + 1, n + 2], y[m + 1, n + 3] = s10, s11, s12, s13
-            y[m + 2, n], y[m + 2, n + 1], y[m + 2, n + 2], y[m + 2, n + 3] = s20, s21, s22, s23
-            y[m + 3, n], y[m + 3, n + 1], y[m + 3, n + 2], y[m + 3, n + 3] = s30, s31, s32, s33
 
 
-measure("4x4 sums in registers", lambda: four_by_four(a, b, y))
+measure("2x4 sums in registers", lambda: two_by_four(a, b, y))
+say(f"{speeds['2x4 sums in registers']:.1f} GFLOP/s, columns innermost {speeds['columns innermost']:.1f}.")
 
 # %% [markdown]
-# Now the innermost loop is the one over k, and compilers make vectors of innermost loops only. Here they find few
-# or none, so most of these are multiplications of single numbers. How much does that cost? The next cell measures
-# what one core can do: fused multiply-adds (FMA: a multiplication and an addition in one instruction) of numbers
-# that are in registers already, so that nothing has to be loaded. It uses mbnp's vectors, which are *values* in a
-# kernel: as many numbers as one instruction processes.
+# Compilers make vectors of innermost loops. Here that is the loop over k, whose numbers are not neighbours, so most
+# of these are multiplications of single numbers. What does that cost? The next cell measures what one core can do:
+# fused multiply-adds (FMA: both in one instruction) of numbers that are in registers already. It uses mbnp's
+# vectors, which are *values* in a kernel, as many numbers as one instruction processes:
 
 # %%
 source(vectors.load, vectors.spread, vectors.fma, vectors.store)
 
 # %% [markdown]
-# **Before you run the next cell:** one kernel adds all products to the same vector of sums, the other one to eight
-# of them in turn. Eight times the work: how many times as long does it take?
+# **Before you run the next cell:** one kernel adds all products to the same vector of sums, the other to eight of
+# them in turn. Eight times the work: how many times as long does it take?
 
 
 # %%
@@ -457,28 +423,26 @@ def eight_sums(x, times):
     store(s + t + u + v + (s2 + t2 + u2 + v2), x, 0)
 
 
-V, times = vectors.width(np.float32), 1000 if SMALL else 10**6
+V, times = vectors.width(np.float32), 10**5 if SMALL else 10**6
 zeros = Arena(np.float32).zeros(V)
 one, eight = fastest(lambda: one_sum(zeros, times), 9), fastest(lambda: eight_sums(zeros, times), 9)
 peak = 16 * V * times / eight / 1e9
 say(
     f"Eight times the work takes {eight / one:.1f} times as long: {peak / 8 * eight / one:.0f} GFLOP/s with one sum, "
-    f"{peak:.0f} with eight. A vector has {V} numbers here, so with single numbers the peak is {peak / V:.1f}; the 4x4 "
-    f"tile reached {speeds['4x4 sums in registers']:.1f}."
+    f"{peak:.0f} with eight. A vector has {V} numbers here, so with single numbers the peak is {peak / V:.1f}; the 2x4 "
+    f"tile reached {speeds['2x4 sums in registers']:.1f}."
 )
 
 # %% [markdown]
 # A processor has the result of an FMA about four cycles after it began it, and many begin two in every cycle. So
-# eight sums must be under way at once, or it waits. We now know what a fast product needs: vectors, *and* at least
-# eight of them as sums in registers.
+# eight sums must be under way at once, or it waits. A fast product needs vectors *and* at least eight of them in
+# registers. A tile of 4 rows and two vectors of columns has eight sums. For each k it loads two vectors of b, and
+# `spread` repeats one number of a in a whole vector, for each row. The kernel of one such tile is called a
+# *micro-kernel*.
 #
-# **Vectors.** A tile of 4 rows and two vectors of columns has eight sums. For each k it loads two vectors of b,
-# and `spread` repeats one number of a in a whole vector, for each row.
-#
-# **Packing.** From one k to the next the two vectors of b are a row of b apart, in another cache line and, where
+# **Packing.** From one k to the next, the two vectors of b are a whole row apart, in another cache line and, where
 # rows are long, in another page of memory. So b is copied once: the first two vectors of columns of all rows, one
-# after another, are the first *panel*, the next two the second. The kernel is the same, with other distances: a
-# kernel for one tile like this is called a *micro-kernel*.
+# after another, are the first *panel*, the next two the second. The micro-kernel is the same, with other distances.
 #
 # **Before you run the next cell:** packing is extra work, included in the time. Does it pay?
 
@@ -486,7 +450,7 @@ say(
 # %%
 @backend.jit(literal=True)
 def four_by_two_vectors(a, b, panel_step, row_step, y):
-    """a and y are matrices, b all numbers one after another: panels are panel_step apart, a panel's rows row_step."""
+    """b (K*D,): its panels are panel_step apart, the rows of a panel row_step."""
     (M, K), D, x, out = a.shape, y.shape[1], a.reshape(-1), y.reshape(-1)
     zero = spread(np.zeros(1, np.float32), 0)
     for n in range(0, D, 2 * V):
@@ -515,12 +479,11 @@ say(f"{speeds['4 rows x 2 vectors']:.0f} GFLOP/s, packed {speeds['the same, pack
 
 # %% [markdown]
 # **How many rows?** More rows use each vector of b more often. But every sum needs a register, and so do the two
-# vectors of b and one number of a. Processors with AVX-512, and those with NEON, have 32 vector registers; with
-# AVX2 or SSE they have 16.
+# vectors of b and one number of a. With AVX-512 or NEON a processor has 32 vector registers, with AVX2 or SSE 16.
 
 # %%
 rows = []
-for height in (1, 2, 4, 6, 8, 12, 14, 16):
+for height in (4, 6, 8, 14, 16):
     registers = 2 * height + 2 + 1
     fits = ["yes" if registers <= all_of_them else "no" for all_of_them in (16, 32)]
     rows.append([height, 2 * height, registers, *fits, f"{height * 2 * V / (2 * (height + 2 * V)):.2f}"])
@@ -528,13 +491,13 @@ say(table(rows, ["rows", "sums", "registers", "fits in 16", "fits in 32", "FLOPs
 say(f"This processor has {REGISTERS} registers of {V} numbers, and mbnp's tiles have {matmul.ROWS} rows.")
 
 # %% [markdown]
-# With 16 registers, six rows are the most. With 32, up to 14 fit, but from eight rows on there are 16 multiplications
-# for ten loads, so loading is not the limit any more; and eight divides what networks have: rows of 8, 16 or 32
-# pixels. What it does not divide is left to tiles of 4 rows and of one.
+# With 16 registers, six rows are the most. (Seven would need 17.) With 32, up to 14 fit. But from eight rows on there
+# are 16 multiplications for ten loads, so loading is not the limit any more, and eight divides what networks have:
+# rows of 8, 16 or 32 pixels. What it does not divide is left to tiles of 4 rows and of one.
 #
-# This is the product of `ops/matmul.py`. A tile is defined as Python below; mbnp generates its instructions for
-# each size from this definition, since no compiler is sure to keep 16 sums in registers. Rows of a are found by
-# a table of offsets, which will soon be useful.
+# This is the product of `ops/matmul.py`. A tile is defined in Python; mbnp generates its instructions for each size,
+# since no compiler is sure to keep 16 sums in registers. It finds the rows of a by a table, which will soon be
+# useful.
 
 # %%
 source(tiles.tile, matmul.multiply)
@@ -552,10 +515,10 @@ say(
 )
 
 # %% [markdown]
-# Lesson 9 said that there is a roofline for every level of memory. All these products move the same bytes from memory.
-# What differs are the bytes between the L1 cache and the registers, so here is the roofline of *that* level. Its
-# slope is the bandwidth of the L1 cache. A load of a single number takes as long as that of a vector, so without
-# vectors both the slope and the roof are lower by the number of numbers in a vector.
+# All these products move the same bytes from memory. What differs are the bytes between the L1 cache and the
+# registers, so here is the roofline of *that* level (lesson 9 had one for memory). Its slope is the bandwidth of the
+# L1 cache. A load of one number takes as long as that of a vector, so without vectors slope and roof are both lower
+# by the number of numbers in a vector.
 
 
 # %%
@@ -573,24 +536,18 @@ small = [arena.zeros(2048) for _ in range(3)]  # 24 kB together
 passes_over = 10 if SMALL else 10_000
 bandwidth = 12 * 2048 * passes_over / fastest(lambda: triad(*small, passes_over), 9) / 1e9
 
-shapes = {  # rows and columns of a tile
-    "4x4 sums in registers": (4, 4),
-    "4 rows x 2 vectors": (4, 2 * V),
-    "the same, packed": (4, 2 * V),
-    "ops.matmul": (matmul.ROWS, 2 * V),
-}
-intensity = {"three loops": 2 / 16, "columns innermost": 2 / 12}
-intensity |= {name: r * c / (2 * (r + c)) for name, (r, c) in shapes.items()}
-marks = dict(zip(intensity, ("X", "s", "^", "o", "D", "*"), strict=True))
-colours = dict(zip(intensity, (BLACK, PURPLE, VERMILION, SKY, BLUE, GREEN), strict=True))
+heights = {"4 rows x 2 vectors": 4, "the same, packed": 4, "ops.matmul": matmul.ROWS}
+intensity = {"three loops": 2 / 16, "columns innermost": 2 / 12, "2x4 sums in registers": 16 / 24}
+intensity |= {name: rows * V / (rows + 2 * V) for name, rows in heights.items()}
+looks = zip("Xs^oD*", (BLACK, PURPLE, VERMILION, SKY, BLUE, GREEN), strict=True)
 
 fig, axes = figure(width=7.5, height=4.2)
 at = np.geomspace(0.06, 10, 200)
 axes.loglog(at, np.minimum(peak, bandwidth * at), color="grey", label=f"L1: {bandwidth:.0f} GB/s, {peak:.0f} GFLOP/s")
 axes.loglog(at, np.minimum(peak, bandwidth * at) / V, "--", color="grey", label="the same without vectors")
 axes.axhline(speeds["NumPy's BLAS"], color=ORANGE, linestyle=":", label="NumPy's BLAS")
-for name, x_axis in intensity.items():
-    axes.plot(x_axis, speeds[name], marks[name], color=colours[name], markersize=9, label=name)
+for (name, flops_per_byte), (mark, colour) in zip(intensity.items(), looks, strict=True):
+    axes.plot(flops_per_byte, speeds[name], mark, color=colour, markersize=9, label=name)
 axes.set(xlim=(0.06, 10), xlabel="FLOPs per byte loaded or stored", ylabel="GFLOP/s")
 for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_formatter("{x:g}")
@@ -602,24 +559,25 @@ show(fig, "Roofline of the L1 cache: the products move right and up, from three 
 # %% [markdown]
 # ## Step 7: prologue, product and epilogue in one kernel
 #
-# Since the product is ours, it can be called with a *tile of pixels*: a hundred or more of them are normalised and
-# clamped into a workspace that stays in the L2 cache, multiplied from there, and the statistics of the result are
-# accumulated while it is in the cache, too. This is the kernel for pointwise and standard convolutions and for
-# linear layers. For a 3x3 kernel the workspace holds padded rows of the image, and the windows are rows of the left
-# matrix by the table of offsets alone: no window is ever copied.
+# Our product can be called with a *tile of pixels*: a hundred or more of them are normalised and clamped into a
+# workspace that stays in the L2 cache, multiplied from there, and the statistics of the result are accumulated
+# while it is in the cache, too. This is the kernel of pointwise and standard convolutions and of linear layers. For a
+# 3x3 kernel the workspace holds padded rows of the images, and the table tells where each window begins: no window
+# is copied.
 
 # %%
 source(passes.activate_run, fused_conv._forward, fused_conv._product, fused_conv.conv_forward)
 
 # %% [markdown]
-# (`scale_shift` holds the mean, the scale and the shift of each channel. `take_moments` sums deviations from one of
-# the outputs, the `pivot`: a plain sum of squares would lose its digits where the mean is large, as in lesson 4.
-# `soon` is what the next tile will need: it is requested from memory while this one is multiplied.) The depthwise
-# kernel is `activate_and_convolve` with explicit vectors: nine vectors of weights stay in registers, and a ring
-# of four rows in the L1 cache takes the place of the padded image.
+# (`scale_shift` holds mean, scale and shift of each channel. `take_moments` sums deviations from one of the outputs,
+# the `pivot`: a plain sum of squares would lose its digits where the mean is large, as in lesson 4. `soon` is what
+# the next tile will need, requested from memory in time.) The depthwise kernel is `activate_and_convolve` with
+# explicit vectors: nine vectors of weights stay in registers, and a ring of four rows in the L1 cache takes the place
+# of the padded image.
 #
-# `match` finds in a network what runs as one, and a `Plan` has a step with its arrays for each. Here are
-# the first operations of the article's network:
+# `match` finds in a network what runs as one, and a `Plan` has a step with its arrays for each. Here are the first
+# of the article's network. We check their **reference equation**, that is, what they compute in terms of the
+# operations of `ops`, and only then measure.
 
 # %%
 net = models.mobilenet_v1_small(seed=0)
@@ -629,10 +587,6 @@ say("```text\n" + "\n".join(report(operations).splitlines()[:4]) + "\n```")
 plan = Plan(operations, images.shape, net.dtype, needs_dx=False)
 with backend.one_pool():
     plan.forward(images)
-
-# %% [markdown]
-# As always, first check, then measure. What a step has to compute is stated in terms of the operations of `ops`, its
-# **reference equation**.
 
 # %%
 layers = {"depthwise": depthwise.forward, "pointwise": pointwise.forward}
@@ -657,48 +611,36 @@ for before, step, kind in zip(plan.steps, plan.steps[1:3], layers, strict=False)
         [" + ".join(calls), *(f"{1e3 * t:.2f}" for t in (sum(apart), together)), f"{sum(apart) / together:.1f}"]
     )
 say(table(rows, ["step", "one after another, ms", "one kernel, ms", "times as fast"]))
-flat = plan.steps[2].plan.windows.tile
-say(f"A tile of the pointwise step is {flat} pixels, {4 * flat * plan.steps[2].inputs[0].channels >> 10} kB.")
+pixels = plan.steps[2].plan.windows.tile
+say(f"A tile of the pointwise step is {pixels} pixels, {4 * pixels * C >> 10} kB.")
 
 # %% [markdown]
-# ## Backwards
-#
-# The backward pass is fused in the same way, in reverse. Lesson 4 derived the gradient of BatchNorm. For one
-# channel, once its two sums are known, it is a number times the incoming gradient, plus a number times z,
-# plus a number. These are three coefficients for each channel, so it can be computed while loading, too:
-
-# %%
-source(passes.gradient_run)
-
-# %% [markdown]
-# Only the output z of every convolution is kept for the backward pass. Everything between, the normalised
-# feature maps, the outputs of ReLU and its masks, is computed again from z while a tile is in the cache.
-# Computing something twice is cheaper than storing and loading it: that is lesson 9 in one sentence.
+# The backward pass is fused in the same way, in reverse: for one channel, once its two sums are known, the gradient of
+# BatchNorm (lesson 4) is a number times the incoming gradient, plus a number times z, plus a number. Only the output
+# z of every convolution is kept for it. Everything between, the normalised feature maps, the outputs of ReLU and its
+# masks, is computed again from z while a tile is in the cache. Computing something twice is cheaper than storing
+# and loading it: that is lesson 9 in one sentence.
 #
 # ## Allocate once
 #
-# All feature maps, gradients and workspaces of a `Plan` are allocated once for each input shape. When you allocate
-# memory, the operating system only reserves it. It provides each page, filled with zeros, when you first write to it,
-# and each of these is a *page fault*. When you free a large array, the C library may return it to the system, and
-# the next allocation starts from the beginning. An engine with arrays of its own does not depend on any of this.
-# PyTorch's training step does: you will see at the end what it gains when the C library is told to keep all memory.
-#
-# An array that is allocated once can also stay in the cache of *one core*. A core that writes to a cache line
-# invalidates it in the caches of all others. So gradients that share a buffer are all in its middle: each thread
-# computes its chunk of the images, and writes where it wrote before.
+# All arrays of a `Plan` are allocated once for each input shape. When you allocate memory, the operating system only
+# reserves it. It provides each page, filled with zeros, when you first write to it: a *page fault*. When you free a
+# large array, the C library may return it to the system, and the next allocation starts from the beginning. The
+# engine does not depend on any of this. PyTorch's training step does: you will see at the end what it gains when the
+# C library is told to keep all memory.
 #
 # ## One pool of threads
 #
-# No kernel of the engine calls BLAS, not even for a linear layer. Why so strict? A pool of threads keeps them spinning
-# for a while after each call, in case the next one follows soon, on the cores that another pool needs then.
+# No kernel of the engine calls BLAS, not even for a linear layer. Why so strict? Each pool of threads goes on spinning
+# for a while after a call, in case the next one follows soon, on the cores that the other pool needs then.
 #
 # **Before you run the next cell:** our product on two threads, NumPy's on its own threads, and both in turn. Does
 # the pair take as long as the two together?
 
 # %%
-ours = timed(lambda: matmul.forward(a, b), 31)
+ours = timed(lambda: matmul.forward_numba(a, b), 31)
 numpys = timed(lambda: a @ b, 31)
-in_turn = timed(lambda: (matmul.forward(a, b), a @ b), 31)
+in_turn = timed(lambda: (matmul.forward_numba(a, b), a @ b), 31)
 say(
     f"mbnp {1e3 * ours:.2f} ms, NumPy {1e3 * numpys:.2f} ms, one after the other {1e3 * in_turn:.2f} ms: "
     f"{in_turn / (ours + numpys):.1f} times the sum."
@@ -708,8 +650,8 @@ time.sleep(1)  # until NumPy's threads sleep
 # %% [markdown]
 # ## No other order of sums
 #
-# A compiler may make vectors of a loop that adds up numbers only if it is allowed to add them in another order.
-# `fastmath` allows that.
+# A compiler can make vectors of a loop that adds up numbers only if it may add them in another order. The flag
+# `reassoc` allows that.
 #
 # **Before you run the next cell:** the same loop, with and without. What changes, apart from the time?
 
@@ -731,12 +673,11 @@ say(
 )
 
 # %% [markdown]
-# Neither is wrong: both are rounded, each in its own way. (Many short sums are even closer than one long one.)
-# But *which* order a compiler chooses depends on the code around the loop, the processor and the version. A kernel
-# with this flag was found to contain two copies of one function that rounded differently. The engine's kernels,
-# marked `literal`, use no such flag: vectors and their order are written down, partial sums of tiles are added in
-# the order of the tiles, and the number of tiles depends on the shape alone. So every compilation, and every
-# number of threads, gives the same numbers.
+# Neither is wrong: each is rounded in its own way, and many short sums are even closer than one long one. But *which*
+# order a compiler chooses depends on the code around the loop, the processor and the version: one kernel with this
+# flag held two copies of a function that rounded differently. The engine's kernels, marked `literal`, do without:
+# vectors and their order are written down, partial sums of tiles are added in the order of the tiles, and the number
+# of tiles depends on the shape alone. So every compilation, on any number of threads, gives the same numbers.
 
 # %% [markdown]
 # ## The whole network
@@ -751,40 +692,18 @@ same(fast.forward(images, train=True), reference.forward(images, train=True), "l
 same(fast.forward(images), reference.forward(images), "logits of an inference")
 
 workload = Workload("training", "mobilenet-v1-small", N, 32, THREADS)
-looks = {
-    "standard": GREEN,
-    "pointwise": BLUE,
-    "depthwise": VERMILION,
-    "other": PURPLE,
-    "optimiser": ORANGE,
-    "rest": SKY,
-}
+KINDS = "standard", "pointwise", "depthwise", "other", "optimiser", "rest"
 LONG = {"other": "BatchNorm, ReLU, pool, linear", "rest": "loss, Python"}
 measured = {}
 for name, network in (("reference", workload.network()), ("fused", fused.convert(workload.network()))):
     found = profile.measure(network, workload, steps=1 if SMALL else 11)
-    kinds = dict.fromkeys(looks, 0.0)
+    kinds = dict.fromkeys(KINDS, 0.0)
     for row in found.rows:
         kinds[row.kind] += row.seconds
     measured[name] = kinds | {"optimiser": found.optimiser, "rest": found.rest}
 
-fig, axes = figure(width=8, height=2.6)
-for k, kinds in enumerate(measured.values()):
-    left = 0.0
-    for kind, colour in looks.items():
-        label = LONG.get(kind, kind) if k == 0 else None
-        axes.barh(k, 1e3 * kinds[kind], left=left, color=colour, edgecolor="white", label=label)
-        left += 1e3 * kinds[kind]
-axes.set_yticks(range(len(measured)), measured)
-axes.invert_yaxis()
-axes.set_xlabel(f"ms of a training step, {N} images")
-axes.set_title("The time of a training step, forward and backward")
-axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, fontsize=9)
-show(fig, "Stacked bars: time of a training step by kind of layer, reference and fused")
-
-# %%
 totals = {name: sum(kinds.values()) for name, kinds in measured.items()}
-rows = [[LONG.get(kind, kind), *(f"{1e3 * kinds[kind]:.2f}" for kinds in measured.values())] for kind in looks]
+rows = [[LONG.get(kind, kind), *(f"{1e3 * kinds[kind]:.2f}" for kinds in measured.values())] for kind in KINDS]
 rows.append(["total", *(f"{1e3 * total:.2f}" for total in totals.values())])
 say(table(rows, ["ms", *measured]))
 say(
@@ -802,17 +721,9 @@ say(
 # $$\gamma \frac{w * x - \mu}{\sqrt{\sigma^2+\varepsilon}} + \beta
 # = \Big(\underbrace{\frac{\gamma}{\sqrt{\sigma^2+\varepsilon}}}_{s} w\Big) * x + (\beta - \mu s)$$
 #
-# So the weights are scaled once, and BatchNorm disappears. By hand, with one weight:
+# So the weights are scaled once, and BatchNorm disappears:
 
 # %%
-w1, x1, gamma1, beta1, mean1, var1 = 3.0, 2.0, 4.0, 1.0, 5.0, 4.0  # no epsilon, for round numbers
-s = gamma1 / var1**0.5
-weight, bias = w1 * s, beta1 - mean1 * s
-say(
-    f"apart: `{gamma1:g}*({w1:g}*{x1:g} - {mean1:g})/sqrt({var1:g}) + {beta1:g}` = "
-    f"{gamma1 * (w1 * x1 - mean1) / var1**0.5 + beta1:g}"
-)
-say(f"folded, with s = {s:g}: `{weight:g}*{x1:g} + ({bias:g})` = {weight * x1 + bias:g}")
 source(inference.fold)
 
 # %% [markdown]
@@ -820,22 +731,13 @@ source(inference.fold)
 # pointwise one while they are in the cache, and the feature map between the two, whose cost lesson 9 pointed
 # out, is never written to memory.
 #
-# A single image is computed so quickly that even calling a kernel for each layer from Python would count. So a network
-# becomes a *program*: a table with a record of numbers for each step, its shapes and where its arrays begin, and one
-# kernel that runs through the table.
+# For one image, even calling a kernel for each layer from Python would take a noticeable part of the time. So a network
+# becomes a *program*, a table with a record of numbers for each step, and one kernel runs through it:
 
 # %%
 source(program.run_program)
 made = inference.Inference(match(net, (1, 32, 32, 3)), (1, 32, 32, 3), net.dtype)
-kinds = {getattr(program, name): name for name in ("COPY", "CONV", "DEPTHWISE", "SEPARABLE", "SUM", "AVERAGE")}
-rows = []
-for record in made.program[:4]:
-    from_shape, to_shape = (
-        "x".join(str(record[name]) for name in names) for names in (("H", "W", "C"), ("OH", "OW", "D"))
-    )
-    rows.append([kinds[int(record["kind"])], int(record["tasks"]), from_shape, to_shape])
-say(table(rows, ["kind", "tasks", "from", "to"]))
-say(f"These are the first of {made.program.size} records, for one image.")
+say(f"The program of the article's network, for one image: {made.program.size} records.")
 
 # %%
 with backend.use("numpy"):
