@@ -142,7 +142,7 @@ steps["rows on all cores, channels innermost"] = fastest(lambda: depthwise.forwa
 
 
 # %%
-@numba.njit
+@backend.jit
 def nine_taps_of_an_image(padded, w, y):
     """Convolve padded (H+2, W+2, C) with w (3, 3, C) into y (H, W, C)."""
     H, W, C = y.shape
@@ -254,8 +254,7 @@ def activate_and_convolve(z, scale, shift, w, y, means, m2s):
         for i in range(H):  # the prologue
             for j in range(W):
                 for c in range(C):
-                    value = z[n, i, j, c] * scale[c] + shift[c]
-                    a[i + 1, j + 1, c] = value if value > 0 else 0
+                    a[i + 1, j + 1, c] = max(z[n, i, j, c] * scale[c] + shift[c], np.float32(0))
         nine_taps_of_an_image(a, w, y[n])
         means[n], m2s[n] = 0, 0
         for i in range(H):  # the epilogue: means, then squared deviations from them
@@ -280,7 +279,7 @@ activate_and_convolve(x, x_scale, x_shift, w, out, means, m2s)
 expected = depthwise.forward(relu.forward(batchnorm.forward(x, gamma, beta, eps)[0]), w, padding=1)
 same(out, expected, "BatchNorm, ReLU and convolution in one kernel")
 mean = means.mean(axis=0)
-variance = (m2s + S * S * (means - mean) ** 2).sum(axis=0) / (N * S * S)  # the third exercise is about this line
+variance = (m2s + S * S * (means - mean) ** 2).sum(axis=0) / (N * S * S)  # the last exercise
 same(mean, expected.mean(axis=(0, 1, 2)), "its mean")
 same(variance, expected.var(axis=(0, 1, 2)), "its variance")
 
@@ -390,9 +389,9 @@ measure("2x4 sums in registers", lambda: two_by_four(a, b, y))
 say(f"{speeds['2x4 sums in registers']:.1f} GFLOP/s, columns innermost {speeds['columns innermost']:.1f}.")
 
 # %% [markdown]
-# Compilers make vectors of innermost loops. Here that is the loop over k, whose numbers are not neighbours, so most
-# of these are multiplications of single numbers. What does that cost? The next cell measures what one core can do:
-# fused multiply-adds (FMA: both in one instruction) of numbers that are in registers already. It uses mbnp's
+# Compilers make vectors of innermost loops. Here that is the loop over k, and successive numbers of b are no
+# neighbours, so most of these are multiplications of single numbers. What does that cost? Let us measure what one core can do:
+# fused multiply-adds (FMA: both in one instruction) of numbers that are in registers already. For that we use mbnp's
 # vectors, which are *values* in a kernel, as many numbers as one instruction processes:
 
 # %%
@@ -493,7 +492,7 @@ say(f"This processor has {REGISTERS} registers of {V} numbers, and mbnp's tiles 
 # %% [markdown]
 # With 16 registers, six rows are the most. (Seven would need 17.) With 32, up to 14 fit. But from eight rows on there
 # are 16 multiplications for ten loads, so loading is not the limit any more, and eight divides what networks have:
-# rows of 8, 16 or 32 pixels. What it does not divide is left to tiles of 4 rows and of one.
+# rows of 8, 16 or 32 pixels. What is left over goes to tiles of 9, 4 or 1 rows.
 #
 # This is the product of `ops/matmul.py`. A tile is defined in Python; mbnp generates its instructions for each size,
 # since no compiler is sure to keep 16 sums in registers. It finds the rows of a by a table, which will soon be
@@ -507,12 +506,8 @@ backend.set_num_threads(1)
 no_bias = np.zeros(D, np.float32)
 measure("ops.matmul", lambda: matmul._forward_kernel(a, b, no_bias, y))
 backend.set_num_threads(THREADS)
-say(
-    table(
-        [[name, f"{speed:.1f}", f"{speed / peak:.0%}"] for name, speed in speeds.items()],
-        ["one core", "GFLOP/s", "of its peak"],
-    )
-)
+rows = [[name, f"{speed:.1f}", f"{speed / peak:.0%}"] for name, speed in speeds.items()]
+say(table(rows, ["one core", "GFLOP/s", "of its peak"]))
 
 # %% [markdown]
 # All these products move the same bytes from memory. What differs are the bytes between the L1 cache and the
@@ -603,13 +598,11 @@ for before, step, kind in zip(plan.steps, plan.steps[1:3], layers, strict=False)
     with backend.one_pool():
         step.forward()
         same(step.out.z, expected, kind)
-        tile_means = step.moments[:, 0]
-        same(step.counts @ tile_means / step.counts.sum(), expected.mean(axis=(0, 1, 2)), "its mean")
+        same(step.counts @ step.moments[:, 0] / step.counts.sum(), expected.mean(axis=(0, 1, 2)), "its mean")
         together = fastest(step.forward)
     apart = [fastest(call) for call in calls.values()]
-    rows.append(
-        [" + ".join(calls), *(f"{1e3 * t:.2f}" for t in (sum(apart), together)), f"{sum(apart) / together:.1f}"]
-    )
+    times = f"{1e3 * sum(apart):.2f}", f"{1e3 * together:.2f}", f"{sum(apart) / together:.1f}"
+    rows.append([" + ".join(calls), *times])
 say(table(rows, ["step", "one after another, ms", "one kernel, ms", "times as fast"]))
 pixels = plan.steps[2].plan.windows.tile
 say(f"A tile of the pointwise step is {pixels} pixels, {4 * pixels * C >> 10} kB.")
@@ -634,8 +627,8 @@ say(f"A tile of the pointwise step is {pixels} pixels, {4 * pixels * C >> 10} kB
 # No kernel of the engine calls BLAS, not even for a linear layer. Why so strict? Each pool of threads goes on spinning
 # for a while after a call, in case the next one follows soon, on the cores that the other pool needs then.
 #
-# **Before you run the next cell:** our product on two threads, NumPy's on its own threads, and both in turn. Does
-# the pair take as long as the two together?
+# **Before you run the next cell:** our product on all our threads, NumPy's on its own threads, and the two in turn.
+# Does the pair take as long as one and the other?
 
 # %%
 ours = timed(lambda: matmul.forward_numba(a, b), 31)
@@ -659,8 +652,8 @@ time.sleep(1)  # until NumPy's threads sleep
 # %%
 def total(x):
     s = np.float32(0)
-    for value in x:
-        s += value
+    for i in range(x.size):
+        s += x[i]
     return s
 
 
@@ -678,8 +671,7 @@ say(
 # flag held two copies of a function that rounded differently. The engine's kernels, marked `literal`, do without:
 # vectors and their order are written down, partial sums of tiles are added in the order of the tiles, and the number
 # of tiles depends on the shape alone. So every compilation, on any number of threads, gives the same numbers.
-
-# %% [markdown]
+#
 # ## The whole network
 #
 # **Before you run the next cell:** the depthwise kernels and the matrix products became faster, and BatchNorm
@@ -731,7 +723,7 @@ source(inference.fold)
 # pointwise one while they are in the cache, and the feature map between the two, whose cost lesson 9 pointed
 # out, is never written to memory.
 #
-# For one image, even calling a kernel for each layer from Python would take a noticeable part of the time. So a network
+# For one image, even to call a kernel for each layer from Python would take a noticeable part of the time. So a network
 # becomes a *program*, a table with a record of numbers for each step, and one kernel runs through it:
 
 # %%
@@ -832,7 +824,7 @@ for work, found in results.items():
 #
 # What made the difference? Not fewer multiplications: apart from BatchNorm, which inference folds away, every
 # step of this lesson does nearly the same ones. Steps 1 to 4 and 6 keep the processor's arithmetic units busy,
-# steps 5, 7 and 8 keep it from waiting for memory.
+# steps 5, 7 and 8 keep them from waiting for memory.
 #
 # ## Questions
 #
