@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from mbnp import MbnpError, backend
-from mbnp.backend import threads
 
 jit = importlib.import_module("mbnp.backend.jit")  # the module, whose name in the package is its function
 
@@ -110,31 +109,47 @@ def test_threads():
             backend.set_num_threads(bad)
 
 
-def blas_threads():
-    return [library["num_threads"] for library in threads._blas().info() if library["user_api"] == "blas"]
+def test_the_pool_of_threads_may_be_taken_again_within_its_own_block():
+    with backend.one_pool(), backend.one_pool():
+        assert in_another_thread(can_take_the_pool) is False
+    assert in_another_thread(can_take_the_pool) is True  # given back as often as it was taken
 
 
-def test_blas_is_held_at_one_thread_within_the_block_only():
-    before = blas_threads()
+def test_one_thread_waits_for_the_pool_that_another_has():
+    order, waits = [], threading.Event()
+
+    def wait():
+        waits.set()
+        with backend.one_pool():
+            order.append("second")
+
     with backend.one_pool():
-        with backend.one_pool():
-            assert set(blas_threads()) == {1}
-        assert set(blas_threads()) == {1}
-    assert blas_threads() == before
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waits.wait(10)
+        thread.join(0.05)
+        assert thread.is_alive()
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
 
 
-def test_blas_is_held_at_one_thread_in_whatever_thread():
-    before = blas_threads()
+def test_the_pool_is_given_back_after_an_error():
+    with pytest.raises(ZeroDivisionError), backend.one_pool():
+        raise ZeroDivisionError
+    assert in_another_thread(can_take_the_pool) is True
 
-    def threads_within(_):
-        with backend.one_pool():
-            return set(blas_threads())
 
-    with backend.one_pool():  # this thread is the first to set a limit, which no other may then change
-        pass
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(threads_within, range(50))) == [{1}] * 50
-    assert blas_threads() == before
+def can_take_the_pool():
+    taken = backend.one_pool().acquire(blocking=False)
+    if taken:
+        backend.one_pool().release()
+    return taken
+
+
+def in_another_thread(run):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
 
 
 def test_no_kernel_is_compiled_again_when_the_command_line_changes():
@@ -146,3 +161,15 @@ def test_no_kernel_is_compiled_again_when_the_command_line_changes():
     before = jit._stamp.__wrapped__(package / "ops")
     assert before != jit._stamp.__wrapped__(package / "optim")
     assert before == jit._stamp.__wrapped__(package / "ops")
+
+
+@pytest.mark.parametrize(
+    ("file", "noticed"),
+    [("backend/vectors.py", True), ("ops/matmul.py", True), ("optim/update.py", True), ("ops/conv.py", False)],
+)
+def test_a_kernels_cache_notices_its_folder_and_what_all_kernels_are_made_of(file, noticed, monkeypatch):
+    package = Path(backend.__file__).parents[1]
+    before = jit._stamp.__wrapped__(package / "optim")
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path == package / file))
+    assert (jit._stamp.__wrapped__(package / "optim") != before) == noticed

@@ -21,7 +21,6 @@ from mbnp.bench.candidates import INSTALLED, TUNED
 from mbnp.bench.comparison import Result
 from mbnp.bench.workload import Workload
 from mbnp.commands import bench
-from mbnp.errors import MbnpError
 from mbnp.layers import BatchNorm, Conv, GlobalAveragePool, Linear
 from mbnp.network import Network, Residual
 from tests.candidates import Idle, OnnxWithoutTorch, WrongWeights
@@ -158,12 +157,12 @@ def test_a_sum_reads_two_feature_maps():
 def test_what_no_layer_names_is_in_the_rest():
     """A sum without an activation, as MobileNetV2 has, is nobody's row."""
     rng = np.random.default_rng(0)
-    body = {"conv": Conv(3, 3, 3, padding=1, rng=rng), "bn": BatchNorm(3)}
-    layers = {"res": Residual(body), "pool": GlobalAveragePool(), "fc": Linear(3, 10, rng=rng)}
-    net = fused.convert(Network(layers, resolution=8))
+    body = {"conv": Conv(4, 4, 3, padding=1, rng=rng), "bn": BatchNorm(4)}
+    layers = {"first": Conv(3, 4, 1, rng=rng), "res": Residual(body)}
+    net = fused.convert(Network({**layers, "pool": GlobalAveragePool(), "fc": Linear(4, 10, rng=rng)}, resolution=8))
     work = dataclasses.replace(SMALL, resolution=8)
     measured = profiled(net, work, steps=3)
-    assert [row.name for row in measured.rows] == ["res.conv", "pool", "fc"]
+    assert [row.name for row in measured.rows] == ["first", "res.conv", "pool", "fc"]
     with net.timed() as steps:
         net.forward(work.batch()[0], train=True)
     assert steps[()].forward > 0
@@ -708,12 +707,10 @@ def test_instruction_sets_that_cannot_be(name, found, message, monkeypatch, caps
     assert err.count("\n") == 1
 
 
-needs_avx2 = pytest.mark.skipif(
-    not isa.binding.get_host_cpu_features().get("avx2"), reason="this processor has no AVX2"
-)
+HAS_AVX2 = isa.binding.get_host_cpu_features().get("avx2")
 
 
-@needs_avx2
+@pytest.mark.skipif(not HAS_AVX2, reason="this processor has no AVX2")
 def test_a_process_that_is_held_has_no_wider_instructions():
     code = (
         "from numba.core.registry import cpu_target\n"

@@ -22,11 +22,15 @@ def limit(threads: int) -> AbstractContextManager[Any]:
 
 
 def describe() -> list[dict[str, Any]] | None:
-    """Return library, version and kernel of every BLAS that is loaded, NumPy's; None if nothing tells."""
+    """Return library, version and kernel of NumPy's BLAS; None if nothing tells.
+
+    Numba loads SciPy's, too, where that is installed. Which of several is NumPy's, a path that names it says.
+    """
     if not installed():
         return None
     import numpy  # noqa: F401  so that its BLAS is loaded
     from threadpoolctl import ThreadpoolController
 
     found = ThreadpoolController().select(user_api="blas").info()
+    found = [b for b in found if "numpy" in b["filepath"].lower()] or found
     return [{"library": b["internal_api"], "version": b["version"], "kernel": b.get("architecture")} for b in found]
