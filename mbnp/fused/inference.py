@@ -63,7 +63,7 @@ def fold(conv: Any, bn: BatchNorm | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack(w: np.ndarray) -> np.ndarray:
-    """Return w (K, D), D filling vectors, as panels of two vectors of columns, maybe one at the end: see `ops.matmul`."""
+    """Return w (K, D), D filling vectors, as panels of two vectors of columns (the last of one): see `ops.matmul`."""
     K, D = w.shape
     panel = 2 * width(w.dtype)
     pairs = D // panel
@@ -120,7 +120,7 @@ class Inference:
         return [operation for operation in self.operations if i in operation.inputs]
 
     def _inside(self, i: int) -> bool:
-        """Return whether map i lies between a depthwise and a pointwise convolution that run as one: it is not stored."""
+        """Return whether map i lies between a depthwise and a pointwise convolution that run as one."""
         if i == 0 or self.operations[i - 1].kind != "depthwise" or i == len(self.operations):
             return False
         following = self.operations[i]

@@ -185,7 +185,7 @@ class Conv(_Convolution):
         self.packed_from = -1  # the version of the weights
         # Of many weights and few pixels, partial gradients would take more memory than what they are made from.
         P, w = out.pixels, self.layer.weight
-        self.by_rows = self.plan.windows.flat and self.stored is None and not w.frozen
+        self.by_rows = self.plan.windows.flat and self.stored is None and C == padded(C, dtype) and not w.frozen
         self.by_rows = self.by_rows and 2 * self.groups * self.rows * D >= P * (C + D)
         if self.by_rows:
             work.ask("a", P, C)
