@@ -96,9 +96,8 @@ say(
 )
 
 # %% [markdown]
-# NumPy has its own compiled loops, but each call is one pass over whole arrays. For each of the nine taps,
-# NumPy multiplies the feature map by a row of weights and writes the result to memory, and then reads
-# everything back to add it up.
+# NumPy has its own compiled loops, but each call is one pass over whole arrays. For each of the nine taps it
+# multiplies the feature map by a row of weights, writes the result to memory, and reads it back to add it up.
 #
 # ## Step 2: compile the definition
 #
@@ -234,14 +233,13 @@ say(f"one pass, `max(z·{scale:.3f} - {-shift:.3f}, 0)`: `{np.round(one_pass, 3)
 # Eight passes through memory against two, with the same multiplications. Two ideas make it possible:
 #
 # - **Prologue.** Once mean and variance are known, BatchNorm and ReLU together are $\max(z \cdot s + t, 0)$,
-#   a scale and a shift for each channel. The consumer of z applies them when it loads z, at almost no extra
-#   cost. Only z is ever stored.
+#   a scale and a shift for each channel. The consumer of z applies them when it loads z. Only z is ever stored.
 # - **Epilogue.** The statistics of the *output* are needed before it can be normalised. So the producer
 #   accumulates them while the output is still in the cache.
 #
 # This is known as BatchNorm fission-fusion (Jung et al., "Restructuring Batch Normalization to Accelerate CNN
-# Training", 2019). In plain loops it is step 4 with a few lines before it and a few after it. One image, with its
-# border, is small enough for the L2 cache, so each thread takes one image after another through all three parts.
+# Training", 2019). In plain loops it is step 4 with a few lines before it and a few after it, for one image after
+# another, which with its border is small enough for the L2 cache.
 
 
 # %%
@@ -284,9 +282,8 @@ same(mean, expected.mean(axis=(0, 1, 2)), "its mean")
 same(variance, expected.var(axis=(0, 1, 2)), "its variance")
 
 # %% [markdown]
-# **Before you run the next cell:** first, three operations run one after another, each as its own kernel on
-# all cores; then one kernel computes the same, and the statistics of its output, too. By what factor is it
-# faster?
+# **Before you run the next cell:** three operations one after another, each on all cores, against one kernel that
+# computes the same, and the statistics of its output, too. By what factor is it faster?
 
 # %%
 apart = {
@@ -306,8 +303,8 @@ say(
 #
 # A pointwise convolution is a matrix product, and a BLAS library has a fast one. But it takes a whole matrix:
 # nothing can be applied while it loads, nothing accumulated before it stores. So the engine has a product of its own.
-# Let us build it, on one core, for a pointwise layer from the middle of the network, with BLAS as the yardstick:
-# the pixels of 64 feature maps of 8x8 with 256 channels, times 256x256 weights.
+# Let us build it on one core, with BLAS as the yardstick, for a pointwise layer from the middle of the network: the
+# pixels of 64 feature maps of 8x8 with 256 channels, times 256x256 weights.
 #
 # $$y_{mn} = \sum_k a_{mk} b_{kn}$$
 
@@ -389,10 +386,10 @@ measure("2x4 sums in registers", lambda: two_by_four(a, b, y))
 say(f"{speeds['2x4 sums in registers']:.1f} GFLOP/s, columns innermost {speeds['columns innermost']:.1f}.")
 
 # %% [markdown]
-# Compilers make vectors of innermost loops. Here that is the loop over k, and successive numbers of b are no
-# neighbours, so most of these are multiplications of single numbers. What does that cost? Let us measure what one core can do:
-# fused multiply-adds (FMA: both in one instruction) of numbers that are in registers already. For that we use mbnp's
-# vectors, which are *values* in a kernel, as many numbers as one instruction processes:
+# Compilers make vectors of innermost loops. Here that is the loop over k, where successive numbers of b are no
+# neighbours, so most of these are multiplications of single numbers. What does that cost? Let us measure what one
+# core can do: fused multiply-adds (FMA: both in one instruction) of numbers that are in registers already. For that
+# we use mbnp's vectors, which are *values* in a kernel, as many numbers as one instruction processes:
 
 # %%
 source(vectors.load, vectors.spread, vectors.fma, vectors.store)
@@ -511,9 +508,8 @@ say(table(rows, ["one core", "GFLOP/s", "of its peak"]))
 
 # %% [markdown]
 # All these products move the same bytes from memory. What differs are the bytes between the L1 cache and the
-# registers, so here is the roofline of *that* level (lesson 9 had one for memory). Its slope is the bandwidth of the
-# L1 cache. A load of one number takes as long as that of a vector, so without vectors slope and roof are both lower
-# by the number of numbers in a vector.
+# registers, so here is the roofline of *that* level. Its slope is the bandwidth of the L1 cache. A load of one number
+# takes as long as that of a vector, so without vectors slope and roof are both lower, by the width of a vector.
 
 
 # %%
@@ -556,9 +552,8 @@ show(fig, "Roofline of the L1 cache: the products move right and up, from three 
 #
 # Our product can be called with a *tile of pixels*: a hundred or more of them are normalised and clamped into a
 # workspace that stays in the L2 cache, multiplied from there, and the statistics of the result are accumulated
-# while it is in the cache, too. This is the kernel of pointwise and standard convolutions and of linear layers. For a
-# 3x3 kernel the workspace holds padded rows of the images, and the table tells where each window begins: no window
-# is copied.
+# while it is in the cache, too. Pointwise and standard convolutions and linear layers are all this one kernel. For 3x3
+# the workspace holds padded rows of images, and the table tells where each window begins: none is copied.
 
 # %%
 source(passes.activate_run, fused_conv._forward, fused_conv._product, fused_conv.conv_forward)
@@ -608,19 +603,18 @@ pixels = plan.steps[2].plan.windows.tile
 say(f"A tile of the pointwise step is {pixels} pixels, {4 * pixels * C >> 10} kB.")
 
 # %% [markdown]
-# The backward pass is fused in the same way, in reverse: for one channel, once its two sums are known, the gradient of
-# BatchNorm (lesson 4) is a number times the incoming gradient, plus a number times z, plus a number. Only the output
-# z of every convolution is kept for it. Everything between, the normalised feature maps, the outputs of ReLU and its
-# masks, is computed again from z while a tile is in the cache. Computing something twice is cheaper than storing
-# and loading it: that is lesson 9 in one sentence.
+# The backward pass is fused in the same way, in reverse: BatchNorm's gradient (lesson 4) is, for one channel whose two
+# sums are known, a number times the incoming gradient, plus a number times z, plus a number. Only the output z of
+# every convolution is kept. The normalised feature maps, the outputs of ReLU and its masks are computed again from z
+# while a tile is in the cache. Computing something twice is cheaper than storing and loading it: that is lesson 9 in
+# one sentence.
 #
 # ## Allocate once
 #
 # All arrays of a `Plan` are allocated once for each input shape. When you allocate memory, the operating system only
-# reserves it. It provides each page, filled with zeros, when you first write to it: a *page fault*. When you free a
-# large array, the C library may return it to the system, and the next allocation starts from the beginning. The
-# engine does not depend on any of this. PyTorch's training step does: you will see at the end what it gains when the
-# C library is told to keep all memory.
+# reserves it, and provides each page, filled with zeros, when you first write to it: a *page fault*. When you free a
+# large array, the C library may return it to the system, and the next one starts from the beginning. PyTorch's training
+# step pays for that: you will see at the end what it gains when the C library is told to keep all memory.
 #
 # ## One pool of threads
 #
@@ -667,10 +661,10 @@ say(
 
 # %% [markdown]
 # Neither is wrong: each is rounded in its own way, and many short sums are even closer than one long one. But *which*
-# order a compiler chooses depends on the code around the loop, the processor and the version: one kernel with this
+# order a compiler chooses depends on the code around the loop, the processor and the version. One kernel with this
 # flag held two copies of a function that rounded differently. The engine's kernels, marked `literal`, do without:
-# vectors and their order are written down, partial sums of tiles are added in the order of the tiles, and the number
-# of tiles depends on the shape alone. So every compilation, on any number of threads, gives the same numbers.
+# vectors and their order are written down, and partial sums of tiles, whose number depends on the shape alone, are
+# added in their order. So every compilation, on any number of threads, gives the same numbers.
 #
 # ## The whole network
 #
@@ -804,8 +798,6 @@ show(
     fig,
     "Bars of the time of mbnp, its matrix products alone and PyTorch, training step and inference",
 )
-
-# %%
 for work, found in results.items():
     median = {r.candidate.name + r.candidate.allocator: r.median for r in found if not r.refused}
     ours = median[known.MBNP + known.INSTALLED]
@@ -836,8 +828,8 @@ for work, found in results.items():
 # 4. In inference mbnp folds BatchNorm into the weights. When must it fold again, and how could it detect
 #    that?
 # 5. Could BatchNorm be folded during training, too? What would go wrong?
-# 6. A tile of 6 rows and 2 vectors has 12 sums, one of 4 rows and 3 vectors, too. Which one loads less for them,
-#    where a vector has 8 numbers? How many registers does each need?
+# 6. A tile of 6 rows and 2 vectors has as many sums as one of 4 rows and 3 vectors. Where a vector has 8 numbers,
+#    which one loads fewer bytes for each k, which one has fewer loads, and how many registers does each need?
 #
 # ## Exercises
 #

@@ -1,4 +1,4 @@
-"""The exercises of lesson 10: BatchNorm folded, BatchNorm and ReLU in one pass, a matrix product by tiles, statistics."""
+"""The exercises of lesson 10: folding, BatchNorm and ReLU in one pass, a product by tiles, statistics of tiles."""
 
 import numpy as np
 
@@ -218,11 +218,13 @@ def _scales_b(a, b):
 
 MATMUL_MISTAKES = [
     Mistake(
-        "tails: the last rows and columns, which fill no tile, are left out. Let the last tile be smaller: min(m + 4, M)",
+        "tails: the last rows and columns, which fill no tile, are left out. Let the last tiles be smaller: "
+        "min(m + 4, M), min(n + 4, N)",
         lambda a, b: _blocked(a, b, rows=len(a) // 4 * 4, columns=b.shape[1] // 4 * 4),
     ),
     Mistake(
-        "tails of rows: where 4 does not divide M, the last rows are left out. Let the last tile be smaller: min(m + 4, M)",
+        "tails of rows: where 4 does not divide M, the last rows are left out. Let the last tile be smaller: "
+        "min(m + 4, M)",
         lambda a, b: _blocked(a, b, rows=len(a) // 4 * 4),
     ),
     Mistake(
