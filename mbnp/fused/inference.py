@@ -94,10 +94,9 @@ class Inference:
         self.parts: list[tuple[slice, Operation | None, tuple[str, ...]]] = []  # records, or a layer as it is
         self.layers: dict[int, Any] = {}
         self.scratch_size = 16
+        records.append(self._copy())
+        begin = 0
         for i, operation in enumerate(operations):
-            begin = len(records)
-            if i == 0:
-                records.append(self._copy())
             if operation.kind == "layer":
                 if len(records) > begin:
                     self.parts.append((slice(begin, len(records)), None, ()))
@@ -107,8 +106,11 @@ class Inference:
                 records.append(self._record(i, operation))
                 names = operation.names if not self._fused(i) else operations[i - 1].names + operation.names
                 self.parts.append((slice(begin, len(records)), None, names))
+            else:
+                continue  # runs with the next operation
+            begin = len(records)
         self.joined = _join(self.parts)
-        self.program = np.array(records, kernels.STEP) if records else np.empty(0, kernels.STEP)
+        self.program = np.array(records, kernels.STEP)
         self.table = np.array([*self.tables, *[0] * 8], np.int64)
         arena = Arena(dtype)
         self.weights, self.data = arena.zeros(self.weights_size + 64), arena.zeros(self.data_size)

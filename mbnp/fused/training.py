@@ -256,6 +256,9 @@ class Depthwise(_Convolution):
         self._store(self.taps, 1)
         vector = padded(1, out.bounds.dtype)
         work.ask("scratch", scratch_vectors(self.window, H, W, OH, OW) * vector + C)
+        self.unused = out.needed and not inputs[0].needed  # the gradient of the input, which the kernel makes on the way
+        if self.unused:
+            work.ask("unused", *inputs[0].shape)
         work.ask("parts", N, self.taps, C)
         work.ask("moments", N, 2, C)
         work.ask("sums", N, 2, C)
@@ -266,7 +269,7 @@ class Depthwise(_Convolution):
     def prepare(self) -> None:
         super().prepare()
         (N, *_, C), source, w = self.out.shape, self.inputs[0], self.layer.weight
-        if not source.needed:  # the kernel makes it on the way
+        if self.unused:
             source.g = self.work.part("unused", *source.shape)
         work = Work(self.work.scratch(), self.work.part("parts", N, self.taps, C), N)
         self.forward_arguments = self.window, work, self.out.z, self.moments
@@ -448,8 +451,6 @@ class Plan:
             slot = taken[step.out]
             alone, sharing = slots.users[slot] == 1, []
             for i, source in enumerate(step.inputs):
-                if isinstance(step, Depthwise) and not source.needed:
-                    self.work.ask("unused", *source.shape)
                 if not source.needed:
                     continue
                 step.adds[i] = source in taken
