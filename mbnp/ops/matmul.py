@@ -295,7 +295,7 @@ def chunks(M):
     return min(16, max(1, M // 128))
 
 
-def fill_vectors(x):
+def fill_vectors(x: np.ndarray) -> np.ndarray:
     """Return x (..., N) with zeros for columns up to the next vector; x itself where N fills vectors."""
     more = padded(x.shape[-1], x.dtype) - x.shape[-1]
     return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x
@@ -305,7 +305,7 @@ def forward_numba(a, b):
     return forward_bias(a, b, None)
 
 
-def forward_bias(a, b, bias):
+def forward_bias(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """Return a @ b + bias (N,), or without a bias where it is None: one pass over the output."""
     N = b.shape[1]
     y = np.empty((len(a), padded(N, a.dtype)), a.dtype)
@@ -333,7 +333,7 @@ def backward_numba(dy, a, b):
     return da, db
 
 
-def backward_bias(dy, a, b):
+def backward_bias(dy: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return da, db, and the sums of the columns of dy, which are the gradient of a bias."""
     with backend.one_pool():
         db, sums = _backward_kernel(a, fill_vectors(dy))

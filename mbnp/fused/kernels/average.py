@@ -58,7 +58,7 @@ def _backward(dy, source, n, scratch, target):
 
 @jit(parallel=True, literal=True)
 def average_backward(dy, source, scratch, target):
-    """From dy (N, 1, 1, C) to target.g (N, H, W, C) with its sums. scratch is (N, C).
+    """Make target.g (N, H, W, C) and its sums, from dy (N, 1, 1, C). scratch is (N, C).
 
     Reference equation: relu.backward(pool.global_average_backward(dy)).
     """

@@ -121,7 +121,7 @@ def take_moments(z, at, pixels, c, entries, pivot, moments):
 
 @piece
 def centre(pivot, pixels, moments):
-    """From the sums over `pixels` of deviations from the pivot (C,) and of their squares: mean and centred squares."""
+    """Make mean and centred squares of the sums over `pixels` of deviations from the pivot (C,) and of their squares."""
     for c in range(moments.shape[1]):
         shift = moments[0, c] / pixels
         m2 = moments[1, c] - moments[0, c] * shift
@@ -268,7 +268,7 @@ def _pass_back(dy, y, bounds, source, target, n):
 
 @jit(parallel=True, literal=True)
 def pass_back(dy, y, bounds, source, target):
-    """From the gradient of y (N, H, W, C), which is clipped to the bounds, to that of a Source that y is a sum with.
+    """Make the gradient of a Source, and its sums, from that of y (N, H, W, C): a sum with it, clipped to the bounds.
 
     Reference equation: g = relu.backward(relu.backward(dy, y), batchnorm.forward(z)). target.g may be dy.
     """

@@ -1,8 +1,8 @@
 """Depthwise convolution: 3x3 at stride 1 or 2 with its weights in registers, and any other kernel and stride.
 
-One vector of channels at a time goes through a picture, row by row. The rows that the windows need are made when they
+One vector of channels at a time goes through an image, row by row. The rows that the windows need are made when they
 are first needed, in a ring of SLOTS padded rows that never leaves the first cache; rows of the padding share one of
-zeros, the ring's last. Margins are zeroed once a picture. Backward at stride 2 keeps rows in pairs instead.
+zeros, the ring's last. Margins are zeroed once an image. Backward at stride 2 keeps rows in pairs instead.
 
 target.g may be gradient.g where they have one shape: backward has copied a row of it into its rows before it writes the
 row of target.g in its place, whatever the padding. Kernels of other sizes copy one vector of channels of a whole image
@@ -330,7 +330,7 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
 
 @piece
 def _any_backward(gradient, source, taps, window, n, scratch, target, dw):
-    """For any kernel and stride: each dz is added to the pixels that it saw, and multiplied with what they were."""
+    """Add each dz to the pixels that it saw, and multiply it with what they were, for any kernel and stride."""
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
     V, K, S = BYTES // dw.itemsize, window.kernel, window.stride
     rows, columns = max((OH - 1) * S + K, window.top + H), max((OW - 1) * S + K, window.left + W)
@@ -377,7 +377,7 @@ def _backward(gradient, source, taps, window, n, scratch, target, dw):
 
 @jit(parallel=True, literal=True)
 def depthwise_backward(gradient, source, taps, window, work, target):
-    """From the gradient of the output to target.g (N, H, W, C) with its sums, and partial gradients of w.
+    """Make target.g (N, H, W, C), its sums and partial gradients of w, from the gradient of the output.
 
     Reference equation: dz = batchnorm.backward(g, z); da, dW = depthwise.backward(dz, a, w, stride, padding);
     target.g = relu.backward(da). taps (K*K, C) are w's, and work.parts (N, K*K, C) the images' partial gradients.
