@@ -86,7 +86,7 @@ class Step:
         raise NotImplementedError
 
     def backward(self) -> None:
-        """From out.g and out.sums: add to the gradients of parameters, and make or add to those of the inputs."""
+        """Add to the gradients of parameters, and make or add to those of the inputs, from out.g and out.sums."""
         raise NotImplementedError
 
     def shares(self, source: FeatureMap) -> bool:
@@ -185,7 +185,7 @@ class Conv(_Convolution):
         self.packed_from = -1  # the version of the weights
         # Of many weights and few pixels, partial gradients would take more memory than what they are made from.
         P, w = out.pixels, self.layer.weight
-        self.by_rows = self.plan.windows.flat and self.stored is None and C == padded(C, dtype) and not w.frozen
+        self.by_rows = self.plan.windows.flat and self.stored is None and padded(C, dtype) == C and not w.frozen
         self.by_rows = self.by_rows and 2 * self.groups * self.rows * D >= P * (C + D)
         if self.by_rows:
             work.ask("a", P, C)
@@ -256,7 +256,9 @@ class Depthwise(_Convolution):
         self._store(self.taps, 1)
         vector = padded(1, out.bounds.dtype)
         work.ask("scratch", scratch_vectors(self.window, H, W, OH, OW) * vector + C)
-        self.unused = out.needed and not inputs[0].needed  # the gradient of the input, which the kernel makes on the way
+        self.unused = (
+            out.needed and not inputs[0].needed
+        )  # the gradient of the input, which the kernel makes on the way
         if self.unused:
             work.ask("unused", *inputs[0].shape)
         work.ask("parts", N, self.taps, C)

@@ -121,7 +121,7 @@ def take_moments(z, at, pixels, c, entries, pivot, moments):
 
 @piece
 def centre(pivot, pixels, moments):
-    """Make mean and centred squares of the sums over `pixels` of deviations from the pivot (C,) and of their squares."""
+    """Turn sums over `pixels` of deviations from the pivot (C,) and of their squares into mean and centred squares."""
     for c in range(moments.shape[1]):
         shift = moments[0, c] / pixels
         m2 = moments[1, c] - moments[0, c] * shift

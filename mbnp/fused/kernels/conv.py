@@ -354,7 +354,7 @@ def _group(gradient, source, packed, windows, tables, first, last, scratch, targ
 
 @jit(parallel=True, literal=True)
 def conv_backward(gradient, source, packed, windows, tables, work, target, learns):
-    """From the gradient of z to target.g (N, H, W, C) with its sums, and where it learns to partial gradients of w.
+    """Make target.g (N, H, W, C) with its sums, and where it `learns` partial gradients of w, from the gradient of z.
 
     Reference equation: dz = batchnorm.backward(g, z); da, dW = conv.backward(dz, a, w, stride, padding);
     target.g = relu.backward(da). dz and a are made again from z while the tile is in cache, which is cheaper than to
