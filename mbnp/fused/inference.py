@@ -90,7 +90,7 @@ class Inference:
         for i, operation in enumerate(operations, start=1):
             if not self._inside(i):
                 self._place(i, operation.shape, margins[i])
-        records: list[np.void] = []
+        records: list[np.ndarray] = []
         self.parts: list[tuple[slice, Operation | None, tuple[str, ...]]] = []  # records, or a layer as it is
         self.layers: dict[int, Any] = {}
         self.scratch_size = 16
@@ -166,7 +166,7 @@ class Inference:
 
     # -- records --
 
-    def _copy(self) -> np.void:
+    def _copy(self) -> np.ndarray:
         step, out = np.zeros((), kernels.STEP), self.maps[0]
         N, H, W, D = out.shape
         step["kind"], step["tasks"] = kernels.COPY, N
@@ -174,7 +174,7 @@ class Inference:
         step["out"], step["out_image"], step["out_row"] = out.at, out.image, out.row
         return step
 
-    def _record(self, i: int, operation: Operation) -> np.void:
+    def _record(self, i: int, operation: Operation) -> np.ndarray:
         step = np.zeros((), kernels.STEP)
         depthwise = self.operations[i - 1] if self._fused(i) else operation if operation.kind == "depthwise" else None
         source = self.maps[(depthwise or operation).inputs[0]]

@@ -11,7 +11,7 @@ images, and i + 1 what operation i makes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,9 @@ from mbnp.ops import window
 Shape = tuple[int, ...]
 
 # The activations that kernels know, and the bounds to which each clips.
-ACTIVATIONS = {ReLU: lambda relu: (0, math.inf if relu.max_value is None else relu.max_value)}
+ACTIVATIONS: dict[type[Layer], Callable[[Any], tuple[float, float]]] = {
+    ReLU: lambda relu: (0, math.inf if relu.max_value is None else relu.max_value)
+}
 
 
 class Operation(NamedTuple):
@@ -150,7 +152,9 @@ def _supported(conv: Any, shape: Shape, flat: bool, dtype: Any) -> bool:
     if kind in (Pointwise, Linear):
         return True
     stride, kernel = window.pair("stride", conv.options["stride"]), w.shape[:2]
-    (top, bottom), (left, right) = window.explicit_padding(conv.options["padding"], shape[1:3], kernel, stride)
+    (top, bottom), (left, right) = window.explicit_padding(
+        conv.options["padding"], (shape[1], shape[2]), kernel, stride
+    )
     if stride[0] != stride[1] or max(top, bottom) >= kernel[0] or max(left, right) >= kernel[1]:
         return False
     return kind is Conv or (kernel[0] == kernel[1] and kernel[0] in (3, 5, 7) and stride[0] <= 2)

@@ -451,7 +451,7 @@ class Plan:
             if not step.out.needed:
                 continue
             slot = taken[step.out]
-            alone, sharing = slots.users[slot] == 1, []
+            alone, sharing = slots.users[slot] == 1, list[FeatureMap]()
             for i, source in enumerate(step.inputs):
                 if not source.needed:
                     continue
