@@ -25,8 +25,14 @@ READ = ".safetensors, .pt, .pth, .h5, .keras and .onnx"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. Bad input is one line on stderr and 2."""
     _mend_streams()
+    argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
     try:
+        if getattr(options, "isa", None) is not None:
+            isa = importlib.import_module("mbnp.bench.isa")
+            isa.check(options.isa)
+            if not isa.held(options.isa):
+                return isa.run_again(options.isa, argv)
         command = importlib.import_module(f"mbnp.commands.{options.command}")
         if getattr(options, "threads", None) is not None:
             mbnp.set_num_threads(options.threads)
@@ -249,6 +255,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
     work = "training,inference at the batch size, single (inference of one image), mobilenet-v1 (of one image of "
     work += "224 x 224) (default: the first two, or with --against all that suit)"
     _add(p, "--work LIST", f"what to compare: {work}")
+    _add(p, "--isa NAME", "hold all but ONNX Runtime to the instruction set of an older processor: avx2")
     _add(p, "--no-compile", "leave out torch.compile, whose set-up takes a minute")
     _add(p, "--scaling", "instead: time per image over batch size, width, resolution and threads")
     _add(p, "--rounds N", "rounds of each", default=15)

@@ -65,7 +65,7 @@ def _add_row(folder: Path, row: Sequence) -> None:
 
 def environment() -> dict[str, Any]:
     """Return what else decides the numbers of a run: versions, threads, backend, machine."""
-    packages = {name: version(name) for name in ("numpy", "numba", "scipy")}
+    packages = {name: version(name) for name in ("numpy", "numba")}
     return {
         "versions": {"mbnp": mbnp.__version__, "python": platform.python_version(), **packages},
         "threads": backend.get_num_threads(),

@@ -15,11 +15,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import mbnp
-from mbnp import backend, cli, cost, fused, plots
-from mbnp.bench import candidates, comparison, floor, machine, profile, report, scaling, workload
+from mbnp import backend, cli, cost, fused, models, plots
+from mbnp.bench import blas, candidates, comparison, floor, isa, machine, profile, report, scaling, workload
 from mbnp.bench.candidates import INSTALLED, TUNED
 from mbnp.bench.comparison import Result
 from mbnp.bench.workload import Workload
+from mbnp.commands import bench
+from mbnp.layers import BatchNorm, Conv, GlobalAveragePool, Linear
+from mbnp.network import Network, Residual
 from tests.candidates import Idle, OnnxWithoutTorch, WrongWeights
 
 SMALL = Workload("training", "mobilenet-v1-small", 2, 32, threads=1, width_mult=0.25)
@@ -88,8 +91,7 @@ def test_rows_add_up_to_the_network(engine, work):
     forward, backward = (
         sum(getattr(row, way).flops for row in measured.rows if getattr(row, way)) for way in ("forward", "backward")
     )
-    head = 0 if (engine, work) == ("reference", "inference") or work == "training" else counted.rows[-1].flops
-    assert forward == SMALL.batch_size * (counted.flops - head)  # the fused classifier is in the rest
+    assert forward == SMALL.batch_size * counted.flops
     first = counted.rows[0].flops if engine == "fused" else 0  # images need no gradient
     assert backward == (SMALL.batch_size * (2 * counted.flops - first) if work == "training" else 0)
     assert "conv1.0" in named
@@ -104,8 +106,8 @@ def test_rows_add_up_to_the_network(engine, work):
 def test_kinds_and_bytes_of_rows():
     net = fused.convert(SMALL.network())
     rows = {row.name: row for row in profiled(net, SMALL).rows}
-    assert [rows[name].kind for name in ("conv1.0", "conv2_1.0", "conv2_1.3", "pool + flatten + fc")] == [
-        "standard", "depthwise", "pointwise", "other",
+    assert [rows[name].kind for name in ("conv1.0", "conv2_1.0", "conv2_1.3", "pool + flatten", "fc")] == [
+        "standard", "depthwise", "pointwise", "other", "other",
     ]  # fmt: skip
     pixels = 2 * 32 * 32
     assert rows["conv2_1.0"].forward.bytes == 4 * (pixels * 8 + pixels * 8 + 9 * 8)
@@ -116,78 +118,95 @@ def test_kinds_and_bytes_of_rows():
     assert rows["conv2_1.0 + 3"] == "separable"
 
 
-@pytest.mark.parametrize("model", ["resnet20", "standard-small", "mobilenet-v1-cifar"])
+@pytest.mark.parametrize("model", models.names())
 @pytest.mark.parametrize("engine", ["fused", "reference"])
 def test_every_model_has_a_profile(model, engine):
-    work = dataclasses.replace(SMALL, model=model, width_mult=1.0)
+    work = small(model)
     net = work.network() if engine == "reference" else fused.convert(work.network())
+    layers = {name for name, _ in net.leaves()}
     for name in ("training", "inference"):
         measured = profiled(net, work, name)
         names = [row.name for row in measured.rows]
         assert len(set(names)) == len(names)
+        assert {name.split(" + ")[0] for name in names} <= layers
+        assert sum(row.forward.flops for row in measured.rows) == work.batch_size * cost.of(net, work.shape).flops
+        assert all((row.backward is not None) == (name == "training") for row in measured.rows)
         assert max(map(len, report.layers(measured).splitlines())) <= 80
         if model == "resnet20":
-            assert {"conv1", "layer1.0.conv1", "layer1.0.bn2", "layer3.2.conv2", "linear"} <= set(names)
+            # The sum of a residual's branches is computed with the ReLU after it, and only a step by itself has a row.
+            assert {"conv1", "layer1.0.conv1", "layer1.0.relu", "layer3.2.conv2", "linear"} <= set(names)
             assert "layer2.0.shortcut" in names
-            assert ("layer1.0.relu" in names) == (engine == "reference")
+            assert ("layer1.0.bn2" in names) == (engine == "reference")
+
+
+def small(model):
+    """Return a workload of two images and few channels, of the smallest resolution that the model trains on."""
+    size = 64 if model == "mobilenet-v1" else 32
+    width_mult = 1.0 if model == "resnet20" else 0.25
+    return dataclasses.replace(SMALL, model=model, resolution=size, width_mult=width_mult)
+
+
+def test_a_sum_reads_two_feature_maps():
+    rows = {row.name: row for row in profiled(fused.convert(small("resnet20").network()), small("resnet20")).rows}
+    pixels = 2 * 32 * 32
+    assert rows["layer1.0.relu"].kind == "other"
+    assert rows["layer1.0.relu"].forward.bytes == 4 * 3 * pixels * 16
+    assert rows["layer1.0.relu"].backward.bytes == 4 * 4 * pixels * 16  # dy, the output, and two gradients
+
+
+def test_what_no_layer_names_is_in_the_rest():
+    """A sum without an activation, as MobileNetV2 has, is nobody's row."""
+    rng = np.random.default_rng(0)
+    body = {"conv": Conv(4, 4, 3, padding=1, rng=rng), "bn": BatchNorm(4)}
+    layers = {"first": Conv(3, 4, 1, rng=rng), "res": Residual(body)}
+    net = fused.convert(Network({**layers, "pool": GlobalAveragePool(), "fc": Linear(4, 10, rng=rng)}, resolution=8))
+    work = dataclasses.replace(SMALL, resolution=8)
+    measured = profiled(net, work, steps=3)
+    assert [row.name for row in measured.rows] == ["first", "res.conv", "pool", "fc"]
+    with net.timed() as steps:
+        net.forward(work.batch()[0], train=True)
+    assert steps[()].forward > 0
+    assert measured.rest > 0
+
+
+def test_a_row_without_time_is_left_out(monkeypatch):
+    net = fused.convert(SMALL.network())
+    frozen = profile.time.perf_counter()
+    monkeypatch.setattr("mbnp.fused.network.time.perf_counter", lambda: frozen)
+    measured = profiled(net, SMALL, steps=1)
+    assert measured.rows == []
+    report.layers(measured)
+    json.dumps(bench._layers_json(measured))
+    rate = profile.Rate(0.0, 10, 20)
+    assert np.isnan([rate.gflops, rate.bandwidth]).all()
+    row = profile.Row("a", "other", (1,), rate, profile.Rate(1.0, 10, 20))
+    text = report.layers(profile.Profile([row], 0.0, 0.0))
+    assert re.search(r"^a +other +1 +0.000 +1000 ", text, re.MULTILINE)
 
 
 def test_the_profile_leaves_nothing_behind():
-    net = fused.convert(SMALL.network())
-    for name in ("training", "inference"):
-        profiled(net, SMALL, name)
-        steps = net.steps((2, 32, 32, 3), name == "training")
-        calls = [call for step in steps for call in (*step.forward, *step.backward)]
-        assert calls
-        assert not [(owner, method) for owner, method in calls if method in vars(owner)]
+    reference = SMALL.network()
+    for net in (reference, fused.convert(reference)):
+        for name in ("training", "inference"):
+            profiled(net, SMALL, name)
+    assert not [name for name, layer in reference.leaves() if {"forward", "backward"} & set(vars(layer))]
 
 
-def called(net, train):
-    """Run `net` once, and return its steps, each with the names of the methods that were called."""
-    x, y = SMALL.batch()
-    steps, calls = net.steps(x.shape, train), []
-    with pytest.MonkeyPatch.context() as patch:
-        for step in steps:
-            for owner, method in (*step.forward, *step.backward):
-                run = getattr(owner, method)
-
-                def watched(*args, run=run, key=(step.layers, method), **options):
-                    calls.append(key)
-                    return run(*args, **options)
-
-                patch.setattr(owner, method, watched)
-        if train:
-            mbnp.train.step(net, workload.optimiser(net), x, y)
-        else:
-            net.forward(x)
-    return steps, calls
+@pytest.mark.parametrize("until", ["conv1", "conv2_3", "conv2_8"])
+def test_frozen_layers_have_no_backward(until):
+    reference = SMALL.network()
+    reference.freeze_until(until)
+    rows = profiled(fused.convert(reference), SMALL).rows
+    learning = {name for name, layer in reference.leaves() if layer.trainable()}
+    assert {row.name.split(" + ")[0] for row in rows if row.backward} <= learning | {"pool"}
+    assert [row for row in rows if not row.backward]
+    assert rows[-1].backward
 
 
-@pytest.mark.parametrize("model", ["mobilenet-v1-small", "resnet20", "mobilenet-v1-cifar"])
-@pytest.mark.parametrize("frozen", [None, "first", "all"])
-def test_steps_are_what_runs(model, frozen):
-    reference = dataclasses.replace(SMALL, model=model, width_mult=1.0).network()
-    blocks = list(dict.fromkeys(name.rpartition(".")[0] or name for name, _ in reference.leaves()))
-    if frozen:
-        reference.freeze_until(blocks[-4] if frozen == "all" else blocks[3])
-    net = fused.convert(reference)
-    layers = {row.name for row in cost.of(reference, (32, 32, 3)).rows}
-    for train in (True, False):
-        steps, calls = called(net, train)
-        names = [name for step in steps for name in step.layers]
-        assert len(names) == len(set(names))
-        missing = layers - set(names)
-        assert not missing or (not train and missing == set(list(reference.layers)[-len(missing) :]))  # the head
-        assert set(calls) >= {(s.layers, m) for s in steps for _, m in s.forward}
-        assert train or not any(step.backward for step in steps)
-        if train and not frozen:
-            assert set(calls) == {(s.layers, m) for s in steps for _, m in (*s.forward, *s.backward)}
-
-
-def test_steps_of_another_backend_are_the_layers():
+def test_with_another_backend_the_profile_is_the_layers():
     net = fused.convert(SMALL.network())
     with backend.use("numpy"):
-        assert [step.layers for step in net.steps((2, 32, 32, 3))] == [(n,) for n, _ in net.reference.leaves()]
+        assert {"conv1.0", "conv1.1", "conv1.2", "fc"} <= {row.name for row in profiled(net, SMALL).rows}
 
 
 # ---- matrix products, machine ----------------------------------------------------------------------------------
@@ -205,19 +224,19 @@ def test_the_matrix_products_are_the_networks():
 
 @pytest.mark.parametrize("by", ["run", "run_numpy"])
 def test_the_floor_computes_them(by):
-    layers = floor.allocate([(1001, 27, 40), (700, 40, 33)])
+    layers = floor.allocate([(1001, 27, 40), (700, 40, 33), (2, 50, 10)])
     for layer in layers:
         layer.y[...] = layer.dx[...] = layer.dw[...] = np.nan
     getattr(floor, by)(layers, backward=True)
     for layer in layers:
-        np.testing.assert_allclose(layer.y, layer.x @ layer.w, rtol=1e-3, atol=1e-4)
+        c, d = layer.w.shape
+        dy = layer.dy[:, :d]
+        np.testing.assert_allclose(layer.y[:, :d], layer.x @ layer.w, rtol=1e-3, atol=1e-4)
         if layer.dx.size:
-            np.testing.assert_allclose(layer.dx, layer.dy @ layer.w.T, rtol=1e-3, atol=1e-4)
-        if by == "run_numpy":
-            np.testing.assert_allclose(layer.dw[0], layer.x.T @ layer.dy, rtol=1e-3, atol=1e-3)
-        else:
-            assert np.isfinite(layer.dw).all()
-    assert [layer.dx.size for layer in layers] == [0, 700 * 40]
+            np.testing.assert_allclose(layer.dx[:, :c], dy @ layer.w.T, rtol=1e-3, atol=1e-4)
+        dw = layer.dw[0] if by == "run_numpy" else layer.dw.sum(axis=0)
+        np.testing.assert_allclose(dw[:, :d], layer.x.T @ dy, rtol=1e-3, atol=1e-3)
+    assert [len(layer.dx) for layer in layers] == [0, 700, 2]
     (layer,) = floor.allocate([(1001, 27, 40)])
     layer.dw[...] = np.nan
     getattr(floor, by)([layer], backward=False)
@@ -247,6 +266,24 @@ def test_the_machine_is_measured_and_described(monkeypatch):
     found["slowing"] = {}
     assert "WARNING" not in report.header(found, peaks)
     json.dumps(found)
+    # where it is on purpose, it is no mistake
+    found = machine.describe(held_to="avx2")
+    assert found["slowing"] == {}
+    assert "held to AVX2" in " ".join(report.header(found, peaks).split())
+
+
+def test_without_threadpoolctl_one_line_says_what_is_missing(monkeypatch):
+    assert [set(library) for library in blas.describe()] == [{"library", "version", "kernel"}] * len(blas.describe())
+    monkeypatch.setattr(blas, "installed", lambda: False)
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)  # to import it is an error
+    monkeypatch.setattr(machine, "MEMORY", 1 << 20)
+    monkeypatch.setattr(machine, "last_cache_bytes", lambda: 1 << 18)
+    peaks = machine.measure(threads=1, rounds=2)
+    text = " ".join(report.header(machine.describe(), peaks).split())
+    assert (
+        'NumPy\'s BLAS: unnamed, and on all its threads: threadpoolctl is missing (pip install -e ".[bench]")' in text
+    )
+    built(candidates.Matmuls(candidates.MATMULS, floor.run_numpy), inference(SMALL)).run()
 
 
 # ---- outputs are compared --------------------------------------------------------------------------------------
@@ -585,6 +622,21 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", models.names())
+def test_the_whole_command_on_every_model(model, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(machine, "measure", lambda threads: PEAKS)
+    work = small(model)
+    sizes = ["--resolution", str(work.resolution), "--width-mult", str(work.width_mult), "--batch-size", "2"]
+    more = ["--threads", "1", "--rounds", "1", "--out", str(tmp_path / "roofline.png")]
+    assert cli.main(["bench", "--model", model, *sizes, *more]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "not timed" not in out
+    assert out.count("  matrix products alone") == 2
+    assert (tmp_path / "roofline.png").exists()
+
+
 def test_it_fails_if_mbnp_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(machine, "measure", lambda threads: PEAKS)
     monkeypatch.setattr(
@@ -595,6 +647,103 @@ def test_it_fails_if_mbnp_is_refused(monkeypatch, capsys):
     small = ["--width-mult", "0.25", "--batch-size", "2", "--threads", "1", "--rounds", "1"]
     assert cli.main(["bench", *small, "--work", "inference"]) == 1
     assert "mbnp (as installed): too far off" in capsys.readouterr().out
+
+
+# ---- held to an instruction set --------------------------------------------------------------------------------
+
+
+def features(monkeypatch, **found):
+    monkeypatch.setattr(isa.binding, "get_host_cpu_features", lambda: found)
+
+
+def test_an_instruction_set_is_held_by_a_process_of_its_own(monkeypatch, capfd):
+    features(monkeypatch, avx2=True)
+    for variable in isa.KNOWN["avx2"]:
+        monkeypatch.delenv(variable, raising=False)
+    runs = []
+
+    def run(command, env):
+        runs.append((command, env))
+        return subprocess.CompletedProcess(command, 7)
+
+    monkeypatch.setattr(isa.subprocess, "run", run)
+    assert cli.main(["bench", "--isa", "avx2", "--rounds", "3"]) == 7
+    ((command, env),) = runs
+    assert command == [sys.executable, "-m", "mbnp", "bench", "--isa", "avx2", "--rounds", "3"]
+    expected = {
+        "NUMBA_CPU_NAME": "haswell", "MBNP_VECTOR_BYTES": "32", "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell",
+    }  # fmt: skip
+    assert env.items() >= {**os.environ, **expected}.items()
+    assert isa.held("avx2", env)
+    assert not isa.held("avx2", os.environ)
+    assert not isa.held("avx2", {**env, "MBNP_VECTOR_BYTES": "64"})
+    # a process that is held runs the command itself, and so would its candidates
+    for variable, value in isa.KNOWN["avx2"].items():
+        monkeypatch.setenv(variable, value)
+    assert cli.main(["bench", "--isa", "avx2", "--rounds", "0"]) == 2
+    assert len(runs) == 1
+    with comparison.environment(TUNED):
+        assert isa.held("avx2", os.environ)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "message"),
+    [
+        ("avx2", {"avx2": False}, "--isa avx2: this processor has no AVX2"),
+        ("avx2", {}, "--isa avx2: this processor has no AVX2"),
+        ("avx", {"avx2": True}, "unknown instruction set 'avx': did you mean 'avx2'"),
+        ("sse9", {"avx2": True}, "unknown instruction set 'sse9'"),
+    ],
+)
+def test_instruction_sets_that_cannot_be(name, found, message, monkeypatch, capsys):
+    features(monkeypatch, **found)
+    monkeypatch.setattr(isa.subprocess, "run", None)
+    assert cli.main(["bench", "--isa", name]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert "avx2" in err
+    assert err.count("\n") == 1
+
+
+HAS_AVX2 = isa.binding.get_host_cpu_features().get("avx2")
+
+
+@pytest.mark.skipif(not HAS_AVX2, reason="this processor has no AVX2")
+def test_a_process_that_is_held_has_no_wider_instructions():
+    code = (
+        "from numba.core.registry import cpu_target\n"
+        "from mbnp.backend import vectors\n"
+        "import torch\n"
+        "_, name, features = cpu_target.target_context.codegen().magic_tuple()\n"
+        "print(name, 'avx512' in features, vectors.BYTES, vectors.REGISTERS, torch.backends.cpu.get_cpu_capability())\n"
+    )
+    env = {**os.environ, **isa.KNOWN["avx2"], "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert run.stdout == "haswell False 32 16 AVX2\n"
+
+
+def test_what_is_not_held_says_so(monkeypatch, capsys):
+    found = candidates.for_workload(inference(SMALL), ["onnxruntime", "torch"], False, False, held_to="avx2")
+    assert {c.name for c in found if "held" in c.name} == {"ONNX Runtime (not held)"}
+    (onnx, *_) = [c for c in found if "held" in c.name]
+    assert (onnx.group, onnx.configuration) == (candidates.ONNX, "(not held)")
+    results = [result("mbnp", 0.020), result(onnx.name, 0.010)]
+    assert [(s["peer"], s["name"]) for s in report.standings(SMALL, results)] == [(candidates.ONNX, "(not held)")]
+
+    monkeypatch.setattr(machine, "measure", lambda threads: PEAKS)
+    monkeypatch.setattr(candidates, "check_peers", lambda names: None)
+    monkeypatch.setattr(isa, "check", lambda name: None)
+    monkeypatch.setattr(isa, "held", lambda name: True)
+    monkeypatch.setattr(comparison, "compare", lambda work, chosen, rounds, say: [result("mbnp", 1)])
+    small = ["--width-mult", "0.25", "--batch-size", "2", "--threads", "1", "--rounds", "1", "--work", "inference"]
+    assert cli.main(["bench", *small, "--isa", "avx2", "--against", "onnxruntime"]) == 0
+    out = capsys.readouterr().out
+    assert 'ONNX Runtime cannot be held to AVX2: its times say "not held".\n' in out
+    assert "held to AVX2" in " ".join(out.partition("Python")[0].split())
+    assert cli.main(["bench", *small, "--against", "onnxruntime"]) == 0
+    assert "held" not in capsys.readouterr().out
 
 
 # ---- scaling ---------------------------------------------------------------------------------------------------
@@ -682,6 +831,6 @@ def test_the_commands_help_names_what_there_is(capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for name in ("torch,onnxruntime,readable", "--scaling", "--no-compile", "--json", "roofline"):
+    for name in ("torch,onnxruntime,readable", "--scaling", "--isa NAME", "--no-compile", "--json", "roofline"):
         assert name in text
     assert mbnp.__version__

@@ -8,7 +8,7 @@ import pytest
 
 import mbnp
 
-HEAVY = ("numba", "scipy", "matplotlib", "rich", "PIL", "torch")
+HEAVY = ("numba", "scipy", "threadpoolctl", "matplotlib", "rich", "PIL", "torch")
 
 
 def python(code):
@@ -51,3 +51,21 @@ def test_every_public_name_is_there_on_first_use():
     assert dir(mbnp) == sorted(mbnp.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nets'"):
         mbnp.nets  # noqa: B018
+
+
+def test_nothing_but_the_extras_needs_scipy_or_threadpoolctl():
+    """Every module can be imported without them, and a network trains."""
+    code = (
+        "import sys, pkgutil, importlib, numpy as np\n"
+        "sys.modules |= {'scipy': None, 'threadpoolctl': None}  # to import one is an error\n"
+        "import mbnp\n"
+        "from mbnp import fused, layers, network, optim, train\n"
+        "for module in pkgutil.walk_packages(mbnp.__path__, 'mbnp.'):\n"
+        "    if module.name not in ('mbnp.__main__', 'mbnp.bench.torch_network'):\n"
+        "        importlib.import_module(module.name)\n"
+        "net = network.Network({'conv': layers.Conv(3, 2, 3), 'pool': layers.GlobalAveragePool()}, resolution=4)\n"
+        "x = np.zeros((2, 4, 4, 3), np.float32)\n"
+        "train.step(fused.convert(net), optim.SGD(net.parameters(), 0.1), x, np.array([0, 1]))\n"
+        "print(sorted(name for name in sys.modules if name.startswith(('scipy.', 'threadpoolctl.'))))\n"
+    )
+    assert python(code) == "[]\n"

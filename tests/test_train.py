@@ -58,7 +58,7 @@ def test_a_step_is_forward_loss_backward_update():
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-def test_a_step_holds_blas_at_one_thread_and_gives_it_back():
+def test_a_step_leaves_the_threads_of_blas_alone():
     class Spy:
         def __init__(self, net):
             self.net = net
@@ -68,15 +68,20 @@ def test_a_step_holds_blas_at_one_thread_and_gives_it_back():
             return getattr(self.net, name)
 
         def forward(self, x, train=False):
-            self.seen += [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+            self.seen.append(blas_threads())
             return self.net.forward(x, train)
 
     net = Spy(make_net())
-    with threadpoolctl.threadpool_limits(2, user_api="blas"):
-        train.step(net, optim.SGD(net.parameters(), 0.1), *make_batch())
-        after = [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-    assert set(net.seen) == {1}
-    assert max(after) == 2
+    for threads in (1, 2):
+        with threadpoolctl.threadpool_limits(threads, user_api="blas"):
+            before = blas_threads()
+            train.step(net, optim.SGD(net.parameters(), 0.1), *make_batch())
+            assert net.seen.pop() == blas_threads() == before
+            assert max(before) == threads
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
 
 
 @pytest.mark.parametrize(

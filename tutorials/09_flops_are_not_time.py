@@ -28,6 +28,7 @@ from lesson import (
     table,
     warn_if_busy,
 )
+from threadpoolctl import threadpool_limits
 
 from mbnp import backend, cost, models
 from mbnp.bench import floor, machine, profile
@@ -181,7 +182,7 @@ show(
 # large for any cache.
 
 # %%
-with backend.one_pool():
+with threadpool_limits(1, user_api="blas"):
     a = normal(1024, 1024)
     matmul = fastest(lambda: a @ a)
 long, copy = np.ones(2**25, np.float32), np.empty(2**25, np.float32)
@@ -543,7 +544,7 @@ def both_ways(batch, size, c):
         )
     }
     np.testing.assert_allclose(y_first.transpose(0, 2, 3, 1), y_last, rtol=1e-4, atol=1e-4)  # first check, then time
-    with backend.one_pool():
+    with threadpool_limits(1, user_api="blas"):
         rows, planes, turned = (
             y_last.reshape(-1, c),
             y_first.reshape(batch, c, -1),

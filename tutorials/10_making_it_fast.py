@@ -4,17 +4,19 @@
 # **The reference layers already run compiled loops on all cores. How much faster can it get, where does the
 # speed come from, and how does it compare with PyTorch?**
 #
-# At the end you have taken one layer from the plain definition to the kernel of mbnp's fast engine, with a
-# measurement of every step, and you can say why the last steps hardly change the multiplications. You need
-# lessons 4 and 9. It takes about half an hour.
+# At the end you have taken two layers from the plain definition to the kernels of mbnp's fast engine, its matrix
+# product included, with a measurement of every step, and you can say why the steps hardly change the
+# multiplications. You need lessons 4 and 9. It takes about forty minutes.
 
 # %%
+import math
 import time
 from importlib.util import find_spec
 
 import numba
 import numpy as np
 from lesson import (
+    BLACK,
     BLUE,
     GREEN,
     ORANGE,
@@ -28,21 +30,25 @@ from lesson import (
     show,
     source,
     table,
+    timed,
     warn_if_busy,
 )
+from threadpoolctl import threadpool_limits
 
 from mbnp import backend, fused, models
+from mbnp.backend import tiles, vectors
+from mbnp.backend.vectors import REGISTERS, fma, load, spread, store
+from mbnp.bench import candidates as known
 from mbnp.bench import comparison, profile
-from mbnp.bench.candidates import INSTALLED, TUNED, for_workload
 from mbnp.bench.workload import Workload
 from mbnp.fused import inference
-from mbnp.fused.buffers import Arena
-from mbnp.fused.chain import split
 from mbnp.fused.kernels import batchnorm as passes
-from mbnp.fused.kernels import depthwise as fused_depthwise
-from mbnp.fused.kernels import pointwise as fused_pointwise
+from mbnp.fused.kernels import conv as fused_conv
+from mbnp.fused.kernels import program
+from mbnp.fused.match import match, report
 from mbnp.fused.training import Plan
-from mbnp.ops import batchnorm, depthwise, pointwise, relu
+from mbnp.fused.workspace import Arena
+from mbnp.ops import batchnorm, depthwise, matmul, pointwise, relu
 
 THREADS = min(2, backend.max_threads())
 backend.set_num_threads(THREADS)
@@ -57,9 +63,9 @@ def same(found, expected, what):
 warn_if_busy()
 
 # %% [markdown]
-# ## The layer
+# ## A depthwise layer
 #
-# Our layer is the first depthwise convolution of the article's network: 64 images, 32x32 pixels, 32 channels,
+# The first layer is the first depthwise convolution of the article's network: 64 images, 32x32 pixels, 32 channels,
 # kernel 3x3. Here is its definition once more, plain loops, as lesson 2 had it.
 
 # %%
@@ -90,9 +96,8 @@ say(
 )
 
 # %% [markdown]
-# NumPy has its own compiled loops, but each call is one pass over whole arrays. For each of the nine taps,
-# NumPy multiplies the feature map by a row of weights and writes the result to memory, and then reads
-# everything back to add it up.
+# NumPy has its own compiled loops, but each call is one pass over whole arrays. For each of the nine taps it
+# multiplies the feature map by a row of weights, writes the result to memory, and reads it back to add it up.
 #
 # ## Step 2: compile the definition
 #
@@ -117,12 +122,11 @@ say(
 # %% [markdown]
 # ## Step 3: all cores, and channels innermost
 #
-# For every single multiplication the definition tests whether the pixel is inside the image, and with the
-# taps innermost no two successive multiplications use neighbouring numbers. The Numba kernel of
-# `ops/depthwise.py` changes the order of the loops: the rows of the output are divided among the cores, and
-# the innermost loop is the one over channels, which are side by side in memory. The columns that a tap can
-# reach are computed once for a row, so the inner loop has no test, and the compiler turns it into vector
-# instructions. You saw this kernel in lesson 9.
+# For every single multiplication the definition tests whether the pixel is inside the image, and successive
+# multiplications use numbers that are far apart. The Numba kernel of `ops/depthwise.py`, which you saw in lesson 9,
+# has another order of loops: the rows of the output are divided among the cores, and the innermost loop is the one over
+# channels, which are side by side in memory. It has no test, since the columns that a tap can reach are computed once
+# for a row, and the compiler turns it into vector instructions.
 
 # %%
 same(depthwise.forward_numba(x, w, None, ONE, PAD), expected, "forward_numba")
@@ -133,37 +137,42 @@ steps["rows on all cores, channels innermost"] = fastest(lambda: depthwise.forwa
 #
 # Lesson 9 showed what limits this kernel: for each multiplication it loads a sum and stores it again. If all
 # nine products of an output are in one expression, the sum never leaves its register. That needs nine pixels
-# for every output, also at the border, so the feature map is stored with a border of zeros. The producer of
-# the feature map can leave room for that.
+# for every output, also at the border, so the feature map is stored with a border of zeros.
 
 
 # %%
+@backend.jit
+def nine_taps_of_an_image(padded, w, y):
+    """Convolve padded (H+2, W+2, C) with w (3, 3, C) into y (H, W, C)."""
+    H, W, C = y.shape
+    for i in range(H):
+        for j in range(W):
+            for c in range(C):
+                y[i, j, c] = (
+                    padded[i, j, c] * w[0, 0, c]
+                    + padded[i, j + 1, c] * w[0, 1, c]
+                    + padded[i, j + 2, c] * w[0, 2, c]
+                    + padded[i + 1, j, c] * w[1, 0, c]
+                    + padded[i + 1, j + 1, c] * w[1, 1, c]
+                    + padded[i + 1, j + 2, c] * w[1, 2, c]
+                    + padded[i + 2, j, c] * w[2, 0, c]
+                    + padded[i + 2, j + 1, c] * w[2, 1, c]
+                    + padded[i + 2, j + 2, c] * w[2, 2, c]
+                )
+
+
 @backend.jit(parallel=True)
 def nine_taps(padded, w, y):
     """Convolve padded (N, H+2, W+2, C) with w (3, 3, C) into y (N, H, W, C)."""
-    N, H, W, C = y.shape
-    for row in numba.prange(N * H):
-        n, i = row // H, row % H
-        for j in range(W):
-            for c in range(C):
-                y[n, i, j, c] = (
-                    padded[n, i, j, c] * w[0, 0, c]
-                    + padded[n, i, j + 1, c] * w[0, 1, c]
-                    + padded[n, i, j + 2, c] * w[0, 2, c]
-                    + padded[n, i + 1, j, c] * w[1, 0, c]
-                    + padded[n, i + 1, j + 1, c] * w[1, 1, c]
-                    + padded[n, i + 1, j + 2, c] * w[1, 2, c]
-                    + padded[n, i + 2, j, c] * w[2, 0, c]
-                    + padded[n, i + 2, j + 1, c] * w[2, 1, c]
-                    + padded[n, i + 2, j + 2, c] * w[2, 2, c]
-                )
+    for n in numba.prange(len(y)):
+        nine_taps_of_an_image(padded[n], w, y[n])
 
 
 # %% [markdown]
 # Two more changes have nothing to do with arithmetic. So far every call allocated a new array of 8 MB for its
-# output: let us use the same one every time. And a vector instruction loads up to 64 bytes, as much as a
-# cache line. NumPy's large arrays begin 16 bytes after the start of a cache line, so that such a load touches
-# *two* lines. The fast engine takes its arrays from large blocks, and every array begins at a cache line.
+# output: let us use the same one every time. And a vector instruction loads up to 64 bytes, as much as a cache line.
+# NumPy's large arrays begin 16 bytes after the start of a cache line, so that such a load touches *two* lines. The
+# fast engine takes its arrays from large blocks, and every array begins at a cache line.
 
 # %%
 source(Arena)
@@ -191,20 +200,6 @@ for name, seconds in steps.items():
     speed = f"{2 * macs / seconds / 1e9:.3f}"
     rows.append([name, f"{1e3 * seconds:,.2f}", speed, f"{slowest / seconds:,.0f}"])
 say(table(rows, ["step", "ms", "GFLOP/s", "times as fast as Python"]))
-
-# %%
-fig, axes = figure(width=8, height=3)
-names = [*steps][::-1]
-axes.barh(names, [1e3 * steps[name] for name in names], color=BLUE)
-for k, name in enumerate(names):
-    ms = 1e3 * steps[name]
-    axes.annotate(f" {ms:,.2f} ms" if ms < 10 else f" {ms:,.0f} ms", (ms, k), va="center", fontsize=9)
-axes.set_xscale("log")
-axes.set_xlim(right=20e3 * max(steps.values()))
-axes.set_xlabel("ms, logarithmic")
-axes.xaxis.set_major_formatter("{x:g}")
-axes.set_title("One depthwise convolution, 64 images of 32x32x32")
-show(fig, "Bars of the time of each step, from Python loops to a compiled kernel, on a logarithmic axis")
 
 # %% [markdown]
 # ## Step 5: fuse the layers around the convolution
@@ -238,70 +233,65 @@ say(f"one pass, `max(z·{scale:.3f} - {-shift:.3f}, 0)`: `{np.round(one_pass, 3)
 # Eight passes through memory against two, with the same multiplications. Two ideas make it possible:
 #
 # - **Prologue.** Once mean and variance are known, BatchNorm and ReLU together are $\max(z \cdot s + t, 0)$,
-#   a scale and a shift for each channel. The consumer of z applies them when it loads z, at almost no extra
-#   cost. Only z is ever stored.
+#   a scale and a shift for each channel. The consumer of z applies them when it loads z. Only z is ever stored.
 # - **Epilogue.** The statistics of the *output* are needed before it can be normalised. So the producer
 #   accumulates them while the output is still in the cache.
 #
 # This is known as BatchNorm fission-fusion (Jung et al., "Restructuring Batch Normalization to Accelerate CNN
-# Training", 2019). Here is mbnp's kernel, with the two functions that do this:
+# Training", 2019). In plain loops it is step 4 with a few lines before it and a few after it, for one image after
+# another, which with its border is small enough for the L2 cache.
+
 
 # %%
-source(passes.activate_run, fused_depthwise._convolve_row, fused_depthwise._depthwise_forward)
+@backend.jit(parallel=True)
+def activate_and_convolve(z, scale, shift, w, y, means, m2s):
+    """Convolve max(z * scale + shift, 0) into y, and take the statistics of each image's channels."""
+    N, H, W, C = z.shape
+    for n in numba.prange(N):
+        a = np.zeros((H + 2, W + 2, C), z.dtype)
+        for i in range(H):  # the prologue
+            for j in range(W):
+                for c in range(C):
+                    a[i + 1, j + 1, c] = max(z[n, i, j, c] * scale[c] + shift[c], np.float32(0))
+        nine_taps_of_an_image(a, w, y[n])
+        means[n], m2s[n] = 0, 0
+        for i in range(H):  # the epilogue: means, then squared deviations from them
+            for j in range(W):
+                for c in range(C):
+                    means[n, c] += y[n, i, j, c]
+        for c in range(C):
+            means[n, c] /= H * W
+        for i in range(H):
+            for j in range(W):
+                for c in range(C):
+                    m2s[n, c] += (y[n, i, j, c] - means[n, c]) ** 2
+
+
+gamma, beta, eps = rng.uniform(0.5, 1.5, C).astype(np.float32), rng.normal(0, 0.3, C).astype(np.float32), 1e-5
+_, x_mean, x_var = batchnorm.forward(x, gamma, beta, eps)  # the producer of x would have accumulated them
+x_scale = gamma / np.sqrt(x_var + eps)
+x_shift = beta - x_mean * x_scale
+out, means, m2s = np.empty_like(x), np.empty((N, C)), np.empty((N, C))
+activate_and_convolve(x, x_scale, x_shift, w, out, means, m2s)
+
+expected = depthwise.forward(relu.forward(batchnorm.forward(x, gamma, beta, eps)[0]), w, padding=1)
+same(out, expected, "BatchNorm, ReLU and convolution in one kernel")
+mean = means.mean(axis=0)
+variance = (m2s + S * S * (means - mean) ** 2).sum(axis=0) / (N * S * S)  # the last exercise
+same(mean, expected.mean(axis=(0, 1, 2)), "its mean")
+same(variance, expected.var(axis=(0, 1, 2)), "its variance")
 
 # %% [markdown]
-# These functions `load`, add, multiply and `store` *vectors*: as many channels as one vector instruction
-# processes, 8 or 16 of them. The kernel goes through a whole image with one vector of channels before it
-# takes the next, so that the nine weights stay in registers. The rows that the window needs come from a ring
-# buffer of a few rows, which are normalised and clamped when they are first needed. And `prefetch` requests a
-# row from memory while the previous one is being computed, since most of these kernels do not wait for
-# arithmetic but for the next cache line.
-#
-# (`affine` holds the mean, the scale and the shift of each channel. The sums are of deviations from one of
-# the outputs: a plain sum of squares would lose its digits where the mean is large, as in lesson 4. Each
-# image gets a mean and squared deviations of its own, which are combined at the end; the third exercise is
-# about that.)
-#
-# The engine keeps everything that a Conv-BN-activation block needs in a *stage*. Let us take the network's
-# first three stages, check the **reference equation** of the second one, that is, what it computes in terms
-# of the operations of `ops`, and only then measure the time.
-
-# %%
-net = models.mobilenet_v1_small(seed=0)
-images = rng.standard_normal((N, 32, 32, 3), dtype=np.float32)
-blocks, tail = split(net)
-plan = Plan(blocks, [layer for _, layer in tail], images.shape)
-with backend.one_pool():
-    plan.forward(images)
-stem, stage, third = plan.stages[:3]  # conv1, then conv2_1's depthwise and pointwise convolution
-
-z, bn = stem.z, stem.bn
-gamma, beta, taps = bn.weight.value, bn.bias.value, stage.conv.weight.value
-
-
-def by_layers():
-    """Run BatchNorm, ReLU and depthwise convolution one after another, as the reference network does."""
-    y, _, _ = batchnorm.forward(z, gamma, beta, bn.eps)
-    return depthwise.forward(relu.forward(y), taps, padding=1)
-
-
-expected = by_layers()
-same(stage.z, expected, "the fused depthwise convolution")
-stage.forward(stem, plan.scratch)  # once more, since all stages share one array for their statistics
-same(stage.moments[:, 0].mean(axis=0), expected.mean(axis=(0, 1, 2)), "its statistics")
-
-# %% [markdown]
-# **Before you run the next cell:** first, three operations run one after another, each as its own kernel on
-# all cores; then one kernel computes the same, and the statistics of its output, too. By what factor is it
-# faster?
+# **Before you run the next cell:** three operations one after another, each on all cores, against one kernel that
+# computes the same, and the statistics of its output, too. By what factor is it faster?
 
 # %%
 apart = {
-    "BatchNorm": fastest(lambda: batchnorm.forward(z, gamma, beta, bn.eps)),
-    "ReLU": fastest(lambda: relu.forward(z)),
-    "depthwise": fastest(lambda: depthwise.forward(z, taps, padding=1)),
+    "BatchNorm": fastest(lambda: batchnorm.forward(x, gamma, beta, eps)),
+    "ReLU": fastest(lambda: relu.forward(x)),
+    "depthwise": fastest(lambda: depthwise.forward(x, w, padding=1)),
 }
-together = fastest(lambda: stage.forward(stem, plan.scratch))
+together = fastest(lambda: activate_and_convolve(x, x_scale, x_shift, w, out, means, m2s))
 say(
     f"One after another {1e3 * sum(apart.values()):.2f} ms ("
     + ", ".join(f"{name} {1e3 * t:.2f}" for name, t in apart.items())
@@ -309,107 +299,377 @@ say(
 )
 
 # %% [markdown]
-# ## Step 6: the same for the pointwise convolution
+# ## Step 6: a matrix product of our own
 #
-# A library's matrix product takes a whole matrix, so nothing can be applied while it loads. But it can be
-# given a *tile*: a few hundred pixels, normalised into a workspace that stays in the L2 cache and multiplied
-# from there, and the statistics of the result are accumulated before it leaves the cache.
+# A pointwise convolution is a matrix product, and a BLAS library has a fast one. But it takes a whole matrix:
+# nothing can be applied while it loads, nothing accumulated before it stores. So the engine has a product of its own.
+# Let us build it on one core, with BLAS as the yardstick, for a pointwise layer from the middle of the network: the
+# pixels of 64 feature maps of 8x8 with 256 channels, times 256x256 weights.
+#
+# $$y_{mn} = \sum_k a_{mk} b_{kn}$$
 
 # %%
-source(fused_pointwise._pointwise_forward, fused_pointwise.product)
+M, K, D = N * 8 * 8, 256, 256
+a, b = rng.standard_normal((M, K), dtype=np.float32), rng.standard_normal((K, D), dtype=np.float32)
+y, expected = np.empty((M, D), np.float32), a @ b
+work = 2 * M * K * D  # FLOPs
+
+with threadpool_limits(1, user_api="blas"):
+    blas = fastest(lambda: np.matmul(a, b, out=y))
+speeds = {"NumPy's BLAS": work / blas / 1e9}
+
+
+def measure(name, call, repeat=15):
+    """Check what `call` writes into y, then record its GFLOP/s."""
+    y[...] = np.nan
+    call()
+    same(y, expected, name)
+    speeds[name] = work / fastest(call, repeat) / 1e9
+
+
+# %% [markdown]
+# **Loops.** First the definition, compiled. Then the same with the loops in another order: a row of the result is the
+# sum of rows of b, each times one number of a.
+#
+# **Before you run the next cell:** both do the same multiplications, on one core. How far apart are they?
+
 
 # %%
-mid, mid_bn = stage.z, stage.bn
-mix = third.conv.weight.value
+@backend.jit
+def columns_innermost(a, b, y):
+    for m in range(a.shape[0]):
+        y[m] = 0
+        for k in range(a.shape[1]):
+            for n in range(b.shape[1]):
+                y[m, n] += a[m, k] * b[k, n]
 
 
-def pointwise_by_layers():
-    y, _, _ = batchnorm.forward(mid, mid_bn.weight.value, mid_bn.bias.value, mid_bn.eps)
-    return pointwise.forward(relu.forward(y), mix)
+source(matmul.forward_loops)
+three_loops = numba.njit(matmul.forward_loops)
+measure("three loops", lambda: np.copyto(y, three_loops(a, b)), 2)
+measure("columns innermost", lambda: columns_innermost(a, b, y))
+say(", ".join(f"{name}: {speed:.1f} GFLOP/s" for name, speed in speeds.items()))
+
+# %% [markdown]
+# With k innermost, successive numbers of b are a row apart, each in another cache line. With the columns innermost
+# they are neighbours, and the compiler makes vector instructions of the loop. But it has the fault of step 3: for
+# each product it loads a number of b and a sum, and stores the sum again. That is 12 bytes for 2 FLOPs.
+#
+# **Register blocking** is the remedy of step 4: keep sums in registers until they are complete. Take a *tile* of
+# the result, 2 rows and 4 columns, as 8 local variables. For each k it loads 2 numbers of a and 4 of b and uses
+# them in 8 multiplications: 24 bytes for 16 FLOPs. In general, a tile of R rows and C columns does
+#
+# $$\frac{2RC}{4(R+C)} \quad\text{FLOPs per byte:}$$
+#
+# the larger, the better, as long as there are registers.
+#
+# **Before you run the next cell:** four times as many FLOPs per byte. Is this product faster than the one before?
 
 
-same(third.z, pointwise_by_layers(), "the fused pointwise convolution")
-apart_pointwise = fastest(pointwise_by_layers)
-with backend.one_pool():
-    together_pointwise = fastest(lambda: third.forward(stage, plan.scratch))
+# %%
+@backend.jit
+def two_by_four(a, b, y):
+    """For even numbers of rows, and columns that 4 divides."""
+    for n in range(0, b.shape[1], 4):
+        for m in range(0, a.shape[0], 2):
+            s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = np.float32(0)
+            for k in range(a.shape[1]):
+                a0, a1 = a[m, k], a[m + 1, k]
+                b0, b1, b2, b3 = b[k, n], b[k, n + 1], b[k, n + 2], b[k, n + 3]
+                s00, s01, s02, s03 = s00 + a0 * b0, s01 + a0 * b1, s02 + a0 * b2, s03 + a0 * b3
+                s10, s11, s12, s13 = s10 + a1 * b0, s11 + a1 * b1, s12 + a1 * b2, s13 + a1 * b3
+            y[m, n], y[m, n + 1], y[m, n + 2], y[m, n + 3] = s00, s01, s02, s03
+            y[m + 1, n], y[m + 1, n + 1], y[m + 1, n + 2], y[m + 1, n + 3] = s10, s11, s12, s13
+
+
+measure("2x4 sums in registers", lambda: two_by_four(a, b, y))
+say(f"{speeds['2x4 sums in registers']:.1f} GFLOP/s, columns innermost {speeds['columns innermost']:.1f}.")
+
+# %% [markdown]
+# Compilers make vectors of innermost loops. Here that is the loop over k, where successive numbers of b are no
+# neighbours, so most of these are multiplications of single numbers. What does that cost? Let us measure what one
+# core can do: fused multiply-adds (FMA: both in one instruction) of numbers that are in registers already. For that
+# we use mbnp's vectors, which are *values* in a kernel, as many numbers as one instruction processes:
+
+# %%
+source(vectors.load, vectors.spread, vectors.fma, vectors.store)
+
+# %% [markdown]
+# **Before you run the next cell:** one kernel adds all products to the same vector of sums, the other to eight of
+# them in turn. Eight times the work: how many times as long does it take?
+
+
+# %%
+@backend.jit(literal=True)
+def one_sum(x, times):
+    p, q = load(x, 0), load(x, 0)
+    s = p - p
+    for _ in range(times):
+        s = fma(p, q, s)
+    store(s, x, 0)
+
+
+@backend.jit(literal=True)
+def eight_sums(x, times):
+    p, q = load(x, 0), load(x, 0)
+    s = t = u = v = s2 = t2 = u2 = v2 = p - p
+    for _ in range(times):
+        s, t, u, v = fma(p, q, s), fma(p, q, t), fma(p, q, u), fma(p, q, v)
+        s2, t2, u2, v2 = fma(p, q, s2), fma(p, q, t2), fma(p, q, u2), fma(p, q, v2)
+    store(s + t + u + v + (s2 + t2 + u2 + v2), x, 0)
+
+
+V, times = vectors.width(np.float32), 10**5 if SMALL else 10**6
+zeros = Arena(np.float32).zeros(V)
+one, eight = fastest(lambda: one_sum(zeros, times), 9), fastest(lambda: eight_sums(zeros, times), 9)
+peak = 16 * V * times / eight / 1e9
 say(
-    f"{1e3 * apart_pointwise:.2f} ms one after another, {1e3 * together_pointwise:.2f} ms in one kernel. A tile is "
-    f"{third.tile} pixels, {4 * third.tile * C >> 10} kB."
+    f"Eight times the work takes {eight / one:.1f} times as long: {peak / 8 * eight / one:.0f} GFLOP/s with one sum, "
+    f"{peak:.0f} with eight. A vector has {V} numbers here, so with single numbers the peak is {peak / V:.1f}; the 2x4 "
+    f"tile reached {speeds['2x4 sums in registers']:.1f}."
 )
 
 # %% [markdown]
-# The matrix product itself is the BLAS library's, with **one thread in each of our threads**. A BLAS with
-# threads of its own would keep them spinning while they wait for the next matrix product, on the same cores
-# that our kernels need in between: two thread pools are slower than one.
+# A processor has the result of an FMA about four cycles after it began it, and many begin two in every cycle. So
+# eight sums must be under way at once, or it waits. A fast product needs vectors *and* at least eight of them in
+# registers. A tile of 4 rows and two vectors of columns has eight sums. For each k it loads two vectors of b, and
+# `spread` repeats one number of a in a whole vector, for each row. The kernel of one such tile is called a
+# *micro-kernel*.
 #
-# ## Backwards
+# **Packing.** From one k to the next, the two vectors of b are a whole row apart, in another cache line and, where
+# rows are long, in another page of memory. So b is copied once: the first two vectors of columns of all rows, one
+# after another, are the first *panel*, the next two the second. The micro-kernel is the same, with other distances.
 #
-# The backward pass is fused in the same way, in reverse. Lesson 4 derived the gradient of BatchNorm. For one
-# channel, once its two sums are known, it is a number times the incoming gradient, plus a number times z,
-# plus a number. These are three coefficients for each channel, so it can be computed while loading, too:
+# **Before you run the next cell:** packing is extra work, included in the time. Does it pay?
+
 
 # %%
-source(passes.adjoint_run, fused_pointwise._pointwise_backward)
+@backend.jit(literal=True)
+def four_by_two_vectors(a, b, panel_step, row_step, y):
+    """b (K*D,): its panels are panel_step apart, the rows of a panel row_step."""
+    (M, K), D, x, out = a.shape, y.shape[1], a.reshape(-1), y.reshape(-1)
+    zero = spread(np.zeros(1, np.float32), 0)
+    for n in range(0, D, 2 * V):
+        for m in range(0, M, 4):
+            s00 = s01 = s10 = s11 = s20 = s21 = s30 = s31 = zero
+            i, j = m * K, n // (2 * V) * panel_step
+            for _ in range(K):
+                b0, b1 = load(b, j), load(b, j + V)
+                a0, a1, a2, a3 = spread(x, i), spread(x, i + K), spread(x, i + 2 * K), spread(x, i + 3 * K)
+                s00, s01, s10, s11 = fma(a0, b0, s00), fma(a0, b1, s01), fma(a1, b0, s10), fma(a1, b1, s11)
+                s20, s21, s30, s31 = fma(a2, b0, s20), fma(a2, b1, s21), fma(a3, b0, s30), fma(a3, b1, s31)
+                i, j = i + 1, j + row_step
+            for r, left, right in ((0, s00, s01), (1, s10, s11), (2, s20, s21), (3, s30, s31)):
+                store(left, out, (m + r) * D + n)
+                store(right, out, (m + r) * D + n + V)
+
+
+def pack(b):
+    """Return b (K, D) as panels (D / 2V, K, 2V)."""
+    return np.ascontiguousarray(b.reshape(len(b), -1, 2 * V).swapaxes(0, 1))
+
+
+measure("4 rows x 2 vectors", lambda: four_by_two_vectors(a, b.ravel(), 2 * V, D, y))
+measure("the same, packed", lambda: four_by_two_vectors(a, pack(b).ravel(), K * 2 * V, 2 * V, y))
+say(f"{speeds['4 rows x 2 vectors']:.0f} GFLOP/s, packed {speeds['the same, packed']:.0f}.")
 
 # %% [markdown]
-# Only the output z of every convolution is kept for the backward pass. Everything between, the normalised
-# feature maps, the outputs of ReLU and its masks, is computed again from z while a tile is in the cache.
-# Computing something twice is cheaper than storing and loading it: that is lesson 9 in one sentence.
-#
-# ## Step 7: allocate once
-#
-# All feature maps, gradients and workspaces of the engine are allocated once for each input shape. What does
-# that save? When you allocate memory, the operating system only reserves it. It provides each page, filled
-# with zeros, when you first write to it, and each of these is a *page fault*. When you free an array, the C
-# library decides: it keeps small ones for the next request and returns large ones to the system, and the next
-# allocation starts from the beginning.
-#
-# **Before you run the next cell:** an array is multiplied by two, into a new array or into an existing one.
-# Does it matter for 8 MB? For 128 MB?
-
+# **How many rows?** More rows use each vector of b more often. But every sum needs a register, and so do the two
+# vectors of b and one number of a. With AVX-512 or NEON a processor has 32 vector registers, with AVX2 or SSE 16.
 
 # %%
-def faults(call):
-    """Return the page faults of one call; 0 where the system does not count them."""
-    if find_spec("resource") is None:
-        return 0
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    call()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
 rows = []
-for megabytes in (8, 128):
-    numbers = np.ones(megabytes << 18, np.float32)
-    existing = np.empty_like(numbers)
-    for what, call in (
-        ("new", lambda numbers=numbers: np.multiply(numbers, 2)),
-        ("existing", lambda numbers=numbers, out=existing: np.multiply(numbers, 2, out=out)),
-    ):
-        rows.append([f"{megabytes} MB", what, f"{1e3 * fastest(call, 7):.2f}", f"{faults(call):,}"])
-say(table(rows, ["array", "result", "ms", "page faults"]))
+for height in (4, 6, 8, 14, 16):
+    registers = 2 * height + 2 + 1
+    fits = ["yes" if registers <= all_of_them else "no" for all_of_them in (16, 32)]
+    rows.append([height, 2 * height, registers, *fits, f"{height * 2 * V / (2 * (height + 2 * V)):.2f}"])
+say(table(rows, ["rows", "sums", "registers", "fits in 16", "fits in 32", "FLOPs per byte"]))
+say(f"This processor has {REGISTERS} registers of {V} numbers, and mbnp's tiles have {matmul.ROWS} rows.")
 
 # %% [markdown]
-# The size above which the C library returns memory, and the size of a page, differ between systems, and
-# depend on what the program did before. An engine with buffers of its own does not depend on any of this.
-# PyTorch's training step does: you will see at the end what it gains when the C library is told to keep all
-# memory.
+# With 16 registers, six rows are the most. (Seven would need 17.) With 32, up to 14 fit. But from eight rows on there
+# are 16 multiplications for ten loads, so loading is not the limit any more, and eight divides what networks have:
+# rows of 8, 16 or 32 pixels. What is left over goes to tiles of 9, 4 or 1 rows.
 #
-# A buffer that is allocated once can also stay in the cache of *one core*. A core that writes to a cache line
-# invalidates it in the caches of all other cores. In the engine the gradients of all stages are
-# double-buffered: they alternate between two buffers, and each thread computes the gradients of its chunk of
-# the images. When every gradient began at the start of its buffer, the second half of a small one occupied
-# the memory where the first half of a large one had been, and the two cores kept invalidating each other's
-# cache lines: depthwise backward at stride 2 took a third longer than it does now that every gradient is in
-# the middle of its buffer.
+# This is the product of `ops/matmul.py`. A tile is defined in Python; mbnp generates its instructions for each size,
+# since no compiler is sure to keep 16 sums in registers. It finds the rows of a by a table, which will soon be
+# useful.
+
+# %%
+source(tiles.tile, matmul.multiply)
+
+# %%
+backend.set_num_threads(1)
+no_bias = np.zeros(D, np.float32)
+measure("ops.matmul", lambda: matmul._forward_kernel(a, b, no_bias, y))
+backend.set_num_threads(THREADS)
+rows = [[name, f"{speed:.1f}", f"{speed / peak:.0%}"] for name, speed in speeds.items()]
+say(table(rows, ["one core", "GFLOP/s", "of its peak"]))
 
 # %% [markdown]
+# All these products move the same bytes from memory. What differs are the bytes between the L1 cache and the
+# registers, so here is the roofline of *that* level. Its slope is the bandwidth of the L1 cache. A load of one number
+# takes as long as that of a vector, so without vectors slope and roof are both lower, by the width of a vector.
+
+
+# %%
+@backend.jit(literal=True)
+def triad(x, y, out, times):
+    """Compute out = x + y * x[0] again and again: two loads and a store for each vector."""
+    factor = spread(x, 0)
+    for _ in range(times):
+        for i in range(0, out.size, V):
+            store(fma(factor, load(y, i), load(x, i)), out, i)
+
+
+arena = Arena(np.float32)
+small = [arena.zeros(2048) for _ in range(3)]  # 24 kB together
+passes_over = 10 if SMALL else 10_000
+bandwidth = 12 * 2048 * passes_over / fastest(lambda: triad(*small, passes_over), 9) / 1e9
+
+heights = {"4 rows x 2 vectors": 4, "the same, packed": 4, "ops.matmul": matmul.ROWS}
+intensity = {"three loops": 2 / 16, "columns innermost": 2 / 12, "2x4 sums in registers": 16 / 24}
+intensity |= {name: rows * V / (rows + 2 * V) for name, rows in heights.items()}
+looks = zip("Xs^oD*", (BLACK, PURPLE, VERMILION, SKY, BLUE, GREEN), strict=True)
+
+fig, axes = figure(width=7.5, height=4.2)
+at = np.geomspace(0.06, 10, 200)
+axes.loglog(at, np.minimum(peak, bandwidth * at), color="grey", label=f"L1: {bandwidth:.0f} GB/s, {peak:.0f} GFLOP/s")
+axes.loglog(at, np.minimum(peak, bandwidth * at) / V, "--", color="grey", label="the same without vectors")
+axes.axhline(speeds["NumPy's BLAS"], color=ORANGE, linestyle=":", label="NumPy's BLAS")
+for (name, flops_per_byte), (mark, colour) in zip(intensity.items(), looks, strict=True):
+    axes.plot(flops_per_byte, speeds[name], mark, color=colour, markersize=9, label=name)
+axes.set(xlim=(0.06, 10), xlabel="FLOPs per byte loaded or stored", ylabel="GFLOP/s")
+for axis in (axes.xaxis, axes.yaxis):
+    axis.set_major_formatter("{x:g}")
+axes.grid(alpha=0.3)
+axes.set_title("One matrix product, one core: from the slope to the roof")
+axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+show(fig, "Roofline of the L1 cache: the products move right and up, from three loops to ops.matmul near the roof")
+
+# %% [markdown]
+# ## Step 7: prologue, product and epilogue in one kernel
+#
+# Our product can be called with a *tile of pixels*: a hundred or more of them are normalised and clamped into a
+# workspace that stays in the L2 cache, multiplied from there, and the statistics of the result are accumulated
+# while it is in the cache, too. Pointwise and standard convolutions and linear layers are all this one kernel. For 3x3
+# the workspace holds padded rows of images, and the table tells where each window begins: none is copied.
+
+# %%
+source(passes.activate_run, fused_conv._forward, fused_conv._product, fused_conv.conv_forward)
+
+# %% [markdown]
+# (`scale_shift` holds mean, scale and shift of each channel. `take_moments` sums deviations from one of the outputs,
+# the `pivot`: a plain sum of squares would lose its digits where the mean is large, as in lesson 4. `soon` is what
+# the next tile will need, requested from memory in time.) The depthwise kernel is `activate_and_convolve` with
+# explicit vectors: nine vectors of weights stay in registers, and a ring of four rows in the L1 cache takes the place
+# of the padded image.
+#
+# `match` finds in a network what runs as one, and a `Plan` has a step with its arrays for each. Here are the first
+# of the article's network. We check their **reference equation**, that is, what they compute in terms of the
+# operations of `ops`, and only then measure.
+
+# %%
+net = models.mobilenet_v1_small(seed=0)
+images = rng.standard_normal((N, 32, 32, 3), dtype=np.float32)
+operations = match(net, images.shape)
+say("```text\n" + "\n".join(report(operations).splitlines()[:4]) + "\n```")
+plan = Plan(operations, images.shape, net.dtype, needs_dx=False)
+with backend.one_pool():
+    plan.forward(images)
+
+# %%
+layers = {"depthwise": depthwise.forward, "pointwise": pointwise.forward}
+rows = []
+for before, step, kind in zip(plan.steps, plan.steps[1:3], layers, strict=False):
+    z, bn, weights = before.out.z, before.bn, step.layer.weight.value
+    options = {"padding": 1} if kind == "depthwise" else {}
+    calls = {
+        "BatchNorm": lambda z=z, bn=bn: batchnorm.forward(z, bn.weight.value, bn.bias.value, bn.eps)[0],
+        "ReLU": lambda z=z: relu.forward(z),
+        kind: lambda z=z, weights=weights, kind=kind, options=options: layers[kind](z, weights, **options),
+    }
+    expected = layers[kind](relu.forward(calls["BatchNorm"]()), weights, **options)
+    with backend.one_pool():
+        step.forward()
+        same(step.out.z, expected, kind)
+        same(step.counts @ step.moments[:, 0] / step.counts.sum(), expected.mean(axis=(0, 1, 2)), "its mean")
+        together = fastest(step.forward)
+    apart = [fastest(call) for call in calls.values()]
+    times = f"{1e3 * sum(apart):.2f}", f"{1e3 * together:.2f}", f"{sum(apart) / together:.1f}"
+    rows.append([" + ".join(calls), *times])
+say(table(rows, ["step", "one after another, ms", "one kernel, ms", "times as fast"]))
+pixels = plan.steps[2].plan.windows.tile
+say(f"A tile of the pointwise step is {pixels} pixels, {4 * pixels * C >> 10} kB.")
+
+# %% [markdown]
+# The backward pass is fused in the same way, in reverse: BatchNorm's gradient (lesson 4) is, for one channel whose two
+# sums are known, a number times the incoming gradient, plus a number times z, plus a number. Only the output z of
+# every convolution is kept. The normalised feature maps, the outputs of ReLU and its masks are computed again from z
+# while a tile is in the cache. Computing something twice is cheaper than storing and loading it: that is lesson 9 in
+# one sentence.
+#
+# ## Allocate once
+#
+# All arrays of a `Plan` are allocated once for each input shape. When you allocate memory, the operating system only
+# reserves it, and provides each page, filled with zeros, when you first write to it: a *page fault*. When you free a
+# large array, the C library may return it to the system, and the next one starts from the beginning. PyTorch's training
+# step pays for that: you will see at the end what it gains when the C library is told to keep all memory.
+#
+# ## One pool of threads
+#
+# No kernel of the engine calls BLAS, not even for a linear layer. Why so strict? Each pool of threads goes on spinning
+# for a while after a call, in case the next one follows soon, on the cores that the other pool needs then.
+#
+# **Before you run the next cell:** our product on all our threads, NumPy's on its own threads, and the two in turn.
+# Does the pair take as long as one and the other?
+
+# %%
+ours = timed(lambda: matmul.forward_numba(a, b), 31)
+numpys = timed(lambda: a @ b, 31)
+in_turn = timed(lambda: (matmul.forward_numba(a, b), a @ b), 31)
+say(
+    f"mbnp {1e3 * ours:.2f} ms, NumPy {1e3 * numpys:.2f} ms, one after the other {1e3 * in_turn:.2f} ms: "
+    f"{in_turn / (ours + numpys):.1f} times the sum."
+)
+time.sleep(1)  # until NumPy's threads sleep
+
+# %% [markdown]
+# ## No other order of sums
+#
+# A compiler can make vectors of a loop that adds up numbers only if it may add them in another order. The flag
+# `reassoc` allows that.
+#
+# **Before you run the next cell:** the same loop, with and without. What changes, apart from the time?
+
+
+# %%
+def total(x):
+    s = np.float32(0)
+    for i in range(x.size):
+        s += x[i]
+    return s
+
+
+numbers = rng.random(10**6, dtype=np.float32)
+in_order, reordered = numba.njit(total), numba.njit(total, fastmath={"reassoc"})
+say(
+    f"In order {in_order(numbers):.3f} in {1e6 * fastest(lambda: in_order(numbers), 9):.0f} µs, reordered "
+    f"{reordered(numbers):.3f} in {1e6 * fastest(lambda: reordered(numbers), 9):.0f} µs, exactly "
+    f"{math.fsum(numbers.tolist()):.3f}."
+)
+
+# %% [markdown]
+# Neither is wrong: each is rounded in its own way, and many short sums are even closer than one long one. But *which*
+# order a compiler chooses depends on the code around the loop, the processor and the version. One kernel with this
+# flag held two copies of a function that rounded differently. The engine's kernels, marked `literal`, do without:
+# vectors and their order are written down, and partial sums of tiles, whose number depends on the shape alone, are
+# added in their order. So every compilation, on any number of threads, gives the same numbers.
+#
 # ## The whole network
 #
-# **Before you run the next cell:** the depthwise kernels became faster, the matrix products stayed the same,
-# and BatchNorm and ReLU moved into the kernels around them. How long does a training step of the fused engine
+# **Before you run the next cell:** the depthwise kernels and the matrix products became faster, and BatchNorm
+# and ReLU moved into the kernels around them. How long does a training step of the fused engine
 # take, as a fraction of the reference network's? And which kind of layer now takes most of it?
 
 # %%
@@ -418,40 +678,18 @@ same(fast.forward(images, train=True), reference.forward(images, train=True), "l
 same(fast.forward(images), reference.forward(images), "logits of an inference")
 
 workload = Workload("training", "mobilenet-v1-small", N, 32, THREADS)
-looks = {
-    "standard": GREEN,
-    "pointwise": BLUE,
-    "depthwise": VERMILION,
-    "other": PURPLE,
-    "optimiser": ORANGE,
-    "rest": SKY,
-}
+KINDS = "standard", "pointwise", "depthwise", "other", "optimiser", "rest"
 LONG = {"other": "BatchNorm, ReLU, pool, linear", "rest": "loss, Python"}
 measured = {}
 for name, network in (("reference", workload.network()), ("fused", fused.convert(workload.network()))):
     found = profile.measure(network, workload, steps=1 if SMALL else 11)
-    kinds = dict.fromkeys(looks, 0.0)
+    kinds = dict.fromkeys(KINDS, 0.0)
     for row in found.rows:
         kinds[row.kind] += row.seconds
     measured[name] = kinds | {"optimiser": found.optimiser, "rest": found.rest}
 
-fig, axes = figure(width=8, height=2.6)
-for k, kinds in enumerate(measured.values()):
-    left = 0.0
-    for kind, colour in looks.items():
-        label = LONG.get(kind, kind) if k == 0 else None
-        axes.barh(k, 1e3 * kinds[kind], left=left, color=colour, edgecolor="white", label=label)
-        left += 1e3 * kinds[kind]
-axes.set_yticks(range(len(measured)), measured)
-axes.invert_yaxis()
-axes.set_xlabel(f"ms of a training step, {N} images")
-axes.set_title("The time of a training step, forward and backward")
-axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, fontsize=9)
-show(fig, "Stacked bars: time of a training step by kind of layer, reference and fused")
-
-# %%
 totals = {name: sum(kinds.values()) for name, kinds in measured.items()}
-rows = [[LONG.get(kind, kind), *(f"{1e3 * kinds[kind]:.2f}" for kinds in measured.values())] for kind in looks]
+rows = [[LONG.get(kind, kind), *(f"{1e3 * kinds[kind]:.2f}" for kinds in measured.values())] for kind in KINDS]
 rows.append(["total", *(f"{1e3 * total:.2f}" for total in totals.values())])
 say(table(rows, ["ms", *measured]))
 say(
@@ -469,23 +707,23 @@ say(
 # $$\gamma \frac{w * x - \mu}{\sqrt{\sigma^2+\varepsilon}} + \beta
 # = \Big(\underbrace{\frac{\gamma}{\sqrt{\sigma^2+\varepsilon}}}_{s} w\Big) * x + (\beta - \mu s)$$
 #
-# So the weights are scaled once, and BatchNorm disappears. By hand, with one weight:
+# So the weights are scaled once, and BatchNorm disappears:
 
 # %%
-w1, x1, gamma1, beta1, mean1, var1 = 3.0, 2.0, 4.0, 1.0, 5.0, 4.0  # no epsilon, for round numbers
-s = gamma1 / var1**0.5
-weight, bias = w1 * s, beta1 - mean1 * s
-say(
-    f"apart: `{gamma1:g}*({w1:g}*{x1:g} - {mean1:g})/sqrt({var1:g}) + {beta1:g}` = "
-    f"{gamma1 * (w1 * x1 - mean1) / var1**0.5 + beta1:g}"
-)
-say(f"folded, with s = {s:g}: `{weight:g}*{x1:g} + ({bias:g})` = {weight * x1 + bias:g}")
 source(inference.fold)
 
 # %% [markdown]
 # And nothing needs to be kept for a backward pass. So a block's depthwise convolution passes its rows to the
 # pointwise one while they are in the cache, and the feature map between the two, whose cost lesson 9 pointed
 # out, is never written to memory.
+#
+# For one image, even to call a kernel for each layer from Python would take a noticeable part of the time. So a network
+# becomes a *program*, a table with a record of numbers for each step, and one kernel runs through it:
+
+# %%
+source(program.run_program)
+made = inference.Inference(match(net, (1, 32, 32, 3)), (1, 32, 32, 3), net.dtype)
+say(f"The program of the article's network, for one image: {made.program.size} records.")
 
 # %%
 with backend.use("numpy"):
@@ -506,11 +744,11 @@ say(
 #   that does not agree is not timed.
 # - Each runs in a process of its own, because the threads of one library go on spinning for a while and would
 #   slow the next. The processes run alternately, a few steps each, with a pause between.
-# - PyTorch is run twice: as installed, and with an allocator that keeps freed memory. That is step 7, done
-#   from outside by three settings of the C library, which PyTorch's own performance guide recommends in
+# - PyTorch is run twice: as installed, and with an allocator that keeps freed memory. That is "allocate once",
+#   done from outside by three settings of the C library, which PyTorch's own performance guide recommends in
 #   another form.
 # - "Its matrix products alone" are the matrix products of the network's convolutions, one after the other,
-#   and nothing else. No engine that computes convolutions by these matrix products can be faster.
+#   and nothing else. An engine that computes convolutions by matrix products can hardly be faster.
 #
 # Without PyTorch installed, mbnp is compared with its matrix products only.
 
@@ -522,8 +760,8 @@ if not peers:
 
 def candidates(workload):
     """Return some candidates of `mbnp bench --against torch`: PyTorch in its channels_last layout, not compiled."""
-    everything = for_workload(workload, peers, readable=False, compiled=False)
-    wanted = {"mbnp"} if SMALL else {"mbnp", "its matrix products alone", "PyTorch, channels_last"}
+    everything = known.for_workload(workload, peers, False, compiled=False)
+    wanted = {known.MBNP} if SMALL else {known.MBNP, known.MATMULS, f"{known.TORCH}, channels_last"}
     return [candidate for candidate in everything if candidate.name in wanted]
 
 
@@ -539,8 +777,8 @@ for panel, (work, found) in zip(axes[0], results.items(), strict=True):
     rows, bars = [], {}
     for result in found:
         name = result.candidate.name
-        if name.startswith("PyTorch"):
-            name += ", tuned" if result.candidate.allocator == TUNED else ""
+        if name.startswith(known.TORCH):
+            name += ", tuned" if result.candidate.allocator == known.TUNED else ""
         if result.refused:
             rows.append([name, result.refused, ""])
             continue
@@ -548,7 +786,7 @@ for panel, (work, found) in zip(axes[0], results.items(), strict=True):
         rows.append([name, f"{1e3 * result.median:.1f}", f"{1e3 * low:.1f} to {1e3 * high:.1f}"])
         bars[name] = 1e3 * result.median
     say(table(rows, [f"{work}, {N} images", "ms", "quartiles"]))
-    ours = [GREEN if "products" in name else BLUE if name == "mbnp" else ORANGE for name in bars]
+    ours = [GREEN if name == known.MATMULS else BLUE if name == known.MBNP else ORANGE for name in bars]
     panel.barh([*bars], [*bars.values()], color=ours)
     panel.invert_yaxis()
     for k, ms in enumerate(bars.values()):
@@ -560,14 +798,12 @@ show(
     fig,
     "Bars of the time of mbnp, its matrix products alone and PyTorch, training step and inference",
 )
-
-# %%
 for work, found in results.items():
     median = {r.candidate.name + r.candidate.allocator: r.median for r in found if not r.refused}
-    ours = median["mbnp" + INSTALLED]
-    torchs = {name: t for name, t in median.items() if name.startswith("PyTorch")}
+    ours = median[known.MBNP + known.INSTALLED]
+    torchs = {name: t for name, t in median.items() if name.startswith(known.TORCH)}
     if torchs:
-        best, installed = min(torchs.values()), torchs["PyTorch, channels_last" + INSTALLED]
+        best, installed = min(torchs.values()), torchs[f"{known.TORCH}, channels_last" + known.INSTALLED]
         say(
             f"{work.capitalize()}: PyTorch at its best takes {best / ours:.2f} times as long as the fused engine; "
             f"as installed, {installed / ours:.2f} times."
@@ -579,21 +815,21 @@ for work, found in results.items():
 # before you trust any number, including those on this page.
 #
 # What made the difference? Not fewer multiplications: apart from BatchNorm, which inference folds away, every
-# step of this lesson does nearly the same ones. Steps 1 to 4 keep the processor from waiting for
-# instructions, steps 5 to 8 from waiting for memory.
+# step of this lesson does nearly the same ones. Steps 1 to 4 and 6 keep the processor's arithmetic units busy,
+# steps 5, 7 and 8 keep them from waiting for memory.
 #
 # ## Questions
 #
 # 1. Why may a kernel normalise its input while loading, but not its output while storing?
 # 2. BatchNorm's statistics are accumulated by tiles and combined later. Why is the number of tiles taken from
-#    the
-#    shape, and not from the number of threads?
+#    the shape, and not from the number of threads?
 # 3. The fused backward pass computes ReLU's mask again from z. How many bytes would it have cost to store it
 #    and to load it, for our layer?
 # 4. In inference mbnp folds BatchNorm into the weights. When must it fold again, and how could it detect
 #    that?
 # 5. Could BatchNorm be folded during training, too? What would go wrong?
-# 6. Why does a buffer that is allocated once save more time for BatchNorm than for a matrix product?
+# 6. A tile of 6 rows and 2 vectors has as many sums as one of 4 rows and 3 vectors. Where a vector has 8 numbers,
+#    which one loads fewer bytes for each k, which one has fewer loads, and how many registers does each need?
 #
 # ## Exercises
 #
@@ -643,6 +879,40 @@ for work, found in results.items():
 # def normalise_relu(z, mean, var, gamma, beta, eps):
 #     scale = gamma / np.sqrt(var + eps)
 #     return np.maximum((z - mean) * scale + beta, 0)
+# ```
+#
+# </details>
+#
+# **`blocked_matmul(a, b)`**: the product of a (M, K) and b (K, N) by tiles of 4 rows and 4 columns, for *any* M, K
+# and N: where 4 does not divide M or N, the last tiles are smaller. Keep the sums of a tile in local variables (or one
+# small array of them) until they are complete, and write each number of the result once.
+#
+# <details><summary>Hint</summary>
+#
+# Loops over the first row of each tile, over its first column, over k, and over the rows and columns of the tile.
+# `min(m + 4, M)` is where its rows end. Every new tile begins with sums of zero.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# import numpy as np
+#
+#
+# def blocked_matmul(a, b):
+#     (M, K), N = a.shape, b.shape[1]
+#     y = np.empty((M, N), a.dtype)
+#     for m in range(0, M, 4):
+#         for n in range(0, N, 4):
+#             last_m, last_n = min(m + 4, M), min(n + 4, N)
+#             sums = np.zeros((last_m - m, last_n - n), a.dtype)
+#             for k in range(K):
+#                 for r in range(last_m - m):
+#                     for c in range(last_n - n):
+#                         sums[r, c] += a[m + r, k] * b[k, n + c]
+#             y[m:last_m, n:last_n] = sums
+#     return y
 # ```
 #
 # </details>

@@ -26,4 +26,7 @@ __all__ = [
     "use",
 ]
 
-__getattr__ = module_names(__name__, {"using": "mbnp.backend:use", "FASTMATH": "mbnp.backend.jit:FASTMATH"})
+__getattr__ = module_names(
+    __name__,
+    {"using": "mbnp.backend:use", "FASTMATH": "mbnp.backend.jit:FASTMATH", "one_blas_thread": "mbnp.backend:one_pool"},
+)

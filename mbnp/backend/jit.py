@@ -20,8 +20,8 @@ FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 # For functions that only other compiled code calls. They are parts of kernels of explicit vectors, which write their
 # fused multiply-adds themselves: no flag may reorder them (vectors.py says why).
 PIECE = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-# Numba counts the references to every array that a function names or slices. A piece works on its caller's arrays, which
-# are there as long as it runs; only one that makes arrays has to count.
+# Numba counts the references to every array that a function names or slices. A piece works on its caller's arrays,
+# which are there as long as it runs; only one that makes arrays has to count.
 NO_COUNTING = {"_nrt": False}
 
 _njit: Any = numba.njit  # its type hints do not know all its options

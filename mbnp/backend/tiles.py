@@ -6,7 +6,7 @@ the tile. Rows and vectors are known when compiling, as everything else that a r
 
 What becomes of the finished sums: STORE them, ADD them to what is there, or CLIP them after a bias is added.
 
-While a tile is multiplied nothing is read from memory, which takes as long as the multiplication where channels are few.
+While a tile is multiplied nothing is read from memory, and where channels are few reading takes as long as multiplying.
 So with each step of k the loop asks for the cache line of soon[at_soon], which will be needed after this product, and
 goes on by step_soon entries. Where nothing is known to be needed, any array and a step of 0 will do.
 """
@@ -31,7 +31,29 @@ LONG = ir.IntType(64)
 # ---- their definitions ---------------------------------------------------------------------------------------------
 
 
-def tile(rows, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, soon, at_soon, step_soon):
+def tile(
+    rows,
+    vectors,
+    r,
+    n,
+    a,
+    at,
+    a_rows,
+    segments,
+    run,
+    b,
+    k,
+    c,
+    o,
+    c_rows,
+    then,
+    bias,
+    low,
+    high,
+    soon,
+    at_soon,
+    step_soon,
+):
     """Make rows r ... and columns n ... of c = a b, with b packed.
 
     a: the entry (r, (s, i)) is a[at + a_rows[r] + segments[s] + i], i < run; k is (s, i)
@@ -49,7 +71,28 @@ def tile(rows, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, 
             _finish(total, c, o + c_rows[r + y] + n + v * V, then, bias, n + v * V, low, high)
 
 
-def tile_across(rows, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, soon, at_soon, step_soon):
+def tile_across(
+    rows,
+    vectors,
+    r,
+    n,
+    a,
+    at,
+    segments,
+    step,
+    run,
+    b,
+    k,
+    b_segments,
+    b_step,
+    c,
+    o,
+    c_rows,
+    then,
+    soon,
+    at_soon,
+    step_soon,
+):
     """Make rows r ... and columns n ... of c = a^T b, both read where they lie.
 
     a: the entry ((s, i), r) is a[at + segments[s] + i*step + r], i < run; k is (s, i)
@@ -86,7 +129,29 @@ def _known(rows: Any, vectors: Any, a: Any) -> Any:
 
 @type_callable(tile)
 def _type_tile(context):
-    def result(rows, vectors, r, n, a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, soon, at_soon, step_soon):
+    def result(
+        rows,
+        vectors,
+        r,
+        n,
+        a,
+        at,
+        a_rows,
+        segments,
+        run,
+        b,
+        k,
+        c,
+        o,
+        c_rows,
+        then,
+        bias,
+        low,
+        high,
+        soon,
+        at_soon,
+        step_soon,
+    ):
         return _known(rows, vectors, a)
 
     return result
@@ -94,7 +159,28 @@ def _type_tile(context):
 
 @type_callable(tile_across)
 def _type_across(context):
-    def result(rows, vectors, r, n, a, at, segments, step, run, b, k, b_segments, b_step, c, o, c_rows, then, soon, at_soon, step_soon):
+    def result(
+        rows,
+        vectors,
+        r,
+        n,
+        a,
+        at,
+        segments,
+        step,
+        run,
+        b,
+        k,
+        b_segments,
+        b_step,
+        c,
+        o,
+        c_rows,
+        then,
+        soon,
+        at_soon,
+        step_soon,
+    ):
         return _known(rows, vectors, a)
 
     return result
@@ -183,7 +269,11 @@ class _Builder:
                     with builder.if_else(builder.icmp_signed("==", then, ir.Constant(LONG, CLIP))) as (clips, stores):
                         with clips:
                             bounds = [repeat(builder, bound, self.kind) for bound in (low, high)]
-                            store(lambda total, place, v: clipped(builder, builder.fadd(total, self.load(bias, v)), *bounds))
+                            store(
+                                lambda total, place, v: clipped(
+                                    builder, builder.fadd(total, self.load(bias, v)), *bounds
+                                )
+                            )
                         with stores:
                             store(lambda total, place, v: total)
 
@@ -191,8 +281,10 @@ class _Builder:
 @lower_builtin(tile, *[types.Any] * 21)
 def _lower_tile(context, builder, sig, args):
     t = _Builder(context, builder, sig, args, tile)
-    starts = [builder.add(t.number("at"), t.entry("a_rows", builder.add(t.number("r"), ir.Constant(LONG, y))))
-              for y in range(t.rows)]
+    starts = [
+        builder.add(t.number("at"), t.entry("a_rows", builder.add(t.number("r"), ir.Constant(LONG, y))))
+        for y in range(t.rows)
+    ]
     run, width_b = t.number("run"), ir.Constant(LONG, t.vectors * t.kind.count)
     with cgutils.for_range(builder, t.length("segments")) as segment:
         offset = t.entry("segments", segment.index)

@@ -8,9 +8,9 @@ out.
 The functions are their own definition, and run as they stand under NUMBA_DISABLE_JIT=1, where a vector is a slice.
 Compiled, each is one instruction or two. An index counts the entries of a contiguous array; no index is checked.
 
-Nothing here lets the compiler reorder sums or fuse a product with a sum by itself: `fma` is one where it is written, and
-nowhere else. So every compilation gives the same numbers. (With LLVM's flags `reassoc` or `contract` the two copies of
-a function that a parallel kernel holds were rounded differently, and which of them ran depended on the cache.)
+Nothing here lets the compiler reorder sums or fuse a product with a sum by itself: `fma` is one where it is written,
+and nowhere else. So every compilation gives the same numbers. (With LLVM's flags `reassoc` or `contract` the two copies
+of a function that a parallel kernel holds were rounded differently, and which of them ran depended on the cache.)
 
 A vector has BYTES bytes: 64 with AVX-512, 32 with AVX2, 16 with NEON and everywhere else; MBNP_VECTOR_BYTES=16, 32 or
 64 sets another width before the first import, to measure it. Together with NUMBA_CPU_NAME=haswell, for instance,

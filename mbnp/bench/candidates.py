@@ -14,10 +14,9 @@ from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from mbnp import backend, fused, train, weights
-from mbnp.bench import floor
+from mbnp.bench import blas, floor, isa
 from mbnp.bench.workload import SGD_OPTIONS, Workload, optimiser
 from mbnp.errors import MbnpError, unknown
 from mbnp.network import Network
@@ -36,7 +35,7 @@ Arrays = dict[str, np.ndarray]
 class Candidate:
     """One entry of a comparison. What a subclass computes by, it makes in `prepare` and `build`."""
 
-    name: str  # a group, and one of its configurations: "PyTorch, NCHW"
+    name: str  # a group, and one of its configurations: "PyTorch, NCHW", "ONNX Runtime (not held)"
     option: Any = None
     allocator: str = INSTALLED
 
@@ -46,7 +45,11 @@ class Candidate:
 
     @property
     def group(self) -> str:
-        return self.name.partition(", ")[0]
+        return self.name.partition(", ")[0].partition(" (")[0]
+
+    @property
+    def configuration(self) -> str:
+        return self.name.removeprefix(self.group).lstrip(", ")
 
     def prepare(self, workload: Workload) -> None:
         """Import what is needed, and make what is needed from others."""
@@ -85,8 +88,13 @@ def check_peers(names: Sequence[str]) -> None:
             raise MbnpError(f"{missing} not installed, which --against {name} needs: {install}")
 
 
-def for_workload(workload: Workload, peers: Sequence[str], readable: bool, compiled: bool) -> list[Candidate]:
-    """Return mbnp (its reference network, if `readable`), its matrix products, and the peers that are asked for."""
+def for_workload(
+    workload: Workload, peers: Sequence[str], readable: bool, compiled: bool, held_to: str | None = None
+) -> list[Candidate]:
+    """Return mbnp (its reference network, if `readable`), its matrix products, and the peers that are asked for.
+
+    held_to: the instruction set of this process, which a candidate that it does not hold says of itself.
+    """
     found: list[Candidate] = [Mbnp(MBNP, "readable" if readable else "fused")]
     found += [Matmuls(MATMULS, floor.run), Matmuls("the same by NumPy's threads", floor.run_numpy)]
     if "readable" in peers and not readable:
@@ -96,7 +104,8 @@ def for_workload(workload: Workload, peers: Sequence[str], readable: bool, compi
         ways = ["channels_last", "NCHW", *(["torch.compile"] if compiled else [])]
         found += [Torch(f"{TORCH}, {way}", way, a) for a in allocators for way in ways]
     if "onnxruntime" in peers and workload.work == "inference":
-        found += [OnnxRuntime(ONNX, allocator=allocator) for allocator in allocators]
+        name = f"{ONNX} ({isa.NOT_HELD})" if held_to else ONNX
+        found += [OnnxRuntime(name, allocator=allocator) for allocator in allocators]
     return found
 
 
@@ -112,8 +121,6 @@ class Mbnp(Candidate):
     def prepare(self, workload: Workload) -> None:
         super().prepare(workload)
         backend.set_num_threads(workload.threads)
-        with backend.one_pool():  # imports SciPy's BLAS
-            pass
 
     def build(self) -> None:
         self.net = self._network(np.float32)
@@ -157,7 +164,7 @@ class Matmuls(Candidate):
     def build(self) -> None:
         work = self.workload
         backend.set_num_threads(work.threads)
-        threadpool_limits(work.threads, user_api="blas")  # for as long as this process lives
+        blas.limit(work.threads)  # for as long as this process lives
         self.layers = floor.allocate(floor.matmuls(work.network(), work.shape, work.batch_size).values())
 
     def run(self) -> None:

@@ -2,8 +2,10 @@
 
 A convolution over P = N*H*W output pixels is the product (P, K*K*Cin) @ (K*K*Cin, Cout); a pointwise one and a linear
 layer likewise with K = 1. Its backward is two more of the same size: dX = dY @ W^T and dW = X^T @ dY. A depthwise
-convolution is none. No network of these layers can be much faster than its matrix products, unless it uses fewer of
-them (the engine's inference multiplies large weights by panels, a little faster than the whole ones here).
+convolution is none.
+
+The products are the engine's own (`ops/matmul.py`), its weights packed beforehand. What the engine takes on top of
+them is everything else: the other layers, and whatever it reads and writes between two products.
 """
 
 import math
@@ -14,11 +16,11 @@ from numba import prange
 
 from mbnp import backend, cost
 from mbnp.backend import jit
+from mbnp.backend.vectors import padded, width
 from mbnp.network import Network
+from mbnp.ops.matmul import fill_vectors, pack, product, product_transposed
 
-# Floats and rows of a tile that stays in the cache, partial dW, and the multiplications that OpenBLAS does without
-# packing its operands: the fastest for these kernels. They are not the engine's: the floor stays when that changes.
-TILE, PIXELS, CHUNKS, SMALL = 1 << 15, 128, 8, 10**6
+CHUNKS, ROWS = 8, 128  # at most so many chunks of the rows, each of at least so many rows
 
 Matmul = tuple[int, int, int]  # P, C and D of y (P, D) = x (P, C) @ w (C, D)
 
@@ -33,36 +35,59 @@ def matmuls(net: Network, shape: tuple[int, int, int], batch_size: int) -> dict[
     return found
 
 
-@jit(parallel=True)
-def multiply(x: np.ndarray, w: np.ndarray, tile: int, y: np.ndarray) -> None:
-    """Set y = x @ w by tiles of rows, each by one thread."""
-    for t in prange(-(-x.shape[0] // tile)):
-        np.dot(x[t * tile : (t + 1) * tile], w, y[t * tile : (t + 1) * tile])
+@jit(parallel=True, literal=True)
+def pack_panels(w: np.ndarray, panel: int, packed: np.ndarray) -> None:
+    """Pack w (C, D), D filling vectors, into panels so many columns wide."""
+    for i in prange(-(-w.shape[1] // panel)):
+        pack(w, i * panel, w.shape[1], packed)
 
 
-@jit(parallel=True)
-def multiply_backward(x, dy, w_t, tile, chunk, dx, dw):  # type: ignore[no-untyped-def]
-    """Set dx = dy @ w_t and, by chunks of tiles, dw = x.T @ dy; where dx is empty it is left out."""
-    for t in prange(dw.shape[0]):
-        for first in range(t * chunk, min((t + 1) * chunk, x.shape[0]), tile):
-            np.dot(x[first : first + tile].T, dy[first : first + tile], dw[t])
-            if dx.size:
-                np.dot(dy[first : first + tile], w_t, dx[first : first + tile])
+@jit(parallel=True, literal=True)
+def multiply(x: np.ndarray, packed: np.ndarray, bias: np.ndarray, chunks: int, y: np.ndarray) -> None:
+    """Set y = x @ w + bias by chunks of rows, each by one thread."""
+    P = x.shape[0]
+    for t in prange(chunks):
+        first, last = t * P // chunks, (t + 1) * P // chunks
+        product(x[first:last], packed, bias, y[first:last])
+
+
+@jit(parallel=True, literal=True)
+def multiply_backward(x, dy, packed, bias, dx, dw):  # type: ignore[no-untyped-def]
+    """Set dx = dy @ w.T + bias, w.T packed, and dw = x.T @ dy of each chunk; where dx is empty it is left out."""
+    P, chunks = x.shape[0], dw.shape[0]
+    for t in prange(chunks):
+        first, last = t * P // chunks, (t + 1) * P // chunks
+        product_transposed(x[first:last], dy[first:last], dw[t])
+        if dx.size > 0:
+            product(dy[first:last], packed, bias, dx[first:last])
+
+
+def packed(w: np.ndarray) -> np.ndarray:
+    """Return w (C, D), D filling vectors, packed."""
+    panels = np.empty(w.size, w.dtype)
+    pack_panels(w, 2 * width(w.dtype), panels)
+    return panels
 
 
 class Arrays:
-    """The arrays of one matrix product, and its tiles; the first layer's dx is not needed."""
+    """The arrays of one matrix product; the first layer's dx is not needed.
+
+    Columns fill vectors, as the engine stores them: x and w have C and D, and y, dy, dx and dw may have a few more.
+    """
 
     def __init__(self, pixels: int, c: int, d: int, first: bool) -> None:
-        small = SMALL // (c * d) // 4 * 4  # OpenBLAS takes four rows together
-        self.tile = min(small if small >= 12 else max(TILE // max(c, d), PIXELS), -(-pixels // 2))
-        self.chunk = -(-math.ceil(pixels / self.tile) // CHUNKS) * self.tile
         rng = np.random.default_rng(0)
-        shapes = (pixels, c), (c, d), (pixels, d)
-        self.x, self.w, self.dy = (rng.standard_normal(shape, np.float32) for shape in shapes)
-        self.w_t = np.ascontiguousarray(self.w.T)
-        self.y, self.dx = np.empty((pixels, d), np.float32), np.empty((0 if first else pixels, c), np.float32)
-        self.dw = np.empty((-(-pixels // self.chunk), c, d), np.float32)
+        self.x, self.w, dy = (rng.standard_normal(s, np.float32) for s in ((pixels, c), (c, d), (pixels, d)))
+        self.chunks = min(CHUNKS, max(1, pixels // ROWS))
+        self.dy = np.ascontiguousarray(fill_vectors(dy))
+        columns, back = self.dy.shape[1], padded(c, np.float32)
+        self.no_bias = np.zeros(max(columns, back), np.float32)
+        self.y, self.dx = np.empty((pixels, columns), np.float32), np.empty((0 if first else pixels, back), np.float32)
+        self.dw = np.empty((self.chunks, c, columns), np.float32)
+        self.packed = packed(np.ascontiguousarray(fill_vectors(self.w)))
+        transposed = np.zeros((columns, back), np.float32)
+        transposed[:d, :c] = self.w.T
+        self.packed_back = packed(transposed)
 
 
 def allocate(matmuls: Iterable[Matmul]) -> list[Arrays]:
@@ -71,22 +96,23 @@ def allocate(matmuls: Iterable[Matmul]) -> list[Arrays]:
 
 
 def run(layers: Sequence[Arrays], backward: bool) -> None:
-    """Multiply as the fast engine does: one-threaded products inside prange, over tiles that stay in cache.
+    """Multiply as the fast engine does: one-threaded products inside prange, of packed weights.
 
     `backward`: all matrix products of a training step, not only those of forward.
     """
     with backend.one_pool():
         for a in layers:
-            multiply(a.x, a.w, a.tile, a.y)
+            multiply(a.x, a.packed, a.no_bias, a.chunks, a.y)
         for a in reversed(layers) if backward else ():
-            multiply_backward(a.x, a.dy, a.w_t, a.tile, a.chunk, a.dx, a.dw)
+            multiply_backward(a.x, a.dy, a.packed_back, a.no_bias, a.dx, a.dw)
 
 
 def run_numpy(layers: Sequence[Arrays], backward: bool) -> None:
     """Multiply as NumPy does: every matrix product whole, on the threads of its own BLAS."""
     for a in layers:
-        np.matmul(a.x, a.w, out=a.y)
+        np.matmul(a.x, a.w, out=a.y[:, : a.w.shape[1]])
     for a in reversed(layers) if backward else ():
-        np.matmul(a.x.T, a.dy, out=a.dw[0])
+        c, d = a.w.shape
+        np.matmul(a.x.T, a.dy[:, :d], out=a.dw[0, :, :d])
         if a.dx.size:
-            np.matmul(a.dy, a.w.T, out=a.dx)
+            np.matmul(a.dy[:, :d], a.w.T, out=a.dx[:, :c])

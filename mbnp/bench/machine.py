@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from numba import prange
-from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import mbnp
 from mbnp import backend
 from mbnp.backend import jit
-from mbnp.bench import floor
+from mbnp.bench import blas, floor, isa
 
-SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # they choose another kernel than the processor's own
-PACKAGES = {"numpy": "NumPy", "numba": "Numba", "scipy": "SciPy", "torch": "PyTorch"}
+SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # NumPy's BLAS then has another kernel than the processor's own
+PACKAGES = {"numpy": "NumPy", "numba": "Numba", "torch": "PyTorch"}
 PACKAGES["onnxruntime"] = "ONNX Runtime"
 CACHE = 32 << 20  # bytes of the last cache, where the system does not tell
 MEMORY = 256 << 20  # bytes of the arrays that no cache holds, at least
@@ -33,21 +32,18 @@ class Peaks(NamedTuple):
 
     gflops: float  # the better of the two below
     gflops_numpy: float  # NumPy's matrix product on its own threads
-    gflops_kernel: float  # one-threaded matrix products inside prange, as the fast engine makes them
+    gflops_kernel: float  # the fast engine's own
     memory: float  # GB/s of a += s*b over arrays far larger than any cache, three accesses an entry
     cache: float  # GB/s of the same in half of the last cache
     cache_bytes: int
 
 
-def describe() -> dict[str, Any]:
-    """Return processor, threads, BLAS kernels, versions, and variables that slow things down, ready for JSON."""
-    with backend.one_pool():  # loads SciPy's BLAS, which kernels use, so that it is seen
-        libraries = ThreadpoolController().select(user_api="blas").info()
-    blas = []
-    for found in libraries:
-        of = next((name for name in ("NumPy", "SciPy") if name.lower() in found["filepath"]), "")
-        blas.append({"of": of, "library": found["internal_api"], "version": found["version"]})
-        blas[-1]["kernel"] = found.get("architecture")
+def describe(held_to: str | None = None) -> dict[str, Any]:
+    """Return processor, threads, BLAS, versions, and variables that slow things down, ready for JSON.
+
+    held_to: the instruction set that everything is held to on purpose, by variables that are then no mistake.
+    """
+    purpose = isa.KNOWN[held_to] if held_to else {}
     versions = {name: version(name) for name in PACKAGES if find_spec(name)}
     layer = "not chosen yet"
     with suppress(ValueError):  # before the first parallel kernel runs
@@ -59,9 +55,10 @@ def describe() -> dict[str, Any]:
         "system": " ".join([platform.system(), platform.machine(), *filter(None, platform.libc_ver())]),
         "python": platform.python_version(),
         "versions": {"mbnp": mbnp.__version__, **versions},
-        "blas": blas,
+        "blas": blas.describe(),
         "threading_layer": layer,
-        "slowing": {name: os.environ[name] for name in SLOWING if name in os.environ},
+        "slowing": {name: os.environ[name] for name in SLOWING if name in os.environ and name not in purpose},
+        "held_to": held_to,
     }
 
 
@@ -96,9 +93,10 @@ def measure(threads: int, rounds: int = 30) -> Peaks:
         rng = np.random.default_rng(0)
         a = rng.standard_normal((threads * 1024, 1024), np.float32)
         b, out = rng.standard_normal((1024, 1024), np.float32), np.empty_like(a)
+        packed, no_bias, chunks = floor.packed(b), np.zeros(1024, np.float32), len(a) // 256
         with backend.one_pool():
-            kernel = _best(lambda: floor.multiply(a, b, 256, out), rounds)
-        with threadpool_limits(threads, user_api="blas"):
+            kernel = _best(lambda: floor.multiply(a, packed, no_bias, chunks, out), rounds)
+        with blas.limit(threads):
             numpy = _best(lambda: np.matmul(a, b, out=out), rounds)
         size = last_cache_bytes()
         memory = _bandwidth(max(4 * size, MEMORY), threads, rounds)

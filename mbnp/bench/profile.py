@@ -1,6 +1,6 @@
-"""The time of every layer, measured on the real step: methods are timed in place while it runs.
+"""The time of every layer, measured on the real step: steps of the engine or methods of layers, while it runs.
 
-A row is what runs as one: a step of the fast engine (`FusedNetwork.steps`), or a layer of the reference network. FLOPs
+A row is what runs as one: a step of the fast engine (`FusedNetwork.timed`), or a layer of the reference network. FLOPs
 are those of convolutions and linear layers, 2 x MACs forward and as many again for each of dx and dw; bytes are the
 least that a row must move: each array that it reads or writes, once.
 """
@@ -9,20 +9,21 @@ import math
 import statistics
 import time
 import timeit
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-from mbnp import cost, train
+from mbnp import backend, cost, train
 from mbnp.bench.workload import Workload, optimiser
-from mbnp.fused.network import FusedNetwork, layer_step
+from mbnp.fused import match
+from mbnp.fused.network import FusedNetwork
 from mbnp.network import Network
 
 KINDS = {"Depthwise": "depthwise", "Pointwise": "pointwise", "Conv": "standard"}
 INCLUDED = ("BatchNorm", "ReLU")  # computed on the way, where another layer is in the same step
 
-Calls = Sequence[tuple[Any, str]]  # (object, name of the method)
+Names = tuple[str, ...]  # of the layers that run as one
+Laps = dict[Hashable, float]  # seconds by (names, whether backward), and of "optimiser" and "rest"
 
 
 class Rate(NamedTuple):
@@ -33,12 +34,12 @@ class Rate(NamedTuple):
     bytes: int
 
     @property
-    def gflops(self) -> float:
-        return self.flops / self.seconds / 1e9
+    def gflops(self) -> float:  # NaN where the clock saw no time pass
+        return self.flops / self.seconds / 1e9 if self.seconds else math.nan
 
     @property
     def bandwidth(self) -> float:  # GB/s
-        return self.bytes / self.seconds / 1e9
+        return self.bytes / self.seconds / 1e9 if self.seconds else math.nan
 
     @property
     def intensity(self) -> float:  # FLOPs a byte
@@ -64,7 +65,7 @@ class Row(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """All rows of a step, and what is in none of them: the loss, sums of branches, Python. Median seconds each."""
+    """All rows of a step, and what is in none of them: the loss, what no layer names, Python. Median seconds each."""
 
     rows: list[Row]
     optimiser: float  # 0 in inference
@@ -87,6 +88,8 @@ class Profile(NamedTuple):
 
 def measure(net: Network, workload: Workload, steps: int) -> Profile:
     """Return the median time of each row over `steps` runs of the workload by `net`, reference or fused."""
+    if isinstance(net, FusedNetwork) and backend.current() != "numba":
+        net = net.reference  # which is what runs
     x, y = workload.batch(net.dtype)
     training, opt = workload.work == "training", optimiser(net)
 
@@ -94,59 +97,77 @@ def measure(net: Network, workload: Workload, steps: int) -> Profile:
         return train.step(net, opt, x, y) if training else net.forward(x)
 
     run()  # compiles
-    if isinstance(net, FusedNetwork):
-        net_steps = net.steps(x.shape, training)
-    else:
-        net_steps = [layer_step([name], layer, training) for name, layer in net.leaves()]
-    calls: dict[Any, Calls] = {"optimiser": ((opt, "step"), (opt, "zero_grad"))}
-    for layers, forward, backward in net_steps:
-        calls[layers, "forward"], calls[layers, "backward"] = forward, backward
-    spent: dict[Any, float] = defaultdict(float)  # seconds within the methods of each key
-    laps: list[dict[Any, float]] = []
-    with ExitStack() as undo:
-        for key, owner, name in [(key, *call) for key, methods in calls.items() for call in methods]:
-            # An attribute of the object hides its class's method, and the class stays as it is.
-            setattr(owner, name, _timed(getattr(owner, name), key, spent))
-            undo.callback(delattr, owner, name)
-        for _ in range(steps + 2):  # two to warm up
-            spent.clear()
-            total = timeit.timeit(run, number=1)
-            laps.append({**spent, "rest": total - sum(spent.values())})
-    median = {key: statistics.median(lap.get(key, 0.0) for lap in laps[2:]) for key in (*calls, "rest")}
+    laps = [_lap(net, opt, run) for _ in range(steps + 2)][2:]  # two to warm up
+    median = {key: statistics.median(lap.get(key, 0.0) for lap in laps) for key in laps[0]}
     costs = {row.name: row for row in cost.of(net, workload.shape).rows}
+    fused = isinstance(net, FusedNetwork)
+    sums = {op.names for op in match.match(net, x.shape) if op.kind == "sum"} if fused else set()
     rows: list[Row] = []
-    for layers, *_ in net_steps:
-        times = median[layers, "forward"], median[layers, "backward"]
-        first = not rows and len(layers) > 1  # the engine's, which computes no gradient of the images
-        if times[0]:
-            rows.append(_row([costs[name] for name in layers], times, len(x), x.itemsize, first))
-    return Profile(rows, median["optimiser"], median["rest"])
+    for names in dict.fromkeys(key[0] for key in laps[0] if isinstance(key, tuple)):
+        times = median.get((names, False), 0.0), median.get((names, True), 0.0)
+        first = fused and not rows  # the engine computes no gradient of the images
+        rows.append(_row([costs[name] for name in names], times, len(x), x.itemsize, first, names in sums))
+    return Profile([row for row in rows if row.seconds], median["optimiser"], median["rest"])
 
 
-def _row(layers: list[cost.Row], times: tuple[float, float], n: int, itemsize: int, first: bool) -> Row:
-    """Return the row of a step that computes `layers` on n images; the `first` one has no gradient of its input."""
+def _lap(net: Network, opt: Any, run: Callable[[], object]) -> Laps:
+    """Return the seconds of each row in one run, in the order of forward; those that are in no row are "rest"."""
+    spent: Laps = {"optimiser": 0.0}
+    with ExitStack() as stack:
+        for method in ("step", "zero_grad"):
+            stack.enter_context(_timed(opt, method, "optimiser", spent))
+        if isinstance(net, FusedNetwork):
+            steps = stack.enter_context(net.timed())
+        else:
+            steps = {}
+            for name, layer in net.leaves():
+                for method in ("forward", "backward"):
+                    stack.enter_context(_timed(layer, method, ((name,), method == "backward"), spent))
+        total = timeit.timeit(run, number=1)
+    for names, timing in steps.items():
+        if names:  # what joins layers has none
+            spent[names, False], spent[names, True] = timing
+    return {**spent, "rest": total - sum(spent.values())}
+
+
+def _row(
+    layers: list[cost.Row], times: tuple[float, float], n: int, itemsize: int, first: bool, adds: bool = False
+) -> Row:
+    """Return the row of a step that computes `layers` on n images.
+
+    The `first` one has no gradient of its input; one that `adds` has two inputs.
+    """
     named = [layer for layer in layers if layer.kind not in INCLUDED] or layers[:1]
     name = " + ".join([named[0].name, *(layer.name.rpartition(".")[2] for layer in named[1:])])
     kind = KINDS.get(named[0].kind, "other")
     if len(named) > 1:
         kind = "separable" if kind == "depthwise" else "other"
     flops, params = n * sum(layer.flops for layer in named), sum(layer.params for layer in named)
-    x, y = n * math.prod(named[0].input_shape), n * math.prod(named[-1].output_shape)
+    x, y = n * math.prod(named[0].input_shape) * (1 + adds), n * math.prod(named[-1].output_shape)
     inputs = 1 if first else 2  # x is read, and its gradient written
     normalised = "BatchNorm" in [layer.kind for layer in layers[1:]]
     outputs = 2 if normalised else 1  # dy, and y for BatchNorm's backward
     forward = Rate(times[0], flops, itemsize * (x + y + params))
-    backward = Rate(times[1], inputs * flops, itemsize * (inputs * x + outputs * y + 2 * params))
+    moved = inputs * x + outputs * y + 2 * params
+    if adds:  # dy, the output, which says where it was clipped, and the gradient of each input
+        moved = 2 * y + x
+    backward = Rate(times[1], inputs * flops, itemsize * moved)
     return Row(name, kind, named[-1].output_shape, forward, backward if times[1] else None)
 
 
-def _timed(method: Callable, key: Any, spent: dict[Any, float]) -> Callable:
-    """Return `method` as it is, but that each call adds its seconds to spent[key]."""
+@contextmanager
+def _timed(owner: Any, name: str, key: Hashable, spent: Laps) -> Iterator[None]:
+    """Add the seconds of each call of a method of this object to spent[key], within the block."""
+    method = getattr(owner, name)
 
     def run(*args: Any, **options: Any) -> Any:
         began = time.perf_counter()
         result = method(*args, **options)
-        spent[key] += time.perf_counter() - began
+        spent[key] = spent.get(key, 0.0) + time.perf_counter() - began
         return result
 
-    return run
+    setattr(owner, name, run)  # it hides the class's method, and the class stays as it is
+    try:
+        yield
+    finally:
+        delattr(owner, name)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from mbnp.bench import blas
 from mbnp.bench.candidates import INSTALLED, MATMULS, MBNP, ONNX, READABLE, TORCH, TUNED
 from mbnp.bench.comparison import ROUGHLY, TOLERANCE, Result
 from mbnp.bench.machine import PACKAGES, SLOWING, Peaks
@@ -29,22 +30,29 @@ Standing = dict[str, Any]  # mbnp and the best configuration of a rival in one c
 def header(machine: dict[str, Any], peaks: Peaks) -> str:
     """Return the machine, what runs on it, and its two limits."""
     of = machine["versions"]
-    blas = ", ".join(f"{b['of']} {b['library']} {b['version']} ({b['kernel']})" for b in machine["blas"])
+    found = machine["blas"]
+    named = None if found is None else ", ".join(f"{b['library']} {b['version']} ({b['kernel']})" for b in found)
+    held = f", {held_to(machine['held_to'])}" if machine["held_to"] else ""
+    processors = f"{machine['threads']} of {machine['processors']} processors"
     lines = [
-        f"mbnp {of['mbnp']} on {machine['processor']}, {machine['threads']} of {machine['processors']} processors",
+        f"mbnp {of['mbnp']} on {machine['processor']}, {processors}{held}",
         f"{machine['system']}, Python {machine['python']}, threads by {machine['threading_layer']}",
         ", ".join(f"{name} {of[key]}" for key, name in PACKAGES.items() if key in of),
-        f"BLAS: {blas}",
-        f"matrix product: {peaks.gflops_kernel:.0f} GFLOP/s one-threaded in each of our threads, "
-        f"{peaks.gflops_numpy:.0f} by NumPy's",
+        f"NumPy's BLAS: {blas.WITHOUT if named is None else named or 'none that is known'}",
+        f"matrix product: {peaks.gflops_kernel:.0f} GFLOP/s by our kernel, {peaks.gflops_numpy:.0f} by NumPy's BLAS",
         f"memory: {peaks.memory:.0f} GB/s, and {peaks.cache:.0f} GB/s within half of the last cache "
         f"({peaks.cache_bytes >> 20} MB)",
     ]
     if machine["slowing"]:
         values = " and ".join(f"{name}={value}" for name, value in machine["slowing"].items())
-        effect = "can halve the speed of matrix products: another BLAS kernel than this processor's own"
+        effect = "can halve the speed of NumPy's matrix products: another kernel than this processor's own"
         lines += [f"WARNING: {values} {effect}. Without:", f"env -u {' -u '.join(SLOWING)} mbnp bench ..."]
     return hang("\n".join(lines))
+
+
+def held_to(isa: str) -> str:
+    """Return how a title says that everything is held to an instruction set."""
+    return f"held to {isa.upper()}"
 
 
 def layers(profile: Profile) -> str:
@@ -63,7 +71,7 @@ def layers(profile: Profile) -> str:
     text = hang(f"{', '.join(told)}; all together {_ms(profile.total)} ms")
     kinds = []
     for kind, (flops, seconds, rate) in profile.shares().items():
-        kinds.append([kind, _percent(flops), _percent(seconds), *_rate(rate)[1:], f"{rate.intensity:.1f}"])
+        kinds.append([kind, _percent(flops), _percent(seconds), *_rate(rate)[1:], _known(rate.intensity, ".1f")])
     kinds_head = ["kind", "share of FLOPs", "of the time", "GFLOP/s", "GB/s", "FLOPs a byte"]
     return f"{table(head, lines, left=3)}\n{text}\n\n{table(kinds_head, kinds)}"
 
@@ -119,11 +127,11 @@ def standings(workload: Workload, results: Sequence[Result], memory: bool = Fals
     ours = next((value for value, candidate in known if candidate.group == MBNP), None)
     found = []
     for peer, group, allocators in RIVALS:
-        rivals = [(v, c.name) for v, c in known if c.group == group and c.allocator in allocators]
+        rivals = [(v, c.configuration) for v, c in known if c.group == group and c.allocator in allocators]
         if ours and rivals:
             theirs, name = min(rivals)
             standing = {"what": what, "peer": group if memory else peer, "ours": ours, "theirs": theirs}
-            more = {"name": name.partition(", ")[2], "memory": memory, "ratio": theirs / ours}
+            more = {"name": name, "memory": memory, "ratio": theirs / ours}
             found.append({**standing, **more})
     return found
 
@@ -170,7 +178,7 @@ def _shorten(name: str, width: int) -> str:
 def _rate(rate: Rate | None) -> list[str]:
     if rate is None:
         return ["", "", ""]
-    gflops, gbytes = (f"{x:.1f}" if x < 10 else f"{x:.0f}" for x in (rate.gflops, rate.bandwidth))
+    gflops, gbytes = (_known(x, ".1f" if x < 10 else ".0f") for x in (rate.gflops, rate.bandwidth))
     return [_ms(rate.seconds), gflops if rate.flops else "", gbytes]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from mbnp import backend, models, plots
-from mbnp.bench import candidates, comparison, machine, profile, report, scaling
+from mbnp.bench import candidates, comparison, isa, machine, profile, report, scaling
 from mbnp.bench.workload import Workload
 from mbnp.commands import common
 from mbnp.errors import MbnpError, unknown
@@ -84,13 +84,15 @@ class _Bench:
         say("what this machine can do")
         with common.announced(print):
             self.peaks = machine.measure(workload.threads)
-        described = machine.describe()
+        described = machine.describe(options.isa)
         print(report.header(described, self.peaks))
         settings = _chosen(workload, "model", "width_mult", "batch_size", "resolution", "threads")
         settings |= {"rounds": options.rounds, "engine": self.engine, "against": peers}
         self.found: dict[str, Any] = {"machine": described, "peaks": self.peaks._asdict()}
         self.found["settings"] = settings
         self.title = f"{machine.processor()}, {workload.threads} thread{'s' if workload.threads > 1 else ''}"
+        if options.isa:
+            self.title += f", {report.held_to(options.isa)}"
 
     def layers(self) -> None:
         net = common.engine(self.workload.network(), self.options.readable)
@@ -113,10 +115,12 @@ class _Bench:
         if compiled and not shutil.which(os.environ.get("CXX", "g++")):
             compiled = False
             print("\ntorch.compile is left out: it needs a C++ compiler, and there is none.")
+        if options.isa and "onnxruntime" in self.peers:
+            print(f'\n{candidates.ONNX} cannot be held to {options.isa.upper()}: its times say "{isa.NOT_HELD}".')
         print(f"\n{report.agreement()}")
         self.found["comparisons"] = []
         for workload in compared:
-            chosen = candidates.for_workload(workload, self.peers, options.readable, compiled)
+            chosen = candidates.for_workload(workload, self.peers, options.readable, compiled, options.isa)
             results = comparison.compare(workload, chosen, options.rounds, self.say)
             everything += results
             print(f"\n{report.comparison(workload, results, options.rounds)}")

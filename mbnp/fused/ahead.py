@@ -16,15 +16,18 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba.core.dispatcher import Dispatcher
 
-from mbnp import spec
-from mbnp.backend import one_pool
-from mbnp.fused import kernels
-from mbnp.fused.chain import split
+from mbnp import backend, spec
+from mbnp.fused import kernels, match
 from mbnp.fused.inference import Inference
+from mbnp.fused.kernels import program
 from mbnp.fused.training import Plan
 from mbnp.network import Network
+
+# The kernels by their name, each with the module in which the engine looks it up when it calls it.
+KERNELS: dict[str, Any] = {**dict.fromkeys(kernels.__all__, kernels), "run_program": program}
+# Those that take longest to compile, which are begun first.
+LONGEST = "conv_backward", "run_program", "depthwise_backward", "conv_forward", "depthwise_forward"
 
 
 def missing(net: Network) -> list[str]:
@@ -55,40 +58,47 @@ def _processes() -> int:
 
 
 def signatures(net: Network) -> dict[str, tuple]:
-    """Return the types of the arguments that `net` calls each kernel with, by its name; longest first.
+    """Return the types of the arguments that `net` calls each kernel with, by its name; longest to compile first.
 
-    They are those of a training step and of inference.
+    They are those of a training step and of inference. A network of nothing but layers as they are needs no kernel.
     """
-    blocks, named_tail = split(net)
-    tail = [layer for _, layer in named_tail]
-    if not blocks:
+    shape = 2, net.resolution, net.resolution, net.channels
+    operations = match.match(net, shape)
+    if all(operation.kind == "layer" for operation in operations):
         return {}
-    x = np.zeros((2, net.resolution, net.resolution, net.channels), net.dtype)
+    x = np.zeros(shape, net.dtype)
     with _recording() as calls:
-        plan = Plan(blocks, tail, x.shape)
-        plan.backward(x, np.zeros_like(plan.forward(x)))
-        Inference(blocks, tail if plan.complete else []).forward(x)
-    # The more arguments, the more a kernel does: the largest are begun first.
-    return dict(sorted(calls.items(), key=lambda call: -len(call[1])))
+        plan = Plan(operations, shape, net.dtype, needs_dx=False)
+        plan.backward(np.zeros_like(plan.forward(x)))
+        Inference(operations, shape, net.dtype).forward(x)
+    order = [name for name in LONGEST if name in calls] + [name for name in calls if name not in LONGEST]
+    return {name: calls[name] for name in order}
 
 
 @contextlib.contextmanager
 def _recording() -> Iterator[dict[str, tuple]]:
-    """Make kernels do nothing within the block but note the types that they are called with."""
+    """Make kernels do nothing within the block but note the types that they are called with.
+
+    Layers that run as they are compile nothing, either, and compute with whatever is in memory.
+    """
     calls: dict[str, tuple] = {}
-    found = {name: f for name, f in vars(kernels).items() if isinstance(f, Dispatcher) and name[0] != "_"}
+    found = {name: _kernel(name) for name in KERNELS}
 
     def recorder(name: str) -> Any:
         return lambda *arguments: calls.setdefault(name, tuple(map(numba.typeof, arguments)))
 
-    with one_pool():  # no other thread runs kernels meanwhile
+    with backend.one_pool(), backend.use("numpy"), np.errstate(all="ignore"):  # no other thread runs kernels meanwhile
         try:
-            for name in found:
-                setattr(kernels, name, recorder(name))
+            for name, module in KERNELS.items():
+                setattr(module, name, recorder(name))
             yield calls
         finally:
-            for name, kernel in found.items():
-                setattr(kernels, name, kernel)
+            for name, module in KERNELS.items():
+                setattr(module, name, found[name])
+
+
+def _kernel(name: str) -> Any:
+    return getattr(KERNELS[name], name)
 
 
 def _is_cached(name: str) -> bool:
@@ -96,9 +106,8 @@ def _is_cached(name: str) -> bool:
 
     One that is stale, or of another dtype, is looked into only by the kernel's first call, which then compiles.
     """
-    kernel = getattr(kernels, name)
-    folder, file = kernel.stats.cache_path, kernel.__module__.rpartition(".")[2]
-    return folder is None or any(Path(folder).glob(f"{file}.{name}-*.nbi"))
+    kernel = _kernel(name)
+    return kernel.stats.cache_path is None or Path(kernel._cache._cache_file._index_path).exists()
 
 
 _known: dict[str, tuple] = {}  # the signatures, in a process that compiles
@@ -110,4 +119,4 @@ def _remember(description: dict[str, Any], dtype: str) -> None:
 
 
 def _compile(name: str) -> None:
-    getattr(kernels, name).compile(_known[name])
+    _kernel(name).compile(_known[name])

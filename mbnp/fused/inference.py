@@ -63,7 +63,7 @@ def fold(conv: Any, bn: BatchNorm | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack(w: np.ndarray) -> np.ndarray:
-    """Return w (K, D), D filling vectors, as panels of two vectors of columns, the last one of one: see `ops.matmul`."""
+    """Return w (K, D), D filling vectors, as panels of two vectors of columns (the last of one): see `ops.matmul`."""
     K, D = w.shape
     panel = 2 * width(w.dtype)
     pairs = D // panel
@@ -90,7 +90,7 @@ class Inference:
         for i, operation in enumerate(operations, start=1):
             if not self._inside(i):
                 self._place(i, operation.shape, margins[i])
-        records: list[np.void] = []
+        records: list[np.ndarray] = []
         self.parts: list[tuple[slice, Operation | None, tuple[str, ...]]] = []  # records, or a layer as it is
         self.layers: dict[int, Any] = {}
         self.scratch_size = 16
@@ -122,11 +122,15 @@ class Inference:
         return [operation for operation in self.operations if i in operation.inputs]
 
     def _inside(self, i: int) -> bool:
-        """Return whether map i is a depthwise convolution's, and only the pointwise one's after it: it is not stored."""
+        """Return whether map i lies between a depthwise and a pointwise convolution that run as one."""
         if i == 0 or self.operations[i - 1].kind != "depthwise" or i == len(self.operations):
             return False
         following = self.operations[i]
-        return self._consumers(i) == [following] and following.kind == "conv" and _is_pointwise(following, self.operations[i - 1].shape)
+        return (
+            self._consumers(i) == [following]
+            and following.kind == "conv"
+            and _is_pointwise(following, self.operations[i - 1].shape)
+        )
 
     def _fused(self, i: int) -> bool:
         """Return whether operation i runs with the depthwise convolution before it."""
@@ -162,7 +166,7 @@ class Inference:
 
     # -- records --
 
-    def _copy(self) -> np.void:
+    def _copy(self) -> np.ndarray:
         step, out = np.zeros((), kernels.STEP), self.maps[0]
         N, H, W, D = out.shape
         step["kind"], step["tasks"] = kernels.COPY, N
@@ -170,7 +174,7 @@ class Inference:
         step["out"], step["out_image"], step["out_row"] = out.at, out.image, out.row
         return step
 
-    def _record(self, i: int, operation: Operation) -> np.void:
+    def _record(self, i: int, operation: Operation) -> np.ndarray:
         step = np.zeros((), kernels.STEP)
         depthwise = self.operations[i - 1] if self._fused(i) else operation if operation.kind == "depthwise" else None
         source = self.maps[(depthwise or operation).inputs[0]]
@@ -184,7 +188,12 @@ class Inference:
         step["group"], step["band"], step["bands"], step["shares"], step["tasks"] = 1, OH, 1, 1, N
         if depthwise:
             kernel, _, stride, top, left = geometry(depthwise.layer, source.shape)
-            step["depth_kernel"], step["depth_stride"], step["depth_top"], step["depth_left"] = kernel, stride, top, left
+            step["depth_kernel"], step["depth_stride"], step["depth_top"], step["depth_left"] = (
+                kernel,
+                stride,
+                top,
+                left,
+            )
             step["depth_low"], step["depth_high"] = depthwise.bounds(self.dtype)
             step["depth_weights"] = self._reserve(depthwise, (kernel * kernel + 1) * C)
         if operation.kind == "sum":
@@ -264,7 +273,11 @@ class Inference:
                 taps[:-1, : b.size], taps[-1, : b.size] = rows, b
                 self.weights[at : at + taps.size] = taps.ravel()
                 continue
-            C = self.maps[operation.inputs[0]].shape[3] if operation.inputs[0] in self.maps else padded(w.shape[-2], self.dtype)
+            C = (
+                self.maps[operation.inputs[0]].shape[3]
+                if operation.inputs[0] in self.maps
+                else padded(w.shape[-2], self.dtype)
+            )
             taps = w.size // (w.shape[-2] * b.size)
             matrix = np.zeros((taps, C, D), self.dtype)
             matrix[:, : w.shape[-2], : b.size] = w.reshape(taps, w.shape[-2], b.size)
@@ -319,5 +332,3 @@ def chunks(n: int) -> Iterator[slice]:
     """Yield the parts that a batch of n images is run in."""
     for start in range(0, n, CHUNK):
         yield slice(start, min(n, start + CHUNK))
-
-

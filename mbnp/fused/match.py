@@ -11,7 +11,7 @@ images, and i + 1 what operation i makes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,9 @@ from mbnp.ops import window
 Shape = tuple[int, ...]
 
 # The activations that kernels know, and the bounds to which each clips.
-ACTIVATIONS = {ReLU: lambda relu: (0, math.inf if relu.max_value is None else relu.max_value)}
+ACTIVATIONS: dict[type[Layer], Callable[[Any], tuple[float, float]]] = {
+    ReLU: lambda relu: (0, math.inf if relu.max_value is None else relu.max_value)
+}
 
 
 class Operation(NamedTuple):
@@ -52,7 +54,7 @@ class Operation(NamedTuple):
 
 
 def match(net: Network, shape: Shape) -> list[Operation]:
-    """Return the operations of a pass over images of `shape` (N, H, W, C); MbnpError where a layer does not take them."""
+    """Return the operations of a pass over images of `shape` (N, H, W, C). MbnpError if a layer does not take them."""
     matcher = _Matcher(net.dtype)
     matcher.chain(net.flat(), 0, shape, False)
     return matcher.operations
@@ -63,7 +65,9 @@ class _Matcher:
         self.dtype = dtype
         self.operations: list[Operation] = []
 
-    def chain(self, layers: Sequence[tuple[str, Layer]], source: int, shape: Shape, flat: bool) -> tuple[int, Shape, bool]:
+    def chain(
+        self, layers: Sequence[tuple[str, Layer]], source: int, shape: Shape, flat: bool
+    ) -> tuple[int, Shape, bool]:
         """Add the operations of a chain of layers on a feature map; return the map that it makes, and its shape."""
         at = 0
         while at < len(layers):
@@ -148,7 +152,9 @@ def _supported(conv: Any, shape: Shape, flat: bool, dtype: Any) -> bool:
     if kind in (Pointwise, Linear):
         return True
     stride, kernel = window.pair("stride", conv.options["stride"]), w.shape[:2]
-    (top, bottom), (left, right) = window.explicit_padding(conv.options["padding"], shape[1:3], kernel, stride)
+    (top, bottom), (left, right) = window.explicit_padding(
+        conv.options["padding"], (shape[1], shape[2]), kernel, stride
+    )
     if stride[0] != stride[1] or max(top, bottom) >= kernel[0] or max(left, right) >= kernel[1]:
         return False
     return kind is Conv or (kernel[0] == kernel[1] and kernel[0] in (3, 5, 7) and stride[0] <= 2)

@@ -99,7 +99,8 @@ class FusedNetwork(Network):
         seconds of all its calls. What joins the steps is in none of them.
         """
         found: dict[tuple[str, ...], Timing] = {}
-        self._spent = spent = defaultdict(lambda: [0.0, 0.0])
+        spent: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._spent = spent
         try:
             yield found
         finally:
@@ -115,7 +116,7 @@ class FusedNetwork(Network):
             if not operations:
                 self._backward = self.reference.backward if train else self._backward
                 return self.reference.forward(x, train)
-            return self._forward(operations, x) if train else self._infer(operations, x)
+            return self._forward(operations, x) if train else self._inferred(operations, x)
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
         """Add to every parameter's gradient; return the gradient of the images where `needs_dx` is set, else None."""
@@ -138,7 +139,7 @@ class FusedNetwork(Network):
         shape, count = key
         return Inference(match.match(self.reference, shape)[:count], shape, self.dtype)
 
-    def _infer(self, operations: list[Operation], x: np.ndarray, count: int | None = None) -> np.ndarray:
+    def _inferred(self, operations: list[Operation], x: np.ndarray, count: int | None = None) -> np.ndarray:
         """Return what the first `count` operations make of x, a few images at a time."""
         count = len(operations) if count is None else count
         found = []
@@ -160,7 +161,7 @@ class FusedNetwork(Network):
     def _forward(self, operations: list[Operation], x: np.ndarray) -> np.ndarray:
         learning = tuple(p.frozen for p in self._variables.values() if hasattr(p, "frozen"))
         frozen, plan = self._plans[x.shape, bool(self.needs_dx), learning]
-        y = self._infer(operations, x, frozen) if frozen else x
+        y = self._inferred(operations, x, frozen) if frozen else x
         if plan is None:
             self._backward = lambda dy: None
             return y

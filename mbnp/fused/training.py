@@ -15,7 +15,7 @@ from mbnp.errors import MbnpError
 from mbnp.fused import kernels, windows
 from mbnp.fused.kernels.arrays import Gradient, Source, Target, Work
 from mbnp.fused.kernels.batchnorm import Statistics
-from mbnp.fused.kernels.depthwise import Window, scratch_vectors
+from mbnp.fused.kernels.depthwise import Window, is_three, scratch_vectors
 from mbnp.fused.match import Operation, geometry, only_convolved
 from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
 from mbnp.network import Layer, Residual, Sequential
@@ -86,7 +86,7 @@ class Step:
         raise NotImplementedError
 
     def backward(self) -> None:
-        """From out.g and out.sums: add to the gradients of parameters, and make or add to those of the inputs."""
+        """Add to the gradients of parameters, and make or add to those of the inputs, from out.g and out.sums."""
         raise NotImplementedError
 
     def shares(self, source: FeatureMap) -> bool:
@@ -183,8 +183,15 @@ class Conv(_Convolution):
         self.groups = windows.groups(self.plan.tiles, self.rows * D)
         self.packed = Arena(dtype, 0).array(2, self.rows * D)  # forward and transposed
         self.packed_from = -1  # the version of the weights
+        # Of many weights and few pixels, partial gradients would take more memory than what they are made from.
+        P, w = out.pixels, self.layer.weight
+        self.by_rows = self.plan.windows.flat and self.stored is None and padded(C, dtype) == C and not w.frozen
+        self.by_rows = self.by_rows and 2 * self.groups * self.rows * D >= P * (C + D)
+        if self.by_rows:
+            work.ask("a", P, C)
+            work.ask("dz", P, D)
         work.ask("scratch", self.plan.scratch)
-        work.ask("parts", self.groups, self.rows, D)
+        work.ask("parts", self.groups, 1 if self.by_rows else self.rows, D)
         work.ask("moments", self.plan.tiles, 2, D)
         work.ask("sums", self.groups, 2, C)
 
@@ -194,14 +201,20 @@ class Conv(_Convolution):
     def prepare(self) -> None:
         super().prepare()
         out, source, w = self.out, self.inputs[0], self.layer.weight
-        work = Work(self.work.scratch(), self.work.part("parts", self.groups, self.rows, out.shape[3]), self.plan.tiles)
+        C, D, P = source.shape[3], out.shape[3], out.pixels
+        parts = self.work.part("parts", self.groups, 1 if self.by_rows else self.rows, D)
+        work = Work(self.work.scratch(), parts, self.plan.tiles)
         shared = self.plan.windows, self.plan.tables, work
         self.forward_arguments = self.packed[0], *shared, out.z, self.moments
-        self.backward_arguments = self.packed[1], *shared, self.target(0, self.groups), not w.frozen
+        self.backward_arguments = self.packed[1], *shared, self.target(0, self.groups), not (w.frozen or self.by_rows)
         self.add_arguments = work.parts, self.taps, _rows(w)
         classes, panel = self.plan.tables.classes, 2 * padded(1, out.z.dtype)
         panels = -(-out.shape[3] // panel) + (len(classes) * -(-source.shape[3] // panel) if source.needed else 0)
         self.pack_arguments = self.plan.windows, classes, panels, *self.packed
+        if self.by_rows:
+            self.a, self.dz = self.work.part("a", *source.shape), self.work.part("dz", P, D)
+            tables = windows.offsets(0), windows.offsets(np.arange(C) * D)
+            self.rows_arguments = self.a.reshape(P, C), self.dz, *tables, _rows(w)
 
     def _pack(self) -> None:
         """Pack the weights, unless they are of this version already."""
@@ -220,6 +233,13 @@ class Conv(_Convolution):
         w, source = self.layer.weight, self.inputs[0]
         if w.frozen and not source.needed:
             return
+        if self.by_rows:
+            kernels.differentiate(self.gradient, self.dz)
+            kernels.activate(source.source(), self.a)
+            kernels.weights_backward(*self.rows_arguments)
+            if source.needed:
+                kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
+            return
         kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
         if not w.frozen:
             kernels.add_parts(*self.add_arguments)
@@ -236,7 +256,9 @@ class Depthwise(_Convolution):
         self._store(self.taps, 1)
         vector = padded(1, out.bounds.dtype)
         work.ask("scratch", scratch_vectors(self.window, H, W, OH, OW) * vector + C)
-        self.unused = out.needed and not inputs[0].needed  # the input's gradient, which the kernel makes on the way
+        self.unused = (
+            out.needed and not inputs[0].needed
+        )  # the gradient of the input, which the kernel makes on the way
         if self.unused:
             work.ask("unused", *inputs[0].shape)
         work.ask("parts", N, self.taps, C)
@@ -257,7 +279,8 @@ class Depthwise(_Convolution):
         self.add_arguments = work.parts, self.taps, _rows(w)
 
     def forward(self) -> None:
-        kernels.depthwise_forward(self.inputs[0].source(), self._weights(), *self.forward_arguments)
+        run = kernels.depthwise_forward if is_three(self.window) else kernels.depthwise_any_forward
+        run(self.inputs[0].source(), self._weights(), *self.forward_arguments)
         self.finish_forward()
 
     def backward(self) -> None:
@@ -265,7 +288,8 @@ class Depthwise(_Convolution):
         source, w = self.inputs[0], self.layer.weight
         if w.frozen and not source.needed:
             return
-        kernels.depthwise_backward(self.gradient, source.source(), self._weights(), *self.backward_arguments)
+        run = kernels.depthwise_backward if is_three(self.window) else kernels.depthwise_any_backward
+        run(self.gradient, source.source(), self._weights(), *self.backward_arguments)
         if not w.frozen:
             kernels.add_parts(*self.add_arguments)
 
@@ -375,7 +399,9 @@ class Plan:
     returns the gradient of it.
     """
 
-    def __init__(self, operations: Sequence[Operation], shape: Shape, dtype: Any, needs_dx: bool, first: int = 0) -> None:
+    def __init__(
+        self, operations: Sequence[Operation], shape: Shape, dtype: Any, needs_dx: bool, first: int = 0
+    ) -> None:
         unlimited = np.array([-np.inf, np.inf], dtype)
         arena, self.work = Arena(dtype), Workspace()
         as_given = not needs_dx and only_convolved(first, operations)
@@ -425,7 +451,7 @@ class Plan:
             if not step.out.needed:
                 continue
             slot = taken[step.out]
-            alone, sharing = slots.users[slot] == 1, []
+            alone, sharing = slots.users[slot] == 1, list[FeatureMap]()
             for i, source in enumerate(step.inputs):
                 if not source.needed:
                     continue

@@ -59,8 +59,9 @@ def _flat(P: int, C: int, D: int, tile: int) -> Plan:
     pixels, zero = np.arange(tile), offsets(0)
     kind = [[0, 1, 0, 1, 0, D, 0, 0, 0, 0]]
     tables = Tables(
-        windows=offsets(pixels * C), taps=zero, out=offsets(pixels * D), weights_out=offsets(np.arange(C) * D), strips=zero, strips_k=zero, classes=np.array(kind, np.int64),
-        class_pixels=offsets(pixels * D), class_out=offsets(pixels * C), class_taps=zero,
+        windows=offsets(pixels * C), taps=zero, out=offsets(pixels * D), weights_out=offsets(np.arange(C) * D),
+        strips=zero, strips_k=zero, classes=np.array(kind, np.int64), class_pixels=offsets(pixels * D),
+        class_out=offsets(pixels * C), class_taps=zero,
     )  # fmt: skip
     counts = np.minimum(tile, P - np.arange(tiles) * tile)
     return Plan(windows, tables, tiles, tile * (C + D), counts)
@@ -85,7 +86,8 @@ def _tables(w: Windows, deepest: int, H: int, W: int, C: int, D: int) -> Tables:
     dz_row, dz_image = w.dz_columns, w.dz_rows * w.dz_columns  # in pixels
     g = np.arange(w.images)[:, None, None]
     i, j = np.arange(w.band)[:, None], np.arange(w.width)
-    classes, pixels, outs, taps = [], [], [], []
+    classes: list[list[int]] = []
+    pixels, outs, taps = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
     packed = 0
     down, across = _first_taps(KH, S, w.top), _first_taps(KW, S, w.left)
     for p, (u0, nu) in enumerate(down):
@@ -95,7 +97,7 @@ def _tables(w: Windows, deepest: int, H: int, W: int, C: int, D: int) -> Tables:
             r = (rows + w.top) // S - (nu - 1) + w.dz_before
             c = (cols + w.left) // S - (nv - 1) + w.dz_left
             segments = nu if nv else 0
-            kind = [u0, segments, v0, nv, packed, run, p, q, sum(map(len, pixels)), sum(map(len, taps))]
+            kind = [u0, segments, v0, nv, packed, run, p, q, sum(p.size for p in pixels), sum(t.size for t in taps)]
             classes.append(kind)
             pixels.append(offsets((g * dz_image + r * dz_row + c) * D))
             outs.append(offsets(((g * H + rows) * W + cols) * C))
@@ -116,6 +118,6 @@ def _tables(w: Windows, deepest: int, H: int, W: int, C: int, D: int) -> Tables:
 
 
 def groups(tiles: int, weights: int) -> int:
-    """Return how many partial gradients of so many weights the tiles are divided among: a number of the shapes alone."""
+    """Return how many partial gradients of so many weights the tiles are divided among: it depends on shapes alone."""
     most = 8 if weights < 1 << 18 else 4
     return min(most, tiles)

@@ -1,7 +1,6 @@
 import importlib
 import re
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -110,28 +109,47 @@ def test_threads():
             backend.set_num_threads(bad)
 
 
-def test_one_thread_at_a_time_runs_kernels():
-    running, most = 0, 0
-
-    def run(_):
-        nonlocal running, most
-        with backend.one_pool(), backend.one_pool():  # its own thread may take it again
-            running += 1
-            most = max(most, running)
-            time.sleep(0.001)
-            running -= 1
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(run, range(20)))
-    assert most == 1
+def test_the_pool_of_threads_may_be_taken_again_within_its_own_block():
+    with backend.one_pool(), backend.one_pool():
+        assert in_another_thread(can_take_the_pool) is False
+    assert in_another_thread(can_take_the_pool) is True  # given back as often as it was taken
 
 
-def test_no_kernel_needs_blas():
-    """Neither the operations nor the fast engine import what would run a second pool of threads beside Numba's."""
-    package = Path(backend.__file__).parents[1]
-    needs = re.compile(r"^\s*(import|from) (scipy|threadpoolctl)", re.MULTILINE)
-    found = [path for path in package.rglob("*.py") if needs.search(path.read_text(encoding="utf-8"))]
-    assert not found
+def test_one_thread_waits_for_the_pool_that_another_has():
+    order, waits = [], threading.Event()
+
+    def wait():
+        waits.set()
+        with backend.one_pool():
+            order.append("second")
+
+    with backend.one_pool():
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waits.wait(10)
+        thread.join(0.05)
+        assert thread.is_alive()
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_the_pool_is_given_back_after_an_error():
+    with pytest.raises(ZeroDivisionError), backend.one_pool():
+        raise ZeroDivisionError
+    assert in_another_thread(can_take_the_pool) is True
+
+
+def can_take_the_pool():
+    taken = backend.one_pool().acquire(blocking=False)
+    if taken:
+        backend.one_pool().release()
+    return taken
+
+
+def in_another_thread(run):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
 
 
 def test_no_kernel_is_compiled_again_when_the_command_line_changes():
@@ -143,3 +161,15 @@ def test_no_kernel_is_compiled_again_when_the_command_line_changes():
     before = jit._stamp.__wrapped__(package / "ops")
     assert before != jit._stamp.__wrapped__(package / "optim")
     assert before == jit._stamp.__wrapped__(package / "ops")
+
+
+@pytest.mark.parametrize(
+    ("file", "noticed"),
+    [("backend/vectors.py", True), ("ops/matmul.py", True), ("optim/update.py", True), ("ops/conv.py", False)],
+)
+def test_a_kernels_cache_notices_its_folder_and_what_all_kernels_are_made_of(file, noticed, monkeypatch):
+    package = Path(backend.__file__).parents[1]
+    before = jit._stamp.__wrapped__(package / "optim")
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path == package / file))
+    assert (jit._stamp.__wrapped__(package / "optim") != before) == noticed

@@ -20,6 +20,15 @@ def normalise_relu(z, mean, var, gamma, beta, eps):
     raise NotImplementedError
 
 
+def blocked_matmul(a, b):
+    """Return the matrix product of a (M, K) and b (K, N): a new array (M, N) of their dtype.
+
+    It is computed by tiles of 4 rows and 4 columns, whose sums are kept in local variables until they are complete.
+    M, K and N may be any numbers: the last tiles are smaller where 4 does not divide M or N.
+    """
+    raise NotImplementedError
+
+
 def combine(counts, means, m2s):
     """Return the mean (C,) and biased variance (C,) of all pixels, from the statistics of T tiles.
 

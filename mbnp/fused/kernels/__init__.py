@@ -5,8 +5,8 @@ consumer of z makes a while it loads, and the producer of z accumulates its stat
 likewise in reverse (BatchNorm fission-fusion: Jung et al., "Restructuring Batch Normalization to Accelerate CNN
 Training", MLSys 2019).
 
-Read `backend/vectors.py` for what a kernel can say and `ops/matmul.py` for the product, then `arrays.py` for what kernels
-take, `batchnorm.py` for the passes that all share, `conv.py`, which shows the whole idea, `depthwise.py` and
+Read `backend/vectors.py` for what a kernel can say and `ops/matmul.py` for the product, then `arrays.py` for what
+kernels take, `batchnorm.py` for the passes that all share, `conv.py`, which shows the whole idea, `depthwise.py` and
 `average.py`; and `program.py`, which runs a whole network in inference. Each kernel's docstring states its reference
 equation in terms of `ops`, to which tests hold networks made of them, layer by layer and in every gradient.
 
@@ -38,8 +38,20 @@ it mostly reads what it wrote itself: a cache line that another core wrote last 
 
 from mbnp.fused.kernels.average import average_backward, average_forward
 from mbnp.fused.kernels.batchnorm import activate, add, finish_coefficients, finish_statistics, pass_back
-from mbnp.fused.kernels.conv import add_parts, conv_backward, conv_forward, pack_weights
-from mbnp.fused.kernels.depthwise import depthwise_backward, depthwise_forward
+from mbnp.fused.kernels.conv import (
+    add_parts,
+    conv_backward,
+    conv_forward,
+    differentiate,
+    pack_weights,
+    weights_backward,
+)
+from mbnp.fused.kernels.depthwise import (
+    depthwise_any_backward,
+    depthwise_any_forward,
+    depthwise_backward,
+    depthwise_forward,
+)
 
 __all__ = [
     "activate",
@@ -49,10 +61,14 @@ __all__ = [
     "average_forward",
     "conv_backward",
     "conv_forward",
+    "depthwise_any_backward",
+    "depthwise_any_forward",
     "depthwise_backward",
     "depthwise_forward",
+    "differentiate",
     "finish_coefficients",
     "finish_statistics",
     "pack_weights",
     "pass_back",
+    "weights_backward",
 ]

@@ -106,7 +106,7 @@ def gradient_pixels(g, z, at, pixels, scale_shift, coefficients, out, o):
 
 @piece
 def take_moments(z, at, pixels, c, entries, pivot, moments):
-    """moments (2, C) += the sums of z - pivot and of its square, over pixels from `at` on and channels c to c + entries.
+    """moments (2, C) += sums of z - pivot and of its square, over pixels from `at` on and channels c to c + entries.
 
     Deviations from a pixel: a plain sum of squares would cancel where the mean is large. Any pixel of them will do,
     since its own deviation is part of the sum: with P of them the variance keeps all but P times eps. A typical one is
@@ -121,7 +121,7 @@ def take_moments(z, at, pixels, c, entries, pivot, moments):
 
 @piece
 def centre(pivot, pixels, moments):
-    """Make mean and centred squares from sums over `pixels`, of deviations from the pivot (C,) and of their squares."""
+    """Turn sums over `pixels` of deviations from the pivot (C,) and of their squares into mean and centred squares."""
     for c in range(moments.shape[1]):
         shift = moments[0, c] / pixels
         m2 = moments[1, c] - moments[0, c] * shift
@@ -202,7 +202,7 @@ def finish_coefficients(sums, pixels, scale_shift, dgamma, dbeta, coefficients):
 
 @piece
 def _activate(source, n, out):
-    N, H, W, C = source.z.shape
+    _, H, W, C = source.z.shape
     at = n * H * W * C
     activate_pixels(flat(source.z), at, H * W, source.scale_shift, source.bounds, flat(out), at)
 

@@ -27,6 +27,10 @@ from mbnp.fused.kernels.batchnorm import (
 )
 from mbnp.ops.matmul import ROWS, multiply, multiply_across, pack, vectors_at
 
+CHUNKS = 16  # of pixels, where nothing else divides them
+STRETCH, ROWS_A_TASK = 256, 32  # pixels of a product of `weights_backward`, and rows of a task
+
+
 # ---- weights, packed and added up ----------------------------------------------------------------------------------
 
 
@@ -85,7 +89,7 @@ def _add_parts(parts, first, last, skipped, grad):
 
 @jit(parallel=True, literal=True)
 def add_parts(parts, taps, grad):
-    """grad (rows, D) += the sum of parts (groups, stored rows, stored D); each tap has its rows, and maybe some more."""
+    """grad (rows, D) += the sum of parts (groups, stored rows, stored D), where each tap may have padded channels."""
     rows, chunks = grad.shape[0], 16
     skipped = taps, parts.shape[1] // taps, rows // taps
     for k in prange(chunks):
@@ -271,7 +275,7 @@ def _input_backward(
     dz, dz_at, packed, windows, tables, at, images, first_row, last_row, source, target, sums, soon, at_soon
 ):  # fmt: skip
     """g = the gradient of a tile of input, from its first entry on, masked by its activation."""
-    _, H, W, C = source.z.shape
+    _, _, W, C = source.z.shape
     g = flat(target.g)
     V, S, zero = BYTES // g.itemsize, windows.stride, g.dtype.type(0)
     step = ROWS * 2 * V // C * windows.flat
@@ -350,7 +354,7 @@ def _group(gradient, source, packed, windows, tables, first, last, scratch, targ
 
 @jit(parallel=True, literal=True)
 def conv_backward(gradient, source, packed, windows, tables, work, target, learns):
-    """From the gradient of z to target.g (N, H, W, C) with its sums, and where it learns to partial gradients of w.
+    """Make target.g (N, H, W, C) with its sums, and where it `learns` partial gradients of w, from the gradient of z.
 
     Reference equation: dz = batchnorm.backward(g, z); da, dW = conv.backward(dz, a, w, stride, padding);
     target.g = relu.backward(da). dz and a are made again from z while the tile is in cache, which is cheaper than to
@@ -365,3 +369,47 @@ def conv_backward(gradient, source, packed, windows, tables, work, target, learn
         )  # fmt: skip
     if target.g.size > 0:
         total(target.parts[:groups], target.sums)
+
+
+# ---- few pixels and many weights -----------------------------------------------------------------------------------
+
+
+@piece
+def _differentiate(gradient, first, last, out):
+    D = out.shape[1]
+    gradient_pixels(
+        flat(gradient.g), flat(gradient.z), first * D, last - first, gradient.scale_shift, gradient.coefficients,
+        flat(out), first * D,
+    )  # fmt: skip
+
+
+@jit(parallel=True, literal=True)
+def differentiate(gradient, out):
+    """out (P, D) = dz of all pixels. Reference equation: batchnorm.backward(g, z)."""
+    P = out.shape[0]
+    for t in prange(CHUNKS):
+        _differentiate(gradient, t * P // CHUNKS, (t + 1) * P // CHUNKS, out)
+
+
+@piece
+def _weights_rows(a, dz, start, rows, first, last, dw):
+    (P, C), (_, D) = a.shape, dz.shape
+    a, dz, dw = flat(a), flat(dz), flat(dw)
+    for p in range(0, P, STRETCH):
+        for n in range(0, D, 2 * BYTES // dw.itemsize):
+            multiply_across(
+                a, p * C + first, start, C, min(STRETCH, P - p), dz, p * D, start, D, dw, first * D, rows, ADD,
+                last - first, n, D, dz, 0, 0,
+            )  # fmt: skip
+
+
+@jit(parallel=True, literal=True)
+def weights_backward(a, dz, start, rows, dw):
+    """dw (C, D) += a^T dz, a (P, C) and dz (P, D): each task makes rows of dw, for all pixels.
+
+    Partial gradients, as `conv_backward` has them, are for many pixels and few weights; of many weights they would take
+    more memory than a and dz. start: a table of one zero; rows: of the offsets of rows of dw.
+    """
+    C = a.shape[1]
+    for t in prange(-(-C // ROWS_A_TASK)):
+        _weights_rows(a, dz, start, rows, t * ROWS_A_TASK, min(C, (t + 1) * ROWS_A_TASK), dw)

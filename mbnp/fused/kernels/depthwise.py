@@ -30,9 +30,14 @@ class Window(NamedTuple):
     left: int
 
 
+def is_three(window):
+    """Return whether the kernels of 3x3 run this convolution."""
+    return window.kernel == 3 and window.stride <= 2
+
+
 def scratch_vectors(window, H, W, OH, OW):
     """Return how many vectors a thread works in, for an input of H x W and an output of OH x OW pixels."""
-    if window.kernel == 3 and window.stride <= 2:
+    if is_three(window):
         return 7 * (max(W, 2 * OW) + 2)
     rows, columns = (OH - 1) * window.stride + window.kernel, (OW - 1) * window.stride + window.kernel
     return 2 * max(rows, window.top + H) * max(columns, window.left + W) + OW
@@ -114,6 +119,7 @@ def _three_forward(source, taps, window, n, scratch, out, moments):
     x, y, ring = flat(source.z), flat(out), scratch
     x_at, y_at, pivot = n * H * W * C, n * OH * OW * C, (SLOTS + 1) * row
     _zero(ring, 0, pivot)
+    moments[:] = 0
     for c in range(0, C, V):
         w, zero = nine(taps, c), load(ring, SLOTS * row)
         p = zero
@@ -151,6 +157,7 @@ def _any_forward(source, taps, window, n, scratch, out, moments):
     x, y = flat(source.z), flat(out)
     pivot = y[n * OH * OW * C :][(OH * OW // 2) * C :][:C]
     _zero(scratch, 0, rows * columns * V)
+    moments[:] = 0
     for c in range(0, C, V):
         for h in range(H):
             at, o = (n * H + h) * W * C + c, ((window.top + h) * columns + window.left) * V
@@ -182,24 +189,22 @@ def any_rows(taps, x, k, row, step, window, first, last, OW, c, y, o, y_row, C):
             store(a3, y, at + j3 * C)
 
 
-@piece
-def _forward(source, taps, window, n, scratch, out, moments):
-    moments[:] = 0
-    if window.kernel == 3 and window.stride <= 2:
-        _three_forward(source, taps, window, n, scratch, out, moments)
-    else:
-        _any_forward(source, taps, window, n, scratch, out, moments)
-
-
 @jit(parallel=True, literal=True)
 def depthwise_forward(source, taps, window, work, out, moments):
-    """Source (N, H, W, C) -> out (N, OH, OW, C), and moments (N, 2, C) of each image.
+    """Source (N, H, W, C) -> out (N, OH, OW, C), and moments (N, 2, C) of each image, for 3x3 at stride 1 or 2.
 
     Reference equation: a = relu.forward(batchnorm.forward(source.z)); out = depthwise.forward(a, w, stride, padding),
     where taps (K*K, C) are w's.
     """
     for n in prange(out.shape[0]):
-        _forward(source, taps, window, n, work.scratch[numba.get_thread_id()], out, moments[n])
+        _three_forward(source, taps, window, n, work.scratch[numba.get_thread_id()], out, moments[n])
+
+
+@jit(parallel=True, literal=True)
+def depthwise_any_forward(source, taps, window, work, out, moments):
+    """`depthwise_forward` for any kernel and stride."""
+    for n in prange(out.shape[0]):
+        _any_forward(source, taps, window, n, work.scratch[numba.get_thread_id()], out, moments[n])
 
 
 @piece
@@ -324,12 +329,14 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
 
 
 @piece
-def _any_backward(gradient, source, taps, window, n, scratch, target, dw, sums):
+def _any_backward(gradient, source, taps, window, n, scratch, target, dw):
     """Add each dz to the pixels that it saw, and multiply it with what they were, for any kernel and stride."""
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
     V, K, S = BYTES // dw.itemsize, window.kernel, window.stride
     rows, columns = max((OH - 1) * S + K, window.top + H), max((OW - 1) * S + K, window.left + W)
     x, y, gy, gx = flat(source.z), flat(gradient.z), flat(gradient.g), flat(target.g)
+    sums = target.parts[n]
+    sums[:] = 0
     size = rows * columns * V  # of a, and of da after it; then a row of dz
     for c in range(0, C, V):
         _zero(scratch, 0, 2 * size)
@@ -362,9 +369,7 @@ def _any_backward(gradient, source, taps, window, n, scratch, target, dw, sums):
 def _backward(gradient, source, taps, window, n, scratch, target, dw):
     sums = target.parts[n]
     sums[:] = 0
-    if window.kernel != 3 or window.stride > 2:
-        _any_backward(gradient, source, taps, window, n, scratch, target, dw, sums)
-    elif window.stride == 1:
+    if window.stride == 1:
         _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, sums)
     else:
         _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, sums)
@@ -380,4 +385,13 @@ def depthwise_backward(gradient, source, taps, window, work, target):
     N = source.z.shape[0]
     for n in prange(N):
         _backward(gradient, source, taps, window, n, work.scratch[numba.get_thread_id()], target, work.parts[n])
+    total(target.parts[:N], target.sums)
+
+
+@jit(parallel=True, literal=True)
+def depthwise_any_backward(gradient, source, taps, window, work, target):
+    """`depthwise_backward` for any kernel and stride."""
+    N = source.z.shape[0]
+    for n in prange(N):
+        _any_backward(gradient, source, taps, window, n, work.scratch[numba.get_thread_id()], target, work.parts[n])
     total(target.parts[:N], target.sums)

@@ -29,7 +29,7 @@ weights bias kernel columns stride top left
 depth_weights depth_kernel depth_stride depth_top depth_left depth_H depth_W
 rows_at taps_at out_at
 """
-_FIELDS = [(name, np.int64) for name in _WHOLE.split()]
+_FIELDS: list[tuple[str, type]] = [(name, np.int64) for name in _WHOLE.split()]
 _FIELDS += [(name, np.float64) for name in ("low", "high", "depth_low", "depth_high")]
 STEP = np.dtype((np.record, _FIELDS))  # whose fields are attributes, in Python too
 

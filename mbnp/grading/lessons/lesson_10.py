@@ -1,12 +1,11 @@
-"""The exercises of lesson 10: BatchNorm folded, BatchNorm and ReLU in one pass, statistics of tiles combined."""
+"""The exercises of lesson 10: folding, BatchNorm and ReLU in one pass, a product by tiles, statistics of tiles."""
 
 import numpy as np
 
-from mbnp.fused.chain import Triple
 from mbnp.fused.inference import fold as fold_block
 from mbnp.grading.exercise import Case, Exercise, Mistake
 from mbnp.layers import BatchNorm, Conv
-from mbnp.ops import batchnorm, relu
+from mbnp.ops import batchnorm, matmul, relu
 
 # --- fold ---
 
@@ -18,7 +17,7 @@ def _fold(w, b, gamma, beta, mean, var, eps):
     conv.weight.value, conv.bias.value = w, b
     bn.weight.value, bn.bias.value = gamma, beta
     bn.running_mean.value, bn.running_var.value = mean, var
-    return fold_block(Triple("", conv, bn, np.zeros(2, w.dtype)))
+    return fold_block(conv, bn)
 
 
 def _fold_cases(seed: int) -> list[Case]:
@@ -169,6 +168,105 @@ def _linear(z, mean, var, gamma, beta, eps):
     return (z - mean) * (gamma / np.sqrt(var + eps)) + beta
 
 
+# --- blocked_matmul ---
+
+
+def _matmul_cases(seed: int) -> list[Case]:
+    """Return cases in which 4 divides the rows and the columns, one of them, or none."""
+    rng = np.random.default_rng(seed)
+    shapes = (8, 6, 4), (6, 7, 4), (4, 5, 7), (5, 9, 6), (3, 1, 2)
+    return [
+        {"a": rng.standard_normal((m, k), dtype=np.float32), "b": rng.standard_normal((k, n), dtype=np.float32)}
+        for m, k, n in shapes
+    ]
+
+
+def _blocked(a, b, rows=None, columns=None, ks=None, reset="tile", keep=True, running=False):
+    """Return the right answer with one thing changed.
+
+    rows, columns, ks: how many of each are computed; reset: for each "tile" or "row" of tiles, or "never"; keep: sums
+    are added to, not replaced; running: sums are added to the result after each k.
+    """
+    (M, K), N = a.shape, b.shape[1]
+    y, sums = np.zeros((M, N), a.dtype), np.zeros((4, 4), a.dtype)
+    for m in range(0, M if rows is None else rows, 4):
+        if reset == "row":
+            sums[:] = 0
+        for n in range(0, N if columns is None else columns, 4):
+            if reset == "tile":
+                sums[:] = 0
+            tile = y[m : m + 4, n : n + 4]
+            part = sums[: tile.shape[0], : tile.shape[1]]
+            for k in range(K if ks is None else ks):
+                part[...] = part * keep + a[m : m + 4, k, None] * b[k, n : n + 4]
+                if running:
+                    tile += part
+            if not running:
+                tile[...] = part
+    return y
+
+
+def _scales_b(a, b):
+    y = np.zeros((len(a), b.shape[1]), a.dtype)
+    for m in range(len(a)):
+        for k in range(len(b)):
+            row = b[k]
+            row *= a[m, k]
+            y[m] += row
+    return y
+
+
+MATMUL_MISTAKES = [
+    Mistake(
+        "tails: the last rows and columns, which fill no tile, are left out. Let the last tiles be smaller: "
+        "min(m + 4, M), min(n + 4, N)",
+        lambda a, b: _blocked(a, b, rows=len(a) // 4 * 4, columns=b.shape[1] // 4 * 4),
+    ),
+    Mistake(
+        "tails of rows: where 4 does not divide M, the last rows are left out. Let the last tile be smaller: "
+        "min(m + 4, M)",
+        lambda a, b: _blocked(a, b, rows=len(a) // 4 * 4),
+    ),
+    Mistake(
+        "tails of columns: where 4 does not divide N, the last columns are left out. Let the last tile be smaller: "
+        "min(n + 4, N)",
+        lambda a, b: _blocked(a, b, columns=b.shape[1] // 4 * 4),
+    ),
+    Mistake(
+        "the sums go on from tile to tile. Each tile begins with sums of zero",
+        lambda a, b: _blocked(a, b, reset="never"),
+    ),
+    Mistake(
+        "the sums go on from one tile to the next on its right. Set them to zero within the loop over n",
+        lambda a, b: _blocked(a, b, reset="row"),
+    ),
+    Mistake(
+        "k stops after the tile's 4. Rows and columns are divided into tiles; k runs over all K",
+        lambda a, b: _blocked(a, b, ks=min(4, len(b))),
+    ),
+    Mistake(
+        "k stops at the last multiple of 4. Each sum is over all K",
+        lambda a, b: _blocked(a, b, ks=len(b) // 4 * 4),
+    ),
+    Mistake(
+        "each k replaces the sums, so that only the last one is left. Add to them: +=",
+        lambda a, b: _blocked(a, b, keep=False),
+    ),
+    Mistake(
+        "unfinished sums are added to the result for every k, and count again and again. Write them once, after the "
+        "loop over k",
+        lambda a, b: _blocked(a, b, running=True),
+    ),
+    Mistake(
+        "transposed: y[n, m] in place of y[m, n]. Rows of the result are rows of a, its columns are columns of b",
+        lambda a, b: np.ascontiguousarray((a @ b).T),
+    ),
+    Mistake(
+        "in place: a slice such as b[k, n:n + 4] is b itself, and *= changes the caller's b. Write a * b, not b *= a",
+        _scales_b,
+    ),
+]
+
 # --- combine ---
 
 
@@ -241,5 +339,6 @@ COMBINE_MISTAKES = [
 EXERCISES = [
     Exercise("fold", _fold_cases, _fold, FOLD_MISTAKES, outputs=("weight", "bias")),
     Exercise("normalise_relu", _relu_cases, _normalise_relu, RELU_MISTAKES),
+    Exercise("blocked_matmul", _matmul_cases, matmul.forward_numpy, MATMUL_MISTAKES),
     Exercise("combine", _combine_cases, _combine, COMBINE_MISTAKES, outputs=("mean", "variance")),
 ]
