@@ -14,7 +14,7 @@ of a function that a parallel kernel holds were rounded differently, and which o
 
 A vector has BYTES bytes: 64 with AVX-512, 32 with AVX2, 16 with NEON and everywhere else; MBNP_VECTOR_BYTES=16, 32 or
 64 sets another width before the first import, to measure it. Together with NUMBA_CPU_NAME=haswell, for instance,
-MBNP_VECTOR_BYTES=32 runs as on a processor that has AVX2 and no more.
+MBNP_VECTOR_BYTES=32 and NUMBA_CPU_FEATURES=+avx2,+fma it runs as on a processor that has AVX2 and no more.
 """
 
 import operator

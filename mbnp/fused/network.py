@@ -129,11 +129,15 @@ class FusedNetwork(Network):
     # -- plans and programs, one for each shape --
 
     def _match(self, shape: Shape) -> list[Operation] | None:
-        """Return the operations for images of this shape; None where a layer does not take them, and says so itself."""
+        """Return the operations for images of this shape; None where the reference network runs itself.
+
+        That is where there is nothing to fuse, and where a layer does not take the images and says so.
+        """
         try:
-            return match.match(self.reference, shape)
+            operations = match.match(self.reference, shape)
         except MbnpError:
             return None
+        return operations if any(operation.kind != "layer" for operation in operations) else None
 
     def _program(self, key: tuple[Shape, int]) -> Inference:
         shape, count = key

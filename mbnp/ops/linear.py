@@ -8,7 +8,7 @@ x (N, C), w (C, D), b (D,), y (N, D).
     dw[c, d] = sum_n x[n, c] dy[n, d]           x^T dy
     dx[n, c] = sum_d dy[n, d] w[c, d]           dy w^T
 
-The Numba implementation is NumPy's with BLAS held at one thread: pointwise.py says why.
+The Numba implementation is the matrix product of matmul.py: pointwise.py says why it is not NumPy's.
 
 Source: Rumelhart, Hinton and Williams, "Learning representations by back-propagating errors", 1986,
 equations 1, 5, 6 and 7.
