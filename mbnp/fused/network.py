@@ -124,7 +124,8 @@ class FusedNetwork(Network):
             if self._backward is None:
                 raise MbnpError("backward has nothing to go back through: call forward(x, train=True) before it")
             backward, self._backward = self._backward, None
-            return backward(dy)
+            dx = backward(dy)
+            return dx if self.needs_dx else None
 
     # -- plans and programs, one for each shape --
 
