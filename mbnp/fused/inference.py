@@ -136,9 +136,6 @@ class Inference:
         """Return whether operation i runs with the depthwise convolution before it."""
         return i > 0 and self.operations[i].inputs == (i,) and self._inside(i)
 
-    def _shape_of(self, i: int) -> Shape:
-        return self.maps[i].shape
-
     def _margins(self, shape: Shape) -> list[Margins]:
         shapes = [shape, *(operation.shape for operation in self.operations)]
         margins = [Margins() for _ in shapes]

@@ -78,7 +78,7 @@ class Slots:
         self.users: list[int] = []
 
     def take(self, size: int) -> int:
-        """Return the number of a buffer that nobody uses, for so many entries."""
+        """Return the number of a buffer that is free, for so many entries."""
         free = [i for i, users in enumerate(self.users) if users == 0]
         if not free:
             self.sizes.append(0)

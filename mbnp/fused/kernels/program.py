@@ -26,7 +26,7 @@ _WHOLE = """
 kind tasks images group band bands shares
 source source_image source_row H W C second second_image second_row out out_image out_row OH OW D
 weights bias kernel columns stride top left
-depth_weights depth_kernel depth_stride depth_top depth_left depth_H depth_W
+depth_weights depth_kernel depth_stride depth_top depth_left
 rows_at taps_at out_at
 """
 _FIELDS: list[tuple[str, type]] = [(name, np.int64) for name in _WHOLE.split()]
