@@ -61,7 +61,8 @@ def step(
 ) -> float:
     """Update the parameters once, from one batch; return the mean loss before the update.
 
-    x (N, H, W, 3) normalised, in the network's dtype; y (N,) integers. Raises DivergedError if the loss is NaN or infinite; the network is then as it was before.
+    x (N, H, W, 3) normalised, in the network's dtype; y (N,) integers. Raises DivergedError if the loss is NaN or
+    infinite; the network is then as it was before.
 
     loss: another loss than cross-entropy; y is whatever it takes. The squared error, for instance:
 
