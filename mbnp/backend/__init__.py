@@ -9,13 +9,14 @@ of threads, and `vectors.py` the vectors of the processor, as values that kernel
 
 from mbnp.backend.dispatch import BACKENDS, current, pick, use
 from mbnp.backend.jit import inlined, jit, piece
-from mbnp.backend.threads import get_num_threads, max_threads, one_pool, set_num_threads
+from mbnp.backend.threads import get_num_threads, in_parallel, max_threads, one_pool, set_num_threads
 from mbnp.renamed import module_names
 
 __all__ = [
     "BACKENDS",
     "current",
     "get_num_threads",
+    "in_parallel",
     "inlined",
     "jit",
     "max_threads",

@@ -12,6 +12,8 @@ from typing import Any
 import numba
 from numba import types
 from numba.core import caching
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 
 # Everything that lets a loop become vector instructions and fused multiply-adds, and nothing that lets the
 # compiler assume there are no NaNs: `fastmath=True` would delete the checks that let a NaN show itself.
@@ -58,6 +60,10 @@ class _Cache(caching.FunctionCache):
         # A file for each chosen width of vectors; the processor is in Numba's own key.
         self._cache_file = caching.IndexDataCacheFile(self._cache_path, base + f".v{chosen}" * bool(chosen), stamp)
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        numba.get_num_threads()  # starts the pool, whose functions a parallel kernel is linked with
+        return super().load_overload(sig, target_context)
+
 
 @functools.cache
 def _stamp(folder: Path) -> str:
@@ -69,6 +75,34 @@ def _stamp(folder: Path) -> str:
     return contents.hexdigest()
 
 
+class _PieceLibrary(JITCodeLibrary):
+    """The code of a piece, which gets neither optimized nor translated by itself: the kernels that it is part of do."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        self._ensure_finalized()
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Keep no environment, which is for errors and for calls of Python."""
+
+
+class _PieceCompiler(Compiler):
+    def define_pipelines(self) -> Any:
+        state = self.state
+        state.library = _PieceLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        return super().define_pipelines()
+
+
 def piece(function: Callable | None = None, *, allocates: bool = False) -> Callable:
     """Compile a serial part of the kernels in the same folder into each of them; Python cannot call it.
 
@@ -77,12 +111,12 @@ def piece(function: Callable | None = None, *, allocates: bool = False) -> Calla
     """
     if function is None:
         return functools.partial(piece, allocates=allocates)
-    return _for_any_number(_njit(function, **PIECE, **({} if allocates else NO_COUNTING)))
+    return _for_any_number(_njit(function, pipeline_class=_PieceCompiler, **PIECE, **({} if allocates else NO_COUNTING)))
 
 
 def inlined(function: Callable) -> Callable:
     """Inline a piece whatever its size, where a call would save and restore registers full of vectors."""
-    return _for_any_number(_njit(function, forceinline=True, **PIECE, **NO_COUNTING))
+    return _for_any_number(_njit(function, pipeline_class=_PieceCompiler, forceinline=True, **PIECE, **NO_COUNTING))
 
 
 def _for_any_number(function: Any) -> Any:

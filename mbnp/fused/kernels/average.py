@@ -1,9 +1,8 @@
 """The average of each channel over a feature map, which most networks end with."""
 
 import numpy as np
-from numba import prange
 
-from mbnp.backend import jit, piece
+from mbnp.backend import in_parallel, jit, piece
 from mbnp.backend.vectors import BYTES, accumulate, clip, flat, fma, load
 from mbnp.fused.kernels.batchnorm import RUN, mask_run, total
 
@@ -25,27 +24,26 @@ def average_image(z, at, pixels, scale_shift, bounds, out, o):
 
 
 @piece(allocates=True)
-def _forward(source, n, features):
+def _forward(n, source, features):
     _, H, W, C = source.z.shape
     z, at = flat(source.z), n * H * W * C
     average_image(z, at, H * W, source.scale_shift, source.bounds, flat(features), n * C)
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def average_forward(source, features):
     """Source (N, H, W, C) -> features (N, 1, 1, C).
 
     Reference equation: pool.global_average_forward(relu.forward(batchnorm.forward(source.z))).
     """
-    for n in prange(source.z.shape[0]):
-        _forward(source, n, features)
+    in_parallel(source.z.shape[0], _forward, source, features)
 
 
 @piece
-def _backward(dy, source, n, scratch, target):
+def _backward(n, dy, source, means, target):
     _, H, W, C = source.z.shape
     z, g, dy = flat(source.z), flat(target.g), flat(dy)
-    sums = target.parts[n]
+    scratch, sums = means[n], target.parts[n]
     sums[:] = 0
     part = dy.dtype.type(1 / (H * W))
     for c in range(C):
@@ -56,13 +54,12 @@ def _backward(dy, source, n, scratch, target):
             mask_run(scratch, c, 0, z, k + c, pixels, source.scale_shift, source.bounds, c, g, target.add, sums)
 
 
-@jit(parallel=True, literal=True)
-def average_backward(dy, source, scratch, target):
-    """Make target.g (N, H, W, C) and its sums, from dy (N, 1, 1, C). scratch is (N, C).
+@jit(literal=True)
+def average_backward(dy, source, means, target):
+    """Make target.g (N, H, W, C) and its sums, from dy (N, 1, 1, C). `means` (N, C) is worked in.
 
     Reference equation: relu.backward(pool.global_average_backward(dy)).
     """
     N = source.z.shape[0]
-    for n in prange(N):
-        _backward(dy, source, n, scratch[n], target)
+    in_parallel(N, _backward, dy, source, means, target)
     total(target.parts[:N], target.sums)

@@ -3,9 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
-from mbnp.backend import inlined, jit, piece
+from mbnp.backend import in_parallel, inlined, jit, piece
 from mbnp.backend.vectors import BYTES, accumulate, clip, flat, fma, load, prefetch, store, where_inside
 
 # Pixels whose sums are made in float32, as those of a row are in depthwise kernels; they are added up in float64.
@@ -201,21 +200,20 @@ def finish_coefficients(sums, pixels, scale_shift, dgamma, dbeta, coefficients):
 
 
 @piece
-def _activate(source, n, out):
+def _activate(n, source, out):
     _, H, W, C = source.z.shape
     at = n * H * W * C
     activate_pixels(flat(source.z), at, H * W, source.scale_shift, source.bounds, flat(out), at)
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def activate(source, out):
     """out (N, H, W, C). Reference equation: relu.forward(batchnorm.forward(z))."""
-    for n in prange(source.z.shape[0]):
-        _activate(source, n, out)
+    in_parallel(source.z.shape[0], _activate, source, out)
 
 
 @piece
-def _add(first, second, bounds, n, out):
+def _add(n, first, second, bounds, out):
     _, H, W, C = first.z.shape
     x, y, o = flat(first.z), flat(second.z), flat(out)
     low, high, low1, high1 = bounds[0], bounds[1], first.bounds[0], first.bounds[1]
@@ -234,15 +232,14 @@ def _add(first, second, bounds, n, out):
                 k += C
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def add(first, second, bounds, out):
     """out (N, H, W, C), of two Sources. Reference equation: relu.forward(a1 + a2), a as in `activate`."""
-    for n in prange(out.shape[0]):
-        _add(first, second, bounds, n, out)
+    in_parallel(out.shape[0], _add, first, second, bounds, out)
 
 
 @piece
-def _pass_back(dy, y, bounds, source, target, n):
+def _pass_back(n, dy, y, bounds, source, target):
     _, H, W, C = source.z.shape
     dy, y, z, g = flat(dy), flat(y), flat(source.z), flat(target.g)
     sums, ss = target.parts[n], source.scale_shift
@@ -266,12 +263,11 @@ def _pass_back(dy, y, bounds, source, target, n):
             accumulate(s2, sums[1], c)
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def pass_back(dy, y, bounds, source, target):
     """Make the gradient of a Source, and its sums, from that of y (N, H, W, C): a sum with it, clipped to the bounds.
 
     Reference equation: g = relu.backward(relu.backward(dy, y), batchnorm.forward(z)). target.g may be dy.
     """
-    for n in prange(source.z.shape[0]):
-        _pass_back(dy, y, bounds, source, target, n)
+    in_parallel(source.z.shape[0], _pass_back, dy, y, bounds, source, target)
     total(target.parts[: source.z.shape[0]], target.sums)

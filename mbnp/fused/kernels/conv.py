@@ -9,9 +9,8 @@ classes are a product of their own.
 """
 
 import numba
-from numba import prange
 
-from mbnp.backend import inlined, jit, piece
+from mbnp.backend import in_parallel, inlined, jit, piece
 from mbnp.backend.tiles import ADD, STORE
 from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, store, transpose, where_inside
 from mbnp.fused.kernels.batchnorm import (
@@ -54,7 +53,7 @@ def _pack_class(w, windows, kind, C, D, n, packed):
 
 
 @piece
-def _pack(w, windows, classes, p, forward, backward):
+def _pack(p, w, windows, classes, forward, backward):
     entries, D = 2 * BYTES // w.itemsize, w.shape[1]
     C = w.shape[0] // (windows.kernel * windows.columns)
     panels, panels_back = -(-D // entries), -(-C // entries)
@@ -65,21 +64,20 @@ def _pack(w, windows, classes, p, forward, backward):
         _pack_class(w, windows, classes[k], C, D, (p - panels) % panels_back * entries, backward)
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def pack_weights(w, windows, classes, panels, forward, backward):
     """Pack weights w (taps * C, D) as the products read them, and transposed for each class of input pixels.
 
     panels: how many there are of both, or of the first alone.
     """
-    for p in prange(panels):
-        _pack(w, windows, classes, p, forward, backward)
+    in_parallel(panels, _pack, w, windows, classes, forward, backward)
 
 
 @piece
-def _add_parts(parts, first, last, skipped, grad):
-    """Rows first to last of grad += the sum of parts; of `skipped` (taps, rows in parts, rows in grad) of each."""
-    _, stored, channels = skipped
-    for row in range(first, last):
+def _add_parts(k, parts, stored, channels, grad):
+    """Add the sum of the k-th part of all rows to grad; of `stored` rows of a tap `channels` are in grad."""
+    rows = grad.shape[0]
+    for row in range(k * rows // CHUNKS, (k + 1) * rows // CHUNKS):
         out = grad[row]
         for t in range(parts.shape[0]):
             part = parts[t, row // channels * stored + row % channels]
@@ -87,13 +85,10 @@ def _add_parts(parts, first, last, skipped, grad):
                 out[i] += part[i]
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def add_parts(parts, taps, grad):
     """grad (rows, D) += the sum of parts (groups, stored rows, stored D), where each tap may have padded channels."""
-    rows, chunks = grad.shape[0], 16
-    skipped = taps, parts.shape[1] // taps, rows // taps
-    for k in prange(chunks):
-        _add_parts(parts, k * rows // chunks, (k + 1) * rows // chunks, skipped, grad)
+    in_parallel(CHUNKS, _add_parts, parts, parts.shape[1] // taps, grad.shape[0] // taps, grad)
 
 
 # ---- tiles and their padded copies -----------------------------------------------------------------------------
@@ -172,10 +167,10 @@ def _fill_gradient(gradient, windows, n0, n1, first, patch, o):
 
 
 @piece
-def _forward(source, packed, windows, tables, t, scratch, z, moments):
+def _forward(t, source, packed, windows, tables, work, z, moments):
     N, OH, OW, D = z.shape
     C = source.z.shape[3]
-    y = flat(z)
+    y, scratch, sums = flat(z), work.scratch[numba.get_thread_id()], moments[t]
     V = BYTES // y.itemsize
     if windows.flat:
         at = t * windows.tile
@@ -187,7 +182,7 @@ def _forward(source, packed, windows, tables, t, scratch, z, moments):
         at, pixels = (n0 * OH + first) * OW, (n1 - n0) * (last - first) * OW
         _fill_input(source, windows, n0, n1, first, last, scratch)
     pivot = y[(at + 2 * pixels // 3) * D :][:D]
-    moments[:] = 0
+    sums[:] = 0
     soon, step = (at + pixels) * C, ROWS * 2 * V // D * windows.flat  # while one tile is multiplied, fetch the next
     for n in range(0, D, 2 * V):
         if windows.flat and source.plain:  # multiplied where it lies
@@ -195,8 +190,8 @@ def _forward(source, packed, windows, tables, t, scratch, z, moments):
         else:
             _product(scratch, 0, packed, windows, tables, C, y, at * D, pixels, n, D, source, soon, step)
         soon += pixels * C * (2 * V) // D
-        take_moments(y, at * D, pixels, n, vectors_at(n, D, V) * V, pivot, moments)
-    centre(pivot, pixels, moments)
+        take_moments(y, at * D, pixels, n, vectors_at(n, D, V) * V, pivot, sums)
+    centre(pivot, pixels, sums)
 
 
 @inlined
@@ -209,15 +204,14 @@ def _product(a, a_at, packed, windows, tables, C, y, y_at, pixels, n, D, source,
     )  # fmt: skip
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def conv_forward(source, packed, windows, tables, work, z, moments):
     """Source (N, H, W, C) -> z (N, OH, OW, D), and moments (tiles, 2, D): the mean and centred squares of each tile.
 
     Reference equation: a = relu.forward(batchnorm.forward(source.z)); z = conv.forward(a, w, stride, padding), where
     w are the packed weights.
     """
-    for t in prange(moments.shape[0]):
-        _forward(source, packed, windows, tables, t, work.scratch[numba.get_thread_id()], z, moments[t])
+    in_parallel(moments.shape[0], _forward, source, packed, windows, tables, work, z, moments)
 
 
 # ---- backward ------------------------------------------------------------------------------------------------------
@@ -342,7 +336,10 @@ def _backward_windows(gradient, source, packed, windows, tables, t, first, scrat
 
 
 @piece
-def _group(gradient, source, packed, windows, tables, first, last, scratch, target, learns, part, sums):
+def _group(k, gradient, source, packed, windows, tables, work, target, learns):
+    groups = work.parts.shape[0]
+    first, last = k * work.tiles // groups, (k + 1) * work.tiles // groups
+    scratch, part, sums = work.scratch[numba.get_thread_id()], work.parts[k], target.parts[k]
     sums[:] = 0
     for t in range(first, last):
         begins = t == first
@@ -352,7 +349,7 @@ def _group(gradient, source, packed, windows, tables, first, last, scratch, targ
             _backward_windows(gradient, source, packed, windows, tables, t, begins, scratch, target, learns, part, sums)
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def conv_backward(gradient, source, packed, windows, tables, work, target, learns):
     """Make target.g (N, H, W, C) with its sums, and where it `learns` partial gradients of w, from the gradient of z.
 
@@ -361,12 +358,8 @@ def conv_backward(gradient, source, packed, windows, tables, work, target, learn
     have stored them. A group of tiles adds to one of work.parts (groups, taps * C, D). packed: the transposed weights.
     target.g may be g of a flat one: a tile of dz is made before the tile of target.g is written.
     """
-    groups, tiles = work.parts.shape[0], work.tiles
-    for t in prange(groups):
-        _group(
-            gradient, source, packed, windows, tables, t * tiles // groups, (t + 1) * tiles // groups,
-            work.scratch[numba.get_thread_id()], target, learns, work.parts[t], target.parts[t],
-        )  # fmt: skip
+    groups = work.parts.shape[0]
+    in_parallel(groups, _group, gradient, source, packed, windows, tables, work, target, learns)
     if target.g.size > 0:
         total(target.parts[:groups], target.sums)
 
@@ -375,25 +368,25 @@ def conv_backward(gradient, source, packed, windows, tables, work, target, learn
 
 
 @piece
-def _differentiate(gradient, first, last, out):
-    D = out.shape[1]
+def _differentiate(t, gradient, out):
+    P, D = out.shape
+    first, last = t * P // CHUNKS, (t + 1) * P // CHUNKS
     gradient_pixels(
         flat(gradient.g), flat(gradient.z), first * D, last - first, gradient.scale_shift, gradient.coefficients,
         flat(out), first * D,
     )  # fmt: skip
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def differentiate(gradient, out):
     """out (P, D) = dz of all pixels. Reference equation: batchnorm.backward(g, z)."""
-    P = out.shape[0]
-    for t in prange(CHUNKS):
-        _differentiate(gradient, t * P // CHUNKS, (t + 1) * P // CHUNKS, out)
+    in_parallel(CHUNKS, _differentiate, gradient, out)
 
 
 @piece
-def _weights_rows(a, dz, start, rows, first, last, dw):
+def _weights_rows(t, a, dz, start, rows, dw):
     (P, C), (_, D) = a.shape, dz.shape
+    first, last = t * ROWS_A_TASK, min(C, (t + 1) * ROWS_A_TASK)
     a, dz, dw = flat(a), flat(dz), flat(dw)
     for p in range(0, P, STRETCH):
         for n in range(0, D, 2 * BYTES // dw.itemsize):
@@ -403,13 +396,11 @@ def _weights_rows(a, dz, start, rows, first, last, dw):
             )  # fmt: skip
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def weights_backward(a, dz, start, rows, dw):
     """dw (C, D) += a^T dz, a (P, C) and dz (P, D): each task makes rows of dw, for all pixels.
 
     Partial gradients, as `conv_backward` has them, are for many pixels and few weights; of many weights they would take
     more memory than a and dz. start: a table of one zero; rows: of the offsets of rows of dw.
     """
-    C = a.shape[1]
-    for t in prange(-(-C // ROWS_A_TASK)):
-        _weights_rows(a, dz, start, rows, t * ROWS_A_TASK, min(C, (t + 1) * ROWS_A_TASK), dw)
+    in_parallel(-(-a.shape[1] // ROWS_A_TASK), _weights_rows, a, dz, start, rows, dw)

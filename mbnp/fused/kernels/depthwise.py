@@ -12,9 +12,8 @@ first (`_any_forward`, `_any_backward`).
 from typing import NamedTuple
 
 import numba
-from numba import prange
 
-from mbnp.backend import inlined, jit, piece
+from mbnp.backend import in_parallel, inlined, jit, piece
 from mbnp.backend.vectors import BYTES, accumulate, clip, flat, fma, load, prefetch, store, store_rows, where_inside
 from mbnp.fused.kernels.batchnorm import activate_run, centre, gradient_run, mask_run, take_moments, total
 
@@ -111,15 +110,15 @@ def convolve_row(w, finishes, bias, bounds, pivot, x, i, j, k, step, stride, pix
 
 
 @piece
-def _three_forward(source, taps, window, n, scratch, out, moments):
+def _three_forward(n, source, taps, window, work, out, moments):
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, out.shape
     V, stride, top, left = BYTES // out.itemsize, window.stride, window.top, window.left
     PW = (OW - 1) * stride + 3
     row, inside = PW * V, min(W, PW - left)
-    x, y, ring = flat(source.z), flat(out), scratch
+    x, y, ring, sums = flat(source.z), flat(out), work.scratch[numba.get_thread_id()], moments[n]
     x_at, y_at, pivot = n * H * W * C, n * OH * OW * C, (SLOTS + 1) * row
     _zero(ring, 0, pivot)
-    moments[:] = 0
+    sums[:] = 0
     for c in range(0, C, V):
         w, zero = nine(taps, c), load(ring, SLOTS * row)
         p = zero
@@ -137,9 +136,9 @@ def _three_forward(source, taps, window, n, scratch, out, moments):
                 store(p, ring, pivot + c)
             o = y_at + r * OW * C + c
             s1, s2 = convolve_row(w, False, zero, source.bounds, p, ring, i, j, k, V, stride, OW, y, o, C)
-            accumulate(s1, moments[0], c)
-            accumulate(s2, moments[1], c)
-    centre(ring[pivot : pivot + C], OH * OW, moments)
+            accumulate(s1, sums[0], c)
+            accumulate(s2, sums[1], c)
+    centre(ring[pivot : pivot + C], OH * OW, sums)
 
 
 @piece
@@ -149,22 +148,22 @@ def _zero(x, at, count):
 
 
 @piece
-def _any_forward(source, taps, window, n, scratch, out, moments):
+def _any_forward(n, source, taps, window, work, out, moments):
     """The same for any kernel and stride: weights are loaded once for four pixels."""
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, out.shape
     V, K, S = BYTES // out.itemsize, window.kernel, window.stride
     rows, columns = max((OH - 1) * S + K, window.top + H), max((OW - 1) * S + K, window.left + W)
-    x, y = flat(source.z), flat(out)
+    x, y, scratch, sums = flat(source.z), flat(out), work.scratch[numba.get_thread_id()], moments[n]
     pivot = y[n * OH * OW * C :][(OH * OW // 2) * C :][:C]
     _zero(scratch, 0, rows * columns * V)
-    moments[:] = 0
+    sums[:] = 0
     for c in range(0, C, V):
         for h in range(H):
             at, o = (n * H + h) * W * C + c, ((window.top + h) * columns + window.left) * V
             activate_run(x, at, W, source.scale_shift, source.bounds, c, scratch, o, V, W * C)
         any_rows(taps, scratch, 0, columns * V, V, window, 0, OH, OW, c, y, n * OH * OW * C + c, OW * C, C)
-    take_moments(y, n * OH * OW * C, OH * OW, 0, C, pivot, moments)
-    centre(pivot, OH * OW, moments)
+    take_moments(y, n * OH * OW * C, OH * OW, 0, C, pivot, sums)
+    centre(pivot, OH * OW, sums)
 
 
 @inlined
@@ -189,22 +188,20 @@ def any_rows(taps, x, k, row, step, window, first, last, OW, c, y, o, y_row, C):
             store(a3, y, at + j3 * C)
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def depthwise_forward(source, taps, window, work, out, moments):
     """Source (N, H, W, C) -> out (N, OH, OW, C), and moments (N, 2, C) of each image, for 3x3 at stride 1 or 2.
 
     Reference equation: a = relu.forward(batchnorm.forward(source.z)); out = depthwise.forward(a, w, stride, padding),
     where taps (K*K, C) are w's.
     """
-    for n in prange(out.shape[0]):
-        _three_forward(source, taps, window, n, work.scratch[numba.get_thread_id()], out, moments[n])
+    in_parallel(out.shape[0], _three_forward, source, taps, window, work, out, moments)
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def depthwise_any_forward(source, taps, window, work, out, moments):
     """`depthwise_forward` for any kernel and stride."""
-    for n in prange(out.shape[0]):
-        _any_forward(source, taps, window, n, work.scratch[numba.get_thread_id()], out, moments[n])
+    in_parallel(out.shape[0], _any_forward, source, taps, window, work, out, moments)
 
 
 @piece
@@ -329,13 +326,13 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
 
 
 @piece
-def _any_backward(gradient, source, taps, window, n, scratch, target, dw):
+def _any_backward(n, gradient, source, taps, window, work, target):
     """Add each dz to the pixels that it saw, and multiply it with what they were, for any kernel and stride."""
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
+    scratch, dw, sums = work.scratch[numba.get_thread_id()], work.parts[n], target.parts[n]
     V, K, S = BYTES // dw.itemsize, window.kernel, window.stride
     rows, columns = max((OH - 1) * S + K, window.top + H), max((OW - 1) * S + K, window.left + W)
     x, y, gy, gx = flat(source.z), flat(gradient.z), flat(gradient.g), flat(target.g)
-    sums = target.parts[n]
     sums[:] = 0
     size = rows * columns * V  # of a, and of da after it; then a row of dz
     for c in range(0, C, V):
@@ -366,8 +363,8 @@ def _any_backward(gradient, source, taps, window, n, scratch, target, dw):
 
 
 @piece
-def _backward(gradient, source, taps, window, n, scratch, target, dw):
-    sums = target.parts[n]
+def _backward(n, gradient, source, taps, window, work, target):
+    scratch, dw, sums = work.scratch[numba.get_thread_id()], work.parts[n], target.parts[n]
     sums[:] = 0
     if window.stride == 1:
         _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, sums)
@@ -375,7 +372,7 @@ def _backward(gradient, source, taps, window, n, scratch, target, dw):
         _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, sums)
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def depthwise_backward(gradient, source, taps, window, work, target):
     """Make target.g (N, H, W, C), its sums and partial gradients of w, from the gradient of the output.
 
@@ -383,15 +380,13 @@ def depthwise_backward(gradient, source, taps, window, work, target):
     target.g = relu.backward(da). taps (K*K, C) are w's, and work.parts (N, K*K, C) the images' partial gradients.
     """
     N = source.z.shape[0]
-    for n in prange(N):
-        _backward(gradient, source, taps, window, n, work.scratch[numba.get_thread_id()], target, work.parts[n])
+    in_parallel(N, _backward, gradient, source, taps, window, work, target)
     total(target.parts[:N], target.sums)
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def depthwise_any_backward(gradient, source, taps, window, work, target):
     """`depthwise_backward` for any kernel and stride."""
     N = source.z.shape[0]
-    for n in prange(N):
-        _any_backward(gradient, source, taps, window, n, work.scratch[numba.get_thread_id()], target, work.parts[n])
+    in_parallel(N, _any_backward, gradient, source, taps, window, work, target)
     total(target.parts[:N], target.sums)

@@ -10,9 +10,8 @@ Each step is a record of numbers; all feature maps are in one array, all weights
 
 import numba
 import numpy as np
-from numba import prange
 
-from mbnp.backend import inlined, jit, piece
+from mbnp.backend import in_parallel, inlined, jit, piece
 from mbnp.backend.tiles import CLIP
 from mbnp.backend.vectors import BYTES, accumulate, clip, load, store
 from mbnp.fused.kernels.depthwise import Window, any_rows, convolve_row, nine
@@ -150,7 +149,8 @@ def _average(step, n, data):
 
 
 @piece(allocates=True)
-def _run_task(step, t, tables, weights, data, scratch, x):
+def _run_task(t, program, i, tables, weights, data, threads, x):
+    step, scratch = program[i], threads[numba.get_thread_id()]
     if step.kind == COPY:
         _copy(step, t, x, data)
     elif step.kind == DEPTHWISE:
@@ -166,12 +166,11 @@ def _run_task(step, t, tables, weights, data, scratch, x):
         _conv(step, t, tables, weights, data, scratch)
 
 
-@jit(parallel=True, literal=True)
+@jit(literal=True)
 def run_program(program, tables, weights, data, scratch, x):
     """Run the steps of a program (steps,), one after another, each by all threads; x (N*H*W*C,) are the images.
 
     Reference equation: of each step, what its layers compute in inference.
     """
     for i in range(program.size):
-        for t in prange(program[i].tasks):
-            _run_task(program[i], t, tables, weights, data, scratch[numba.get_thread_id()], x)
+        in_parallel(program[i].tasks, _run_task, program, i, tables, weights, data, scratch, x)
