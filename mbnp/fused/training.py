@@ -183,10 +183,10 @@ class Conv(_Convolution):
         self.groups = windows.groups(self.plan.tiles, self.rows * D)
         self.packed = Arena(dtype, 0).array(2, self.rows * D)  # forward and transposed
         self.packed_from = -1  # the version of the weights
-        # Of many weights and few pixels, partial gradients would take more memory than what they are made from.
+        # Of many weights and few pixels, partial gradients would take twice the memory of what they are made from.
         P, w = out.pixels, self.layer.weight
         self.by_rows = self.plan.windows.flat and self.stored is None and padded(C, dtype) == C and not w.frozen
-        self.by_rows = self.by_rows and 2 * self.groups * self.rows * D >= P * (C + D)
+        self.by_rows = self.by_rows and self.groups * self.rows * D >= 2 * P * (C + D)
         if self.by_rows:
             work.ask("a", P, C)
             work.ask("dz", P, D)

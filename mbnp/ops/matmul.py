@@ -41,7 +41,7 @@ import numpy as np
 
 from mbnp import backend
 from mbnp.backend.tiles import ADD, CLIP, STORE, tile, tile_across
-from mbnp.backend.vectors import BYTES, REGISTERS, padded
+from mbnp.backend.vectors import BYTES, REGISTERS, flat, load, padded, store
 from mbnp.errors import MbnpError
 from mbnp.ops import checks
 
@@ -234,20 +234,19 @@ def multiply_across(
 def pack(b, n, columns, packed):
     """Copy b (K, N) from its column n on into the panel of these columns; columns after N are zeros.
 
-    packed (K * columns,) holds one panel after another. Of a transposed view, b = w.T, this packs the transposed one.
+    packed (K * columns,) holds one panel after another.
     """
-    K, N = b.shape
+    (K, N), x = b.shape, flat(b)
     V = BYTES // packed.itemsize
-    entries, few = vectors_at(n, columns, V) * V, min(4, V)
+    entries = vectors_at(n, columns, V) * V
     at, there = n * K, min(entries, N - n)
     for k in range(K):
-        if there == entries:  # of a length that is known, the copy is a few instructions
-            for i in range(0, entries, few):
-                for j in range(few):
-                    packed[at + i + j] = b[k, n + i + j]
+        if there == entries:
+            for i in range(0, entries, V):
+                store(load(x, k * N + n + i), packed, at + i)
         else:
             for i in range(there):
-                packed[at + i] = b[k, n + i]
+                packed[at + i] = x[k * N + n + i]
             for i in range(there, entries):
                 packed[at + i] = 0
         at += entries
@@ -311,7 +310,7 @@ def forward_bias(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> np.nd
     y = np.empty((len(a), padded(N, a.dtype)), a.dtype)
     bias = np.zeros(y.shape[1], a.dtype) if bias is None else fill_vectors(bias)
     with backend.one_pool():
-        _forward_kernel(a, b, bias, y)
+        _forward_kernel(a, np.ascontiguousarray(b), bias, y)
     return np.ascontiguousarray(y[:, :N])
 
 

@@ -131,12 +131,11 @@ def centre(pivot, pixels, moments):
 @piece
 def total(parts, sums):
     """sums (2, C) = the sum of parts (tiles, 2, C), in their order."""
-    for i in range(2):
-        for c in range(sums.shape[1]):
-            value = 0.0
-            for t in range(parts.shape[0]):
-                value += parts[t, i, c]
-            sums[i, c] = value
+    sums[:] = 0
+    for t in range(parts.shape[0]):
+        for i in range(2):
+            for c in range(sums.shape[1]):
+                sums[i, c] += parts[t, i, c]
 
 
 # ---- BatchNorm between the passes -----------------------------------------------------------------------------
