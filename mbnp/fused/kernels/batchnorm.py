@@ -48,6 +48,14 @@ def mask_run(da, o, step, z, at, pixels, scale_shift, bounds, c, g, add, sums):
 
     With `add`, da is added to the gradient that is in g already.
     """
+    if add:  # a loop for each: a branch within one would be taken, or not, for every pixel
+        _mask(da, o, step, z, at, pixels, scale_shift, bounds, c, g, True, sums)
+    else:
+        _mask(da, o, step, z, at, pixels, scale_shift, bounds, c, g, False, sums)
+
+
+@inlined
+def _mask(da, o, step, z, at, pixels, scale_shift, bounds, c, g, add, sums):
     C = scale_shift.shape[1]
     mean, scale, shift = load(scale_shift[0], c), load(scale_shift[1], c), load(scale_shift[2], c)
     low, high = bounds[0], bounds[1]

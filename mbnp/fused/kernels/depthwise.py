@@ -115,8 +115,8 @@ def _three_forward(n, source, taps, window, work, out, moments):
     V, stride, top, left = BYTES // out.itemsize, window.stride, window.top, window.left
     PW = (OW - 1) * stride + 3
     row, inside = PW * V, min(W, PW - left)
-    x, y, ring, sums = flat(source.z), flat(out), work.scratch[numba.get_thread_id()], moments[n]
-    x_at, y_at, pivot = n * H * W * C, n * OH * OW * C, (SLOTS + 1) * row
+    x, y, ring, sums = flat(source.z[n]), flat(out[n]), work.scratch[numba.get_thread_id()], moments[n]
+    pivot = (SLOTS + 1) * row
     _zero(ring, 0, pivot)
     sums[:] = 0
     for c in range(0, C, V):
@@ -127,14 +127,14 @@ def _three_forward(n, source, taps, window, work, out, moments):
             for new in range(above if r == 0 else above + 3 - stride, above + 3):
                 if 0 <= new < H:
                     at, ahead = _slot(new, H, row) + left * V, stride * W * C
-                    k = x_at + new * W * C + c
+                    k = new * W * C + c
                     activate_run(x, k, inside, source.scale_shift, source.bounds, c, ring, at, V, ahead)
             i, j, k = _slot(above, H, row), _slot(above + 1, H, row), _slot(above + 2, H, row)
             if r == 0:  # deviations are from the middle of the first row: see `take_moments`
                 at = OW // 2 * stride * V
                 p = _window(w, _three(ring, i + at, V), _three(ring, j + at, V), _three(ring, k + at, V))
                 store(p, ring, pivot + c)
-            o = y_at + r * OW * C + c
+            o = r * OW * C + c
             s1, s2 = convolve_row(w, False, zero, source.bounds, p, ring, i, j, k, V, stride, OW, y, o, C)
             accumulate(s1, sums[0], c)
             accumulate(s2, sums[1], c)
@@ -204,65 +204,79 @@ def depthwise_any_forward(source, taps, window, work, out, moments):
     in_parallel(out.shape[0], _any_forward, source, taps, window, work, out, moments)
 
 
+@inlined
+def _gather_row(w, d, bn, bounds, dz, rows, step, x, gx, o, pixels, C, add):
+    """Make the gradient of a row of x, from o on, of three rows of dz; x and gx are C apart, and dz `step`.
+
+    Returns the sums of the gradient and of its product with z - mean, and those for the weights, d with this row's.
+    """
+    # The outputs lie the other way round: the one above saw a pixel by its lowest tap.
+    (w8, w7, w6, w5, w4, w3, w2, w1, w0), (d8, d7, d6, d5, d4, d3, d2, d1, d0) = w, d
+    (mean, scale, shift), low, high, (i, j, k) = bn, bounds[0], bounds[1], rows
+    s1 = s2 = mean - mean
+    for _ in range(pixels):
+        prefetch(x, o + pixels * C)
+        centred = load(x, o) - mean
+        a = clip(fma(centred, scale, shift), low, high)
+        v = load(dz, i)
+        upper, d0 = w0 * v, fma(a, v, d0)
+        v = load(dz, i + step)
+        upper, d1 = fma(w1, v, upper), fma(a, v, d1)
+        v = load(dz, i + 2 * step)
+        upper, d2 = fma(w2, v, upper), fma(a, v, d2)
+        v = load(dz, j)
+        middle, d3 = w3 * v, fma(a, v, d3)
+        v = load(dz, j + step)
+        middle, d4 = fma(w4, v, middle), fma(a, v, d4)
+        v = load(dz, j + 2 * step)
+        middle, d5 = fma(w5, v, middle), fma(a, v, d5)
+        v = load(dz, k)
+        lower, d6 = w6 * v, fma(a, v, d6)
+        v = load(dz, k + step)
+        lower, d7 = fma(w7, v, lower), fma(a, v, d7)
+        v = load(dz, k + 2 * step)
+        lower, d8 = fma(w8, v, lower), fma(a, v, d8)
+        g = upper + middle + lower
+        if add:
+            g = g + load(gx, o)
+        g = where_inside(a, low, high, g)
+        store(g, gx, o)
+        s1, s2 = s1 + g, fma(g, centred, s2)
+        i, j, k, o = i + step, j + step, k + step, o + C
+    return s1, s2, (d8, d7, d6, d5, d4, d3, d2, d1, d0)
+
+
 @piece
 def _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, sums):
     """At stride 1: each input pixel gathers dz of the nine outputs that saw it, for its own gradient and for dw."""
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
     V, top, left = BYTES // dw.itemsize, window.top, window.left
-    x_at, y_at = n * H * W * C, n * OH * OW * C
     row = (W + 2) * V
     ring = scratch
-    x, gx, y, gy = flat(source.z), flat(target.g), flat(gradient.z), flat(gradient.g)
+    x, gx, y, gy = flat(source.z[n]), flat(target.g[n]), flat(gradient.z[n]), flat(gradient.g[n])
     scale_shift, bounds = source.scale_shift, source.bounds
-    low, high = bounds[0], bounds[1]
     _zero(ring, 0, (SLOTS + 1) * row)
     for c in range(0, C, V):
-        w8, w7, w6, w5, w4, w3, w2, w1, w0 = nine(taps, c)  # the outputs lie the other way round
-        d0 = d1 = d2 = d3 = d4 = d5 = d6 = d7 = d8 = zero = load(ring, SLOTS * row)
-        mean, scale, shift = load(scale_shift[0], c), load(scale_shift[1], c), load(scale_shift[2], c)
+        w, zero = nine(taps, c), load(ring, SLOTS * row)
+        d = zero, zero, zero, zero, zero, zero, zero, zero, zero
+        bn = load(scale_shift[0], c), load(scale_shift[1], c), load(scale_shift[2], c)
         for r in range(H):
             above = r + top - 2  # the row of dz that the window begins with
             for new in range(above if r == 0 else above + 2, above + 3):
                 if 0 <= new < OH:
                     at = _slot(new, OH, row) + (2 - left) * V
                     gradient_run(
-                        gy, y, y_at + new * OW * C + c, OW, gradient.scale_shift, gradient.coefficients, c, ring, at, V,
+                        gy, y, new * OW * C + c, OW, gradient.scale_shift, gradient.coefficients, c, ring, at, V,
                         OW * C,
                     )  # fmt: skip
-            i, j, k = _slot(above, OH, row), _slot(above + 1, OH, row), _slot(above + 2, OH, row)
-            s1, s2, o = zero, zero, x_at + r * W * C + c
-            for _ in range(W):
-                prefetch(x, o + W * C)
-                centred = load(x, o) - mean
-                a = clip(fma(centred, scale, shift), low, high)
-                v = load(ring, i)
-                upper, d0 = w0 * v, fma(a, v, d0)
-                v = load(ring, i + V)
-                upper, d1 = fma(w1, v, upper), fma(a, v, d1)
-                v = load(ring, i + 2 * V)
-                upper, d2 = fma(w2, v, upper), fma(a, v, d2)
-                v = load(ring, j)
-                middle, d3 = w3 * v, fma(a, v, d3)
-                v = load(ring, j + V)
-                middle, d4 = fma(w4, v, middle), fma(a, v, d4)
-                v = load(ring, j + 2 * V)
-                middle, d5 = fma(w5, v, middle), fma(a, v, d5)
-                v = load(ring, k)
-                lower, d6 = w6 * v, fma(a, v, d6)
-                v = load(ring, k + V)
-                lower, d7 = fma(w7, v, lower), fma(a, v, d7)
-                v = load(ring, k + 2 * V)
-                lower, d8 = fma(w8, v, lower), fma(a, v, d8)
-                d = upper + middle + lower
-                if target.add:
-                    d = d + load(gx, o)
-                d = where_inside(a, low, high, d)
-                store(d, gx, o)
-                s1, s2 = s1 + d, fma(d, centred, s2)
-                i, j, k, o = i + V, j + V, k + V, o + C
+            o, at = r * W * C + c, (_slot(above, OH, row), _slot(above + 1, OH, row), _slot(above + 2, OH, row))
+            if target.add:  # a loop for each: see `mask_run`
+                s1, s2, d = _gather_row(w, d, bn, bounds, ring, at, V, x, gx, o, W, C, True)
+            else:
+                s1, s2, d = _gather_row(w, d, bn, bounds, ring, at, V, x, gx, o, W, C, False)
             accumulate(s1, sums[0], c)
             accumulate(s2, sums[1], c)
-        store_rows((d8, d7, d6, d5, d4, d3, d2, d1, d0), dw, 0, c)
+        store_rows(d, dw, 0, c)
 
 
 @piece
@@ -273,10 +287,9 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
     """
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
     V, top, left = BYTES // dw.itemsize, window.top, window.left
-    x_at, y_at = n * H * W * C, n * OH * OW * C
     row = 2 * (OW + 1) * V
     rows = scratch  # two rows of dz, two of a, one of zeros, two of da
-    x, gx, y, gy = flat(source.z), flat(target.g), flat(gradient.z), flat(gradient.g)
+    x, gx, y, gy = flat(source.z[n]), flat(target.g[n]), flat(gradient.z[n]), flat(gradient.g[n])
     scale_shift, bounds = source.scale_shift, source.bounds
     _zero(rows, 0, 7 * row)
     zeros, da = 4 * row, 5 * row
@@ -289,15 +302,15 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
             if r < OH:
                 here = r % 2 * row
                 gradient_run(
-                    gy, y, y_at + r * OW * C + c, OW, gradient.scale_shift, gradient.coefficients, c, rows, here + V, V,
+                    gy, y, r * OW * C + c, OW, gradient.scale_shift, gradient.coefficients, c, rows, here + V, V,
                     OW * C,
                 )  # fmt: skip
             even, odd = zeros, zeros
             if 0 <= 2 * r - top < H:
-                even, at = 2 * row, x_at + (2 * r - top) * W * C + c
+                even, at = 2 * row, (2 * r - top) * W * C + c
                 activate_run(x, at, W, scale_shift, bounds, c, rows, even + left * V, V, 2 * W * C)
             if 0 <= 2 * r + 1 - top < H:
-                odd, at = 3 * row, x_at + (2 * r + 1 - top) * W * C + c
+                odd, at = 3 * row, (2 * r + 1 - top) * W * C + c
                 activate_run(x, at, W, scale_shift, bounds, c, rows, odd + left * V, V, 2 * W * C)
             i, j, o = above, here, da
             up_left, on_left = load(rows, i), load(rows, j)
@@ -321,7 +334,7 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
                 at = 2 * r + half - top
                 if 0 <= at < H:
                     o = da + half * row + left * V
-                    mask_run(rows, o, V, x, x_at + at * W * C + c, W, scale_shift, bounds, c, gx, target.add, sums)
+                    mask_run(rows, o, V, x, at * W * C + c, W, scale_shift, bounds, c, gx, target.add, sums)
         store_rows((d0, d1, d2, d3, d4, d5, d6, d7, d8), dw, 0, c)
 
 
