@@ -4,12 +4,14 @@
     backend.set_num_threads(2)
 
 `dispatch.py` chooses among an operation's implementations, `jit.py` has Numba's flags and cache, `threads.py` the pool
-of threads, and `vectors.py` the vectors of the processor, as values that kernels compute with.
+of threads, `parallel.py` a loop on it, and `vectors.py` the vectors of the processor, as values that kernels compute
+with; `tiles.py` makes tiles of a matrix product of them.
 """
 
 from mbnp.backend.dispatch import BACKENDS, current, pick, use
 from mbnp.backend.jit import inlined, jit, piece
-from mbnp.backend.threads import get_num_threads, in_parallel, max_threads, one_pool, set_num_threads
+from mbnp.backend.parallel import in_parallel
+from mbnp.backend.threads import get_num_threads, max_threads, one_pool, set_num_threads
 from mbnp.renamed import module_names
 
 __all__ = [

@@ -19,9 +19,42 @@ from numba.core.compiler import Compiler
 # compiler assume there are no NaNs: `fastmath=True` would delete the checks that let a NaN show itself.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
+
+class _PieceLibrary(JITCodeLibrary):
+    """The code of a piece, which is optimized and translated as a part of kernels only.
+
+    Numba does so with every function, and where one calls another with both once more: the innermost of seven was
+    compiled seven times.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        self._ensure_finalized()
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Do without what compiled code needs for errors and for calls of Python: a piece has neither."""
+
+
+class _PieceCompiler(Compiler):
+    def define_pipelines(self) -> Any:
+        state = self.state
+        state.library = _PieceLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        return super().define_pipelines()
+
+
 # For functions that only other compiled code calls. They are parts of kernels of explicit vectors, which write their
 # fused multiply-adds themselves: no flag may reorder them (vectors.py says why).
-PIECE = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+PIECE = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _PieceCompiler}
 # Numba counts the references to every array that a function names or slices. A piece works on its caller's arrays,
 # which are there as long as it runs; only one that makes arrays has to count.
 NO_COUNTING = {"_nrt": False}
@@ -75,34 +108,6 @@ def _stamp(folder: Path) -> str:
     return contents.hexdigest()
 
 
-class _PieceLibrary(JITCodeLibrary):
-    """The code of a piece, which gets neither optimized nor translated by itself: the kernels that it is part of do."""
-
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
-        self._finalized = True
-
-    def get_pointer_to_function(self, name: str) -> int:
-        self._ensure_finalized()
-        return 0
-
-    @property
-    def codegen(self) -> Any:
-        return self
-
-    def set_env(self, name: str, environment: Any) -> None:
-        """Keep no environment, which is for errors and for calls of Python."""
-
-
-class _PieceCompiler(Compiler):
-    def define_pipelines(self) -> Any:
-        state = self.state
-        state.library = _PieceLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
-        return super().define_pipelines()
-
-
 def piece(function: Callable | None = None, *, allocates: bool = False) -> Callable:
     """Compile a serial part of the kernels in the same folder into each of them; Python cannot call it.
 
@@ -111,12 +116,12 @@ def piece(function: Callable | None = None, *, allocates: bool = False) -> Calla
     """
     if function is None:
         return functools.partial(piece, allocates=allocates)
-    return _for_any_number(_njit(function, pipeline_class=_PieceCompiler, **PIECE, **({} if allocates else NO_COUNTING)))
+    return _for_any_number(_njit(function, **PIECE, **({} if allocates else NO_COUNTING)))
 
 
 def inlined(function: Callable) -> Callable:
     """Inline a piece whatever its size, where a call would save and restore registers full of vectors."""
-    return _for_any_number(_njit(function, pipeline_class=_PieceCompiler, forceinline=True, **PIECE, **NO_COUNTING))
+    return _for_any_number(_njit(function, forceinline=True, **PIECE, **NO_COUNTING))
 
 
 def _for_any_number(function: Any) -> Any:
