@@ -166,7 +166,7 @@ class Inference:
     def _copy(self) -> np.ndarray:
         step, out = np.zeros((), kernels.STEP), self.maps[0]
         N, H, W, D = out.shape
-        step["kind"], step["tasks"] = kernels.COPY, N
+        step["kind"], step["bands"], step["tasks"] = kernels.COPY, SHARES, N * SHARES
         step["H"], step["W"], step["C"], step["D"] = H, W, out.channels, D
         step["out"], step["out_image"], step["out_row"] = out.at, out.image, out.row
         return step
@@ -233,7 +233,7 @@ class Inference:
         if total < SHARES * PIXELS and step["kind"] != kernels.DEPTHWISE and panels >= SHARES:
             step["group"], step["shares"] = N, SHARES
         elif pixels <= OH * OW or N == 1:
-            step["band"] = max(1, min(pixels // OW, -(-OH // SHARES)))
+            step["band"] = _band(N, OH, max(1, min(pixels // OW, -(-OH // SHARES))))
             step["bands"] = -(-OH // step["band"])
         else:
             step["group"] = max(1, min(pixels // (OH * OW), -(-N // SHARES)))
@@ -308,6 +308,17 @@ class Inference:
         flat = operation.inputs[0] > 0 and self.operations[operation.inputs[0] - 1].flat
         y = run_layer(self.layers[i], operation, source.reshape(len(source), -1) if flat else source, False)
         self.maps[i + 1].view(self.data)[...] = y
+
+
+def _band(images: int, rows: int, about: int) -> int:
+    """Return how many rows to give to a task: about so many, but so that two or four threads have equally much to do."""
+
+    def longest(band: int) -> int:
+        tasks = images * -(-rows // band)
+        return sum(-(-tasks // threads) * band for threads in (2, 4))
+
+    candidates = range(-(-about // 2), min(2 * about, rows) + 1)
+    return min(candidates, key=lambda band: (longest(band), max(band / about, about / band)))
 
 
 def _join(parts: list) -> list:

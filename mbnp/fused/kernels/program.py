@@ -15,7 +15,7 @@ from mbnp.backend import in_parallel, inlined, jit, piece
 from mbnp.backend.tiles import CLIP
 from mbnp.backend.vectors import BYTES, accumulate, clip, load, store
 from mbnp.fused.kernels.depthwise import Window, any_rows, convolve_row, nine
-from mbnp.ops.matmul import multiply
+from mbnp.ops.matmul import ROWS, multiply
 
 COPY, CONV, DEPTHWISE, SEPARABLE, SUM, AVERAGE = range(6)
 
@@ -43,13 +43,17 @@ def _images_and_rows(step, tile):
 
 
 @piece
-def _copy(step, n, x, data):
-    """Copy image n of x (N*H*W*C,) to where its reader finds it; further channels stay zero."""
-    H, W, C, D = step.H, step.W, step.C, step.D
-    for h in range(H):
+def _copy(step, t, x, data):
+    """Copy a band of rows of x (N*H*W*C,) to where its reader finds it; further channels stay zero."""
+    H, W, C, D, V = step.H, step.W, step.C, step.D, BYTES // data.itemsize
+    n, band = t // step.bands, t % step.bands
+    for h in range(band * H // step.bands, (band + 1) * H // step.bands):
         at, o = (n * H + h) * W * C, step.out + n * step.out_image + h * step.out_row
         if C == D:
-            for i in range(W * C):
+            whole = W * C // V * V
+            for i in range(0, whole, V):
+                store(load(x, at + i), data, o + i)
+            for i in range(whole, W * C):
                 data[o + i] = x[at + i]
         else:
             for w in range(W):
@@ -108,17 +112,20 @@ def _conv(step, t, tables, weights, data, scratch):
     top, before = first * step.stride - step.top, step.left * step.C
     at = step.source + n0 * step.source_image + top * step.source_row - before
     panels, share = -(-step.D // (2 * V)), t % step.shares
+    # While a panel is multiplied, fetch the next one's weights: of wide layers they are not in the cache.
+    depth, ahead = step.kernel * run, -(-ROWS * 2 * V // pixels)
     for p in range(share * panels // step.shares, (share + 1) * panels // step.shares):
         n = p * 2 * V
+        soon = step.weights + (n + 2 * V) * depth
         if step.kind == SEPARABLE:
             multiply(
                 scratch, 0, rows, taps, run, weights, step.weights, data, o, out_rows, CLIP, bias, low, high, pixels, n,
-                step.D, data, 0, 0,
+                step.D, weights, soon, ahead,
             )  # fmt: skip
         else:
             multiply(
                 data, at, rows, taps, run, weights, step.weights, data, o, out_rows, CLIP, bias, low, high, pixels, n,
-                step.D, data, 0, 0,
+                step.D, weights, soon, ahead,
             )  # fmt: skip
 
 
