@@ -311,7 +311,7 @@ class Inference:
 
 
 def _band(images: int, rows: int, about: int) -> int:
-    """Return how many rows to give to a task: about so many, but so that two or four threads have equally much to do."""
+    """Return how many rows a task has: about so many, but so that two or four threads have equally much to do."""
 
     def longest(band: int) -> int:
         tasks = images * -(-rows // band)
