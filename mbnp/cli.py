@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _mend_streams()
     argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
+    options.given = {word.split("=")[0] for word in argv if word.startswith("--")}
     try:
         if getattr(options, "isa", None) is not None:
             isa = importlib.import_module("mbnp.bench.isa")
@@ -126,13 +127,15 @@ def _share(p: argparse.ArgumentParser, *options: str) -> None:
 def _train(p: argparse.ArgumentParser) -> None:
     """Train a network.
 
-    Train a network, and write a run folder: config.json, metrics.csv, model.safetensors, curves.png.
+    Train a network, and write a run folder: config.json, metrics.csv, model.safetensors, curves.png. A run that was
+    interrupted, however that happened, goes on with --resume, to the same numbers.
 
     examples:
       mbnp train
       mbnp train --data cifar-10-binary.tar.gz --epochs 20 --seed 1
       mbnp train --model standard-small --out runs/full-convolutions
       mbnp train --init mobilenet.h5 --freeze-until features.7 --lr 0.01
+      mbnp train --resume runs/mobilenet-v1-small-1
     """
     _add(p, "--model NAME", f"{MODELS} (default: mobilenet-v1-small)")
     _share(p, "--width-mult X")
@@ -149,6 +152,8 @@ def _train(p: argparse.ArgumentParser) -> None:
     _add(p, "--no-augment", "neither move nor mirror the training images")
     _add(p, "--seed N", "of weights, order and augmentation", default=0)
     _add(p, "--out RUN", "a folder that does not exist (default: runs/NAME-N)")
+    _add(p, "--every N", "keep the state after every N steps, too, not only after each epoch")
+    _add(p, "--resume RUN", "go on with a run folder; beside it only --threads, --every, --data and --epochs")
     _share(p, "--threads N", "--readable")
 
 

@@ -4,24 +4,40 @@ config.json         everything needed to repeat it, the command first
 metrics.csv         a row for each epoch: the fields of `train.Record`
 model.safetensors   the network after the last epoch whose losses were finite
 curves.png          loss and accuracy by epoch
+state/              the last two states of the run, each with all that `mbnp train --resume` needs, and a lock
+
+Each file is replaced by a whole one, so that at any moment the folder holds a run that can be gone on with.
 """
 
 import csv
+import dataclasses
 import hashlib
 import itertools
 import json
 import os
 import platform
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from filelock import FileLock, Timeout
+
 import mbnp
-from mbnp import backend, plots, weights
+from mbnp import backend, plots
 from mbnp.datasets import Dataset
+from mbnp.errors import MbnpError, short
 from mbnp.network import Network
-from mbnp.train import Record
+from mbnp.recipe import Recipe
+from mbnp.train import Progress, Record, Snapshot
+from mbnp.weights import native
+from mbnp.weights.files import clear, flush, replacing, unfinished
+
+STATE = "mbnp run 1"
 
 
 def require_new(folder: Path) -> None:
@@ -33,21 +49,115 @@ def require_new(folder: Path) -> None:
         raise NotADirectoryError(f"the run folder {folder} cannot be made: {parent} is no folder to write to")
 
 
-def make(folder: Path | None, name: str, config: dict[str, Any]) -> Path:
-    """Make the run folder (by default runs/NAME-N with the next free N) with its config.json; return its path."""
+def make(folder: Path | None, name: str, config: dict[str, Any], first: Snapshot, net: Network) -> Path:
+    """Make the run folder (by default runs/NAME-N with the next free N), whole or not at all; return its path.
+
+    first: the run before its first step. net: what runs, for its description.
+    """
     if folder is None:
         folder = next(p for n in itertools.count(1) if not (p := Path("runs", f"{name}-{n}")).exists())
     require_new(folder)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    _add_row(folder, Record._fields)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clear(folder)
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=unfinished(folder)))
+    try:
+        os.umask(mask := os.umask(0))
+        made.chmod(0o777 & ~mask)  # mkdtemp makes folders for their owner only
+        save_config(made, config)
+        keep(made, net, first)
+        made.rename(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    flush(folder.parent)
     return folder
 
 
-def save_epoch(folder: Path, net: Network, record: Record) -> None:
-    """Replace the checkpoint, and add a row to the metrics."""
-    weights.save(net, folder / "model.safetensors")
-    _add_row(folder, record)
+def save_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json."""
+    with replacing(folder / "config.json") as partial:
+        partial.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """Return config.json; FileNotFoundError or MbnpError where `folder` is no run folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no run folder: it has no config.json")
+    try:
+        config = json.loads(path.read_text())
+        recipe(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MbnpError(f"{path} is damaged: {short(str(error))}") from None
+    return config
+
+
+def recipe(config: dict[str, Any]) -> Recipe:
+    """Return the recipe in config.json."""
+    return Recipe(**config["recipe"] | {"momentum": tuple(config["recipe"]["momentum"])})
+
+
+def keep(folder: Path, net: Network, snapshot: Snapshot) -> None:
+    """Write a state; at the end of an epoch the metrics, too, and then the checkpoint, which so never lacks its row.
+
+    The state comes first, since the other two follow from it: `complete` makes them up after an interruption.
+    """
+    states = folder / "state"
+    states.mkdir(exist_ok=True)
+    arrays = {f"network.{name}": array for name, array in snapshot.network.items()}
+    arrays |= {f"optimiser.{name}": array for name, array in snapshot.optimiser.items()}
+    progress = json.dumps(dataclasses.asdict(snapshot.progress))
+    written = states / f"{int(snapshot.optimiser['steps']):09d}.safetensors"
+    native.write(written, arrays, {**native.describe(net), "format": STATE, "progress": progress})
+    before = max((path for path in states.glob("*.safetensors") if path.name < written.name), default=written)
+    for path in states.glob("*.safetensors"):
+        if path not in (written, before):  # older ones, and a later one that was damaged
+            path.unlink()
+    complete(folder, net, snapshot)
+
+
+def complete(folder: Path, net: Network, snapshot: Snapshot) -> None:
+    """Write metrics.csv and model.safetensors, if the snapshot was taken at the end of an epoch."""
+    if snapshot.progress.batch == 0:
+        with replacing(folder / "metrics.csv") as partial, partial.open("w", newline="") as file:
+            csv.writer(file).writerows([Record._fields, *snapshot.progress.history])
+        if snapshot.progress.history:
+            said = {**native.describe(net), "epoch": str(len(snapshot.progress.history))}
+            native.write(folder / "model.safetensors", net.state(), said)
+
+
+def latest(folder: Path, say: Callable[[str], Any] = lambda text: None) -> tuple[Network, Snapshot]:
+    """Return the network of a run, with its weights, and the newest state that is whole.
+
+    say(text) is called for each that is not. Raises MbnpError if none is.
+    """
+    for path in sorted((folder / "state").glob("*.safetensors"), reverse=True):
+        try:
+            metadata, arrays = native.read(path)
+            if metadata.get("format") != STATE:
+                raise MbnpError(f"{path} is no state of a run")
+            parts = {kind: _under(f"{kind}.", arrays) for kind in ("network", "optimiser")}
+            net = native.build(metadata, parts["network"], path)
+            progress = Progress(**json.loads(metadata["progress"]))
+            progress.history = [Record(*row) for row in progress.history]
+            return net, Snapshot(**parts, progress=progress)
+        except (MbnpError, KeyError, TypeError, ValueError) as error:
+            say(f"{error}: the state before it is used")
+    raise MbnpError(f"{folder} has no state to go on from: begin again with its command, which config.json has")
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder, so that no other process goes on with it; MbnpError if one does."""
+    try:
+        with FileLock(folder / "state" / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise MbnpError(f"{folder} is still running: wait for it, or stop it") from None
 
 
 def save_curves(folder: Path, history: Sequence[Record], title: str) -> None:
@@ -55,12 +165,6 @@ def save_curves(folder: Path, history: Sequence[Record], title: str) -> None:
     last = history[-1]
     title = f"{title}: test accuracy {100 * last.test_accuracy:.2f} % after {last.epoch} epochs"
     plots.curves(history, folder / "curves.png", title)
-
-
-def _add_row(folder: Path, row: Sequence) -> None:
-    # Opened for each row, so that it is on disk when the epoch is over.
-    with (folder / "metrics.csv").open("a", newline="") as file:
-        csv.writer(file).writerow(row)
 
 
 def environment() -> dict[str, Any]:
@@ -82,7 +186,7 @@ def describe(data: Dataset) -> dict[str, Any]:
         digest.update(split.labels.tobytes())
     return {
         "name": data.name,
-        "source": data.source,
+        "source": os.path.abspath(data.source) if os.path.exists(data.source) else data.source,
         "train": len(data.train),
         "test": len(data.test),
         "classes": list(data.classes),

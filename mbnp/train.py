@@ -2,12 +2,20 @@
 
 history = train.fit(net, data, train.Recipe(epochs=20))
 loss, accuracy, predictions = train.evaluate(net, data.test)
+
+A run that is to be continued keeps a `Snapshot` of itself, and goes on from the last one to the very same numbers:
+
+kept = []
+train.fit(net, data, recipe, keep=kept.append)
+train.fit(net, data, recipe, resume=kept[-1])
 """
 
+import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +48,28 @@ class Record(NamedTuple):
     seconds: float  # since the epoch began
     test_loss: float = math.nan  # until the epoch ends
     test_accuracy: float = math.nan
+
+
+@dataclass
+class Progress:
+    """How far a run is, in plain values, which JSON can hold."""
+
+    epoch: int = 1  # the one that runs or comes next, from 1
+    batch: int = 0  # how many of its batches are done
+    loss: float = 0.0  # the sum of theirs
+    right: int = 0  # how many of their images were predicted rightly
+    seconds: float = 0.0  # that they took
+    order: Mapping[str, Any] = field(default_factory=dict)  # the generator as the epoch began
+    generator: Mapping[str, Any] = field(default_factory=dict)  # as it is now
+    history: list[Record] = field(default_factory=list)  # of the epochs that are over
+
+
+class Snapshot(NamedTuple):
+    """Everything that the rest of a run depends on, between two of its steps."""
+
+    network: dict[str, np.ndarray]  # net.state()
+    optimiser: dict[str, np.ndarray]  # opt.state()
+    progress: Progress
 
 
 class Evaluation(NamedTuple):
@@ -86,21 +116,34 @@ def _step(
     """Return the outputs, too, which give `fit` the accuracy without a second forward."""
     criterion: Any = cross_entropy if loss is None else loss
     smoothing = (label_smoothing,) if loss is None else ()
+    net.check_input(x)
+    shape = net.output_shape(x.shape[1:])  # raises for images that are too small
+    if loss is None:
+        cross_entropy.check((len(x), *shape), y, label_smoothing)
     # What NumPy would warn of on the way to an infinite loss, the DivergedError says better.
     with one_pool(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        opt.zero_grad()
         before = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
-        outputs = net.forward(x, train=True)
-        value = float(criterion.forward(outputs, y, *smoothing))
+        opt.zero_grad()
+        try:
+            outputs = net.forward(x, train=True)
+            value = float(criterion.forward(outputs, y, *smoothing))
+            if np.isfinite(value):
+                net.backward(criterion.backward(outputs, y, *smoothing))
+                on_gradients(net)
+        except BaseException:
+            _restore(net, before)
+            raise
         if not np.isfinite(value):
-            for name, buffer in net.buffers().items():
-                buffer.value = before[name]
+            _restore(net, before)
             what = f"the loss is {value} at step {opt.steps + 1}: {_first_not_finite(net, x)}"
             raise DivergedError(f"{what}; try a lower learning rate")
-        net.backward(criterion.backward(outputs, y, *smoothing))
-        on_gradients(net)
         opt.step()
     return value, outputs
+
+
+def _restore(net: Network, statistics: dict[str, np.ndarray]) -> None:
+    for name, buffer in net.buffers().items():
+        buffer.value = statistics[name]
 
 
 def _first_not_finite(net: Network, x: np.ndarray) -> str:
@@ -118,6 +161,9 @@ def fit(
     recipe: Recipe | None = None,
     on_batch: Callable[[Record], Any] = lambda record: None,
     on_epoch: Callable[[Record], Any] = lambda record: None,
+    keep: Callable[[Snapshot], Any] | None = None,
+    every: int | None = None,
+    resume: Snapshot | None = None,
 ) -> list[Record]:
     """Train on data.train, test on data.test after every epoch; return one record an epoch.
 
@@ -126,8 +172,45 @@ def fit(
     statistics stay bit for bit. Each epoch leaves out the few images that do not fill a last batch, a different set
     each time. The same network, data and recipe end in the same weights. Raises DivergedError; `on_epoch` is called
     only for epochs whose losses are all finite.
+
+    keep: called with a Snapshot before the first step, after each epoch (before `on_epoch`), and after every `every`
+    steps. resume: go on from one, to bit for bit what the run would have come to that kept it: with a network of the
+    same architecture, as frozen, the same data and recipe. What `net` holds is replaced.
     """
     recipe = recipe or Recipe()
+    batches = _check_run(net, data, recipe, every)
+    opt = recipe.optimiser(net)
+    rates = recipe.rates(total=recipe.epochs * batches)
+    rng = np.random.default_rng(recipe.seed)
+    _take_over(net, data)
+    at = Progress(generator=rng.bit_generator.state) if resume is None else _go_on(resume, net, opt, rng)
+
+    def kept() -> None:
+        if keep is not None:
+            at.generator = rng.bit_generator.state
+            keep(Snapshot(net.state(), opt.state(), copy.deepcopy(at)))
+
+    if resume is None:
+        kept()
+    for epoch in range(at.epoch, recipe.epochs + 1):
+        began = time.perf_counter() - at.seconds
+        for record in _epoch(at, net, opt, rates, data, recipe, rng):
+            on_batch(record)
+            if every is not None and record.step % every == 0 and at.batch < batches:
+                kept()
+        loss, accuracy, _ = evaluate(net, data.test)
+        if not np.isfinite(loss):
+            raise DivergedError(f"the test loss is {loss} after step {opt.steps}; try a lower learning rate")
+        seconds = time.perf_counter() - began
+        record = record._replace(test_loss=loss, test_accuracy=accuracy, seconds=seconds)
+        at = Progress(epoch + 1, history=[*at.history, record])
+        kept()
+        on_epoch(record)
+    return at.history
+
+
+def _check_run(net: Network, data: datasets.Dataset, recipe: Recipe, every: int | None) -> int:
+    """Raise MbnpError for what does not go together; return how many batches an epoch has."""
     batches = datasets.count_batches(len(data.train), recipe.batch_size, train=True)
     if net.num_classes != len(data.classes):
         raise MbnpError(
@@ -138,24 +221,18 @@ def fit(
         raise MbnpError("every parameter of the network is frozen, so that there is nothing to train")
     if batches == 0:
         raise MbnpError(f"{len(data.train)} training images do not fill one batch of {recipe.batch_size}")
+    if every is not None and every < 1:
+        raise MbnpError(f"every must be at least 1 step, got {every}")
     net.output_shape(data.train.images.shape[1:])  # raises for images that the network does not take
-    opt = recipe.optimiser(net)
-    rates = recipe.rates(total=recipe.epochs * batches)
-    rng = np.random.default_rng(recipe.seed)
-    _take_over(net, data)
-    history = []
-    for epoch in range(1, recipe.epochs + 1):
-        began = time.perf_counter()
-        for record in _epoch(epoch, net, opt, rates, data, recipe, rng):
-            on_batch(record)
-        loss, accuracy, _ = evaluate(net, data.test)
-        if not np.isfinite(loss):
-            raise DivergedError(f"the test loss is {loss} after step {opt.steps}; try a lower learning rate")
-        seconds = time.perf_counter() - began
-        record = record._replace(test_loss=loss, test_accuracy=accuracy, seconds=seconds)
-        history.append(record)
-        on_epoch(record)
-    return history
+    return batches
+
+
+def _go_on(snapshot: Snapshot, net: Network, opt: optim.Optimiser, rng: np.random.Generator) -> Progress:
+    """Let the network, the optimiser and the generator be as they were; return how far they are."""
+    net.load_state(snapshot.network)
+    opt.load_state(snapshot.optimiser)
+    rng.bit_generator.state = snapshot.progress.generator
+    return copy.deepcopy(snapshot.progress)
 
 
 def _take_over(net: Network, data: datasets.Dataset) -> None:
@@ -168,7 +245,7 @@ def _take_over(net: Network, data: datasets.Dataset) -> None:
 
 
 def _epoch(
-    epoch: int,
+    at: Progress,
     net: Network,
     opt: optim.Optimiser,
     rates: optim.Schedule,
@@ -176,21 +253,28 @@ def _epoch(
     recipe: Recipe,
     rng: np.random.Generator,
 ) -> Iterator[Record]:
-    """Train on every image once; yield a record after each batch."""
+    """Train on every image once, from where the epoch is; yield a record after each batch."""
     augment = datasets.augment if recipe.augment else None
     options: dict[str, Any] = {**(net.preprocessing or {}), "augment": augment, "dtype": net.dtype}
-    total, right, seconds = 0.0, 0, []
-    began = ended = time.perf_counter()
-    for batch, (x, y) in enumerate(datasets.batches(data.train, recipe.batch_size, rng, **options), start=1):
+    now = rng.bit_generator.state
+    at.order = rng.bit_generator.state = at.order or now
+    rest = datasets.batches(data.train, recipe.batch_size, rng, **options, first=at.batch)
+    if at.batch:
+        rng.bit_generator.state = now
+    seconds = []
+    began = ended = time.perf_counter() - at.seconds
+    for x, y in rest:
         opt.set(**rates(opt.steps))
         loss, logits = _step(net, opt, x, y, recipe.label_smoothing)
-        total += loss
-        right += int(np.count_nonzero(logits.argmax(axis=1) == y))
+        at.loss += loss
+        at.right += int(np.count_nonzero(logits.argmax(axis=1) == y))
+        at.batch += 1
         previous, ended = ended, time.perf_counter()
+        at.seconds = ended - began
         seconds.append(ended - previous)
         speed = len(y) / statistics.median(seconds)
-        accuracy = right / (batch * len(y))
-        yield Record(epoch, opt.steps, total / batch, accuracy, opt.lr, speed, ended - began)
+        accuracy = at.right / (at.batch * len(y))
+        yield Record(at.epoch, opt.steps, at.loss / at.batch, accuracy, opt.lr, speed, at.seconds)
 
 
 def evaluate(

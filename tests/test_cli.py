@@ -427,9 +427,10 @@ def test_control_c_keeps_the_checkpoint(records, tmp_path):
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(r"mbnp: stopped; run/model.safetensors has the weights after epoch \d+\n", error)
+    go_on = "to go on: mbnp train --resume run"
+    assert re.fullmatch(rf"mbnp: stopped; run/model.safetensors has the weights after epoch \d+; {go_on}\n", error)
     weights.load("run/model.safetensors")
-    assert sorted(os.listdir("run")) == ["config.json", "curves.png", "metrics.csv", "model.safetensors"]
+    assert sorted(os.listdir("run")) == ["config.json", "curves.png", "metrics.csv", "model.safetensors", "state"]
 
 
 def test_compiling_is_announced_once_and_only_when_it_happens():

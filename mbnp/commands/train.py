@@ -5,8 +5,11 @@ import functools
 import hashlib
 import os
 import shlex
+import signal
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,16 @@ from mbnp.datasets import Dataset
 from mbnp.errors import DivergedError, MbnpError
 from mbnp.network import Network
 from mbnp.recipe import Recipe
-from mbnp.train import Record
+from mbnp.train import Record, Snapshot
+
+# What may differ when a run goes on. Epochs only where the schedule does not depend on their number.
+CHANGEABLE = ("--threads", "--every", "--data", "--epochs")
 
 
 def run(options: Namespace) -> int:
+    if options.resume is not None:
+        with runs.locked(options.resume):
+            return _go_on(options)
     if options.out is not None:
         runs.require_new(options.out)
     _check(options)
@@ -32,6 +41,46 @@ def run(options: Namespace) -> int:
     recipe = _recipe(options, data)
     net, notes = (_fresh(options, data), []) if loaded is None else _fine_tuned(loaded, options, data)
     return _Session(common.engine(net, options.readable), data, recipe, options).run(notes)
+
+
+def _go_on(options: Namespace) -> int:
+    """Go on with the run folder `options.resume`, as its config.json says."""
+    folder: Path = options.resume
+    config, notes = runs.load_config(folder), []  # type: dict[str, Any], list[str]
+    if surplus := sorted(options.given - {"--resume", *CHANGEABLE}):
+        raise MbnpError(
+            f"{surplus[0]} is settled by the run that --resume goes on with; {', '.join(CHANGEABLE)} are not"
+        )
+    net, snapshot = runs.latest(folder, notes.append)
+    recipe = _recipe_of(config, options, snapshot.progress)
+    known = config["data"]
+    data = datasets.load(options.data or (known["source"] if os.path.exists(known["source"]) else known["name"]))
+    if runs.describe(data)["sha256"] != known["sha256"]:
+        raise MbnpError(f"the run was trained on other images than those of {data.source}: name its own with --data")
+    if (last := config["freeze_until"]) is not None:
+        net.freeze_until(last)
+    now = runs.environment()
+    if changed := [key for key in now if key != "threads" and now[key] != config[key]]:
+        notes.append(f"the run began with other {' and '.join(changed)}: its numbers may differ in the last digits")
+    init = config["init"] and config["init"]["path"]
+    options.init, options.data, options.out = init, options.data or known["argument"], folder
+    options.every = options.every or config["every"]
+    session = _Session(common.engine(net, config["engine"] == "readable"), data, recipe, options, snapshot)
+    return session.run(notes)
+
+
+def _recipe_of(config: dict[str, Any], options: Namespace, progress: train.Progress) -> Recipe:
+    """Return the recipe of a run, with more epochs if they are asked for; config is changed with it."""
+    recipe = runs.recipe(config)
+    if options.epochs in (None, recipe.epochs):
+        return recipe
+    if recipe.schedule != "constant":
+        raise MbnpError(f"the schedule {recipe.schedule} was made for {recipe.epochs} epochs: leave out --epochs")
+    if options.epochs < progress.epoch - 1:
+        raise MbnpError(f"the run has done {progress.epoch - 1} epochs already: --epochs must be at least that")
+    config["recipe"]["epochs"] = options.epochs
+    runs.save_config(options.resume, config)
+    return runs.recipe(config)
 
 
 def _check(options: Namespace) -> None:
@@ -84,12 +133,6 @@ def _recipe(options: Namespace, data: Dataset) -> Recipe:
     return Recipe(epochs, augment=not options.no_augment, **{name: getattr(options, name) for name in same})
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Go on training when the reader of the output has left."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 class _TimeLeft(TimeRemainingColumn):
     """The time left, from the second step on."""
 
@@ -98,46 +141,113 @@ class _TimeLeft(TimeRemainingColumn):
         return super().render(task) + " left" if known else Text()
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM raise _Terminated within the block."""
+
+    def stop(*_: Any) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _unstoppable() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM within the block, which is short and leaves nothing half done."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class _Session:
     """One run as it goes: what is shown, and what is written."""
 
-    def __init__(self, net: Network, data: Dataset, recipe: Recipe, options: Namespace) -> None:
+    def __init__(
+        self, net: Network, data: Dataset, recipe: Recipe, options: Namespace, snapshot: Snapshot | None = None
+    ) -> None:
         self.net, self.data, self.recipe, self.options = net, data, recipe, options
-        self.folder: Path  # made at the first step
-        self.history: list[Record] = []
-        self.console = _Console()
+        self.snapshot = snapshot  # what the run goes on from
+        self.folder: Path = options.out  # made at the first step, where it is a new one
+        self.made = snapshot is not None
+        self.history: list[Record] = [] if snapshot is None else list(snapshot.progress.history)
+        self.console = Console()
         self.animated = self.console.is_terminal and not self.console.is_dumb_terminal
         columns = "{task.description}", BarColumn(None), "{task.fields[state]}", _TimeLeft(compact=True)
         self.bar = Progress(*columns, console=self.console, transient=True, expand=True, disable=not self.animated)
-        self.task = self.bar.add_task(f"epoch 1/{recipe.epochs}", total=None, state="")
+        self.task = self.bar.add_task(f"epoch {len(self.history) + 1}/{recipe.epochs}", total=None, state="")
         self.steps = recipe.epochs * datasets.count_batches(len(data.train), recipe.batch_size, train=True)
         self.announce = functools.cache(lambda: self.say("compiling kernels (once) ..."))
+        self.head = functools.cache(self.say)
+        self.lock = ExitStack()
 
     def run(self, notes: list[str]) -> int:
-        self.say_what_is_used(notes)
-        try:
-            with self.bar, common.compilation(self.compiling):
-                common.compile_ahead(self.net, self.compiling)
-                train.fit(self.net, self.data, self.recipe, self.on_batch, self.on_epoch)
-        except DivergedError as error:
-            raise DivergedError(f"{error}; {self.kept()}") from None
-        except KeyboardInterrupt:
-            print(f"mbnp: stopped; {self.kept()}", file=sys.stderr)
-            return 130
-        finally:
-            if self.history:
-                name = self.data.name.encode(errors="replace").decode()  # of a folder, which may be no text
-                runs.save_curves(self.folder, self.history, f"{self.name()} on {name}")
+        with self.lock, _stoppable():
+            try:
+                self.say_what_is_used(notes)
+                self.train()
+            except DivergedError as error:
+                raise DivergedError(f"{error}; {self.kept()}") from None
+            except OSError as error:
+                raise OSError(f"{error}; {self.kept()}{self.how_to_go_on()}") from None
+            except KeyboardInterrupt as error:
+                print(f"mbnp: stopped; {self.kept()}{self.how_to_go_on()}", file=sys.stderr)
+                return 143 if isinstance(error, _Terminated) else 130
+            finally:
+                with _unstoppable():
+                    self.draw()
         checkpoint = shlex.quote(str(self.folder / "model.safetensors"))
         data = "" if self.options.data is None else f" --data {shlex.quote(self.options.data)}"
-        print(f"test accuracy {100 * self.history[-1].test_accuracy:.2f} %")
-        print(f"mbnp evaluate {checkpoint}{data}")
-        print(f"mbnp predict IMAGE --checkpoint {checkpoint}")
+        self.say(f"test accuracy {100 * self.history[-1].test_accuracy:.2f} %")
+        self.say(f"mbnp evaluate {checkpoint}{data}")
+        self.say(f"mbnp predict IMAGE --checkpoint {checkpoint}")
         return 0
 
+    def train(self) -> None:
+        if self.snapshot is not None:
+            runs.complete(self.folder, self.net, self.snapshot)
+            if len(self.history) == self.recipe.epochs:
+                self.say(f"{self.folder} is finished: all {self.recipe.epochs} epochs are done")
+                return
+        with self.bar, common.compilation(self.compiling):
+            common.compile_ahead(self.net, self.compiling)
+            train.fit(
+                self.net, self.data, self.recipe, self.on_batch, self.on_epoch,
+                self.keep, self.options.every, self.snapshot,
+            )  # fmt: skip
+
+    def draw(self) -> None:
+        """Draw the curves; the run folder is worth more than they are."""
+        if self.history:
+            name = self.data.name.encode(errors="replace").decode()  # of a folder, which may be no text
+            try:
+                runs.save_curves(self.folder, self.history, f"{self.name()} on {name}")
+            except OSError as error:
+                print(f"mbnp: no curves: {error}", file=sys.stderr)
+
+    def keep(self, snapshot: Snapshot) -> None:
+        if self.made:
+            runs.keep(self.folder, self.net, snapshot)
+        else:
+            self.snapshot = snapshot
+
     def say(self, text: str) -> None:
-        """Print plain text, above the bar where there is one."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print plain text, above the bar where there is one. A run goes on if nobody can read it any more."""
+        try:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            sys.stdout.flush()
+        except OSError:  # a closed pipe, or a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def say_what_is_used(self, notes: list[str]) -> None:
         hint = "; for CIFAR-10: mbnp data download" if self.data.name == "shapes10" else ""
@@ -159,9 +269,12 @@ class _Session:
                 self.bar.tasks[0].total = None  # nothing tells how many there will be
 
     def on_batch(self, record: Record) -> None:
-        if record.step == 1:
+        if not self.made:
             # Not before: bad input of whatever kind shows in the first step, and leaves no folder behind.
-            self.folder = runs.make(self.options.out, self.name(), self.config())
+            assert self.snapshot is not None  # from before that step
+            self.folder = runs.make(self.options.out, self.name(), self.config(), self.snapshot, self.net)
+            self.made = True
+            self.lock.enter_context(runs.locked(self.folder))
             self.say(f"run folder: {self.folder}")
         self.bar.update(
             self.task,
@@ -173,12 +286,10 @@ class _Session:
         )
 
     def on_epoch(self, record: Record) -> None:
-        runs.save_epoch(self.folder, self.net, record)
         self.history.append(record)
         last = str(self.recipe.epochs)
         name = f"epoch {record.epoch:{len(last)}}/{last}:"
-        if record.epoch == 1:
-            self.say(" " * len(name) + "    loss  accuracy  test loss  accuracy  images/s  seconds")
+        self.head(" " * len(name) + "    loss  accuracy  test loss  accuracy  images/s  seconds")
         self.say(
             f"{name}{record.loss:8.4f}  {100 * record.accuracy:6.2f} %  {record.test_loss:9.4f}  "
             f"{100 * record.test_accuracy:6.2f} %  {record.images_per_second:8,.0f}  {record.seconds:7.1f}"
@@ -191,9 +302,14 @@ class _Session:
 
     def kept(self) -> str:
         """Return a sentence on what is left of a run that ends early."""
+        if not self.made:
+            return "nothing was kept"
         if not self.history:
             return "no epoch was finished, so there is no checkpoint"
         return f"{self.folder / 'model.safetensors'} has the weights after epoch {self.history[-1].epoch}"
+
+    def how_to_go_on(self) -> str:
+        return f"; to go on: mbnp train --resume {shlex.quote(str(self.folder))}" if self.made else ""
 
     def config(self) -> dict[str, Any]:
         init = self.options.init and Path(os.path.abspath(self.options.init))
@@ -203,7 +319,8 @@ class _Session:
             "init": init and {"path": str(init), "sha256": hashlib.sha256(init.read_bytes()).hexdigest()},
             "freeze_until": self.options.freeze_until,
             "recipe": dataclasses.asdict(self.recipe),
-            "data": runs.describe(self.data),
+            "every": self.options.every,
+            "data": runs.describe(self.data) | {"argument": self.options.data},
             "seed": self.recipe.seed,
             "engine": "readable" if type(self.net) is Network else "fused",
             "dtype": str(self.net.dtype),
@@ -218,6 +335,6 @@ class _Session:
         known = vars(self.options) | {"epochs": self.recipe.epochs, "data": data, "init": init}
         words = ["mbnp", "train"]
         for name, value in known.items():
-            if name not in ("command", "out") and value is not None and value is not False:
+            if name not in ("command", "given", "out", "every", "resume") and value is not None and value is not False:
                 words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
         return shlex.join(words)

@@ -78,12 +78,15 @@ def batches(
     augment: Augmentation | None = None,
     dtype: np.typing.DTypeLike = np.float32,
     order: str = "rgb",
+    first: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Return an iterator of pairs (x (B, H, W, C) normalised, in `dtype`; y (B,) int64), once through a split.
 
     With an `rng` it is for training: shuffled, each batch through `augment` where given, and the images that do not
     fill a last batch left out (of one image alone BatchNorm could not take a variance over a 1x1 feature map).
-    Without an `rng` it is for evaluation: every image, in order.
+    Without an `rng` it is for evaluation: every image, in order. The order is drawn at the call.
+
+    first: how many batches to leave out at the beginning.
     """
     train = rng is not None
     if batch_size < 1:
@@ -102,7 +105,7 @@ def batches(
             images = augment(images, rng)
         return normalise(images, mean, std, dtype, order), split.labels[chosen]
 
-    return map(batch, range(count))  # an iterator, so that the checks above run at the call
+    return map(batch, range(first, count))  # an iterator, so that the checks above run at the call
 
 
 def _check_images(images: np.ndarray) -> None:

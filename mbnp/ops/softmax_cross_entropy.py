@@ -126,17 +126,34 @@ def backward(logits: np.ndarray, labels: np.ndarray, label_smoothing: float = 0.
     return _backward(*_valid(logits, labels, label_smoothing))
 
 
-def _valid(logits: np.ndarray, labels: np.ndarray, label_smoothing: float) -> tuple[np.ndarray, np.ndarray, float]:
-    logits = checks.array("logits", logits, "(N, D)")
-    N, D = logits.shape
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iu":
-        raise MbnpError(f"labels must be whole numbers, got {labels.dtype}: use labels.astype(np.int64)")
+def check(shape: tuple[int, ...], labels: np.ndarray, label_smoothing: float = 0.0) -> np.ndarray:
+    """Return labels as (N,) int64; MbnpError if these are none for logits of a shape (N, D)."""
+    if len(shape) != 2:
+        raise MbnpError(f"logits must have the axes (N, D), got the shape {shape}")
+    N, D = shape
+    try:
+        labels = np.asarray(labels)
+    except ValueError:
+        raise MbnpError("labels must be one array of whole numbers, and these are of different lengths") from None
     if labels.shape != (N,):
-        raise MbnpError(f"labels must have the shape {(N,)}, got {labels.shape}")
+        raise MbnpError(f"labels must have the shape {(N,)}, got {labels.shape}{_advice(labels.shape, N, D)}")
+    if labels.dtype.kind not in "iu":
+        hint = ": use labels.astype(np.int64)" if labels.dtype.kind in "fb" else ""
+        raise MbnpError(f"labels must be whole numbers, got {labels.dtype}{hint}")
     if labels.min() < 0 or labels.max() >= D:
         wrong = np.flatnonzero((labels < 0) | (labels >= D))[0]
         raise MbnpError(f"labels must be 0 to {D - 1} for {D} classes, got {labels[wrong]} at position {wrong}")
     if not 0 <= label_smoothing <= 1:
         raise MbnpError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
-    return logits, np.ascontiguousarray(labels, np.int64), float(label_smoothing)
+    return np.ascontiguousarray(labels, np.int64)
+
+
+def _advice(shape: tuple[int, ...], N: int, D: int) -> str:
+    if shape == (N, 1):
+        return ": use labels[:, 0]"
+    return ": use labels.argmax(axis=1)" if shape == (N, D) else ""
+
+
+def _valid(logits: np.ndarray, labels: np.ndarray, label_smoothing: float) -> tuple[np.ndarray, np.ndarray, float]:
+    logits = checks.array("logits", logits, "(N, D)")
+    return logits, check(logits.shape, labels, label_smoothing), float(label_smoothing)

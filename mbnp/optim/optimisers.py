@@ -29,6 +29,7 @@ class Optimiser:
     momentum: Any
     weight_decay: float
     kernel: Callable[..., None] | None = None  # `update` for all parameters at once
+    memory: tuple[str, ...] = ()  # attributes with the arrays {parameter's name: array} that the rule keeps
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         if not isinstance(parameters, Mapping) or not parameters:
@@ -45,7 +46,7 @@ class Optimiser:
     def step(self) -> None:
         """Update every parameter that is not frozen, once, from its gradient."""
         moving = {name: p for name, p in self.parameters.items() if not p.frozen}
-        arrays = [[p.value, p.grad, *self._memory(name)] for name, p in moving.items()]
+        arrays = [[p.value, p.grad, *(getattr(self, kind)[name] for kind in self.memory)] for name, p in moving.items()]
         t = self.steps + 1
         _run(partial(self.update, t), self._kernel(), self._tables, arrays, self._constants(t))
         self.steps = t
@@ -60,6 +61,25 @@ class Optimiser:
             check_range(name, value)
             setattr(self, name, value)
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Return a copy of what it keeps from step to step, by name: `steps`, and `velocity.NAME` and the like.
+
+        Hyperparameters are not among it.
+        """
+        kept = {f"{kind}.{name}": a.copy() for kind in self.memory for name, a in getattr(self, kind).items()}
+        return {"steps": np.array(self.steps), **kept}
+
+    def load_state(self, mapping: Mapping[str, np.ndarray]) -> None:
+        """Go on from a `state`. MbnpError, and nothing is changed, if it is not of such an optimiser and network."""
+        now = self.state()
+        for name in now.keys() | mapping.keys():
+            if name not in now or name not in mapping or np.shape(mapping[name]) != now[name].shape:
+                raise MbnpError(f"the state does not fit this optimiser: look at {name}")
+        for kind in self.memory:
+            for name, array in getattr(self, kind).items():
+                array[...] = mapping[f"{kind}.{name}"]
+        self.steps = int(mapping["steps"])
+
     def update(self, t: int, w: np.ndarray, g: np.ndarray, *memory: Any) -> None:
         """Change w, and the arrays that the rule keeps for it, by step t: the rule itself, in place."""
         raise NotImplementedError
@@ -67,10 +87,6 @@ class Optimiser:
     def _kernel(self) -> Callable | None:
         """Return the kernel of the class that wrote `update`, if it has one: a rule of one's own may have none."""
         return next(vars(cls).get("kernel") for cls in type(self).__mro__ if "update" in vars(cls))
-
-    def _memory(self, name: str) -> list[np.ndarray]:
-        """Return the arrays that the rule keeps for a parameter from step to step."""
-        raise NotImplementedError
 
     def _constants(self, t: int) -> tuple:
         """Return the numbers that the kernel takes after the arrays, for step t."""
@@ -108,6 +124,7 @@ class SGD(Optimiser):
     """
 
     kernel = update.sgd
+    memory = ("velocity",)
 
     def __init__(
         self,
@@ -136,9 +153,6 @@ class SGD(Optimiser):
         v[...] = momentum * v + d
         w[...] = shrink * w - lr * (d + momentum * v if nesterov else v)
 
-    def _memory(self, name: str) -> list[np.ndarray]:
-        return [self.velocity[name]]
-
     def _constants(self, t: int) -> tuple:
         l2, shrink = self.weight_decay, 1.0
         if self.decay == "decoupled":
@@ -159,6 +173,7 @@ class AdamW(Optimiser):
     """
 
     kernel = update.adamw
+    memory = ("mean", "square")
 
     def __init__(
         self,
@@ -192,9 +207,6 @@ class AdamW(Optimiser):
         v[...] = beta2 * v + (1 - beta2) * g * g
         step = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + self.eps)
         w[...] = (1 - self.lr * self.weight_decay) * w - self.lr * step
-
-    def _memory(self, name: str) -> list[np.ndarray]:
-        return [self.mean[name], self.square[name]]
 
     def _constants(self, t: int) -> tuple:
         beta1, beta2 = self.betas

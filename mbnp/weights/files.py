@@ -1,7 +1,9 @@
 """Helpers that the formats share: files replaced only by whole ones, and checks of values that were read."""
 
+import glob
 import numbers
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
@@ -16,8 +19,13 @@ from mbnp.network import Network
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file beside `path` to write into; it replaces `path` when the block ends without an error."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    """Yield a file beside `path` to write into; it replaces `path` when the block ends without an error.
+
+    It is on disk before it gets the name, and the name before this returns: whatever is killed or cut off when, there
+    is the old file or the new one, whole. What a killed process left in the middle of this is removed.
+    """
+    clear(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=unfinished(path), suffix=".part")
     os.close(handle)
     partial = Path(name)
     try:
@@ -25,10 +33,36 @@ def replacing(path: Path) -> Iterator[Path]:
         # mkstemp makes files that only their owner can read; give the checkpoint the mode any other file gets.
         os.umask(mask := os.umask(0))
         os.chmod(partial, 0o666 & ~mask)
+        flush(partial)
         os.replace(partial, path)
+        flush(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk. Windows has no such call for folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def unfinished(path: Path) -> str:
+    """Return how the names of files and folders begin that this process makes, and that will be `path`."""
+    return f".{path.name}.{os.getpid()}."
+
+
+def clear(path: Path) -> None:
+    """Remove what processes that are no more left unfinished of `path`."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
+        pid = partial.name.removeprefix(f".{path.name}.").split(".")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def check_square(net: Network, size: tuple[int, ...], out: tuple[int, ...]) -> None:

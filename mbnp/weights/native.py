@@ -5,7 +5,9 @@ builder of `models` and its options, or every layer), and what its images and cl
 file is ever executed.
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +21,13 @@ from mbnp.network import Network
 from mbnp.weights import files, torch_files
 
 FORMAT = "mbnp 1"
+CHECKSUM = "sha256"
 KEYS = ("arch", "resolution", "classes", "preprocessing")  # of the metadata
 
 
 def save(net: Network, path: Path) -> None:
     """Write every array of `net` and what builds it again."""
-    try:
-        preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
-    except MbnpError as error:
-        raise MbnpError(f"a checkpoint of this network could not be read again: {error}") from None
-    said = models.description(net), net.resolution, net.classes, preprocessing
-    metadata = {"format": FORMAT, **dict(zip(KEYS, map(json.dumps, said), strict=True))}
-    with files.replacing(path) as partial:
-        try:
-            safetensors.numpy.save_file(net.state(), partial, metadata)
-        except safetensors.SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from None
+    write(path, net.state(), describe(net))
 
 
 def load(path: Path) -> Network:
@@ -42,9 +35,22 @@ def load(path: Path) -> Network:
 
     Raises MbnpError for a file that is damaged or does not fit the architecture it names.
     """
-    metadata, arrays = _read(path)
-    if metadata.get("format") != FORMAT:
-        return torch_files.recognise(arrays, path)
+    metadata, arrays = read(path)
+    return build(metadata, arrays, path) if metadata.get("format") == FORMAT else torch_files.recognise(arrays, path)
+
+
+def describe(net: Network) -> dict[str, str]:
+    """Return the metadata of a network; MbnpError if it could not be built again from that."""
+    try:
+        preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
+    except MbnpError as error:
+        raise MbnpError(f"a checkpoint of this network could not be read again: {error}") from None
+    said = models.description(net), net.resolution, net.classes, preprocessing
+    return {"format": FORMAT, **dict(zip(KEYS, map(json.dumps, said), strict=True))}
+
+
+def build(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray], path: Path) -> Network:
+    """Return the network that metadata and arrays describe; MbnpError, which names the path, if they do not."""
     try:
         arch, *said = (json.loads(metadata[key]) for key in KEYS)
         net = models.from_description(arch, _dtype(arrays), sum(array.size for array in arrays.values()))
@@ -56,6 +62,36 @@ def load(path: Path) -> Network:
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise MbnpError(f"{path} is not a usable checkpoint: {error}") from None
     return net
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Replace a safetensors file; the metadata gets a checksum. The same input makes the same bytes."""
+    metadata = {**metadata, CHECKSUM: _checksum(arrays)}
+    data = safetensors.numpy.save(dict(arrays), metadata)
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])  # in an order that changes from call to call
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(dict(sorted(header.items())), ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with files.replacing(path) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(data)[8 + size :])
+
+
+def read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Return metadata and arrays of a safetensors file; MbnpError if it is damaged. Older files have no checksum."""
+    metadata, arrays = _read(path)
+    if metadata.get(CHECKSUM, None) not in (None, _checksum(arrays)) and metadata.get("format", "").startswith("mbnp "):
+        raise MbnpError(f"{path} is damaged: its arrays are not those that were written")
+    return metadata, arrays
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
@@ -74,7 +110,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         raise MbnpError(f"{path} is damaged or no safetensors file: {error}") from None
 
 
-def _dtype(arrays: dict[str, np.ndarray]) -> Any:
+def _dtype(arrays: Mapping[str, np.ndarray]) -> Any:
     dtypes = {array.dtype for array in arrays.values()}
     if dtypes not in ({np.dtype(np.float32)}, {np.dtype(np.float64)}):
         names = ", ".join(sorted(map(str, dtypes))) or "no arrays"
