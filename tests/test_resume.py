@@ -1,4 +1,4 @@
-"""A run goes on from wherever it was interrupted, to the same numbers to the bit, and its folder never contradicts it."""
+"""A run goes on from wherever it was interrupted, to the same bits, and its folder never contradicts itself."""
 
 import csv
 import dataclasses
@@ -107,7 +107,7 @@ def whole(records, tmp_path_factory):
 def is_like(folder, whole):
     """Check that two runs are the same, but for the times in their metrics."""
     same(native.read(folder / "model.safetensors")[1], native.read(whole / "model.safetensors")[1])
-    mine, others = ([row for row in csv.reader((f / "metrics.csv").open())] for f in (folder, whole))
+    mine, others = (list(csv.reader((f / "metrics.csv").read_text().splitlines())) for f in (folder, whole))
     timed = [mine[0].index(name) for name in ("images_per_second", "seconds")]
     for row, other in zip(mine, others, strict=True):
         assert [v for i, v in enumerate(row) if i not in timed] == [v for i, v in enumerate(other) if i not in timed]
@@ -119,7 +119,7 @@ def is_like(folder, whole):
 
 def checkpoint_agrees(folder):
     """Check that the checkpoint of a folder, in whatever state it is, is of an epoch that its metrics have."""
-    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     checkpoint = folder / "model.safetensors"
     if checkpoint.exists():
         assert native.read(checkpoint)[0]["epoch"] in [row["epoch"] for row in rows]

@@ -48,9 +48,7 @@ def _go_on(options: Namespace) -> int:
     folder: Path = options.resume
     config, notes = runs.load_config(folder), []  # type: dict[str, Any], list[str]
     if surplus := sorted(options.given - {"--resume", *CHANGEABLE}):
-        raise MbnpError(
-            f"{surplus[0]} is settled by the run that --resume goes on with; {', '.join(CHANGEABLE)} are not"
-        )
+        raise MbnpError(f"{surplus[0]} is settled by the run; beside --resume may stand {', '.join(CHANGEABLE)}")
     net, snapshot = runs.latest(folder, notes.append)
     recipe = _recipe_of(config, options, snapshot.progress)
     known = config["data"]
