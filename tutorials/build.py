@@ -3,11 +3,15 @@
     python tutorials/build.py            those whose page was not made from their current source
     python tutorials/build.py 03 10      these
     python tutorials/build.py --all      every one, in less than ten minutes
+    python tutorials/build.py --outdated     what is not translated, or no longer; nothing is built
+    python tutorials/build.py --translated 03    write down that its translation is that of the English as it is now
 
 It needs `pip install -e ".[tutorials]"` and no network. The first line of a page says what it was made from: the
 lesson, lesson.py and the code of mbnp that the page shows, with their common SHA-256. A page is stale when that is
 no longer true; what a page measures (seconds, accuracies) may differ from one build to the next. The code of a cell
 that is tagged `# %% tags=["hide-input"]`, a figure's mostly, is folded away.
+
+Where zh/ has a lesson, its Chinese page is made of the English one, without running it again (see chinese.py).
 """
 
 import argparse
@@ -19,8 +23,11 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import chinese
 
 HERE = Path(__file__).resolve().parent
 RENDERED = HERE / "rendered"
@@ -60,7 +67,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="build.py", description="Execute lessons into tutorials/rendered.")
     parser.add_argument("lessons", nargs="*", metavar="NN", help="such as 03 (default: those that changed)")
     parser.add_argument("--all", action="store_true", help="every lesson")
+    parser.add_argument("--outdated", action="store_true", help="list what is to be translated, and build nothing")
+    parser.add_argument("--translated", action="store_true", help="these lessons' translations fit their English")
     options = parser.parse_args()
+    if options.outdated or options.translated:
+        return _translations(options.lessons, options.translated)
     try:
         _check_tools()
         chosen = _chosen(options.lessons, options.all)
@@ -69,6 +80,7 @@ def main() -> int:
         return 2
     if not chosen:
         print("every page is made from its current source")
+    translated = chosen if options.lessons else [lesson for lesson in lessons() if chinese_of(lesson)]
     failed, total = 0, 0.0
     for lesson in chosen:
         start = time.perf_counter()
@@ -76,6 +88,7 @@ def main() -> int:
             page = build(lesson)
         except LessonError as error:
             failed += 1
+            translated = [other for other in translated if other != lesson]
             print(f"build.py: {error}; the old page is untouched", file=sys.stderr)
             continue
         seconds = time.perf_counter() - start
@@ -83,6 +96,12 @@ def main() -> int:
         print(f"{lesson.stem:32} {seconds:6.1f} s  {_figures_size(page) / 1e3:5.0f} kB of figures", flush=True)
     if len(chosen) > 1:
         print(f"{'total':32} {total:6.1f} s")
+    for lesson in translated:
+        try:
+            translate(lesson)
+        except LessonError as error:
+            failed += 1
+            print(f"build.py: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -94,6 +113,17 @@ def lessons() -> list[Path]:
 def page_of(lesson: Path) -> Path:
     """Return the path of a lesson's page."""
     return RENDERED / f"{lesson.stem}.md"
+
+
+def source_of(lesson: Path) -> str:
+    """Return a lesson's source."""
+    return lesson.read_text(encoding="utf-8")
+
+
+def chinese_of(lesson: Path) -> Path | None:
+    """Return the translation of a lesson, if there is one."""
+    file = HERE / "zh" / f"{lesson.stem}.md"
+    return file if file.is_file() else None
 
 
 def is_fresh(lesson: Path) -> bool:
@@ -114,6 +144,62 @@ def build(lesson: Path) -> Path:
     body, figures = _convert(notebook, f"{lesson.stem}_files")
     parts = [_stamp(lesson, sorted(shown)), _links(lesson), body, "---", _links(lesson)]
     return _write("\n\n".join(parts) + "\n", figures, page_of(lesson))
+
+
+def translate(lesson: Path) -> Path | None:
+    """Write the Chinese page of a lesson, if it is translated, from the English page. LessonError if it cannot be."""
+    if not chinese_of(lesson):
+        return None
+    text = chinese_page(lesson)
+    page = RENDERED / "zh" / f"{lesson.stem}.md"
+    page.parent.mkdir(exist_ok=True)
+    partial = page.with_name(f".{page.name}.part")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, page)
+    return page
+
+
+def chinese_page(lesson: Path) -> str:
+    """Return the Chinese page of a lesson whose translation and English page are up to date."""
+    source, translation = source_of(lesson), _translation(lesson)
+    if not is_fresh(lesson):
+        raise LessonError(f"{lesson.name}: its English page is stale, so that there is no Chinese one")
+    if lines := chinese.outdated(source, translation):
+        raise LessonError(f"zh/{lesson.stem}.md: {lines[0]} (build.py --outdated lists all {len(lines)})")
+    english = [_tidy(_linked(cell, _english_link)) for cell in chinese.prose(source)]
+    texts = [_linked(text, _chinese_link) for _, text in translation.cells]
+    body = page_of(lesson).read_text(encoding="utf-8").partition(f"{_links(lesson)}\n")[2].rpartition("\n---\n")[0]
+    try:
+        body = chinese.page(body.strip(), list(zip(english, texts, strict=True)), translation, "../")
+    except chinese.TranslationError as error:
+        raise LessonError(f"zh/{lesson.stem}.md: {str(error).splitlines()[0]}") from None
+    made_from = f"<!-- made by tutorials/build.py from rendered/{lesson.stem}.md and zh/{lesson.stem}.md -->"
+    return "\n\n".join([made_from, _chinese_links(lesson), body, "---", _chinese_links(lesson)]) + "\n"
+
+
+def _translation(lesson: Path) -> chinese.Translation:
+    files = (chinese_of(lesson), HERE / "zh" / "lesson.md")
+    return chinese.read(*(file for file in files if file and file.is_file()))
+
+
+def _translations(names: list[str], stamp: bool) -> int:
+    """List what is outdated in translations, or write their hashes anew."""
+    count = 0
+    try:
+        for lesson in _chosen(names, True):
+            file = chinese_of(lesson)
+            if file and stamp and names:
+                chinese.stamp(source_of(lesson), file)
+            elif file:
+                for line in chinese.outdated(source_of(lesson), _translation(lesson)):
+                    count += 1
+                    print(f"zh/{file.name}: {line}")
+    except (LessonError, chinese.TranslationError) as error:
+        print(f"build.py: {error}", file=sys.stderr)
+        return 2
+    if not count:
+        print("every translation is of the current English")
+    return 1 if count else 0
 
 
 def _check_tools() -> None:
@@ -205,17 +291,25 @@ def _convert(notebook: Any, folder: str) -> tuple[str, dict[str, bytes]]:
     exporter = MarkdownExporter(config=naming, extra_loaders=[DictLoader({"lesson": TEMPLATE})], template_file="lesson")
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"(?<=\]\()[\w./-]+(?=\))", _relink, cell.source)
+            cell.source = _linked(cell.source, _english_link)
     body, resources = exporter.from_notebook_node(notebook, {"unique_key": folder})
     return _tidy(body), resources["outputs"]
 
 
-def _relink(target: re.Match[str]) -> str:
-    """Return a lesson's relative link as it is from the page's folder; a lesson becomes its page."""
-    file = HERE / target[0]
-    if not file.exists():
-        return target[0]
-    return page_of(file).name if file in lessons() else f"../{target[0]}"
+def _linked(text: str, link: Callable[[str], str]) -> str:
+    """Return Markdown with its relative links, which are from the lessons' folder, as `link` gives them."""
+    return re.sub(r"(?<=\]\()[\w./-]+(?=\))", lambda to: link(to[0]) if (HERE / to[0]).exists() else to[0], text)
+
+
+def _english_link(target: str) -> str:
+    """Return a link as it is from the pages' folder; a lesson becomes its page."""
+    return page_of(HERE / target).name if HERE / target in lessons() else f"../{target}"
+
+
+def _chinese_link(target: str) -> str:
+    if HERE / target in lessons():
+        return f"{'' if chinese_of(HERE / target) else '../'}{page_of(HERE / target).name}"
+    return f"../../{target}"
 
 
 def _tidy(body: str) -> str:
@@ -276,8 +370,26 @@ def _links(lesson: Path) -> str:
     links = [f"[← {_title(path)}]({path.stem}.md)" for path in before]
     links += ["[All lessons](../README.md)", f"[Source](../{lesson.name})"]
     links += [f"[Exercises](../exercises/{lesson.stem[:2]}.py)"]
+    links += [f"[中文](zh/{lesson.stem}.md)"] if chinese_of(lesson) else []
     links += [f"[{_title(path)} →]({path.stem}.md)" for path in after]
     return " · ".join(links)
+
+
+def _chinese_links(lesson: Path) -> str:
+    """Return the line at the top and the bottom of a Chinese page."""
+    order = lessons()
+    at = order.index(lesson)
+    links = [f"[← {_chinese_title(path)}]({_chinese_link(path.name)})" for path in order[:at][-1:]]
+    links += ["[全部课程](../../README.zh-CN.md)", f"[源代码](../../{lesson.name})"]
+    links += [f"[练习](../../exercises/{lesson.stem[:2]}.py)", f"[English](../{lesson.stem}.md)"]
+    links += [f"[{_chinese_title(path)} →]({_chinese_link(path.name)})" for path in order[at + 1 :][:1]]
+    return " · ".join(links)
+
+
+def _chinese_title(lesson: Path) -> str:
+    file = chinese_of(lesson)
+    found = re.search(r"^# (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE) if file else None
+    return found[1] if found else f"{_title(lesson)}（英文）"
 
 
 def _title(lesson: Path) -> str:
