@@ -13,12 +13,14 @@ import dataclasses
 import math
 
 import numpy as np
-from lesson import BLACK, BLUE, GREEN, PURPLE, SMALL, VERMILION, figure, say, show, source, table, timed
+from lesson import BLACK, BLUE, GREEN, PURPLE, SMALL, VERMILION, figure, measured_here, say, show, source, table, timed
 from PIL import Image
 
 from mbnp import cost, datasets, fused, models, train
 from mbnp.layers import Conv
 from mbnp.models import build
+
+measured_here()
 
 # %% [markdown]
 # ## One layer, two multipliers
