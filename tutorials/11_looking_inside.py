@@ -471,15 +471,18 @@ for a, b in ((0.5, 0.0), (0.5, 0.9), (0.4, 1.0)):
 # %%
 def pixel_gradients(network, images, classes):
     """Return the gradient (N, 32, 32, 3) of each image's logit of its class with respect to the image's pixels."""
-    parameters = network.parameters().values()
+    parameters, found = network.parameters().values(), []
     network.needs_dx = True
     for parameter in parameters:
         parameter.frozen = True
-    logits = network.forward(images, train=True)
-    dx = network.backward(np.eye(logits.shape[1], dtype=np.float32)[classes])  # 1 for the class, 0 for the others
+    for start in range(0, len(images), 100):
+        logits = network.forward(images[start : start + 100], train=True)
+        one = np.eye(logits.shape[1], dtype=np.float32)[classes[start : start + 100]]  # 1 for the class, 0 for others
+        found.append(network.backward(one))
     for parameter in parameters:
         parameter.frozen = False
-    return dx
+    network.needs_dx = False
+    return np.concatenate(found)
 
 
 some = slice(0, 50 if SMALL else 500)
@@ -514,17 +517,15 @@ show(fig, "Ten images with the predicted class, and below them saliency maps wit
 # has learned nothing?
 #
 # Here are four: the saliency map of the class with the second highest logit; that of the same network before
-# training; a map of edges, the largest difference between a pixel and its neighbours, without any network; and random
-# numbers. Take the tenth of the pixels that are highest in each map. How many of them are on the object? And, since
+# training; a map of edges, the difference of each pixel from its neighbours, without any network; and random numbers. Take the tenth of the pixels that are highest in each map. How many of them are on the object? And, since
 # we can: what happens to the accuracy when these pixels are painted grey?
 
 
 # %%
 def neighbour_differences(images):
     """Return the largest difference (N, H, W) of each pixel from the one above and the one to the left."""
-    down, right = np.abs(np.diff(images, axis=1, prepend=images[:, :1])), np.abs(np.diff(images, axis=2, prepend=0))
-    right[:, :, 0] = 0
-    return np.maximum(down, right).max(axis=3)
+    down, across = np.diff(images, axis=1, prepend=images[:, :1]), np.diff(images, axis=2, prepend=images[:, :, :1])
+    return np.maximum(np.abs(down), np.abs(across)).max(axis=3)
 
 
 def ranks(maps):
@@ -569,9 +570,10 @@ say(
 #   But an image with grey specks is unlike any that the network has seen: part of the loss is due to that, as the
 #   random tenth shows.
 #
-# What a saliency map does not prove, even then: that a dark pixel is not used (its gradient may be 0 because a ReLU is,
-# as in the third line by hand), that a bright one is used (it could matter, but may not), or that a person would give the
-# same reason. Its definition is all that it says: a small change *here* would change this logit most.
+# What a saliency map does not prove, even then: that a dark pixel is not used (its gradient may be 0 because a ReLU
+# is, as in the third line by hand), that a bright one is used (it could change the logit, but perhaps does not), or
+# that a person would give the same reason. It says what its definition says: a small change *here* would change this
+# logit most.
 #
 # ## A dead filter
 #
