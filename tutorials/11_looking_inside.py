@@ -457,7 +457,7 @@ say(table(rows, ["intersection over union of", "all images", "where the middle i
 # %%
 for a, b in ((0.5, 0.0), (0.5, 0.9), (0.4, 1.0)):
     z, slope = max(2 * a - b, 0), float(2 * a - b > 0)
-    say(f"a = {a}, b = {b}: z = {z:.1f}, gradient ({2 * slope:g}, {-slope:g})")
+    say(f"a = {a}, b = {b}: z = {z:.1f}, gradient ({2 * slope:g}, {0 - slope:g})")
 
 # %% [markdown]
 # In the first line b contributes nothing to z, and has a gradient: it *could* lower z. In the third b is the reason
