@@ -386,8 +386,8 @@ show(fig, "Accuracy against MACs: our small experiment beside the paper's")
 # The paper gave up about one percentage point and saved eight ninths of the work. That trade-off made
 # MobileNet. It does not follow that it costs one point in your case. Our experiment differs from the paper's
 # in ways that favour the standard convolution. The layers are thin, where $1/C_{out} + 1/9$ saves least and
-# where there are few channels for copies. The training is short, so the network that learns faster wins, and
-# in our runs the separable network starts slowest: look at its first epoch. And three seeds are few.
+# where there are few channels for copies. The training is short, so the network that learns faster wins: compare
+# the first epochs in the figure. And three seeds are few.
 #
 # So the conclusion is neither "standard convolutions are better" nor "separable ones are". The conclusion is
 # the plot: accuracy against cost, for your layers, your images and your training time. Set `EPOCHS = 15` and

@@ -323,7 +323,8 @@ sampling = 100 * math.sqrt(a * (1 - a) / len(data.test))
 deviation = float(np.std(again, ddof=1))
 say(
     f"Width 0.25 at 32 pixels with {len(again)} seeds: {', '.join(f'{a:.1f}' for a in again)} %. Their standard "
-    f"deviation is {deviation:.1f} points; having only {len(data.test):,} test images explains {sampling:.1f} of it."
+    f"deviation is {deviation:.1f} points. If having only {len(data.test):,} test images were its only reason, it would "
+    f"be about {sampling:.1f}."
 )
 
 # %%
@@ -363,7 +364,7 @@ say(
 # from fewer channels. That is why the paper gives a menu and not a recipe, and why it is worth an evening to
 # draw this plot for your own images.
 #
-# Look at the milliseconds in the table, too. They fall more slowly than the MACs. Small layers give the
+# Look at the milliseconds in the table, too. Most of them fall more slowly than the MACs. Small layers give the
 # processor less to do at a time. Lesson 9 is about that.
 #
 # ## Questions
