@@ -3,19 +3,19 @@
     python tutorials/mobilenet.py
 
 trains it for three epochs on 10,000 images of ten shapes, and says how many of 2,000 others it recognises. That takes a
-few minutes. It computes what `mbnp train` computes, without anything that makes it fast: read it from top to bottom,
-there is nothing else to open.
+few minutes. It is the network of `mbnp train`, without anything that makes it fast: read it from top to bottom, there
+is nothing else to open.
 
 IMAGES are arrays of four axes (N, H, W, C): which image, row, column, channel. The network begins with 3 channels, red,
 green and blue, and makes more of them, and fewer pixels, until each image is one row of 512 numbers, and then ten
 scores, one for each class.
 
-A LAYER is a function that returns its output y, and another function, `back`. `back` answers one question: if the loss
-changes by dy for each unit of y, by how much does it change for each unit of the layer's input and weights? Every
-gradient dx, dw, ... has the shape of what it belongs to.
+A LAYER is a function that returns its output y, and another function, `back`. `back` answers one question: given dy, how
+fast the loss changes with each number of y, how fast does it change with each number of the layer's input, dx, and of
+its weights, dw? A gradient has the shape of what it belongs to.
 
-THE NETWORK is a chain of layers. Forward it keeps each `back`; backward it calls them in the reverse order. That is all
-of backpropagation.
+THE NETWORK is a chain of layers. Forward it keeps every `back`; backward it calls them in reverse order. That is all of
+backpropagation.
 
 Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017,
 https://arxiv.org/abs/1704.04861
@@ -115,7 +115,7 @@ def batchnorm(x, gamma, beta, mean, var, train, momentum=0.1, eps=1e-5):
     xhat = centred / s
 
     def back(dy):
-        # x acts on y by itself, through the mean and through s, which gives the three terms of dx.
+        # A value of x acts on its channel three ways: by itself, through the mean, and through s. Hence three terms.
         dgamma, dbeta = np.einsum("nijc,nijc->c", dy, xhat), dy.sum(PIXELS)
         return gamma / s * (dy - dbeta / count - xhat * (dgamma / count)), dgamma, dbeta
 
@@ -143,11 +143,12 @@ def linear(x, w, b):
 
 def cross_entropy(scores, labels):
     """Return the loss, the mean of -log p[label] with p = softmax(scores), and its gradient with respect to scores."""
-    powers = np.exp(scores - scores.max(1, keepdims=True))  # the maximum changes no p; without it exp could overflow
-    p = powers / powers.sum(1, keepdims=True)
     right = np.arange(len(labels)), labels
-    loss = -np.log(p[right]).mean()
-    p[right] -= 1
+    scores = scores - scores.max(1, keepdims=True)  # changes no p, and exp cannot overflow
+    total = np.exp(scores).sum(1)
+    p = np.exp(scores) / total[:, None]
+    loss = (np.log(total) - scores[right]).mean()  # -log p, but finite where p is rounded to 0
+    p[right] -= 1  # what was predicted minus what should have been
     return loss, p / len(labels)
 
 
