@@ -303,7 +303,7 @@ show(fig, "The average variance of small batches: below 1 if divided by M, at 1 
 # %% [markdown]
 # Which one does the layer use? Both:
 #
-# - The batch is normalised with the **biased** one, so that its variance becomes 1 exactly.
+# - The batch is normalised with the **biased** one, so that its variance becomes 1 (exactly so for $\varepsilon = 0$).
 # - The running average, for inference, takes the **unbiased** one, which estimates the variance of all the
 #   data.
 
@@ -492,7 +492,8 @@ else:
 # 1. You double all weights of a convolution that is followed by batch normalisation. What happens to the
 #    output of the layer? And to the gradient of the weights? (What does weight decay do to such weights,
 #    then?)
-# 2. With $M = 2$ values in a channel, what are the two entries of $\hat x$, whatever $x$ was? What is `dx`?
+# 2. With $M = 2$ different values in a channel and $\varepsilon = 0$, what are the two entries of $\hat x$, whatever
+#    $x$ was? What is `dx`?
 # 3. Layer normalisation takes mean and variance over the channels of one image instead. Which of this
 #    lesson's problems does it not have?
 # 4. Why can the layer not be folded into the convolution *after* it, if that convolution pads its input with

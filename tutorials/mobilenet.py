@@ -10,9 +10,9 @@ IMAGES are arrays of four axes (N, H, W, C): which image, row, column, channel. 
 green and blue, and makes more of them, and fewer pixels, until each image is one row of 512 numbers, and then ten
 scores, one for each class.
 
-A LAYER is a function that returns its output y, and another function, `back`. `back` answers one question: given dy, how
-fast the loss changes with each number of y, how fast does it change with each number of the layer's input, dx, and of
-its weights, dw? A gradient has the shape of what it belongs to.
+A LAYER is a function that returns its output y, and another function, `back`. `back` answers one question: given dy,
+how fast the loss changes with each number of y, how fast does it change with each number of the layer's input, dx, and
+of its weights, dw? A gradient has the shape of what it belongs to.
 
 THE NETWORK is a chain of layers. Forward it keeps every `back`; backward it calls them in reverse order. That is all of
 backpropagation.
@@ -178,7 +178,7 @@ def create(classes=10, seed=0, dtype=np.float32):
 
 
 def forward(net, x, train=False):
-    """Return the scores (N, classes) of images x and, in training, `back`: from dscores to dx and all gradients by name."""
+    """Return the scores (N, classes) of images x and, in training, `back`: from their gradient to all others, by name."""
     trail = []  # every layer's weights by name, and its `back`
 
     def run(layer, *names, **options):
