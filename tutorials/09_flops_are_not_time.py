@@ -96,17 +96,14 @@ say(
 # same processor does far fewer operations per second in a depthwise convolution than in a standard one, and
 # fewer still in a ReLU. The processor did not slow down. It was waiting.
 #
-# (FLOPs are two for a multiply-accumulate, as in lesson 2. The ReLU gets one for each number, for its
-# comparison. And a note on the terms: FLOPs are a *number* of operations, and GFLOP/s a speed. The article
-# that mbnp began with calls the number "per second", an easy confusion, because the abbreviation looks like
-# that of a speed.)
+# (A multiply-accumulate is two FLOPs, as in lesson 2, and a ReLU's comparison one. FLOPs are a *number* of
+# operations, GFLOP/s is a speed.)
 #
 # ## What it was waiting for
 #
 # Before a number can be multiplied, it has to come from memory, and the result has to go back. So count two
-# things: FLOPs, and **bytes moved**. Take a feature map that is small enough to do it by hand: one image of
-# 4x4 pixels with 2 channels, 32 numbers of 4 bytes. An ideal program reads every input and every weight once,
-# and writes every output once.
+# things: FLOPs, and **bytes moved**. By hand: one image of 4x4 pixels with 2 channels, 32 numbers of 4 bytes. An
+# ideal program reads every input and every weight once, and writes every output once.
 
 # %%
 NUMBERS = 4 * 4 * 2  # in the feature map
@@ -128,13 +125,8 @@ rows = [[name, f"{f:,}", f"{b:,}", f"{i:.2f}"] for name, (f, b, i) in by_hand.it
 say(table(rows, ["operation", "FLOPs", "bytes", "FLOPs per byte"]))
 
 # %% [markdown]
-# The last column is called **arithmetic intensity**. It says how much work there is for every byte that has
-# to be moved:
-#
-# $$I = \frac{\text{FLOPs}}{\text{bytes moved}}$$
-#
-# For a large feature map the few weights do not matter, and with $C$ channels in, $C$ out, kernel $K$ and 4
-# bytes per number,
+# The last column is called **arithmetic intensity**: the work for every byte that is moved. For a large feature
+# map the few weights do not matter, and with $C$ channels in, $C$ out, kernel $K$ and 4 bytes per number,
 #
 # $$I_\text{depthwise} = \frac{2K^2}{4+4} \qquad I_\text{pointwise} = \frac{2C}{4+4} \qquad
 # I_\text{standard} = \frac{2K^2C}{4+4}$$
@@ -168,19 +160,17 @@ show(
 )
 
 # %% [markdown]
-# A depthwise convolution processes each channel by itself. Twice the channels are twice the FLOPs and twice
-# the bytes: its intensity never gets any better. A convolution that mixes channels uses every number it has
-# loaded once for each output channel. That is the whole difference. The separable block has nearly all of its
-# *FLOPs* in the operation with a high intensity, which is what makes it a good idea; but all the *bytes* of
-# the depthwise half remain.
+# In a depthwise convolution twice the channels are twice the FLOPs and twice the bytes: its intensity never gets
+# any better. A convolution that mixes channels uses every number it has loaded once for each output channel. The
+# separable block has nearly all of its *FLOPs* there, which is what makes it a good idea; but all the *bytes* of the
+# depthwise half remain.
 #
 # ## Two numbers of your machine
 #
-# How many FLOPs per byte are enough? That depends on two numbers of the machine. The first is its speed of
-# computing when nothing has to be loaded from memory: a large matrix product comes closest to that. The second
-# is its speed of moving numbers when next to nothing has to be computed, and that depends on where they are. So
-# it is measured twice: with arrays far larger than the last-level cache, and with arrays that fit into half of it.
-# These two loops measure them, for `mbnp bench` too:
+# How many FLOPs per byte are enough? That depends on two numbers of the machine: its speed of computing when
+# nothing has to be loaded from memory, which a large matrix product comes closest to, and its speed of moving
+# numbers when next to nothing has to be computed. The second is measured twice, with arrays far larger than the
+# last-level cache, and with arrays that fit into half of it.
 
 # %%
 source(floor.multiply, machine._triad)
@@ -210,18 +200,16 @@ say(
 )
 
 # %% [markdown]
-# - **Twice as much**: each core brings its own. It must be so for the matrix product, since every core has its
-#   own arithmetic units. Where a bandwidth doubles, one core could not use all of it: a core requests only so
-#   many cache lines before it has to wait for the first, and two cores request twice as many.
-# - **Less than that**: the cores share something, and one of them alone comes near to using all of it. On many
-#   machines memory is like that.
+# - **Twice as much**: every core has its own arithmetic units. Where a bandwidth doubles, one core could not use
+#   all of it: it requests only so many cache lines before it waits for the first.
+# - **Less than that**: the cores share something that one of them nearly exhausts, on many machines the memory.
 # - **More than twice**: no core got faster. Either half of the arrays fits into a faster cache of each core, or
-#   another program disturbed the measurement with one thread, which happens on a machine that you share.
+#   another program disturbed the measurement with one thread.
 #
 # ## The roofline
 #
-# Combine the two limits. In one second, a layer of intensity $I$ cannot do more FLOPs than the machine's peak
-# $P$; and it cannot do more than $I$ FLOPs for each of the $B$ bytes that are moved:
+# In one second, a layer of intensity $I$ cannot do more FLOPs than the machine's peak $P$, nor more than $I$ for each
+# of the $B$ bytes that are moved:
 #
 # $$\text{FLOP/s} \le \min(P, B \cdot I)$$
 #
@@ -299,10 +287,9 @@ say(
 # %% [markdown]
 # ## Caches
 #
-# "Memory" has been one number so far, or two. In fact there is a hierarchy. Close to each core there is a
-# very fast and very small cache (L1), after it a larger and slower one (L2), and then one that all cores
-# share. A loop that reads the same arrays again and again runs at the speed of the smallest cache that holds
-# all of them.
+# "Memory" has been one number so far, or two. In fact there is a hierarchy: close to each core a very fast and very
+# small cache (L1), then a larger and slower one (L2), then one that all cores share. A loop that reads the same
+# arrays again and again runs at the speed of the smallest cache that holds all of them.
 
 
 # %%
@@ -364,18 +351,16 @@ say(
 # %% [markdown]
 # ## The missing roof
 #
-# Now back to the depthwise convolution, which is further below its bound than the others. Here is the kernel
-# that we measured. Look at its last line only: how many numbers does it load for one multiply-accumulate, and
-# how many does it store?
+# Now back to the depthwise convolution. Here is the kernel that we measured. Look at its last line only: how many
+# numbers does it load for one multiply-accumulate, and how many does it store?
 
 # %%
 source(depthwise._forward_kernel)
 
 # %% [markdown]
-# The pixel, the weight and the sum so far are loaded, and the new sum is stored: 16 bytes for 2 FLOPs. Those
-# bytes do not come from memory. The row of pixels, the weights and the row of sums are all in the L1 cache.
-# But even the L1 cache is not infinitely fast, and counted by *its* bytes the kernel's intensity is 2/16, not
-# 2.25.
+# The pixel, the weight and the sum so far are loaded, and the new sum is stored: 16 bytes for 2 FLOPs. They are all
+# in the L1 cache. But even that is not infinitely fast, and counted by *its* bytes the kernel's intensity is 2/16,
+# not 2.25.
 
 # %%
 nearest = THREADS * max(speeds)  # every core has an L1 cache of its own
@@ -388,22 +373,21 @@ say(
 
 # %% [markdown]
 # A kernel that keeps the nine weights and the sum in registers would load one pixel for each multiplication
-# and store one sum for nine of them: 40 bytes for 18 FLOPs. Same FLOPs, same formula, a roof that is almost
-# four times higher. There is a roofline for every level of the memory hierarchy, and a program has to stay
-# below all of them. Matrix product libraries are fast because they are written for every level; lesson 10
-# does the same for the depthwise convolution.
+# and store one sum for nine of them: 40 bytes for 18 FLOPs, and a roof that is almost four times higher. There is a
+# roofline for every level of the memory hierarchy, and a program has to stay below all of them. Lesson 10 writes
+# kernels for every level.
 #
 # ## So why is it not faster?
 #
-# - Time is not FLOPs. It is FLOPs divided by a rate, and the rate depends on the number of FLOPs per byte.
-# - A layer takes at least the largest of several times: its FLOPs divided by the machine's peak, and its
-#   bytes divided by the bandwidth of every level of the memory hierarchy that they pass through.
+# - Time is FLOPs divided by a rate, and the rate depends on the number of FLOPs per byte. A layer takes at least
+#   the largest of several times: its FLOPs divided by the machine's peak, and its bytes divided by the bandwidth of
+#   every level of the memory hierarchy that they pass through.
 # - A standard convolution has many FLOPs per byte. MobileNet removes FLOPs exactly where they were cheapest.
 #   It removes no bytes; it even adds a feature map between the two halves.
 # - The pointwise half keeps a high intensity, a ninth of the standard convolution's. So the block *is*
 #   faster, and by a lot, but not by the ratio of the multiplications.
-# - Where bytes are the limit, counting FLOPs is pointless. Move fewer bytes: normalise and clamp a number
-#   while it is in a register anyway, and write it once. That is the next lesson.
+# - Where bytes are the limit, move fewer bytes: normalise and clamp a number while it is in a register anyway, and
+#   write it once. That is the next lesson.
 #
 # ## The whole network
 #
@@ -534,10 +518,9 @@ say(
 
 # %% [markdown]
 # The number of channels grows as the feature maps get smaller, so an inner loop over channels only gets
-# longer, while one over a row shrinks to four numbers, less than one vector. (On the large feature map both
-# loops are equally long, and channels first even has the simpler one: it uses one weight throughout.) And one
-# matrix product of all pixels stays large where one for each image becomes thin. This is why mbnp keeps
-# channels last, and why PyTorch has `memory_format=torch.channels_last`.
+# longer, while one over a row shrinks to four numbers, less than one vector. And one matrix product of all pixels
+# stays large where one for each image becomes thin. This is why mbnp keeps channels last, and why PyTorch has
+# `memory_format=torch.channels_last`.
 #
 # ## Questions
 #
