@@ -370,9 +370,9 @@ say(f"{speeds['2x4 sums in registers']:.1f} GFLOP/s, columns innermost {speeds['
 
 # %% [markdown]
 # Compilers make vectors of innermost loops. Here that is the loop over k, where successive numbers of b are no
-# neighbours, so most of these are multiplications of single numbers. What does that cost? Let us measure what one
-# core can do: fused multiply-adds (FMA: both in one instruction) of numbers that are in registers already. For that
-# we use mbnp's vectors, which are *values* in a kernel, as many numbers as one instruction processes:
+# neighbours, so most of these are multiplications of single numbers. What does that cost? Let us measure what one core
+# can do: fused multiply-adds (FMA: both in one instruction) of numbers in registers. mbnp's vectors are *values* in a
+# kernel, as many numbers as one instruction processes:
 
 # %%
 source(vectors.load, vectors.spread, vectors.fma, vectors.store)
@@ -457,7 +457,7 @@ say(f"{speeds['4 rows x 2 vectors']:.0f} GFLOP/s, packed {speeds['the same, pack
 
 # %% [markdown]
 # **How many rows?** More rows use each vector of b more often. But every sum needs a register, and so do the two
-# vectors of b and one number of a. With AVX-512 or NEON a processor has 32 vector registers, with AVX2 or SSE 16.
+# vectors of b and one number of a. A processor has 32 vector registers with AVX-512 or NEON, 16 with AVX2 or SSE.
 
 # %%
 rows = []
@@ -591,16 +591,13 @@ say(f"A tile of the pointwise step is {pixels} pixels, {4 * pixels * C >> 10} kB
 # convolution is kept. Everything else is computed again from z while a tile is in the cache: computing something twice
 # is cheaper than storing and loading it, which is lesson 9 in one sentence.
 #
-# ## Allocate once
+# ## Allocate once, on one pool of threads
 #
-# All arrays of a `Plan` are allocated once for each input shape. The operating system provides each page of new memory,
-# filled with zeros, when you first write to it: a *page fault*. A large array that is freed may go back to the system,
-# and the next one starts from the beginning. PyTorch's training step pays for that: you will see at the end what it
-# gains when the C library is told to keep all memory.
+# All arrays of a `Plan` are allocated once for each input shape. The operating system provides new memory page by page,
+# filled with zeros, when you first write to it, and each page is a *page fault*. PyTorch's training step pays for that:
+# you will see at the end what it gains when the C library is told to keep all memory.
 #
-# ## One pool of threads
-#
-# No kernel of the engine calls BLAS, not even for a linear layer. Each pool of threads goes on spinning for a while
+# And no kernel of the engine calls BLAS, not even for a linear layer. Each pool of threads goes on spinning for a while
 # after a call, in case the next one follows soon, on the cores that the other pool needs then.
 #
 # **Before you run the next cell:** our product on all our threads, NumPy's on its own threads, and the two in turn.
@@ -619,8 +616,7 @@ time.sleep(1)  # until NumPy's threads sleep
 # %% [markdown]
 # ## No other order of sums
 #
-# A compiler can make vectors of a loop that adds up numbers only if it may add them in another order. The flag
-# `reassoc` allows that.
+# A compiler can make vectors of a loop that adds up numbers only if it may reorder them, which the flag `reassoc` allows.
 #
 # **Before you run the next cell:** the same loop, with and without. What changes, apart from the time?
 
