@@ -167,8 +167,8 @@ def nine_taps(padded, w, y):
 
 # %% [markdown]
 # Two more changes have nothing to do with arithmetic. So far every call allocated 8 MB for its output: let us use the
-# same array every time. And a vector instruction loads up to 64 bytes, a cache line. NumPy's large arrays begin 16 bytes
-# after the start of one, so that such a load touches *two*. In the fast engine every array begins at a cache line.
+# same array every time. And a vector instruction loads up to 64 bytes, a cache line. NumPy's large arrays begin 16
+# bytes after the start of one, so that such a load touches *two*. In the fast engine every array begins at a cache line.
 
 # %%
 source(Arena)
@@ -549,7 +549,7 @@ source(passes.activate_run, fused_conv._forward, fused_conv._product, fused_conv
 # the L1 cache takes the place of the padded image.
 #
 # `match` finds in a network what runs as one, and a `Plan` has a step with its arrays for each. We check the
-# **reference equation** of the first ones, that is, what they compute in terms of the operations of `ops`, and only then
+# **reference equation** of the first ones, that is, what they compute in terms of the operations of `ops`, and then
 # measure.
 
 # %%
@@ -616,7 +616,7 @@ time.sleep(1)  # until NumPy's threads sleep
 # %% [markdown]
 # ## No other order of sums
 #
-# A compiler can make vectors of a loop that adds up numbers only if it may reorder them, which the flag `reassoc` allows.
+# A compiler can make vectors of a loop that adds up numbers only if it may reorder them. The flag `reassoc` says so.
 #
 # **Before you run the next cell:** the same loop, with and without. What changes, apart from the time?
 
