@@ -288,10 +288,10 @@ say(
 # Three regions: too small to matter, useful, too large. (At still larger rates the loss comes back to about
 # $\log 10$, because BatchNorm keeps the numbers finite: what was learned is lost, and the network guesses
 # again. Towards the end it rises once more, since large steps make large logits, and a confident guess costs
-# more than a cautious one.) The useful region spans about a factor of ten, and we take its
-# upper end, 0.1: as large as possible without divergence. For a whole run that would be risky, but the schedule below stays there only briefly. Read only
-# the order of magnitude from such a plot, not the second digit. The axis is logarithmic, and every batch is
-# seen at one rate only.
+# more than a cautious one.) The useful region spans about a factor of ten, and we take its upper end, 0.1: as large
+# as possible without divergence. For a whole run that would be risky, but the schedule below stays there only
+# briefly. Read only the order of magnitude from such a plot, not the second digit. The axis is logarithmic, and
+# every batch is seen at one rate only.
 #
 # ## A rate for each step
 #

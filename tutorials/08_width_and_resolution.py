@@ -323,8 +323,8 @@ sampling = 100 * math.sqrt(a * (1 - a) / len(data.test))
 deviation = float(np.std(again, ddof=1))
 say(
     f"Width 0.25 at 32 pixels with {len(again)} seeds: {', '.join(f'{a:.1f}' for a in again)} %. Their standard "
-    f"deviation is {deviation:.1f} points. If having only {len(data.test):,} test images were its only reason, it would "
-    f"be about {sampling:.1f}."
+    f"deviation is {deviation:.1f} points. If having only {len(data.test):,} test images were its only reason, it "
+    f"would be about {sampling:.1f}."
 )
 
 # %%

@@ -194,8 +194,8 @@ if THREADS == 2:
         factor = getattr(peak, name) / getattr(peaks[1], name)
         say(f"{what}: x{factor:.2f}, {verdicts[sum(factor > limit for limit in (1.2, 1.8, 2.2))]}.")
 say(
-    f"The last cache has {machine.last_cache_bytes() >> 20} MB. To keep the arithmetic units busy, a layer whose arrays "
-    f"come from memory has to do {peak.gflops / peak.memory:.0f} FLOPs per byte. A depthwise 3x3 convolution does "
+    f"The last cache has {machine.last_cache_bytes() >> 20} MB. To keep the arithmetic units busy, a layer whose "
+    f"arrays come from memory has to do {peak.gflops / peak.memory:.0f} FLOPs per byte. A depthwise 3x3 convolution does "
     f"{by_hand['depthwise 3x3'][2]:.1f} to 2.25."
 )
 
@@ -415,7 +415,8 @@ roofs(right, peak, min(r.gflops for row in measured.rows if row.forward.flops fo
 for kind in ("standard", "pointwise", "depthwise"):
     colour, marker = looks[kind]
     found = [row for row in measured.rows if row.kind == kind]
-    for passes, style in (([r.forward for r in found], {"label": kind}), ([r.backward for r in found], {"mfc": "none"})):
+    forward, backward = [row.forward for row in found], [row.backward for row in found]
+    for passes, style in ((forward, {"label": kind}), (backward, {"mfc": "none"})):
         right.plot([r.intensity for r in passes], [r.gflops for r in passes], marker, color=colour, **style)
 right.set_title("Every convolution; hollow: backward")
 right.legend(loc="lower right", fontsize=8, ncols=2)

@@ -168,7 +168,7 @@ def nine_taps(padded, w, y):
 # %% [markdown]
 # Two more changes have nothing to do with arithmetic. So far every call allocated 8 MB for its output: let us use the
 # same array every time. And a vector instruction loads up to 64 bytes, a cache line. NumPy's large arrays begin 16
-# bytes after the start of one, so that such a load touches *two*. In the fast engine every array begins at a cache line.
+# bytes after the start of one, so that such a load touches *two*. The fast engine's arrays begin at a cache line.
 
 # %%
 source(Arena)

@@ -517,8 +517,9 @@ show(fig, "Ten images with the predicted class, and below them saliency maps wit
 # has learned nothing?
 #
 # Here are four: the saliency map of the class with the second highest logit; that of the same network before
-# training; a map of edges, the difference of each pixel from its neighbours, without any network; and random numbers. Take the tenth of the pixels that are highest in each map. How many of them are on the object? And, since
-# we can: what happens to the accuracy when these pixels are painted grey?
+# training; a map of edges, the difference of each pixel from its neighbours, without any network; and random numbers.
+# Take the tenth of the pixels that are highest in each map. How many of them are on the object? And, since we can: what
+# happens to the accuracy when these pixels are painted grey?
 
 
 # %%

@@ -178,7 +178,7 @@ def create(classes=10, seed=0, dtype=np.float32):
 
 
 def forward(net, x, train=False):
-    """Return the scores (N, classes) of images x and, in training, `back`: from their gradient to all others, by name."""
+    """Return the scores (N, classes) of images x and, in training, `back`: from their gradient to dx and all others."""
     trail = []  # every layer's weights by name, and its `back`
 
     def run(layer, *names, **options):

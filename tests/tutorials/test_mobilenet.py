@@ -30,7 +30,8 @@ def theirs(name):
         return {"w": "fc.weight", "b": "fc.bias"}[array]
     block, _, kind = layer.partition(".")
     index, what = ARRAYS[array].split(".")
-    return f"{block.replace('block', 'conv2_').replace('stem', 'conv1')}.{int(index) + 3 * (kind == 'pointwise')}.{what}"
+    block = block.replace("block", "conv2_").replace("stem", "conv1")
+    return f"{block}.{int(index) + 3 * (kind == 'pointwise')}.{what}"
 
 
 @pytest.fixture
