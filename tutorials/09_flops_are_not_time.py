@@ -195,8 +195,8 @@ if THREADS == 2:
         say(f"{what}: x{factor:.2f}, {verdicts[sum(factor > limit for limit in (1.2, 1.8, 2.2))]}.")
 say(
     f"The last cache has {machine.last_cache_bytes() >> 20} MB. To keep the arithmetic units busy, a layer whose "
-    f"arrays come from memory has to do {peak.gflops / peak.memory:.0f} FLOPs per byte. A depthwise 3x3 convolution does "
-    f"{by_hand['depthwise 3x3'][2]:.1f} to 2.25."
+    f"arrays come from memory has to do {peak.gflops / peak.memory:.0f} FLOPs per byte. A depthwise 3x3 convolution "
+    f"does {by_hand['depthwise 3x3'][2]:.1f} to 2.25."
 )
 
 # %% [markdown]

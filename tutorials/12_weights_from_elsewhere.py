@@ -15,7 +15,22 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, SMALL, VERMILION, figure, measured_here, say, show, source, table
+from lesson import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    SMALL,
+    VERMILION,
+    figure,
+    measured_here,
+    say,
+    show,
+    source,
+    table,
+)
 from matplotlib.patches import Rectangle
 
 from mbnp import datasets, fused, models, train, weights
