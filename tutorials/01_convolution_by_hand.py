@@ -13,12 +13,14 @@ import time
 
 import numba
 import numpy as np
-from lesson import BLACK, BLUE, SMALL, VERMILION, figure, grid, say, show, source, table, timed
+from lesson import BLACK, BLUE, SMALL, VERMILION, figure, grid, measured_here, say, show, source, table, timed
 from scipy import signal
 
 from mbnp import backend
 from mbnp.datasets import shapes10
 from mbnp.ops import conv
+
+measured_here()
 
 # %% [markdown]
 # ## One number

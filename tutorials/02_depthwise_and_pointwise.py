@@ -9,10 +9,12 @@
 
 # %%
 import numpy as np
-from lesson import BLUE, GREEN, SMALL, VERMILION, figure, grid, say, show, source, table, timed
+from lesson import BLUE, GREEN, SMALL, VERMILION, figure, grid, measured_here, say, show, source, table, timed
 
 from mbnp import cost, models
 from mbnp.ops import conv, depthwise, pointwise
+
+measured_here()
 
 # %% [markdown]
 # ## Two steps by hand

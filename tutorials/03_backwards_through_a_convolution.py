@@ -537,7 +537,7 @@ else:
 # 4. Forward needs $N \cdot OH \cdot OW \cdot K^2 \cdot C \cdot D$ multiplications. How many does backward
 #    need? What does a training step then cost, compared with inference?
 # 5. `dx` of the network's first layer is the gradient with respect to the pixels of the image. Training does
-#    not need it. What could you do with it?
+#    not need it. What could you do with it? (Lesson 11 computes it for a trained network, and tests what it says.)
 #
 # ## Exercises
 #

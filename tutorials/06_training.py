@@ -15,12 +15,14 @@ import math
 import os
 
 import numpy as np
-from lesson import BLACK, BLUE, GREEN, SMALL, VERMILION, figure, say, show, source, table
+from lesson import BLACK, BLUE, GREEN, SMALL, VERMILION, figure, measured_here, say, show, source, table
 
 from mbnp import datasets, fused, models, optim, train
 from mbnp.errors import DivergedError
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 from mbnp.optim import schedules
+
+measured_here()
 
 # %% [markdown]
 # ## The images
@@ -283,12 +285,13 @@ say(
 )
 
 # %% [markdown]
-# Three regions: too small to matter, useful, too large. (At still larger rates the loss comes back to $\log
-# 10$: BatchNorm keeps the numbers finite, but what was learned is lost, and the network guesses again.) The
-# useful region spans about a factor of ten, and we take its upper end, 0.1: as large as possible without
-# divergence. For a whole run that would be risky, but the schedule below stays there only briefly. Read only
-# the order of magnitude from such a plot, not the second digit. The axis is logarithmic, and every batch is
-# seen at one rate only.
+# Three regions: too small to matter, useful, too large. (At still larger rates the loss comes back to about
+# $\log 10$, because BatchNorm keeps the numbers finite: what was learned is lost, and the network guesses
+# again. Towards the end it rises once more, since large steps make large logits, and a confident guess costs
+# more than a cautious one.) The useful region spans about a factor of ten, and we take its upper end, 0.1: as large
+# as possible without divergence. For a whole run that would be risky, but the schedule below stays there only
+# briefly. Read only the order of magnitude from such a plot, not the second digit. The axis is logarithmic, and
+# every batch is seen at one rate only.
 #
 # ## A rate for each step
 #

@@ -13,12 +13,14 @@ import dataclasses
 import math
 
 import numpy as np
-from lesson import BLACK, BLUE, GREEN, PURPLE, SMALL, VERMILION, figure, say, show, source, table, timed
+from lesson import BLACK, BLUE, GREEN, PURPLE, SMALL, VERMILION, figure, measured_here, say, show, source, table, timed
 from PIL import Image
 
 from mbnp import cost, datasets, fused, models, train
 from mbnp.layers import Conv
 from mbnp.models import build
+
+measured_here()
 
 # %% [markdown]
 # ## One layer, two multipliers
@@ -321,7 +323,8 @@ sampling = 100 * math.sqrt(a * (1 - a) / len(data.test))
 deviation = float(np.std(again, ddof=1))
 say(
     f"Width 0.25 at 32 pixels with {len(again)} seeds: {', '.join(f'{a:.1f}' for a in again)} %. Their standard "
-    f"deviation is {deviation:.1f} points; having only {len(data.test):,} test images explains {sampling:.1f} of it."
+    f"deviation is {deviation:.1f} points. If having only {len(data.test):,} test images were its only reason, it "
+    f"would be about {sampling:.1f}."
 )
 
 # %%
@@ -361,7 +364,7 @@ say(
 # from fewer channels. That is why the paper gives a menu and not a recipe, and why it is worth an evening to
 # draw this plot for your own images.
 #
-# Look at the milliseconds in the table, too. They fall more slowly than the MACs. Small layers give the
+# Look at the milliseconds in the table, too. Most of them fall more slowly than the MACs. Small layers give the
 # processor less to do at a time. Lesson 9 is about that.
 #
 # ## Questions

@@ -15,7 +15,22 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, SMALL, VERMILION, figure, say, show, source, table
+from lesson import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    SMALL,
+    VERMILION,
+    figure,
+    measured_here,
+    say,
+    show,
+    source,
+    table,
+)
 from matplotlib.patches import Rectangle
 
 from mbnp import datasets, fused, models, train, weights
@@ -28,6 +43,8 @@ TORCH = importlib.util.find_spec("torch") is not None  # the lesson also runs wi
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))  # and without these
 temporary = tempfile.TemporaryDirectory()
 folder = Path(temporary.name)  # for the files of this lesson; deleted when Python ends
+
+measured_here()
 
 # %% [markdown]
 # ## The order of the axes

@@ -123,8 +123,15 @@ def _seconds(call: Callable[[], object], repeat: int) -> list[float]:
     return seconds
 
 
-def warn_if_busy() -> None:
-    """Show a warning if other programs would distort the times that follow."""
+def measured_here() -> None:
+    """Say which machine the numbers of a page are from, and warn if other programs would distort its times."""
+    from mbnp import backend
+    from mbnp.bench import machine
+
+    say(
+        f"*Times and accuracies on this page are from {machine.processor()}, {backend.get_num_threads()} threads. "
+        f"Another machine takes other times, and rounds differently in training.*"
+    )
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
         say("**Other programs are busy on this machine. The times on this page are unreliable.**")
 
