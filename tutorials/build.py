@@ -186,14 +186,16 @@ def _translations(names: list[str], stamp: bool) -> int:
     """List what is outdated in translations, or write their hashes anew."""
     count = 0
     try:
+        if stamp and not names:
+            raise LessonError("--translated needs the lessons whose translation you have read beside their English")
         for lesson in _chosen(names, True):
-            file = chinese_of(lesson)
-            if file and stamp and names:
+            if not (file := chinese_of(lesson)):
+                continue
+            if stamp:
                 chinese.stamp(source_of(lesson), file)
-            elif file:
-                for line in chinese.outdated(source_of(lesson), _translation(lesson)):
-                    count += 1
-                    print(f"zh/{file.name}: {line}")
+            for line in chinese.outdated(source_of(lesson), _translation(lesson)):
+                count += 1
+                print(f"zh/{file.name}: {line}")
     except (LessonError, chinese.TranslationError) as error:
         print(f"build.py: {error}", file=sys.stderr)
         return 2

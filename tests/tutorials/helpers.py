@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
@@ -10,6 +11,7 @@ LESSONS = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
 
 def builder():
     """Import tutorials/build.py."""
+    sys.path.insert(0, str(TUTORIALS))  # for the file beside it that it imports
     spec = importlib.util.spec_from_file_location("build", TUTORIALS / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
