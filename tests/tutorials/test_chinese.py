@@ -83,8 +83,8 @@ def test_numbers_are_the_same(lesson):
 def test_names_and_formulas_in_the_text_are_the_same(lesson):
     """Code in a sentence is not translated, and a variable that one language explains is in the other's text, too."""
     for cell, (_, text) in zip(chinese.prose(pages.source_of(lesson)), read(lesson).cells, strict=True):
-        for form in (r"`[^`\n]+`", r"arXiv:[\d.]+", r"https?://[\w./]+"):
-            bare = chinese.FENCED.sub("", cell)
+        for form in (r"`[^`\n]+`", r"\$[^$\n]+\$", r"arXiv:\d+\.\d+", r"https?://[\w./]+"):
+            bare = chinese.FORMULA.sub("", chinese.FENCED.sub("", cell))
             assert set(re.findall(form, " ".join(bare.split()))) == set(re.findall(form, text)), text[:40]
 
 
