@@ -1,6 +1,7 @@
-"""Sentences in another language: format strings by their English, in Markdown tables beside what prints them.
+"""Sentences in Chinese: format strings by their English, in Markdown tables beside what prints them.
 
-A row `| It took {s} s | 用了 {s} 秒 |` translates every sentence of that form; its values are translated in turn.
+A row `| It took {s} s | 用了 {s} 秒 |` translates every sentence of that form. Its values are translated in turn, unless
+they stand in backticks: those are code.
 """
 
 import functools
@@ -18,30 +19,39 @@ def chosen() -> str:
     return "zh" if name.lower().startswith(("zh", "chinese")) else "en"
 
 
+CODE = re.compile(r"`[^`]*`")
+BETWEEN = re.compile(r"(?<=[A-Za-z0-9])(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])(?=[A-Za-z0-9])")
+
+
 class Catalogue:
     """Translations by the form of the English; white space is all the same."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[re.Pattern[str], str]] = []
+        self._known: list[tuple[re.Pattern[str], str, set[str]]] = []
 
-    def add(self, english: str, translation: str, value: str = ".+?") -> None:
+    def add(self, english: str, chinese: str, value: str = ".+?") -> None:
         """Add a format string, whose values match the pattern `value`."""
+        code = {name for part in CODE.findall(english) for name in re.findall(r"\{(\w+)\}", part)}
+
+        def group(name: re.Match[str]) -> str:
+            return f"(?P<{name[1]}>{'[^`]+?' if name[1] in code else value})"
+
         text = re.escape(" ".join(english.split())).replace(r"\ ", r"\s+")
-        text = re.sub(r"\\\{(\w+)\\\}", lambda name: f"(?P<{name[1]}>{value})", text)
-        self._known.append((re.compile(text, re.DOTALL), translation))
+        self._known.append((re.compile(re.sub(r"\\\{(\w+)\\\}", group, text), re.DOTALL), chinese, code))
         self._known.sort(key=lambda entry: -len(entry[0].pattern))  # the most particular first
 
     def get(self, text: str) -> str | None:
         """Return the translation of a text; None if there is none."""
-        for pattern, translation in self._known:
+        for pattern, chinese, code in self._known:
             if match := pattern.fullmatch(text):
-                values = {name: self.get(value) or value for name, value in match.groupdict().items()}
-                return re.sub(r"\{(\w+)\}", lambda name: values.get(name[1], name[0]), translation)  # noqa: B023
+                values = match.groupdict()
+                values |= {name: self.get(values[name]) or values[name] for name in values.keys() - code}
+                return BETWEEN.sub(" ", re.sub(r"\{(\w+)\}", lambda name, v=values: v.get(name[1], name[0]), chinese))
         return None
 
 
 def rows(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield the English and the translation of each row of a Markdown table; other lines are skipped."""
+    """Yield the English and the Chinese of each row of a Markdown table; other lines are skipped."""
     for line in lines:
         cells = line.strip().removeprefix("| ").removesuffix(" |").split(" | ")
         if line.startswith("| ") and len(cells) == 2 and not set(cells[0]) <= {"-", ":"}:
@@ -49,15 +59,14 @@ def rows(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 @functools.cache
-def _catalogue(room: str, language: str) -> Catalogue:
+def _catalogue(room: str) -> Catalogue:
     found = Catalogue()
-    file = resources.files(room) / f"messages.{language}.md"
-    for english, translation in rows(file.read_text(encoding="utf-8").splitlines()):
-        found.add(english, translation)
+    file = resources.files(room) / "messages.zh.md"
+    for english, chinese in rows(file.read_text(encoding="utf-8").splitlines()):
+        found.add(english, chinese)
     return found
 
 
 def say(text: str, room: str) -> str:
     """Return a sentence in the reader's language, if the `messages.zh.md` of the package `room` has it."""
-    language = chosen()
-    return text if language == "en" else _catalogue(room, language).get(text) or text
+    return (_catalogue(room).get(text) or text) if chosen() == "zh" else text

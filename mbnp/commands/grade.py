@@ -5,7 +5,7 @@ from argparse import Namespace
 from rich.console import Console
 from rich.text import Text
 
-from mbnp import grading, tables
+from mbnp import grading, tables, translation
 
 COLOURS = {"solved": "green", "not yet": "yellow", "wrong": "red"}
 PRINTED_LINES = 10
@@ -18,19 +18,24 @@ def run(options: Namespace) -> int:
     for outcome in report.outcomes:
         _print(console, outcome, width)
     solved = sum(outcome.status == "solved" for outcome in report.outcomes)
-    console.print(Text(f"lesson {report.lesson}: {solved} of {len(report.outcomes)} solved"))
+    console.print(Text(_say(f"lesson {report.lesson}: {solved} of {len(report.outcomes)} solved")))
     return 0 if report.solved else 1
 
 
+def _say(text: str) -> str:
+    """Return a message in the reader's language."""
+    return translation.say(text, "mbnp.grading")
+
+
 def _print(console: Console, outcome: grading.Outcome, width: int) -> None:
-    problem = f": {outcome.problem}" if outcome.problem else ""
-    line = Text(tables.hang(f"{outcome.name:{width}}  {outcome.status}{problem}", indent=6))
-    line.stylize(COLOURS[outcome.status], width + 2, width + 2 + len(outcome.status))
+    status, problem = _say(outcome.status), f": {_say(outcome.problem)}" if outcome.problem else ""
+    line = Text(tables.hang(f"{outcome.name:{width}}  {status}{problem}", indent=6))
+    line.stylize(COLOURS[outcome.status], width + 2, width + 2 + len(status))
     console.print(line)
-    details = {"likely": outcome.likely, "called with": outcome.case, "printed": _head(outcome.printed)}
+    details = {"likely": _say(outcome.likely), "called with": outcome.case, "printed": _head(outcome.printed)}
     for name, text in details.items():
         if text:
-            text = f"  {name}:{text}" if text.startswith("\n") else f"  {name}: {text}"
+            text = f"  {_say(name)}:{text}" if text.startswith("\n") else f"  {_say(name)}: {text}"
             console.print(Text(tables.hang(text, indent=6)))
 
 
@@ -40,4 +45,4 @@ def _head(printed: str) -> str:
         return printed.strip()
     shown = [f"\n    {line}" for line in lines[:PRINTED_LINES]]
     more = len(lines) - len(shown)
-    return "".join(shown) + (f"\n    ... and {more} lines more" if more else "")
+    return "".join(shown) + (f"\n    {_say(f'... and {more} lines more')}" if more else "")
