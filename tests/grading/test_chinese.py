@@ -41,7 +41,7 @@ def test_rows_are_whole():
     english = [row[0] for row in ROWS]
     assert len(english) == len(set(english)) > 250
     for english, text in ROWS:
-        assert re.search(r"[\u4e00-\u9fff]|MACs", text), english
+        assert re.search(r"[\u4e00-\u9fff：]|MACs", text), english
         assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", text)), english
         assert set(re.findall(r"`[^`]+`", english)) == set(re.findall(r"`[^`]+`", text)), english
 
