@@ -4,6 +4,7 @@ A row `| It took {s} s | 用了 {s} 秒 |` translates every sentence of that for
 they stand in backticks: those are code.
 """
 
+import bisect
 import functools
 import locale
 import os
@@ -37,8 +38,8 @@ class Catalogue:
             return f"(?P<{name[1]}>{'[^`]+?' if name[1] in code else value})"
 
         text = re.escape(" ".join(english.split())).replace(r"\ ", r"\s+")
-        self._known.append((re.compile(re.sub(r"\\\{(\w+)\\\}", group, text), re.DOTALL), chinese, code))
-        self._known.sort(key=lambda entry: -len(entry[0].pattern))  # the most particular first
+        entry = re.compile(re.sub(r"\\\{(\w+)\\\}", group, text), re.DOTALL), chinese, code
+        bisect.insort(self._known, entry, key=lambda entry: -len(entry[0].pattern))  # the most particular first
 
     def get(self, text: str) -> str | None:
         """Return the translation of a text; None if there is none."""
