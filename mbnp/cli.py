@@ -307,7 +307,7 @@ def _grade(p: argparse.ArgumentParser) -> None:
     example:
       mbnp grade tutorials/exercises/01.py
     """
-    _add(p, "exercise EXERCISE.py", "a file with solutions, begun from tutorials/exercises")
+    _add(p, "exercise EXERCISE.py", "a file with solutions, begun from tutorials/exercises, or a lesson's number")
 
 
 def number(text: str) -> float:

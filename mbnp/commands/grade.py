@@ -1,6 +1,7 @@
 """`mbnp grade`: say whether the exercises of a lesson are solved, and if not, what is wrong."""
 
 from argparse import Namespace
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -14,9 +15,13 @@ PRINTED_LINES = 10
 def run(options: Namespace) -> int:
     report = grading.grade_file(options.exercise)
     console = Console(highlight=False, soft_wrap=True)
+    if report.file != Path(options.exercise):
+        console.print(Text(f"graded: {report.file}"))
     width = max(len(outcome.name) for outcome in report.outcomes)
     for outcome in report.outcomes:
         _print(console, outcome, width)
+    for note in report.notes:
+        console.print(Text(tables.hang(note, indent=6)))
     solved = sum(outcome.status == "solved" for outcome in report.outcomes)
     console.print(Text(f"lesson {report.lesson}: {solved} of {len(report.outcomes)} solved"))
     return 0 if report.solved else 1
