@@ -9,7 +9,7 @@ from rich.text import Text
 
 from mbnp import grading, tables
 from mbnp.errors import MbnpError
-from mbnp.grading import hints, progress, use, watch
+from mbnp.grading import hints, progress, source, watch
 
 COLOURS = {"solved": "green", "not yet": "yellow", "wrong": "red"}
 PRINTED_LINES = 10
@@ -20,21 +20,23 @@ def run(options: Namespace) -> int:
     if options.use and (options.watch or options.hint):
         raise MbnpError("--use trains with what is solved: leave out --watch and --hint")
     if options.use:
+        from mbnp.grading import use  # the layers, which nothing else needs here
+
         return use.run(_file(options.exercise or "3"))
     if options.exercise is None and not (options.watch or options.hint):
         return _overview(console)
     file = _file(options.exercise)
     if options.watch:
         return _watch(console, file, options.hint)
-    report = _grade(console, file)
+    report = _grade(console, file, options.exercise)
     if options.hint:
-        _hint(console, report, file)
+        _hint(console, report)
     return 0 if report.solved else 1
 
 
 def _file(given: str | None) -> Path:
     """Return the file that is meant: a path, the file of a lesson by its number, or that of the next lesson."""
-    if given is not None and not given.isdigit():
+    if given is not None and (not given.isdigit() or Path(given).exists()):
         return Path(given)
     kept = progress.load()
     lesson = progress.next_lesson(kept) if given is None else int(given)
@@ -50,16 +52,23 @@ def _file(given: str | None) -> Path:
 # --- one file ---
 
 
-def _grade(console: Console, file: Path) -> grading.Report:
-    """Print the outcome of each exercise of a file, keep it, and say what comes next if all are solved."""
+def _grade(console: Console, file: Path, given: str | None = None) -> grading.Report:
+    """Print the outcome of each exercise of a file, keep it, and say what comes next if all are solved.
+
+    given: what the reader named it by; where that is not the file's path, the path is printed.
+    """
     report = grading.grade_file(file)
+    if str(report.file) != given:
+        console.print(Text(f"graded: {report.file}"))
     width = max(len(outcome.name) for outcome in report.outcomes)
     for outcome in report.outcomes:
         _print(console, outcome, width)
+    for note in report.notes:
+        console.print(Text(tables.hang(note, indent=6)))
     solved = sum(outcome.status == "solved" for outcome in report.outcomes)
     console.print(Text(f"lesson {report.lesson}: {solved} of {len(report.outcomes)} solved"))
     try:
-        kept = progress.record(report, file)
+        kept = progress.record(report)
     except (MbnpError, OSError) as error:  # the grade counts all the same
         console.print(Text(tables.hang(f"this is not remembered: {error}")))
     else:
@@ -84,7 +93,7 @@ def _lead(console: Console, kept: progress.Progress, after: int = 0) -> None:
     console.print(Text(f"  open {progress.shown(file) if file else stubs}"))
 
 
-def _hint(console: Console, report: grading.Report, file: Path) -> None:
+def _hint(console: Console, report: grading.Report) -> None:
     """Print the hints for the exercise that is worked on: those shown before, and one more."""
     unsolved = [outcome for outcome in report.outcomes if outcome.status != "solved"]
     if not unsolved:
@@ -123,6 +132,8 @@ def _overview(console: Console) -> int:
 def _watch(console: Console, file: Path, hint: bool) -> int:
     """Grade the file now and after each save, and go on to the next lesson's when all is solved, until q is typed."""
     lines = watch.typed()
+    known = {lesson: {exercise.name for exercise in grading.exercises(lesson)} for lesson in grading.lessons()}
+    file = source.find(file, known)
     while True:
         console.print(Text(f"watching {progress.shown(file.absolute())}: Enter shows a hint, q and Enter ends"))
         report = _watch_one(console, file, lines, hint)
@@ -143,11 +154,11 @@ def _watch_one(console: Console, file: Path, lines: watch.Lines, hint: bool) -> 
         try:
             if event == "saved":
                 console.print(Text(f"--- {time.strftime('%H:%M:%S')}"))
-                report = _grade(console, file)
+                report = _grade(console, file, str(file))
                 if report.solved:
                     return report
             if report and (event != "saved" or hint):
-                _hint(console, report, file)
+                _hint(console, report)
                 hint = False
         except (MbnpError, OSError) as error:
             report = None

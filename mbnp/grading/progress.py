@@ -16,7 +16,6 @@ import platformdirs
 
 from mbnp import grading
 from mbnp.errors import MbnpError
-from mbnp.weights.files import replacing
 
 
 @dataclass
@@ -65,16 +64,18 @@ def _checked(entries: Any) -> Progress:
 
 def save(progress: Progress) -> None:
     """Write the file, whole or not at all."""
+    from mbnp.weights.files import replacing  # needs Numba
+
     path().parent.mkdir(parents=True, exist_ok=True)
     with replacing(path()) as partial:
         partial.write_text(json.dumps({n: asdict(lesson) for n, lesson in progress.items()}, indent=1) + "\n", "utf-8")
 
 
-def record(report: grading.Report, file: Path) -> Progress:
+def record(report: grading.Report) -> Progress:
     """Keep what a file has solved, and where it is; return everything that is kept."""
     progress = load()
     lesson = progress[report.lesson]
-    lesson.file = str(file.resolve())
+    lesson.file = str(report.file.resolve())
     solved = {outcome.name for outcome in report.outcomes if outcome.status == "solved"} | set(lesson.solved)
     lesson.solved = [exercise.name for exercise in grading.exercises(report.lesson) if exercise.name in solved]
     save(progress)

@@ -1,15 +1,13 @@
 """`mbnp grade --use`: a small network trains with the reader's own gradients of a convolution, beside mbnp's.
 
 Two networks of two standard convolutions begin with the same weights and get the same images of 8 x 8. In one of them
-the functions of lessons 1 and 3 take the place of mbnp's. If they are right, both have the same losses.
-
-    python -m mbnp.grading.use FILE[:FUNCTION,...] ...     the training itself, in a process of its own
+the functions of lesson 3 (and of lesson 1, if that is solved) take the place of mbnp's. If they are right, both have
+the same losses.
 """
 
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,15 +17,15 @@ import numpy as np
 from mbnp import backend, grading, layers, optim, tables, train
 from mbnp.errors import MbnpError
 from mbnp.grading import progress
+from mbnp.grading.exercise import StoppedError
+from mbnp.grading.program import Program
+from mbnp.grading.source import read
 from mbnp.ops import conv
 
-NEEDED = ("conv_dx", "conv_dw")  # of lesson 3
 STEPS = 60
 SHOWN = (1, 2, 3, 5, 10, 20, 30, 40, 50)  # steps that get a line, and the last one
-SECONDS = 20  # after these no step begins, but for the second, the first that depends on the gradients
-LONGEST = 60  # seconds of the process that runs them; then it is ended
+SECONDS = 18  # after these no step begins, but for the second, the first that depends on the gradients
 NEAR = 1e-3  # two losses that differ by less are the same: float32 rounds each sum, in whatever order it is added
-TRAINED = 42  # the status of a process that came to its end: that of os._exit(0) in a reader's file is another
 
 Function = Callable[..., Any]
 
@@ -35,45 +33,37 @@ Function = Callable[..., Any]
 def run(file: Path) -> int:
     """Grade the file of lesson 3, then train with its functions; return 0 if the losses are those of mbnp."""
     report = grading.grade_file(file)
-    solved = {outcome.name for outcome in report.outcomes if outcome.status == "solved"}
-    missing = [name for name in NEEDED if name not in solved]
+    missing = [name for name in ("conv_dx", "conv_dw") if not _is_solved(report, name)]
     if missing:
-        raise MbnpError(f"{' and '.join(missing)} of {file} must be solved first: mbnp grade {file}")
-    sources = [f"{file}:{','.join(NEEDED)}", *_first_lesson()]
-    try:
-        done = subprocess.run([sys.executable, "-m", __name__, *sources], stdin=subprocess.DEVNULL, timeout=LONGEST)
-    except subprocess.TimeoutExpired:
-        what = f"the functions of {file} took more than {LONGEST} seconds for two steps"
-        raise MbnpError(f"{what}: fewer loops?") from None
-    return 0 if done.returncode == TRAINED else 1
+        raise MbnpError(f"{' and '.join(missing)} of {report.file} must be solved first: mbnp grade {report.file}")
+    return train_with({report.file: ("conv_dx", "conv_dw"), **_first_lesson()})
 
 
-def _first_lesson() -> list[str]:
+def _first_lesson() -> dict[Path, Sequence[str]]:
     """Return the file with the reader's own forward pass, if lesson 1 is solved so far."""
     kept = progress.load()
     file = progress.file_of(kept, 1)
     if file is None or "convolve" not in kept[1].solved:
-        return []
+        return {}
     try:
-        outcomes = grading.grade_file(file).outcomes
+        return {file: ("convolve",)} if _is_solved(grading.grade_file(file), "convolve") else {}
     except MbnpError:  # the file has changed since
-        return []
-    return [f"{file}:convolve"] if any((o.name, o.status) == ("convolve", "solved") for o in outcomes) else []
+        return {}
 
 
-# --- the process of its own ---
+def _is_solved(report: grading.Report, name: str) -> bool:
+    return any((outcome.name, outcome.status) == (name, "solved") for outcome in report.outcomes)
 
 
-def main(sources: list[str]) -> int:
-    """Train with the functions of FILE:NAME,NAME ... and print what happens; return TRAINED if all is well."""
+def train_with(files: dict[Path, Sequence[str]]) -> int:
+    """Train with these functions of these files and print what happens; return 0 if all is well, or else 1."""
     calls: list[str] = []
     functions: dict[str, Function] = {}
-    for source in sources:
-        file, _, names = source.rpartition(":")
-        defined = grading._run(Path(file))
-        functions |= {name: _noted(name, defined[name], calls) for name in names.split(",")}
-    # NumPy's implementations, which need no compilation
-    with backend.use("numpy"):
+    with ExitStack() as stack, backend.use("numpy"):  # NumPy's implementations need no compilation
+        for file, names in files.items():
+            program, source = stack.enter_context(Program()), read(file)
+            program.load(source, names if source.cells else None)  # a notebook also trains and draws
+            functions |= {name: _noted(name, program.function(name), calls) for name in names}
         return _train(functions, calls)
 
 
@@ -81,7 +71,11 @@ def _noted(name: str, function: Function, calls: list[str]) -> Function:
     def call(**arguments: Any) -> Any:
         shown = (f"{key} {value.shape if isinstance(value, np.ndarray) else value}" for key, value in arguments.items())
         calls.append(f"{name}({', '.join(shown)})")
-        return function(**arguments)
+        try:
+            return function(**arguments)
+        except (Exception, StoppedError, SystemExit) as error:
+            what = str(error) if isinstance(error, StoppedError) else f"{type(error).__name__}: {error}"
+            raise MbnpError(f"in a training step, {calls[-1]}: {what}") from None
 
     return call
 
@@ -110,6 +104,9 @@ def network(functions: dict[str, Function]) -> layers.Network:
 def _backward(functions: dict[str, Function], dy: Any, x: Any, w: Any, stride: int, padding: int) -> tuple:
     dx = functions["conv_dx"](dy=dy, w=w, shape=x.shape, stride=stride, padding=padding)
     dw = functions["conv_dw"](dy=dy, x=x, kernel=w.shape[:2], stride=stride, padding=padding)
+    for name, got, like in (("conv_dx", dx, x), ("conv_dw", dw, w)):
+        if not isinstance(got, np.ndarray) or got.shape != like.shape:
+            raise MbnpError(f"in a training step, {name} did not return an array of shape {like.shape}")
     return dx, dw, dy.sum((0, 1, 2))
 
 
@@ -151,7 +148,7 @@ def _train(functions: dict[str, Function], calls: list[str]) -> int:
         if last:
             break
     print(f"{step} steps in {seconds:.1f} s: your gradients train this network as mbnp's do")
-    return TRAINED
+    return 0
 
 
 def _show_calls(functions: dict[str, Function], calls: list[str]) -> None:
@@ -160,7 +157,3 @@ def _show_calls(functions: dict[str, Function], calls: list[str]) -> None:
         own = [call for call in calls if call.startswith(f"{name}(")]
         print(f"one training step called your {name} {len(own)} times; first")
         print(tables.hang(f"  {own[0]}", indent=4), flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
