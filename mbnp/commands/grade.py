@@ -55,7 +55,7 @@ def _grade(console: Console, file: Path, given: str | None = None) -> grading.Re
     given: what the reader named it by; where that is not the file's path, the path is printed.
     """
     report = grading.grade_file(file)
-    if str(report.file) != given:
+    if given is None or report.file != Path(given):
         console.print(Text(f"graded: {report.file}"))
     width = max(len(outcome.name) for outcome in report.outcomes)
     for outcome in report.outcomes:
@@ -130,8 +130,8 @@ def _watch(console: Console, file: Path, hint: bool) -> int:
     """Grade the file now and after each save, and go on to the next lesson's when all is solved, until q is typed."""
     lines = watch.typed()
     known = {lesson: {exercise.name for exercise in grading.exercises(lesson)} for lesson in grading.lessons()}
-    file = source.find(file, known)
     while True:
+        file = source.find(file, known)
         console.print(Text(f"watching {progress.shown(file.absolute())}: Enter shows a hint, q and Enter ends"))
         report = _watch_one(console, file, lines, hint)
         if report is None:
