@@ -70,4 +70,5 @@ def _catalogue(room: str) -> Catalogue:
 
 def say(text: str, room: str) -> str:
     """Return a sentence in the reader's language, if the `messages.zh.md` of the package `room` has it."""
-    return (_catalogue(room).get(text) or text) if chosen() == "zh" else text
+    bare = text.lstrip(" ")
+    return text.removesuffix(bare) + (_catalogue(room).get(bare) or bare) if chosen() == "zh" else text

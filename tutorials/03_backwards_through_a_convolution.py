@@ -548,73 +548,12 @@ else:
 # **1. `taps`**: for a pixel in row $p$, return an array with one number for each output row: the tap that it
 # multiplies the pixel by, or -1 if it does not use the pixel.
 #
-# <details><summary>Hint</summary>
-#
-# Solve $p = iS + u - P$ for $u$, and keep the values that are taps. The number of output rows is $\lfloor
-# (H + 2P - K)/S \rfloor + 1$.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def taps(p, size, kernel, stride, padding):
-#     rows = (size + 2 * padding - kernel) // stride + 1
-#     u = p + padding - stride * np.arange(rows)
-#     return np.where((u >= 0) & (u < kernel), u, -1)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/03.md: taps -->
 #
 # **2. `conv_dx`**: the gradient of a convolution with respect to its input.
 #
-# <details><summary>Hint</summary>
-#
-# The safest way is to scatter: make a `dx` of the size of the padded image, add every output's contribution
-# to its window, and cut off the padding at the end. If you gather instead, take care at stride 2: outputs
-# exist only where $p + P - u$ is divisible by the stride.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def conv_dx(dy, w, shape, stride, padding):
-#     N, H, W, C = shape
-#     _, OH, OW, _ = dy.shape
-#     KH, KW, _, _ = w.shape
-#     padded = np.zeros((N, H + 2 * padding, W + 2 * padding, C), dy.dtype)
-#     for i in range(OH):
-#         for j in range(OW):
-#             contribution = np.einsum("nd,uvcd->nuvc", dy[:, i, j], w)
-#             padded[:, i * stride : i * stride + KH, j * stride : j * stride + KW] += contribution
-#     return padded[:, padding : padding + H, padding : padding + W]
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/03.md: conv_dx -->
 #
 # **3. `conv_dw`**: the gradient with respect to the kernel.
 #
-# <details><summary>Hint</summary>
-#
-# For each tap: the shifted copy of the padded image, every `stride`-th row and column of it, as many as `dy`
-# has. Then one `einsum` that sums over images and positions.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def conv_dw(dy, x, kernel, stride, padding):
-#     KH, KW = kernel
-#     _, OH, OW, D = dy.shape
-#     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-#     dw = np.zeros((KH, KW, x.shape[3], D), x.dtype)
-#     for u in range(KH):
-#         for v in range(KW):
-#             pixels = padded[:, u : u + stride * OH : stride, v : v + stride * OW : stride][:, :OH, :OW]
-#             dw[u, v] = np.einsum("nijc,nijd->cd", pixels, dy)
-#     return dw
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/03.md: conv_dw -->

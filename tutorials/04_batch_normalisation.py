@@ -509,63 +509,12 @@ else:
 #
 # **1. `batchnorm_forward`**: normalise a batch of images as in training.
 #
-# <details><summary>Hint</summary>
-#
-# Channels are last. Each has one mean and one variance over everything else: `axis=(0, 1, 2)`.
-# $\varepsilon$ goes under the root.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def batchnorm_forward(x, gamma, beta, eps):
-#     mean = x.mean(axis=(0, 1, 2))
-#     var = x.var(axis=(0, 1, 2))  # NumPy's default is the biased one
-#     return gamma * (x - mean) / np.sqrt(var + eps) + beta
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/04.md: batchnorm_forward -->
 #
 # **2. `batchnorm_dx`**: the gradient with respect to the input.
 #
-# <details><summary>Hint</summary>
-#
-# First `s` and `xhat` as in the forward pass, then the two sums over all pixels, then the formula with
-# three terms. `M` is the number of values in a channel: `N * H * W`.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def batchnorm_dx(dy, x, gamma, eps):
-#     axes = (0, 1, 2)
-#     s = np.sqrt(x.var(axis=axes) + eps)
-#     xhat = (x - x.mean(axis=axes)) / s
-#     # A mean is a sum over M already.
-#     return gamma / s * (dy - dy.mean(axis=axes) - xhat * (dy * xhat).mean(axis=axes))
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/04.md: batchnorm_dx -->
 #
 # **3. `running_statistics`**: the running averages after one more batch, as PyTorch computes them.
 #
-# <details><summary>Hint</summary>
-#
-# `momentum` is the weight of the new batch. The running variance takes the unbiased variance: `ddof=1` in
-# NumPy.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def running_statistics(running_mean, running_var, x, momentum):
-#     axes = (0, 1, 2)
-#     mean = (1 - momentum) * running_mean + momentum * x.mean(axis=axes)
-#     var = (1 - momentum) * running_var + momentum * x.var(axis=axes, ddof=1)
-#     return mean, var
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/04.md: running_statistics -->

@@ -416,36 +416,8 @@ show(fig, "Accuracy against MACs: our small experiment beside the paper's")
 #
 # **1. `cost_ratio`**: the MACs of a separable block divided by those of a standard convolution.
 #
-# <details><summary>Hint</summary>
-#
-# The formula is above. Python's `/` divides, `//` divides and rounds down.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def cost_ratio(k, c_in, c_out):
-#     return 1 / c_out + 1 / k**2
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/07.md: cost_ratio -->
 #
 # **2. `paired_difference`**: by how much is the second network better, and how certain is that?
 #
-# <details><summary>Hint</summary>
-#
-# First the difference for each seed, then the mean and standard deviation of the differences. `np.std`
-# divides by $S$ unless you pass `ddof=1`.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def paired_difference(first, second):
-#     d = second - first
-#     return d.mean(), d.std(ddof=1) / np.sqrt(len(d))
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/07.md: paired_difference -->

@@ -546,60 +546,15 @@ say(
 # and numbers of `itemsize` bytes. Count the input, the weights and the output once each; taps that fall on
 # the padding count as work.
 #
-# <details><summary>Hint</summary>
-#
-# A multiply-accumulate is two FLOPs. The input and the output are n·h·w·c numbers each, the weights k·k·c.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def depthwise_intensity(n, h, w, c, k, itemsize):
-#     flops = 2 * n * h * w * c * k * k
-#     numbers = 2 * n * h * w * c + k * k * c
-#     return flops / (itemsize * numbers)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/09.md: depthwise_intensity -->
 #
 # **`attainable(intensity, gflops, bandwidth)`**: the roofline: the most GFLOP/s that layers of these
 # intensities (an array, FLOPs per byte) can reach on a machine with the given GFLOP/s and GB/s.
 #
-# <details><summary>Hint</summary>
-#
-# GB/s times FLOPs per byte is GFLOP/s. `np.minimum` takes an array and a number.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# import numpy as np
-#
-#
-# def attainable(intensity, gflops, bandwidth):
-#     return np.minimum(gflops, bandwidth * intensity)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/09.md: attainable -->
 #
 # **`offset_last(n, c, i, j, shape)`**: a number is at `[n, c, i, j]` of an array of `shape` (N, C, H, W),
 # channels first. Where in memory, counted in numbers from the beginning, is it when the array is stored
 # channels last?
 #
-# <details><summary>Hint</summary>
-#
-# Channels last, its index is `[n, i, j, c]` in an array (N, H, W, C). One step in c is 1 number, one step in j is C.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def offset_last(n, c, i, j, shape):
-#     N, C, H, W = shape
-#     return ((n * H + i) * W + j) * C + c
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/09.md: offset_last -->

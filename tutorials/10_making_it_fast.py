@@ -787,104 +787,22 @@ for work, found in results.items():
 # what a convolution with weights w (KH, KW, C, D) and bias b (D,) and a BatchNorm after it compute in
 # inference.
 #
-# <details><summary>Hint</summary>
-#
-# s = gamma / √(var + eps), one number for each *output* channel d. It scales the kernel of that channel, and
-# the bias that was there before; what BatchNorm subtracts is scaled, too.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# import numpy as np
-#
-#
-# def fold(w, b, gamma, beta, mean, var, eps):
-#     s = gamma / np.sqrt(var + eps)
-#     return w * s, beta + (b - mean) * s
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/10.md: fold -->
 #
 # **`normalise_relu(z, mean, var, gamma, beta, eps)`**: what the next convolution computes from z while it
 # loads it: BatchNorm with these statistics, then ReLU. Leave z (N, H, W, C) unchanged: the backward pass
 # needs it.
 #
-# <details><summary>Hint</summary>
-#
-# Three numbers per channel, mean, scale and beta; then it is one expression. Do not write into z.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# import numpy as np
-#
-#
-# def normalise_relu(z, mean, var, gamma, beta, eps):
-#     scale = gamma / np.sqrt(var + eps)
-#     return np.maximum((z - mean) * scale + beta, 0)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/10.md: normalise_relu -->
 #
 # **`blocked_matmul(a, b)`**: the product of a (M, K) and b (K, N) by tiles of 4 rows and 4 columns, for *any* M, K
 # and N: where 4 does not divide M or N, the last tiles are smaller. Keep the sums of a tile in local variables (or one
 # small array of them) until they are complete, and write each number of the result once.
 #
-# <details><summary>Hint</summary>
-#
-# Loops over the first row of each tile, over its first column, over k, and over the rows and columns of the tile.
-# `min(m + 4, M)` is where its rows end. Every new tile begins with sums of zero.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# import numpy as np
-#
-#
-# def blocked_matmul(a, b):
-#     (M, K), N = a.shape, b.shape[1]
-#     y = np.empty((M, N), a.dtype)
-#     for m in range(0, M, 4):
-#         for n in range(0, N, 4):
-#             last_m, last_n = min(m + 4, M), min(n + 4, N)
-#             sums = np.zeros((last_m - m, last_n - n), a.dtype)
-#             for k in range(K):
-#                 for r in range(last_m - m):
-#                     for c in range(last_n - n):
-#                         sums[r, c] += a[m + r, k] * b[k, n + c]
-#             y[m:last_m, n:last_n] = sums
-#     return y
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/10.md: blocked_matmul -->
 #
 # **`combine(counts, means, m2s)`**: the statistics of a whole feature map from those of its tiles. Tile t has
 # counts[t] pixels, means[t] (C,), and m2s[t] (C,), the sum of squared deviations from *its own* mean. Return
 # the mean (C,) and the biased variance (C,) over all pixels.
 #
-# <details><summary>Hint</summary>
-#
-# The mean is the tiles' means weighted by their counts: the last tile may be smaller. Within a tile the
-# deviations are from the tile's mean; from the common mean, each of its pixels deviates by the difference of
-# the two means as well, which adds count · difference². (Chan, Golub and LeVeque, 1979.)
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def combine(counts, means, m2s):
-#     n = counts[:, None]
-#     total = counts.sum()
-#     mean = (n * means).sum(axis=0) / total
-#     m2 = (m2s + n * (means - mean) ** 2).sum(axis=0)
-#     return mean, m2 / total
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/10.md: combine -->

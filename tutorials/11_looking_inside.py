@@ -707,59 +707,14 @@ say(
 # classes[n], with negative contributions set to 0 and scaled so that its largest value is 1 (all 0 where
 # nothing is positive).
 #
-# <details><summary>Hint</summary>
-#
-# `w[:, classes]` has a column for each image: `np.einsum("nijc,cn->nij", ...)`. Then ReLU, then divide each
-# image by its own maximum, but not by 0.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def class_activation_map(features, w, classes):
-#     contribution = np.einsum("nijc,cn->nij", features, w[:, classes])
-#     positive = np.maximum(contribution, 0)
-#     top = positive.max(axis=(1, 2), keepdims=True)
-#     return positive / np.where(top > 0, top, 1).astype(features.dtype)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/11.md: class_activation_map -->
 #
 # **`intersection_over_union(found, truth)`**: of two stacks of masks (N, H, W), bool, a number for each
 # image. Two empty masks agree: 1.
 #
-# <details><summary>Hint</summary>
-#
-# `&` and `|` work pixel by pixel; sum over axes 1 and 2 only.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def intersection_over_union(found, truth):
-#     both = (found & truth).sum(axis=(1, 2))
-#     either = (found | truth).sum(axis=(1, 2))
-#     return np.where(either > 0, both / np.maximum(either, 1), 1.0)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/11.md: intersection_over_union -->
 #
 # **`dead_channels(a)`**: which channels of a ReLU's output a (N, H, W, C) are zero on every pixel of every
 # image, (C,) bool.
 #
-# <details><summary>Hint</summary>
-#
-# One pixel above zero, in one image, is enough: the channel is not dead.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def dead_channels(a):
-#     return (a <= 0).all(axis=(0, 1, 2))
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/11.md: dead_channels -->

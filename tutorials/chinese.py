@@ -8,7 +8,8 @@ zh/NN_name.md has the translation of a lesson, in the order of its page:
     <!-- figure A line -->         what a figure shows: its caption, since the figure itself stays English
     <!-- words -->                 a table of English and Chinese: headings, cells of tables, parts of sentences
 
-zh/lesson.md has what lesson.py says. All else, code, numbers and figures, is the English page's.
+zh/lesson.md has what lesson.py says. The line <!-- mbnp/grading/lessons/hints/zh/03.md: conv_dx --> stands for that
+file's hint, and the solution. All else, code, numbers and figures, is the English page's.
 """
 
 import ast
@@ -16,7 +17,7 @@ import difflib
 import hashlib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from mbnp.translation import Catalogue, rows
 MARKER = re.compile(r"^<!-- (cell|say|figure|words)\s?(.*?)\s*-->\n", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r"^\$\$.*?\$\$$", re.MULTILINE | re.DOTALL)
+HINT = re.compile(r"^<!-- mbnp/grading/lessons/hints/zh/(\d\d)\.md: (\w+) -->$", re.MULTILINE)
+FOLDED = "<details><summary>{}</summary>\n\n{}\n\n</details>"
 SHARED = {"{code}": FENCED, "{formula}": FORMULA}
 SUMMARY = "<details><summary>The code of this figure</summary>"
 
@@ -59,6 +62,16 @@ def read(*files: Path) -> Translation:
             else:
                 found.known.add(english, text.strip())
     return found
+
+
+def with_hints(cell: str, hints: Callable[[int], dict[str, str]]) -> str:
+    """Return a cell's translation with the hints and the places of the solutions."""
+
+    def folded(place: re.Match[str]) -> str:
+        hint = hints(int(place[1])).get(place[2], "")
+        return f"{FOLDED.format('提示', hint)}\n\n{FOLDED.format('答案', '{code}')}"
+
+    return HINT.sub(folded, cell)
 
 
 def prose(source: str) -> list[str]:

@@ -1,17 +1,19 @@
 """What every lesson imports: ways to show text, code, tables, figures and times.
 
-In a notebook they are displayed; where a lesson runs as a plain script they are printed, and figures open in a
-window where there is a screen. MBNP_LESSONS=small in the environment cuts every lesson down to a few seconds.
+In a notebook they are displayed; where a lesson runs as a plain script they are printed, with the text between the
+cells, and figures open in a window where there is a screen. MBNP_LESSONS=small in the environment cuts every lesson down to a few seconds.
 """
 
 import inspect
 import io
 import os
+import re
 import statistics
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 SMALL = os.environ.get("MBNP_LESSONS") == "small"
@@ -151,10 +153,54 @@ def _display(text: str, shown: Sequence[str] = ()) -> None:
         # build.py reads from the metadata which code a page depends on.
         display(Markdown(text), metadata={"mbnp": {"shown": list(shown)}})
     else:
-        print(text, end="\n\n")
+        print(_broken(text), end="\n\n")
 
 
 def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return hasattr(shell, "kernel")
+
+
+# --- a lesson as a plain script ---
+
+
+def _broken(text: str) -> str:
+    """Break paragraphs and lists at 80 columns; code, tables, formulas and titles stay as they are."""
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
+    for k in range(0, len(parts), 2):
+        parts[k] = "\n\n".join(map(_broken_block, parts[k].split("\n\n")))
+    return "".join(parts)
+
+
+def _broken_block(block: str) -> str:
+    if block.startswith(("|", "    ", "$$", "#")) or not block.strip():
+        return block
+    lines = []
+    for item in re.split(r"\n(?=(?:[-*]|\d+\.) )", block):
+        marker = re.match(r"(?:[-*]|\d+\.) |", item)
+        indent = " " * (marker.end() if marker else 0)
+        lines += textwrap.wrap(item, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _run_script(path: Path, names: dict[str, Any]) -> None:
+    """Run a lesson cell by cell, and print the text of its cells of Markdown, which for Python are comments."""
+    cells = re.split(r"^(?=# %%)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    line = 0
+    for cell in cells:
+        if cell.startswith("# %% [markdown]"):
+            text = re.sub(r"^# ?", "", cell.partition("\n")[2], flags=re.MULTILINE)
+            text = re.sub(r"<!--.*?-->|<details>.*?</details>", "", text, flags=re.DOTALL)
+            print(_broken(re.sub(r"\n{3,}", "\n\n", text).strip()), end="\n\n", flush=True)
+        else:  # as many empty lines before it as in the file, so that a traceback names the right one
+            exec(compile("\n" * line + cell, path, "exec", dont_inherit=True), names)
+        line += cell.count("\n")
+
+
+_main = sys.modules["__main__"]
+_script = Path(getattr(_main, "__file__", None) or "")
+if re.match(r"\d\d_.*\.py$", _script.name) and not _in_notebook():
+    # Python reads the lesson, and its first cell imports this file, which runs all of the lesson instead.
+    _run_script(_script, vars(_main))
+    sys.exit()

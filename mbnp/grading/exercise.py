@@ -9,8 +9,6 @@ import contextlib
 import copy
 import io
 import itertools
-import signal
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Case = dict[str, Any]
-
-SECONDS = 20  # more than this for one exercise is an endless loop
 
 
 class Mistake(NamedTuple):
@@ -94,16 +90,16 @@ def grade(exercise: Exercise, function: Callable, golden: Mapping[str, np.ndarra
     outcome = Outcome(exercise.name, "solved")
     trials: list[_Trial] = []
     with captured() as printed:
-        try:
-            with time_limit():
-                for number, case in enumerate(exercise.make_cases()):
-                    trials.append(_try(exercise, function, case))
-                    if not trials[-1].problem:
-                        _compare(exercise, trials[-1], number, golden or {})
-                    if isinstance(trials[-1].error, NotImplementedError):
-                        break
-        except TooLongError as error:
-            outcome.status, outcome.problem = "wrong", str(error)
+        for number, case in enumerate(exercise.make_cases()):
+            try:
+                trials.append(_try(exercise, function, case))
+            except StoppedError as error:
+                outcome.status, outcome.problem, outcome.case = "wrong", str(error), _describe(case)
+                break
+            if not trials[-1].problem:
+                _compare(exercise, trials[-1], number, golden or {})
+            if isinstance(trials[-1].error, NotImplementedError):
+                break
     outcome.printed = printed.getvalue()
     failed = [trial for trial in trials if trial.problem]
     if failed and outcome.status == "solved":
@@ -131,10 +127,10 @@ def _try(exercise: Exercise, function: Callable, case: Case) -> _Trial:
         with warnings.catch_warnings():
             warnings.simplefilter("default")  # show NumPy's warnings, such as of an overflow, to the reader
             trial.result = function(**arguments)
-    except TooLongError:
-        raise
     except NotImplementedError as error:
         trial.error, trial.problem = error, "not yet"
+    except UnusableError as error:
+        trial.error, trial.problem = error, str(error)
     except SystemExit as error:
         trial.error, trial.problem = error, "it ended the program (sys.exit): return the result instead"
     except RecursionError as error:
@@ -151,34 +147,25 @@ def _try(exercise: Exercise, function: Callable, case: Case) -> _Trial:
 
 
 def _line_of(error: BaseException, function: Callable) -> str:
-    """Return the last line of the reader's file in the error's traceback."""
+    """Return the last line of the reader's file in the error's traceback, or what another process said it was."""
+    if isinstance(where := getattr(error, "where", None), str):
+        return where
     code = getattr(function, "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if code and frame.filename == code.co_filename]
     return f" (line {own[-1].lineno}: {own[-1].line})" if own else ""
 
 
-class TooLongError(BaseException):
-    """The time limit is exceeded. Not an Exception, so that a reader's `except Exception` does not catch it."""
+class StoppedError(BaseException):
+    """The function did not come back: it ended its process, or exceeded a limit. `line` is the reader's, or 0."""
+
+    def __init__(self, why: str, line: int = 0) -> None:
+        super().__init__(why)
+        self.line = line
 
 
-@contextlib.contextmanager
-def time_limit() -> Iterator[None]:
-    """Raise TooLongError after SECONDS, where the system has such an alarm; elsewhere Ctrl-C has to do."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(signum: int, frame: object) -> None:
-        raise TooLongError(f"it did not return within {SECONDS} seconds: is there a loop without an end?")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+class UnusableError(Exception):
+    """The function cannot be called as it is, or used up the memory; the message is the whole problem."""
 
 
 @contextlib.contextmanager

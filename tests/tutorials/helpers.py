@@ -20,6 +20,6 @@ def builder():
 
 def solutions(lesson: Path) -> list[str]:
     """Return the code in each <details><summary>Solution</summary> of a lesson, in order."""
-    text = re.sub(r"^# ?", "", lesson.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = re.sub(r"^# ?", "", builder().source_of(lesson), flags=re.MULTILINE)
     folded = re.findall(r"<details><summary>Solution</summary>\n(.*?)\n</details>", text, re.DOTALL)
     return ["\n\n".join(re.findall(r"```python\n(.*?)```", block, re.DOTALL)) for block in folded]

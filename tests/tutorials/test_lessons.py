@@ -51,6 +51,13 @@ def test_runs_as_a_script(lesson, runs):
     done = runs[lesson].result()
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "warnings clutter the lesson"
+    printed = " ".join(done.stdout.split())
+    text = re.sub(r"^# ?", "", lesson.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    cells = [cell.partition("\n")[2] for cell in text.split("\n%% ") if cell.startswith(("[markdown]", "%% [markdown]"))]
+    assert len(cells) > 10
+    for paragraph in (p for cell in cells for p in cell.strip().split("\n\n") if not p.startswith("<!--")):
+        assert " ".join(paragraph.split()) in printed, "a script prints the text, too"
+    assert "<summary>" not in printed
 
 
 @each_lesson
@@ -80,7 +87,8 @@ def test_figures_are_small_together():
 @each_lesson
 def test_form(lesson):
     """A lesson has the question first, a prediction, questions and exercises at the end, and links that exist."""
-    text = lesson.read_text(encoding="utf-8")
+    text = build.source_of(lesson)
+    assert "<details>" not in lesson.read_text(encoding="utf-8"), "hints are out of sight, in mbnp/grading/lessons/hints"
     number = int(lesson.stem[:2])
     prose = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
     assert re.match(rf"%% \[markdown\]\n# {number}\. [^\n]+\n\n\*\*[^*]+\?\*\*", prose), "title, then a question"
@@ -100,6 +108,12 @@ def test_readmes_link_every_lesson():
             assert f"({folder}/{lesson.stem}.md)" in text, f"{name} lacks {lesson.stem}"
         for target in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (TUTORIALS / target).exists(), target
+
+
+def test_the_map_links_notebooks_only_where_a_repository_is_named():
+    text = (TUTORIALS / "README.md").read_text(encoding="utf-8")
+    assert text == build.linked_to_colab(text), "run: python tutorials/build.py --notebooks"
+    assert ("colab.research" in text) == bool(build.repository())
 
 
 def test_glossary_names_files_that_exist():
