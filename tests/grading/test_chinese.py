@@ -7,6 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from mbnp import cli, grading, tables, translation
+from mbnp.grading import hints
 
 SAY = "mbnp.grading"
 ROWS = [
@@ -60,6 +61,21 @@ def test_rows_are_whole():
 )
 def test_values_are_kept(english, text, chinese):
     assert chinese(english) == text
+
+
+@pytest.mark.parametrize("lesson", range(1, 7))
+def test_hints(lesson, monkeypatch):
+    ours, theirs = hints.chinese(lesson), hints.folded(lesson)
+    assert ours.keys() == theirs.keys() == {exercise.name for exercise in grading.exercises(lesson)}
+    for name, hint in ours.items():
+        english = theirs[name].partition("Solution")[0]
+        assert set(re.findall(r"`[^`]+`", " ".join(english.split()))) == set(re.findall(r"`[^`]+`", hint))
+        monkeypatch.setenv("MBNP_LANG", "en")
+        *_, solution = hints.steps(lesson, name)
+        monkeypatch.setenv("MBNP_LANG", "zh")
+        *first, last = hints.steps(lesson, name)
+        assert last == solution.replace("the solution", "答案", 1)
+        assert all(re.search(r"[\u4e00-\u9fff].*[。？]$", step) and "$" not in step for step in first)
 
 
 WRONG = """
