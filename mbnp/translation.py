@@ -1,7 +1,7 @@
 """Sentences in Chinese: format strings by their English, in Markdown tables beside what prints them.
 
-A row `| It took {s} s | 用了 {s} 秒 |` translates every sentence of that form. Its values are translated in turn, unless
-they stand in backticks: those are code.
+A row `| It took {s} s | 用了 {s} 秒 |` translates every sentence of that form. Its values are translated in turn,
+unless they stand in backticks: those are code.
 """
 
 import bisect
@@ -45,10 +45,17 @@ class Catalogue:
         """Return the translation of a text; None if there is none."""
         for pattern, chinese, code in self._known:
             if match := pattern.fullmatch(text):
-                values = match.groupdict()
-                values |= {name: self.get(values[name]) or values[name] for name in values.keys() - code}
-                return BETWEEN.sub(" ", re.sub(r"\{(\w+)\}", lambda name, v=values: v.get(name[1], name[0]), chinese))
+                parts = re.split(r"\{(\w+)\}", chinese)  # every other one is a name
+                for k in range(1, len(parts), 2):
+                    value = match[parts[k]]
+                    parts[k] = value if parts[k] in code else self.get(value) or value
+                return functools.reduce(_joined, parts)
         return None
+
+
+def _joined(text: str, more: str) -> str:
+    """Set Latin letters and digits off from Chinese characters, as is usual."""
+    return f"{text}{' ' if BETWEEN.search(text[-1:] + more[:1]) else ''}{more}"
 
 
 def rows(lines: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -340,7 +340,9 @@ def _execute(lesson: Path, folder: Path, setup: str = "") -> Any:
 
     notebook = jupytext.reads(source_of(lesson), fmt="py:percent")
     if setup:
-        notebook.cells.insert(0, nbformat.v4.new_code_cell(setup, metadata={"tags": ["hide-input"], "cellView": "form"}))
+        notebook.cells.insert(
+            0, nbformat.v4.new_code_cell(setup, metadata={"tags": ["hide-input"], "cellView": "form"})
+        )
     # No folder of kernels: a "python3" that the user once installed may be another Python than this one.
     kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     client = NotebookClient(

@@ -12,9 +12,7 @@ from mbnp.grading import hints
 SAY = "mbnp.grading"
 ROWS = [
     row
-    for row in translation.rows(
-        (resources.files(SAY) / "messages.zh.md").read_text(encoding="utf-8").splitlines()
-    )
+    for row in translation.rows((resources.files(SAY) / "messages.zh.md").read_text(encoding="utf-8").splitlines())
     if row != ("English", "中文")
 ]
 MESSAGES = [
@@ -51,7 +49,10 @@ def test_rows_are_whole():
     ("english", "text"),
     [
         ("the result is -3.4, expected -0.84", "结果是 -3.4，应为 -0.84"),
-        ("y[0, 2] is 0.5, expected 1.25 (3 of 24 numbers are off)", "y[0, 2] 是 0.5，应为 1.25（24 个数中有 3 个不对）"),
+        (
+            "y[0, 2] is 0.5, expected 1.25 (3 of 24 numbers are off)",
+            "y[0, 2] 是 0.5，应为 1.25（24 个数中有 3 个不对）",
+        ),
         ("parameters is 5, expected 6", "parameters 是 5，应为 6"),
         ("it returned a list of 3, expected a tuple of 2: dx, dw", "它返回了含 3 项的列表，应为含 2 项的元组：dx, dw"),
         ("it raised ValueError: no (line 3: f(x))", "它引发了 ValueError: no（第 3 行：f(x)）"),

@@ -92,13 +92,17 @@ def test_names_and_formulas_in_the_text_are_the_same(lesson):
 def test_form(lesson):
     text = page(lesson)
     number = int(lesson.stem[:2])
-    assert re.search(rf"^# {number}\. [\u4e00-\u9fff]+\n\n\*\*[^*]+？\*\*$", text, re.MULTILINE), "title, then a question"
+    assert re.search(rf"^# {number}\. [\u4e00-\u9fff]+\n\n\*\*[^*]+？\*\*$", text, re.MULTILINE), (
+        "title, then a question"
+    )
     assert "**运行下一个单元格之前**：" in text
     assert text.count("<summary>提示</summary>") == text.count("<summary>答案</summary>")
     assert text.count("<summary>提示</summary>") == english(lesson).count("<summary>Hint</summary>")
     assert not re.search(r"[，。：；？！、）]\*\*[\u4e00-\u9fff]", text), "Markdown does not end bold text here"
     prose = chinese.FENCED.sub("", text)
-    assert not re.search(r"[^\x00-\x7f]\$[^$\n]+\$|\$[^$\n]+\$[^\x00-\x7f]", re.sub(r"\$\$.*?\$\$", "", prose, flags=re.DOTALL))
+    assert not re.search(
+        r"[^\x00-\x7f]\$[^$\n]+\$|\$[^$\n]+\$[^\x00-\x7f]", re.sub(r"\$\$.*?\$\$", "", prose, flags=re.DOTALL)
+    )
     assert "{code}" not in text
     assert "{formula}" not in text
     for target in re.findall(r"\]\(([\w./-]+\.\w+)\)", text):
@@ -109,7 +113,19 @@ def test_the_terms_are_those_of_the_glossary():
     glossary = (TUTORIALS / "glossary.md").read_text(encoding="utf-8")
     text = "".join(map(page, TRANSLATED))
     terms = "特征图 步幅 填充 偏置 感受野 标准卷积 深度卷积 逐点卷积 深度可分离卷积 批量归一化 矩阵乘法 反向传播 链式法则 有限差分"
-    for term in [*terms.split(), "滑动", "交叉熵", "学习率", "动量", "过拟合", "混淆矩阵", "数据增强", "推理", "后端", "折叠"]:
+    for term in [
+        *terms.split(),
+        "滑动",
+        "交叉熵",
+        "学习率",
+        "动量",
+        "过拟合",
+        "混淆矩阵",
+        "数据增强",
+        "推理",
+        "后端",
+        "折叠",
+    ]:
         assert term in glossary, term
         assert term in text, term
     for other in ("批归一化", "步长为", "步长 ", "卷积神经网络层", "反向传递", "学习速率"):
@@ -148,9 +164,17 @@ def test_a_new_and_a_missing_cell_are_reported(first):
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        ("the same nine numbers as above", "the same numbers as above", "x 1 with w 1 gives y 1, the same numbers as above."),
+        (
+            "the same nine numbers as above",
+            "the same numbers as above",
+            "x 1 with w 1 gives y 1, the same numbers as above.",
+        ),
         ('"output rows"', '"rows of output"', "rows of output"),
-        ("each of the five implementations", "every way", "Milliseconds for one image, on a logarithmic scale, for e..."),
+        (
+            "each of the five implementations",
+            "every way",
+            "Milliseconds for one image, on a logarithmic scale, for e...",
+        ),
     ],
 )
 def test_a_changed_sentence_heading_or_caption_is_reported(first, old, new, what):
@@ -211,7 +235,9 @@ def test_one_run_makes_both_pages(build):  # noqa: F811
     ]
     done = run(build, "13")
     assert (done.returncode, done.stderr) == (0, "13_try.py: a warning\n")
-    assert "· [中文](zh/13_try.md) · [14. After →]" in build.page_of(build.HERE / "13_try.py").read_text(encoding="utf-8")
+    assert "· [中文](zh/13_try.md) · [14. After →]" in build.page_of(build.HERE / "13_try.py").read_text(
+        encoding="utf-8"
+    )
     text = (build.RENDERED / "zh" / "13_try.md").read_text(encoding="utf-8")
     for part in (
         "[← 12. Before（英文）](../12_before.md) · [全部课程](../../README.zh-CN.md) · [源代码](../../13_try.py)",
