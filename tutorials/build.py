@@ -253,7 +253,9 @@ def _execute(lesson: Path, folder: Path, setup: str = "") -> Any:
 
     notebook = jupytext.reads(source_of(lesson), fmt="py:percent")
     if setup:
-        notebook.cells.insert(0, nbformat.v4.new_code_cell(setup, metadata={"tags": ["hide-input"], "cellView": "form"}))
+        notebook.cells.insert(
+            0, nbformat.v4.new_code_cell(setup, metadata={"tags": ["hide-input"], "cellView": "form"})
+        )
     # No folder of kernels: a "python3" that the user once installed may be another Python than this one.
     kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     client = NotebookClient(
@@ -313,7 +315,7 @@ def _convert(notebook: Any, folder: str) -> tuple[str, dict[str, bytes]]:
 
 
 def _relink(notebook: Any, to_lesson: str, to_file: str) -> None:
-    """Write a lesson's relative links as `to_lesson` with {} for the name of a lesson, and `to_file` for other files."""
+    """Rewrite a lesson's relative links: where a lesson is, and where another file, with {} for its name."""
 
     def link(target: re.Match[str]) -> str:
         file = HERE / target[0]

@@ -4,15 +4,13 @@ import re
 import textwrap
 from importlib import resources
 
-from mbnp.grading import lessons
-
 FOLDED = re.compile(r"<details><summary>(\w+)</summary>\n\n(.*?)\n\n</details>", re.DOTALL)
 LATEX = {r"\lfloor ": "⌊", r" \rfloor": "⌋", r"\varepsilon": "ε", r"\pi": "π", r"\cos": "cos", "$": ""}
 
 
 def folded(lesson: int) -> dict[str, str]:
     """Return for each exercise its hint and its solution in Markdown, as a page folds them; {} if there are none."""
-    file = resources.files(lessons) / "hints" / f"{lesson:02}.md"
+    file = resources.files("mbnp.grading.lessons") / "hints" / f"{lesson:02}.md"
     if not file.is_file():
         return {}
     _, *parts = re.split(r"^## (\w+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
