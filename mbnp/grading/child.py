@@ -28,7 +28,7 @@ import numpy as np
 from numpy import asarray, empty, generic, ndarray
 
 LENGTH = struct.Struct("<Q")
-MOST_NUMBERS = 20_000_000  # of an array that is sent back
+MOST_BYTES = 200_000_000  # of an array that is sent back
 MOST_ITEMS = 200_000  # of lists within lists
 MOST_TEXT = 2_000
 MOST_FORKS = 100
@@ -101,7 +101,7 @@ def plain(value: Any) -> Any:
 def _plain(value: Any, items: Iterator[int], depth: int) -> Any:
     if next(items, None) is None or depth > 50:
         raise TooManyError
-    if value is None or type(value) in (bool, float, complex, range):
+    if value is None or type(value) in (bool, float, complex) or (type(value) is range and len(value) < MOST_ITEMS):
         return value
     if type(value) is int:
         return value if value.bit_length() < 1_000 else Other("int", f"<a whole number of {value.bit_length():,} bits>")
@@ -129,7 +129,7 @@ def _plain_array(array: ndarray, items: Iterator[int], depth: int) -> Any:
         for k, item in enumerate(inner):
             result[k] = item
         return result.reshape(array.shape)
-    if array.size > MOST_NUMBERS or array.dtype.kind not in "biufcSUmM":
+    if array.nbytes > MOST_BYTES or array.dtype.kind not in "biufcSUmM":
         return Other(shown, f"<{shown}>")
     return array
 
