@@ -83,22 +83,28 @@ def grade_file(path: str | Path) -> Report:
     path: the file, a notebook, a lesson's number, or the lesson itself for its exercises. The file is executed: it is
     the reader's own program. Its functions tell which lesson it belongs to.
     """
-    from mbnp import backend  # needs Numba: it is imported while the other process starts
     from mbnp.grading.program import Program
 
-    # NumPy's implementations: these cases are small, and nobody waits for a kernel to be compiled.
-    with Program() as program, backend.use(os.environ.get("MBNP_BACKEND") or "numpy"):
-        known = {lesson: {exercise.name for exercise in exercises(lesson)} for lesson in lessons()}
-        file = find(path, known)
-        source = read(file)
-        # A lesson or a notebook also trains and draws.
-        only = sorted(set().union(*known.values())) if source.cells or re.match(r"\d\d_", file.name) else None
-        program.load(source, only)
-        lesson = _lesson_of(program, known)
-        values = golden(lesson)
-        outcomes = [_grade(program, exercise, values) for exercise in exercises(lesson)]
-        notes = [f"{program.where(problem)}; the rest was run without it" for problem in program.problems[:1]]
-        return Report(lesson, outcomes, file, [brief(note, 400) for note in notes], program.seconds)
+    with Program() as program:
+        from mbnp import backend  # needs Numba, whose import takes as long as the other process needs to start
+
+        # NumPy's implementations: these cases are small, and nobody waits for a kernel to be compiled.
+        with backend.use(os.environ.get("MBNP_BACKEND") or "numpy"):
+            return _report(program, path)
+
+
+def _report(program: "Program", path: str | Path) -> Report:
+    known = {lesson: {exercise.name for exercise in exercises(lesson)} for lesson in lessons()}
+    file = find(path, known)
+    source = read(file)
+    # A lesson or a notebook also trains and draws.
+    only = sorted(set().union(*known.values())) if source.cells or re.match(r"\d\d_", file.name) else None
+    program.load(source, only)
+    lesson = _lesson_of(program, known)
+    values = golden(lesson)
+    outcomes = [_grade(program, exercise, values) for exercise in exercises(lesson)]
+    notes = [f"{program.where(problem)}; the rest was run without it" for problem in program.problems[:1]]
+    return Report(lesson, outcomes, file, [brief(note, 400) for note in notes], program.seconds)
 
 
 def _run(path: Path) -> dict[str, Any]:

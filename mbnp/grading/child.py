@@ -28,7 +28,7 @@ import numpy as np
 from numpy import asarray, empty, generic, ndarray
 
 LENGTH = struct.Struct("<Q")
-MOST_NUMBERS = 20_000_000  # of an array that is sent back
+MOST_BYTES = 200_000_000  # of an array that is sent back
 MOST_ITEMS = 200_000  # of lists within lists
 MOST_TEXT = 2_000
 MOST_FORKS = 100
@@ -67,16 +67,18 @@ def receive(stream: BinaryIO) -> Answer | None:
 class Other:
     """Stands for a value that is not plain data; it is unpickled as an object of a class of the same name."""
 
-    def __init__(self, name: str, text: str) -> None:
-        self.name, self.text = name, text
+    def __init__(self, name: str, text: str, called: bool = False) -> None:
+        self.parts = name, text, called
 
-    def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
-        return stand_in, (self.name, self.text)
+    def __reduce__(self) -> tuple[Callable, tuple[str, str, bool]]:
+        return stand_in, self.parts
 
 
-def stand_in(name: str, text: str) -> Any:
-    """Return an object whose class has this name, and which is shown as this text."""
-    return type(name, (), {"__repr__": lambda self: text})()
+def stand_in(name: str, text: str, called: bool) -> Any:
+    """Return an object whose class has this name, which is shown as this text, and can be called if `called`."""
+    lazy = {"generator": (_ for _ in ()), "map": map(str, ()), "filter": filter(None, ()), "zip": zip()}  # noqa: B905
+    parts: dict[str, Any] = {"__repr__": lambda self: text} | ({"__call__": lambda self: None} if called else {})
+    return lazy[name] if name in lazy else type(name, (), parts)()
 
 
 # --- values ---
@@ -99,7 +101,7 @@ def plain(value: Any) -> Any:
 def _plain(value: Any, items: Iterator[int], depth: int) -> Any:
     if next(items, None) is None or depth > 50:
         raise TooManyError
-    if value is None or type(value) in (bool, float, complex):
+    if value is None or type(value) in (bool, float, complex) or (type(value) is range and len(value) < MOST_ITEMS):
         return value
     if type(value) is int:
         return value if value.bit_length() < 1_000 else Other("int", f"<a whole number of {value.bit_length():,} bits>")
@@ -116,7 +118,7 @@ def _plain(value: Any, items: Iterator[int], depth: int) -> Any:
         return {_plain(key, items, depth + 1): _plain(item, items, depth + 1) for key, item in value.items()}
     if isinstance(value, ndarray) or (hasattr(value, "__array__") and not isinstance(value, type)):
         return _plain_array(asarray(value), items, depth)
-    return Other(type(value).__name__, repr(value)[:MOST_TEXT])
+    return Other(type(value).__name__, repr(value)[:MOST_TEXT], callable(value))
 
 
 def _plain_array(array: ndarray, items: Iterator[int], depth: int) -> Any:
@@ -127,7 +129,7 @@ def _plain_array(array: ndarray, items: Iterator[int], depth: int) -> Any:
         for k, item in enumerate(inner):
             result[k] = item
         return result.reshape(array.shape)
-    if array.size > MOST_NUMBERS or array.dtype.kind not in "biufcSUmM":
+    if array.nbytes > MOST_BYTES or array.dtype.kind not in "biufcSUmM":
         return Other(shown, f"<{shown}>")
     return array
 
@@ -209,6 +211,7 @@ class Child:
         self.mark, self.filename = mark, filename
         linecache.cache[self.filename] = (len(text), None, text.splitlines(keepends=True), self.filename)
         sys.path.insert(0, os.path.dirname(path))  # for helpers beside the file
+        sys.argv[:] = [path]
         sys.modules["exercise"] = self.module  # where dataclasses, pickle and the like look
         self.module.__file__ = path
         if re.search(r"\b(mbnp|numba)\b", text):

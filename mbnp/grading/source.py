@@ -4,6 +4,7 @@ import ast
 import codecs
 import io
 import json
+import os
 import re
 import tokenize
 from bisect import bisect_right
@@ -60,8 +61,9 @@ def _of_page(path: Path, exercises: dict[int, set[str]]) -> Path | None:
     """Return the exercises that belong to a lesson's program, page or notebook, unless it has their functions."""
     if not re.match(r"\d\d_", path.name):
         return None
-    folders = [path.parent / "exercises", path.parent / ".." / "exercises"]  # a page is in a folder of its own
-    stubs = [folder / f"{path.name[:2]}.py" for folder in folders if (folder / f"{path.name[:2]}.py").is_file()]
+    # Beside a program; a page is in a folder of its own.
+    files = [Path(os.path.normpath(path.parent / up / "exercises" / f"{path.name[:2]}.py")) for up in ("", "..")]
+    stubs = [file for file in files if file.is_file()]
     own = exercises.get(int(path.name[:2]), set()) & set(re.findall(r"\bdef (\w+)", _text(path)))
     return stubs[0] if stubs and (path.suffix == ".md" or not own) else None
 

@@ -20,7 +20,9 @@ def test_steps(lesson, name):
     assert not re.search(r"[$\\{}<>]", " ".join(sentences)), "a terminal shows no LaTeX"
     shown, code = solution.split("\n\n", 1)
     assert shown == "the solution"
-    functions = [node.name for node in ast.parse(re.sub("^    ", "", code, flags=re.MULTILINE)).body if hasattr(node, "name")]
+    functions = [
+        node.name for node in ast.parse(re.sub("^    ", "", code, flags=re.MULTILINE)).body if hasattr(node, "name")
+    ]
     assert name in functions
 
 

@@ -108,7 +108,7 @@ KINDS = {
         return (size + 2 * padding - kernel) // stride + 1
         """,
     ),
-    "an endless list": Kind("too much memory|GB of memory", "a = []\nwhile True:\n    a.append(bytes(1_000_000))"),
+    "an endless list": Kind("too much memory|GB of memory", "a = []\nwhile True:\n    a.append(b'x' * 1_000_000)"),
     "an array of 800 GB": Kind("too much memory|Unable to allocate", "import numpy as np\nreturn np.ones(10**11)"),
     "forks, and both return": Kind("the result is 3", "import os\nos.fork()\nreturn 3"),
     "forks without an end": Kind("processes|ended by the signal", "import os\nwhile True:\n    os.fork()"),
@@ -121,9 +121,9 @@ KINDS = {
     "stops itself": Kind("did not return within", "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", loops=1),
     "aborts": Kind("SIGABRT", "import os; os.abort()"),
     "reads memory that is not its own": Kind("SIGSEGV", "import ctypes; ctypes.string_at(0)"),
-    "a loop without an end": Kind(r"did not return within .* \(line 3\)", "while True:\n    pass", loops=1),
+    "a loop without an end": Kind(r"did not return within .* \(line [23]\)", "while True:\n    pass", loops=1),
     "a loop that catches everything": Kind(
-        r"did not return within .* \(line [4-6]\)",
+        r"did not return within .* \(line [2-6]\)",
         """
         while True:
             try:
@@ -182,7 +182,7 @@ KINDS = {
     ),
     "goes to another folder": Kind("the result is 3", "import os\nos.chdir('/')\nreturn 3"),
     "a function that is none": Kind("has no function output_size", text=f"output_size = 3\n{REST}"),
-    "a syntax error in one function": Kind("invalid syntax", text=f"{SIGNATURE}    return (size + +\n{REST}"),
+    "a syntax error in one function": Kind("invalid syntax|never closed", text=f"{SIGNATURE}    return (size + +\n{REST}"),
     "an error below the functions": Kind("", text=f"{RIGHT}{REST}\nassert output_size(5, 3, 1, 0) == 4\n"),
     "a module that is not there": Kind("", text=f"import no_such_thing\n{RIGHT}{REST}"),
     "UTF-16": Kind("", data=f"# é\n{RIGHT}{REST}".encode("utf-16")),

@@ -73,7 +73,10 @@ def test_everything_is_solved(tmp_path, capsys):
     progress.save(kept)
     status, out = shown(capsys)
     assert status == 0
-    assert out.splitlines()[-2:] == ["your conv_dx in a real training step: mbnp grade --use", "all 12 lessons are solved"]
+    assert out.splitlines()[-2:] == [
+        "your conv_dx in a real training step: mbnp grade --use",
+        "all 12 lessons are solved",
+    ]
     assert cli.main(["grade", "--hint"]) == 2
     assert capsys.readouterr().err == "mbnp: error: every lesson is solved: name a file to grade it again\n"
 

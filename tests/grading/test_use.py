@@ -58,13 +58,16 @@ def write(tmp_path, text, name="mine.py"):
 
 def test_right_gradients_train_the_network(tmp_path, capsys):
     calls = tmp_path / "calls"
-    counting = solved(3) + f"""
+    counting = (
+        solved(3)
+        + f"""
 right = conv_dx
 def conv_dx(dy, w, shape, stride, padding):
     with open({str(calls)!r}, "a") as file:
         file.write(f"{{len(dy)}}\\n")
     return right(dy, w, shape, stride, padding)
 """
+    )
     start = time.perf_counter()
     assert cli.main(["grade", "--use", str(write(tmp_path, counting))]) == 0
     assert time.perf_counter() - start < 30

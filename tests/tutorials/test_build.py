@@ -160,8 +160,12 @@ def test_hints_are_put_back(build):
     lesson = build.HERE / "13_try.py"
     lesson.write_text(MARKED, encoding="utf-8")
     text = build.source_of(lesson)
-    assert text.startswith("# %% [markdown]\n# **2. `conv_dx`**: back.\n#\n# <details><summary>Hint</summary>\n#\n# The ")
-    assert text.endswith("#     return padded[:, padding : padding + H, padding : padding + W]\n# ```\n#\n# </details>\n")
+    assert text.startswith(
+        "# %% [markdown]\n# **2. `conv_dx`**: back.\n#\n# <details><summary>Hint</summary>\n#\n# The "
+    )
+    assert text.endswith(
+        "#     return padded[:, padding : padding + H, padding : padding + W]\n# ```\n#\n# </details>\n"
+    )
     lesson.write_text(MARKED.replace("conv_dx -->", "other -->"), encoding="utf-8")
     with pytest.raises(build.LessonError, match=r"13_try.py: hints/03.md has nothing on other"):
         build.source_of(lesson)
@@ -190,7 +194,9 @@ def test_a_repository_is_linked(build):
     (build.HERE.parent / "pyproject.toml").write_text(pyproject, encoding="utf-8")
     assert build.repository() == "https://github.com/someone/mbnp"
     row = "| [13. Try](rendered/13_try.md){} | why? |\nSee [it](rendered/13_try.md).\n"
-    colab = " ([Colab](https://colab.research.google.com/github/someone/mbnp/blob/main/tutorials/notebooks/13_try.ipynb))"
+    colab = (
+        " ([Colab](https://colab.research.google.com/github/someone/mbnp/blob/main/tutorials/notebooks/13_try.ipynb))"
+    )
     linked = build.linked_to_colab(row.format(""))
     assert linked == row.format(colab)
     assert build.linked_to_colab(linked) == linked
@@ -208,7 +214,7 @@ def test_the_first_cell_installs_mbnp_where_it_is_missing(build, monkeypatch, tm
     monkeypatch.setattr(sys, "modules", {**sys.modules})
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
     installed = []
-    cell = re.sub(r"%pip install (.*)", r'install(f\'\'\'\1\'\'\')', build._setup())
+    cell = re.sub(r"%pip install (.*)", r"install(f\'\'\'\1\'\'\')", build._setup())
     if not around:
         with pytest.raises(ModuleNotFoundError, match="not in a clone"):
             exec(cell, {"install": installed.append})
@@ -251,7 +257,7 @@ def test_a_script_prints_its_text_and_a_traceback_its_line(build):
         "and not one more.\n\n- one thing\n- another\n\nSaid.\n\nThen:\n\n"
     )
     assert done.returncode == 1
-    assert 'line 20, in <module>\n    print(1 / 0)' in done.stderr
+    assert "line 20, in <module>\n    print(1 / 0)" in done.stderr
     file.write_text(SCRIPT.replace("1 / 0", "__name__, 5"), encoding="utf-8")
     done = subprocess.run([sys.executable, file], capture_output=True, text=True, encoding="utf-8", timeout=60)
     assert done.stdout.endswith("Then:\n\n__main__ 5\n")

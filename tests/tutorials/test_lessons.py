@@ -53,7 +53,9 @@ def test_runs_as_a_script(lesson, runs):
     assert done.stderr == "", "warnings clutter the lesson"
     printed = " ".join(done.stdout.split())
     text = re.sub(r"^# ?", "", lesson.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    cells = [cell.partition("\n")[2] for cell in text.split("\n%% ") if cell.startswith(("[markdown]", "%% [markdown]"))]
+    cells = [
+        cell.partition("\n")[2] for cell in text.split("\n%% ") if cell.startswith(("[markdown]", "%% [markdown]"))
+    ]
     assert len(cells) > 10
     for paragraph in (p for cell in cells for p in cell.strip().split("\n\n") if not p.startswith("<!--")):
         assert " ".join(paragraph.split()) in printed, "a script prints the text, too"
@@ -88,7 +90,9 @@ def test_figures_are_small_together():
 def test_form(lesson):
     """A lesson has the question first, a prediction, questions and exercises at the end, and links that exist."""
     text = build.source_of(lesson)
-    assert "<details>" not in lesson.read_text(encoding="utf-8"), "hints are out of sight, in mbnp/grading/lessons/hints"
+    assert "<details>" not in lesson.read_text(encoding="utf-8"), (
+        "hints are out of sight, in mbnp/grading/lessons/hints"
+    )
     number = int(lesson.stem[:2])
     prose = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
     assert re.match(rf"%% \[markdown\]\n# {number}\. [^\n]+\n\n\*\*[^*]+\?\*\*", prose), "title, then a question"
