@@ -152,7 +152,7 @@ def test_a_changed_cell_is_reported(first):
 def test_a_new_and_a_missing_cell_are_reported(first):
     source, translation = first
     new = source.replace("# %% [markdown]\n# ## Numba", "# %% [markdown]\n# New.\n\n# %% [markdown]\n# ## Numba")
-    assert chinese.outdated(new, translation) == ["not translated: cell 18, 'New.'"]
+    assert chinese.outdated(new, translation) == ["not translated: cell 16, 'New.'"]
     cells = chinese.prose(source)
     without = source.replace("# %% [markdown]\n# With the windows, the formula is a single contraction.", "# %%\n#")
     assert without != source
