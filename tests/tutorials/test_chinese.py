@@ -1,6 +1,7 @@
 """The Chinese pages: all of a lesson is translated, from its current English, with the same code, numbers, figures."""
 
 import re
+from collections import Counter
 
 import pytest
 
@@ -60,8 +61,8 @@ def outputs(text, cells):
     found = []
     for cell in reversed(cells):
         text, _, after = text.rpartition(cell)
-        after = re.sub(r"^(!\[|\*).*$", "", chinese.FENCED.sub("", after), flags=re.MULTILINE)
-        found.append(sorted(re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?", after)))
+        after = re.sub(r"^(!\[|\*(?!\*)).*$", "", chinese.FENCED.sub("", after), flags=re.MULTILINE)
+        found.append(Counter(re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]\d+)?", after)))
     return found
 
 
@@ -69,14 +70,16 @@ def outputs(text, cells):
 def test_numbers_are_the_same(lesson):
     source, translation = pages.source_of(lesson), read(lesson)
     cells = chinese.prose(source)
-    theirs = [pages._tidy(pages._linked(cell, pages._english_link)) for cell in cells]
+    theirs = [pages._tidy(pages._linked(cell, "{}.md", "../{}")) for cell in cells]
     ours = [
-        chinese._filled(cell, pages._linked(text, pages._chinese_link), translation)
+        chinese._filled(cell, pages._linked(text, "../{}.md", "../../{}"), translation)
         for cell, (_, text) in zip(cells, translation.cells, strict=True)
     ]
     numbers = outputs(english(lesson).rpartition("\n---\n")[0], theirs)
     assert sum(map(len, numbers)) > 20
-    assert outputs(page(lesson).rpartition("\n---\n")[0], ours) == numbers
+    for there, here in zip(numbers, outputs(page(lesson).rpartition("\n---\n")[0], ours), strict=True):
+        assert there <= here, f"lost: {there - here}"
+        assert here.keys() <= there.keys() | {"1"}, f"of our own, but for the 1 of 1/8: {here - there}"
 
 
 @each_lesson
@@ -98,8 +101,11 @@ def test_form(lesson):
     assert "**运行下一个单元格之前**：" in text
     assert text.count("<summary>提示</summary>") == text.count("<summary>答案</summary>")
     assert text.count("<summary>提示</summary>") == english(lesson).count("<summary>Hint</summary>")
-    assert not re.search(r"[，。：；？！、）]\*\*[\u4e00-\u9fff]", text), "Markdown does not end bold text here"
     prose = chinese.FENCED.sub("", text)
+    for bold in re.finditer(r"\*\*([^*\n]+)\*\*(.?)", prose):
+        assert not re.fullmatch(r".*[，。：；？！、）]\*\*[\u4e00-\u9fff]", bold[0]), (
+            f"Markdown does not end it: {bold[0]}"
+        )
     assert not re.search(
         r"[^\x00-\x7f]\$[^$\n]+\$|\$[^$\n]+\$[^\x00-\x7f]", re.sub(r"\$\$.*?\$\$", "", prose, flags=re.DOTALL)
     )
@@ -128,7 +134,7 @@ def test_the_terms_are_those_of_the_glossary():
     ]:
         assert term in glossary, term
         assert term in text, term
-    for other in ("批归一化", "步长为", "步长 ", "卷积神经网络层", "反向传递", "学习速率"):
+    for other in ("批归一化", "步长为", "卷积神经网络层", "反向传递", "学习速率"):
         assert other not in text, other
 
 
