@@ -103,7 +103,8 @@ def test_form(lesson):
     assert text.count("<summary>提示</summary>") == english(lesson).count("<summary>Hint</summary>")
     prose = chinese.FENCED.sub("", text)
     for bold in re.finditer(r"\*\*([^*\n]+)\*\*(.?)", prose):
-        assert not re.fullmatch(r".*[，。：；？！、）]\*\*[\u4e00-\u9fff]", bold[0]), (
+        at_end = re.fullmatch(r".*[，。：；？！、）]\*\*[\u4e00-\u9fff]", bold[0])
+        assert not at_end, f"Markdown does not end it: {bold[0]}"
             f"Markdown does not end it: {bold[0]}"
         )
     assert not re.search(
@@ -118,20 +119,9 @@ def test_form(lesson):
 def test_the_terms_are_those_of_the_glossary():
     glossary = (TUTORIALS / "glossary.md").read_text(encoding="utf-8")
     text = "".join(map(page, TRANSLATED))
-    terms = "特征图 步幅 填充 偏置 感受野 标准卷积 深度卷积 逐点卷积 深度可分离卷积 批量归一化 矩阵乘法 反向传播 链式法则 有限差分"
-    for term in [
-        *terms.split(),
-        "滑动",
-        "交叉熵",
-        "学习率",
-        "动量",
-        "过拟合",
-        "混淆矩阵",
-        "数据增强",
-        "推理",
-        "后端",
-        "折叠",
-    ]:
+    terms = """特征图 步幅 填充 偏置 感受野 标准卷积 深度卷积 逐点卷积 深度可分离卷积 批量归一化 矩阵乘法 反向传播
+    链式法则 有限差分 滑动 交叉熵 学习率 动量 过拟合 混淆矩阵 数据增强 推理 后端 折叠"""
+    for term in terms.split():
         assert term in glossary, term
         assert term in text, term
     for other in ("批归一化", "步长为", "卷积神经网络层", "反向传递", "学习速率"):
