@@ -105,8 +105,6 @@ def test_form(lesson):
     for bold in re.finditer(r"\*\*([^*\n]+)\*\*(.?)", prose):
         at_end = re.fullmatch(r".*[，。：；？！、）]\*\*[\u4e00-\u9fff]", bold[0])
         assert not at_end, f"Markdown does not end it: {bold[0]}"
-            f"Markdown does not end it: {bold[0]}"
-        )
     assert not re.search(
         r"[^\x00-\x7f]\$[^$\n]+\$|\$[^$\n]+\$[^\x00-\x7f]", re.sub(r"\$\$.*?\$\$", "", prose, flags=re.DOTALL)
     )
