@@ -104,7 +104,7 @@ def main() -> int:
     for lesson in chosen:
         start = time.perf_counter()
         try:
-            page = build(lesson)
+            written = build_notebook(lesson) if options.notebooks else build(lesson)
         except LessonError as error:
             failed += 1
             what = "notebook" if options.notebooks else "page"
@@ -112,7 +112,7 @@ def main() -> int:
             continue
         seconds = time.perf_counter() - start
         total += seconds
-        print(f"{lesson.stem:32} {seconds:6.1f} s  {_figures_size(page) / 1e3:5.0f} kB of figures", flush=True)
+        print(f"{lesson.stem:32} {seconds:6.1f} s  {_size(written)}", flush=True)
     if len(chosen) > 1:
         print(f"{'total':32} {total:6.1f} s")
     if options.notebooks:

@@ -1,7 +1,8 @@
 """What every lesson imports: ways to show text, code, tables, figures and times.
 
 In a notebook they are displayed; where a lesson runs as a plain script they are printed, with the text between the
-cells, and figures open in a window where there is a screen. MBNP_LESSONS=small in the environment cuts every lesson down to a few seconds.
+cells, and figures open in a window where there is a screen. MBNP_LESSONS=small in the environment cuts every lesson
+down to a few seconds.
 """
 
 import inspect

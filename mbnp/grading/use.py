@@ -24,8 +24,8 @@ from mbnp.ops import conv
 
 STEPS = 60
 SHOWN = (1, 2, 3, 5, 10, 20, 30, 40, 50)  # steps that get a line, and the last one
-SECONDS = 18  # after these no step begins, but for the second, the first that depends on the gradients
-NEAR = 1e-3  # two losses that differ by less are the same: float32 rounds each sum, in whatever order it is added
+SECONDS = 12  # after these no step begins, but for the second, the first that depends on the gradients
+NEAR = 1e-4  # two losses that differ by less are the same: float32 rounds each sum, in whatever order it is added
 
 Function = Callable[..., Any]
 
