@@ -174,7 +174,8 @@ def _broken_block(block: str) -> str:
     for item in re.split(r"\n(?=(?:[-*]|\d+\.) )", block):
         marker = re.match(r"(?:[-*]|\d+\.) |", item)
         indent = " " * (marker.end() if marker else 0)
-        lines += textwrap.wrap(item, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        wrap = textwrap.TextWrapper(80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += wrap.wrap(" ".join(item.split()))
     return "\n".join(lines)
 
 

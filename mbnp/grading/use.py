@@ -83,7 +83,7 @@ def _noted(name: str, function: Function, calls: list[str]) -> Function:
 def network(functions: dict[str, Function]) -> layers.Network:
     """Return the network, the same weights each time; `functions` take the place of those of `ops.conv`."""
     rng = np.random.default_rng(0)
-    parts = {
+    parts: dict[str, Any] = {
         "conv1": layers.Conv(3, 4, padding=1, rng=rng),
         "relu1": layers.ReLU(),
         "conv2": layers.Conv(4, 8, stride=2, padding=1, rng=rng),

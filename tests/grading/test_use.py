@@ -139,13 +139,14 @@ STOPS = {
     "sys.exit()": "SystemExit",
     "dy[99]": "IndexError: index 99 is out of bounds for axis 0 with size 8",
     "return None": "conv_dx did not return an array of shape (8, 8, 8, 4)",
-    "while True: pass": "it did not return within 1 seconds: is there a loop without an end?",
+    "while True: pass": "it did not return within 4 seconds: is there a loop without an end?",
 }
 
 
 @pytest.mark.parametrize("stops", STOPS)
 def test_a_function_that_stops_in_a_step_is_one_line(tmp_path, capsys, monkeypatch, stops):
-    monkeypatch.setattr(program, "SECONDS", 1)
+    if stops.startswith("while"):
+        monkeypatch.setattr(program, "SECONDS", 4)
     head = "def conv_dx(dy, w, shape, stride, padding):\n"
     text = "import os, sys\n" + solved(3).replace(head, f"{head}    if len(dy) == 8:\n        {stops}\n")
     assert cli.main(["grade", "--use", str(write(tmp_path, text))]) == 2
