@@ -181,7 +181,7 @@ class Child:
 
         return count_one
 
-    def run(self, function: Callable, *arguments: Any, **named: Any) -> tuple[Any, BaseException | None]:
+    def run(self, function: Callable, /, *arguments: Any, **named: Any) -> tuple[Any, BaseException | None]:
         """Call what is the reader's: return its result, or what it raised."""
         result, raised = None, None
         _NAMES.clear()
@@ -236,7 +236,8 @@ class Child:
                 line = self.line_of(raised)[0] or node.lineno
                 what = _first_line(raised) or "it does not run to its end"
                 problems.append((line, f"{type(raised).__name__}: {what}", _defines(node)))
-        self.watch_compiler()
+        if "numba" in sys.modules:
+            self.watch_compiler()
         self.before = self.state()
         names = [name for name, value in vars(self.module).items() if callable(value)]
         self.flush()
@@ -391,7 +392,9 @@ def _unlike(function: Callable, arguments: dict[str, Any]) -> str:
     try:
         signature.bind(**arguments)
     except TypeError:
-        theirs = ", ".join(str(parameter).split(":")[0].split("=")[0].strip() for parameter in signature.parameters.values())
+        theirs = ", ".join(
+            str(parameter).split(":")[0].split("=")[0].strip() for parameter in signature.parameters.values()
+        )
         wanted = ", ".join(arguments)
         renamed = len(signature.parameters) == len(arguments)
         what = "keep the names of the stub" if renamed else "take the arguments of the stub"

@@ -357,7 +357,11 @@ class _Process:
             with suppress(psutil.Error):
                 process.kill()
         self.process.wait()
-        streams = ((None, self.process.stdin), (self.reader, self.process.stdout), (self.printed.thread, self.process.stderr))
+        streams = (
+            (None, self.process.stdin),
+            (self.reader, self.process.stdout),
+            (self.printed.thread, self.process.stderr),
+        )
         for thread, stream in streams:
             if thread:
                 thread.join(1)
@@ -411,4 +415,3 @@ class _Printed:
         self.kept, self.count = bytearray(), 0
         text = brief(kept.decode("utf-8", "backslashreplace"))
         return text + (f"\n... ({count:,} characters in all)" if count > len(kept) else "")
-
