@@ -1,7 +1,8 @@
 """What every lesson imports: ways to show text, code, tables, figures and times.
 
 In a notebook they are displayed; where a lesson runs as a plain script they are printed, with the text between the
-cells, and figures open in a window where there is a screen. MBNP_LESSONS=small in the environment cuts every lesson down to a few seconds.
+cells, and figures open in a window where there is a screen. MBNP_LESSONS=small in the environment cuts every lesson
+down to a few seconds.
 """
 
 import inspect
@@ -180,7 +181,8 @@ def _broken_block(block: str) -> str:
     for item in re.split(r"\n(?=(?:[-*]|\d+\.) )", block):
         marker = re.match(r"(?:[-*]|\d+\.) |", item)
         indent = " " * (marker.end() if marker else 0)
-        lines += textwrap.wrap(item, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        wrap = textwrap.TextWrapper(80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += wrap.wrap(" ".join(item.split()))
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from numpy import asarray, empty, generic, ndarray
@@ -52,7 +52,7 @@ def _write(stream: int, data: bytes, lock: Any, write: Callable = os.write) -> N
             data = data[write(stream, data) :]
 
 
-def receive(stream: BinaryIO) -> Answer | None:
+def receive(stream: IO[bytes]) -> Answer | None:
     """Read a message, or None at the end of the stream.
 
     The reader's program is their own, and so is what it sends: unpickling it does nothing that running it did not.
@@ -76,7 +76,7 @@ class Other:
 
 def stand_in(name: str, text: str, called: bool) -> Any:
     """Return an object whose class has this name, which is shown as this text, and can be called if `called`."""
-    lazy = {"generator": (_ for _ in ()), "map": map(str, ()), "filter": filter(None, ()), "zip": zip()}  # noqa: B905
+    lazy = {"generator": (_ for _ in ()), "map": map(str, ()), "filter": filter(None, ()), "zip": zip()}
     parts: dict[str, Any] = {"__repr__": lambda self: text} | ({"__call__": lambda self: None} if called else {})
     return lazy[name] if name in lazy else type(name, (), parts)()
 
@@ -181,7 +181,7 @@ class Child:
 
         return count_one
 
-    def run(self, function: Callable, *arguments: Any, **named: Any) -> tuple[Any, BaseException | None]:
+    def run(self, function: Callable, /, *arguments: Any, **named: Any) -> tuple[Any, BaseException | None]:
         """Call what is the reader's: return its result, or what it raised."""
         result, raised = None, None
         _NAMES.clear()
@@ -236,7 +236,8 @@ class Child:
                 line = self.line_of(raised)[0] or node.lineno
                 what = _first_line(raised) or "it does not run to its end"
                 problems.append((line, f"{type(raised).__name__}: {what}", _defines(node)))
-        self.watch_compiler()
+        if "numba" in sys.modules:
+            self.watch_compiler()
         self.before = self.state()
         names = [name for name, value in vars(self.module).items() if callable(value)]
         self.flush()
@@ -297,7 +298,7 @@ class Child:
         os.dup2(nothing, 0)
         if nothing > 2:
             os.close(nothing)
-        sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(self.printed, number)
             stream: Any = open(  # noqa: SIM115
@@ -391,7 +392,9 @@ def _unlike(function: Callable, arguments: dict[str, Any]) -> str:
     try:
         signature.bind(**arguments)
     except TypeError:
-        theirs = ", ".join(str(parameter).split(":")[0].split("=")[0].strip() for parameter in signature.parameters.values())
+        theirs = ", ".join(
+            str(parameter).split(":")[0].split("=")[0].strip() for parameter in signature.parameters.values()
+        )
         wanted = ", ".join(arguments)
         renamed = len(signature.parameters) == len(arguments)
         what = "keep the names of the stub" if renamed else "take the arguments of the stub"
@@ -469,7 +472,8 @@ def _needed(statements: list[ast.stmt], names: list[str], flags: int) -> list[in
 
     A lesson or a notebook also trains and draws, which takes long and is not what is graded.
     """
-    binds, uses = [], []
+    binds: list[set[str]] = []
+    uses: list[set[str]] = []
     for node in statements:
         try:
             code = _compile(node, "", flags)
@@ -480,7 +484,8 @@ def _needed(statements: list[ast.stmt], names: list[str], flags: int) -> list[in
         bound = {step.argval for step in dis.get_instructions(code) if step.opname in ("STORE_NAME", "STORE_GLOBAL")}
         binds.append(bound | _changes(node))
         uses.append(_globals(code))
-    wanted, chosen, before = set(names), set(), -1
+    wanted, before = set(names), -1
+    chosen: set[int] = set()
     while len(chosen) > before:
         before = len(chosen)
         for k, node in enumerate(statements):

@@ -246,7 +246,6 @@ class _Process:
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is ours, and all that it starts can be ended together
         )
-        assert self.process.stdin and self.process.stdout and self.process.stderr
         self.mark = secrets.token_bytes(16)
         self.printed = _Printed(self.process.stderr, self.mark)
         self.answers: queue.Queue[child.Answer | None] = queue.Queue()
@@ -297,7 +296,8 @@ class _Process:
             raise StoppedError(f"it printed {self.printed.count:,} characters: {LOOP}", self.line())
         self.looks += 1
         # Where the system limits memory this finds what that does not see; to look at all processes takes its time.
-        used = sum(map(_resident, self._family(all_of_it=self.looks % 10 == 1)))
+        first, *others = self._family(all_of_it=self.looks % 10 == 1) or [None]
+        used = _memory(first, "rss") + sum(_memory(process, "uss") for process in others)  # a fork shares the rest
         self.base = self.base or used
         if used > self.base + MEMORY + SLACK:
             what = "does a list or an array grow without an end?"
@@ -357,7 +357,11 @@ class _Process:
             with suppress(psutil.Error):
                 process.kill()
         self.process.wait()
-        streams = ((None, self.process.stdin), (self.reader, self.process.stdout), (self.printed.thread, self.process.stderr))
+        streams = (
+            (None, self.process.stdin),
+            (self.reader, self.process.stdout),
+            (self.printed.thread, self.process.stderr),
+        )
         for thread, stream in streams:
             if thread:
                 thread.join(1)
@@ -367,9 +371,12 @@ class _Process:
         self.folder.cleanup()
 
 
-def _resident(process: psutil.Process) -> int:
+def _memory(process: psutil.Process | None, kind: str) -> int:
+    """Return the memory of a process in bytes, all of it ("rss") or what it shares with no other ("uss")."""
     try:
-        return process.memory_info().rss
+        if process is None:
+            return 0
+        return getattr(process.memory_info() if kind == "rss" else process.memory_full_info(), kind)
     except psutil.Error:
         return 0
 
@@ -411,4 +418,3 @@ class _Printed:
         self.kept, self.count = bytearray(), 0
         text = brief(kept.decode("utf-8", "backslashreplace"))
         return text + (f"\n... ({count:,} characters in all)" if count > len(kept) else "")
-

@@ -2,6 +2,7 @@
 
 import ast
 import codecs
+import contextlib
 import io
 import json
 import os
@@ -72,10 +73,10 @@ def _of_lesson(number: int, exercises: dict[int, set[str]]) -> Path:
     if number not in exercises:
         raise MbnpError(f"there is no lesson {number}: they are {min(exercises)} to {max(exercises)}")
     repository = Path(__file__).resolve().parents[2]
-    folders = ["tutorials/exercises", "exercises", ".", repository / "tutorials/exercises"]
+    folders = [*map(Path, ("tutorials/exercises", "exercises", ".")), repository / "tutorials/exercises"]
     for folder in folders:
         for suffix in (".py", ".ipynb"):
-            file = Path(folder) / f"{number:02}{suffix}"
+            file = folder / f"{number:02}{suffix}"
             if file.is_file():
                 return file
     raise MbnpError(
@@ -107,10 +108,8 @@ def _decoded(data: bytes) -> str:
         guesses.append("utf-16-le")
     if data[::2].count(0) > len(data) // 4:
         guesses.append("utf-16-be")
-    try:
+    with contextlib.suppress(SyntaxError):  # not what it says, or not what it should be if it says nothing
         guesses.append(tokenize.detect_encoding(io.BytesIO(data).readline)[0])
-    except SyntaxError:  # not what it says, or UTF-8 with another encoding's comments in it
-        pass
     # A comment in another encoding harms nothing. In that of Chinese files a character may end like a backslash.
     for encoding in [*guesses, "utf-8", "gb18030"]:
         try:
@@ -130,7 +129,8 @@ def _notebook(path: Path, text: str) -> Source:
         codes = [_code(cell) for cell in cells if cell.get("cell_type") == "code"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MbnpError(f"{path} is not a notebook: save it again, or export it as a Python file") from None
-    starts, lines = [], []
+    starts: list[int] = []
+    lines: list[str] = []
     for code in codes:
         starts.append(len(lines) + 1)
         lines += [*_without_magics(code).split("\n"), ""]

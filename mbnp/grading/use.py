@@ -24,8 +24,8 @@ from mbnp.ops import conv
 
 STEPS = 60
 SHOWN = (1, 2, 3, 5, 10, 20, 30, 40, 50)  # steps that get a line, and the last one
-SECONDS = 18  # after these no step begins, but for the second, the first that depends on the gradients
-NEAR = 1e-3  # two losses that differ by less are the same: float32 rounds each sum, in whatever order it is added
+SECONDS = 12  # after these no step begins, but for the second, the first that depends on the gradients
+NEAR = 1e-4  # two losses that differ by less are the same: float32 rounds each sum, in whatever order it is added
 
 Function = Callable[..., Any]
 
@@ -83,7 +83,7 @@ def _noted(name: str, function: Function, calls: list[str]) -> Function:
 def network(functions: dict[str, Function]) -> layers.Network:
     """Return the network, the same weights each time; `functions` take the place of those of `ops.conv`."""
     rng = np.random.default_rng(0)
-    parts = {
+    parts: dict[str, Any] = {
         "conv1": layers.Conv(3, 4, padding=1, rng=rng),
         "relu1": layers.ReLU(),
         "conv2": layers.Conv(4, 8, stride=2, padding=1, rng=rng),

@@ -214,7 +214,7 @@ def test_the_first_cell_installs_mbnp_where_it_is_missing(build, monkeypatch, tm
     monkeypatch.setattr(sys, "modules", {**sys.modules})
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
     installed = []
-    cell = re.sub(r"%pip install (.*)", r"install(f\'\'\'\1\'\'\')", build._setup())
+    cell = re.sub(r"%pip install (.*)", r"install(f'\1')", build._setup())
     if not around:
         with pytest.raises(ModuleNotFoundError, match="not in a clone"):
             exec(cell, {"install": installed.append})
