@@ -363,7 +363,9 @@ class Network(Sequential):
 
     @property
     def dtype(self) -> np.dtype:
-        return next(v for _, layer in self.leaves() for v in layer.variables().values()).value.dtype
+        """The type of its parameters; float32 where it has none."""
+        values = (v.value.dtype for _, layer in self.leaves() for v in layer.variables().values())
+        return next(values, np.dtype(np.float32))
 
     def freeze_until(self, name: str) -> None:
         """Freeze every parameter up to the end of the layer or block `name`, and unfreeze all later ones.

@@ -192,3 +192,10 @@ def test_the_options_of_pooling_are_attributes_too():
     for counted in (False, True):
         layer = AveragePool(2, count_padding=counted)
         assert layer.count_padding is layer.config()["count_padding"] is counted
+
+
+def test_a_network_without_parameters_has_a_type_and_runs():
+    net = Network({"relu": ReLU()}, resolution=4)
+    assert net.dtype == np.float32
+    x = np.linspace(-1, 1, 48, dtype=np.float32).reshape(1, 4, 4, 3)
+    np.testing.assert_array_equal(fused.convert(net)(x), np.maximum(x, 0))

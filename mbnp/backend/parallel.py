@@ -15,9 +15,10 @@ from numba.extending import lower_builtin
 
 
 def in_parallel(count: int, body: Callable, *arguments: Any) -> None:
-    """Call body(t, *arguments), a piece that returns nothing, for each t below count, on the pool of threads.
+    """Call body(t, *arguments) for each t below count, on the pool of threads.
 
-    With OpenMP a thread gets one run of neighbouring t, the same in every loop of one length.
+    The body is a piece that returns nothing and raises nothing: an error would be lost. With OpenMP a thread gets one
+    run of neighbouring t, the same in every loop of one length.
     """
     for t in range(count):
         body(t, *arguments)

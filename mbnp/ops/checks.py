@@ -16,7 +16,7 @@ def array(name: str, value: np.ndarray, layout: str | None = None, like: np.ndar
     if value.dtype not in (np.float32, np.float64):
         raise MbnpError(f"{name} must be float32 or float64, got {value.dtype}: use {name}.astype(np.float32)")
     if like is not None and value.dtype != like.dtype:
-        raise MbnpError(f"{name} is {value.dtype} where x is {like.dtype}: use {name}.astype(np.{like.dtype})")
+        raise MbnpError(f"{name} is {value.dtype} where the input is {like.dtype}: use {name}.astype(np.{like.dtype})")
     if layout is not None and value.ndim != len(layout.split(",")):
         raise MbnpError(f"{name} must have the axes {layout}, got the shape {value.shape}")
     if value.size == 0:

@@ -112,7 +112,7 @@ def test_bad_input():
         batchnorm.forward(np.zeros((1, 1, 1, 3), np.float32), g, g)
     with pytest.raises(MbnpError, match="no variance"):
         batchnorm.update_running(g, g, g, g, count=1)
-    with pytest.raises(MbnpError, match="beta is float64 where x is float32"):
+    with pytest.raises(MbnpError, match="beta is float64 where the input is float32"):
         batchnorm.forward(np.zeros((2, 3), np.float32), g, np.ones(3))
     with pytest.raises(MbnpError, match=r"dy must have the shape \(2, 3\), got \(3, 2\)"):
         batchnorm.backward(np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float32), g, g, g)

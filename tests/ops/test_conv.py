@@ -100,7 +100,7 @@ def zeros(*shape):
             {"padding": 1},
             "5x3 kernel does not fit into the 2x9 input",
         ),
-        (zeros(2, 8, 9, 3), np.zeros((3, 3, 3, 4)), None, {}, "w is float64 where x is float32"),
+        (zeros(2, 8, 9, 3), np.zeros((3, 3, 3, 4)), None, {}, "w is float64 where the input is float32"),
         (zeros(2, 8, 9, 3), zeros(3, 3, 3, 4), zeros(3), {}, "b must have the shape (4,), got (3,)"),
         (
             np.zeros((2, 8, 9, 3), np.uint8),

@@ -78,7 +78,7 @@ def test_bad_input():
         depthwise.forward(zeros(2, 8, 9, 5), zeros(3, 3, 4))
     with pytest.raises(MbnpError, match="3x3 kernel does not fit into the 2x2 input"):
         depthwise.forward(zeros(1, 2, 2, 5), zeros(3, 3, 5))
-    with pytest.raises(MbnpError, match="w is float64 where x is float32"):
+    with pytest.raises(MbnpError, match="w is float64 where the input is float32"):
         depthwise.forward(zeros(2, 8, 9, 5), np.zeros((3, 3, 5)))
     with pytest.raises(MbnpError, match=r"b must have the shape \(5,\), got \(1,\)"):
         depthwise.forward(zeros(2, 8, 9, 5), zeros(3, 3, 5), zeros(1))

@@ -53,7 +53,7 @@ def test_bad_input():
         pointwise.forward(zeros(2, 5, 8, 9), zeros(5, 4))
     with pytest.raises(MbnpError, match=r"x has 5 channels .* w \(4, 5\) expects 4"):
         pointwise.forward(zeros(2, 8, 9, 5), zeros(4, 5))
-    with pytest.raises(MbnpError, match="w is float64 where x is float32"):
+    with pytest.raises(MbnpError, match="w is float64 where the input is float32"):
         pointwise.forward(zeros(2, 8, 9, 5), np.zeros((5, 4)))
     with pytest.raises(MbnpError, match=r"w must have the axes \(C, D\), got the shape \(1, 1, 5, 4\)"):
         pointwise.forward(zeros(2, 8, 9, 5), zeros(1, 1, 5, 4))

@@ -40,7 +40,7 @@ def test_bad_input():
     x = np.zeros((2, 3), np.float32)
     with pytest.raises(MbnpError, match="max_value must be above 0"):
         relu.forward(x, max_value=-1)
-    with pytest.raises(MbnpError, match="dy is float64 where x is float32"):
+    with pytest.raises(MbnpError, match="dy is float64 where the input is float32"):
         relu.backward(np.zeros((2, 3)), x)
     with pytest.raises(MbnpError, match=r"dy must have the shape \(2, 3\), got \(3, 2\)"):
         relu.backward(np.zeros((3, 2), np.float32), x)
