@@ -39,7 +39,8 @@ from mbnp.grading.source import Source, brief
 SECONDS = 20.0  # more than this for one exercise, or for the file, is an endless loop; compiling does not count
 COMPILING = 600.0  # unless it never ends
 STARTING = 60.0  # Python and NumPy, from a slow disk
-MEMORY = min(4 << 30, psutil.virtual_memory().total // 2)  # bytes, beyond what Python and NumPy have
+# Bytes, beyond what Python and NumPy have; Numba's and PyTorch's threads, one for each processor, reserve some.
+MEMORY = min((2 << 30) + (os.cpu_count() or 1) * (32 << 20), psutil.virtual_memory().total // 2)
 SLACK = 256 << 20  # beyond that, where the system did not see it
 PRINTED = 20_000  # bytes that are kept
 FLOOD = 200_000_000  # bytes that are too many
