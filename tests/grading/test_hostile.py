@@ -363,6 +363,8 @@ def test_the_functions_process_is_ended(limits):
     with program.Program() as running:
         running.load(source.Source(Path("answers.py"), RIGHT))
         assert psutil.Process().children()
+        assert running.function("output_size")(size=5, kernel=3, stride=1, padding=0) == 3
+        assert running.function("output_size").inside(callable) is True  # a check, in the functions' own process
     assert not psutil.Process().children()
 
 
