@@ -31,7 +31,7 @@ LENGTH = struct.Struct("<Q")
 MOST_BYTES = 200_000_000  # of an array that is sent back
 MOST_ITEMS = 200_000  # of lists within lists
 MOST_TEXT = 2_000
-MOST_FORKS = 100
+MOST_FORKS = 50
 MOST_SYNTAX_ERRORS = 20
 
 Answer = tuple[Any, ...]

@@ -10,6 +10,7 @@ end.
 """
 
 import copy
+import functools
 import importlib
 import json
 import os
@@ -39,7 +40,8 @@ from mbnp.grading.source import Source, brief
 SECONDS = 20.0  # more than this for one exercise, or for the file, is an endless loop; compiling does not count
 COMPILING = 600.0  # unless it never ends
 STARTING = 60.0  # Python and NumPy, from a slow disk
-MEMORY = min(4 << 30, psutil.virtual_memory().total // 2)  # bytes, beyond what Python and NumPy have
+# Bytes, beyond what Python and NumPy have; Numba's and PyTorch's threads, one for each processor, reserve some.
+MEMORY = min((2 << 30) + (os.cpu_count() or 1) * (32 << 20), psutil.virtual_memory().total // 2)
 SLACK = 256 << 20  # beyond that, where the system did not see it
 PRINTED = 20_000  # bytes that are kept
 FLOOD = 200_000_000  # bytes that are too many
@@ -96,7 +98,10 @@ class Program:
         return f"{self.source.path}, {self.source.where(line)}: {what}" if line else f"{self.source.path}: {what}"
 
     def function(self, name: str) -> Callable:
-        """Return a function that calls one of the program's, by names. All its calls together have SECONDS."""
+        """Return a function that calls one of the program's, by names. All its calls together have SECONDS.
+
+        Its attribute `inside` is the method of this name.
+        """
         left = [SECONDS]
 
         def call(**arguments: Any) -> Any:
@@ -112,6 +117,7 @@ class Program:
                 raise StoppedError(f"{error} ({at})" if at else str(error)) from None
             return self._result(answer, arguments)
 
+        call.inside = functools.partial(self.inside, name)  # type: ignore[attr-defined]
         return call
 
     def inside(self, name: str, check: Callable, *arguments: Any) -> Any:
