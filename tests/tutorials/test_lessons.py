@@ -52,9 +52,9 @@ def test_runs_as_a_script(lesson, runs):
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "warnings clutter the lesson"
     printed = " ".join(done.stdout.split())
-    text = re.sub(r"^# ?", "", lesson.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    cells = re.split(r"^# %%", lesson.read_text(encoding="utf-8"), flags=re.MULTILINE)
     cells = [
-        cell.partition("\n")[2] for cell in text.split("\n%% ") if cell.startswith(("[markdown]", "%% [markdown]"))
+        re.sub(r"^# ?", "", cell.partition("\n")[2], flags=re.M) for cell in cells if cell.startswith(" [markdown]")
     ]
     assert len(cells) > 10
     for paragraph in (p for cell in cells for p in cell.strip().split("\n\n") if not p.startswith("<!--")):
