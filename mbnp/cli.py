@@ -197,8 +197,16 @@ def _check(p: argparse.ArgumentParser) -> None:
     """Check every operation on this machine.
 
     Check that the NumPy and Numba implementations of every operation, forward and backward, agree with the loops that
-    define it, with finite differences, and with PyTorch where it is installed. Exit status 1 if they do not.
+    define it, with finite differences, and with PyTorch where it is installed. With --op, check one of your own: an
+    object with forward(*inputs), backward(dy, *inputs), which returns a gradient for each input, and example_inputs(),
+    away from kinks; and torch(*tensors) if you like, which computes the same in PyTorch. Its file is executed. Exit
+    status 1 if they do not agree.
+
+    examples:
+      mbnp check
+      mbnp check --op ops.py:HardSwish
     """
+    _add(p, "--op FILE.py:NAME", "instead: an operation of your own, by finite differences and PyTorch")
 
 
 def _data(p: argparse.ArgumentParser) -> None:

@@ -510,18 +510,16 @@ say(table(rows, ["mistake", "random numbers", "a kernel of ones", "one image"]))
 
 # %%
 if TORCH:
-    import torch
     from torch.nn import functional as F
 
-    tx = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
-    tw = torch.tensor(w.transpose(3, 2, 0, 1), requires_grad=True)
-    F.conv2d(tx, tw, stride=2, padding=1).backward(torch.tensor(dy.transpose(0, 3, 1, 2)))
-    differences = {
-        "dx": np.abs(tx.grad.numpy().transpose(0, 2, 3, 1) - dx).max(),
-        "dw": np.abs(tw.grad.numpy().transpose(2, 3, 1, 0) - dw).max(),
-    }
-    say(table([(name, f"{d:.0e}") for name, d in differences.items()], ["", "largest difference from PyTorch"]))
-    assert max(differences.values()) < 1e-12
+    def torch_conv(x, w):
+        y = F.conv2d(x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), stride=2, padding=1)
+        return y.permute(0, 2, 3, 1)
+
+    # For a whole network there is gradcheck.against_torch(net, module, x, labels).
+    errors = gradcheck.op_against_torch(forward, backward, torch_conv, [x, w])
+    say(table([(name, f"{e:.0e}") for name, e in errors.items()], ["", "largest difference from PyTorch"]))
+    assert max(errors.values()) < 1e-12
 else:
     say("PyTorch is not installed here; `pip install -e '.[tutorials]'` brings it.")
 
