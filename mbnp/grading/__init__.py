@@ -79,7 +79,7 @@ def grade_file(path: str | Path) -> Report:
     outcomes = []
     for exercise in exercises(lesson):
         if exercise.name in names:
-            outcomes.append(grade(exercise, found[exercise.name], values))
+            outcomes.append(grade(exercise, found[exercise.name], values, rules=True))
         else:
             problem = f"the file has no function {exercise.name}: was it renamed?"
             outcomes.append(Outcome(exercise.name, "wrong", problem))
