@@ -10,6 +10,7 @@ import traceback
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from mbnp.errors import MbnpError
 from mbnp.grading import lessons as lesson_files
 from mbnp.grading.exercise import Exercise, Mistake, Outcome, captured, golden_key, grade, time_limit
+from mbnp.grading.rules import broken
 
 __all__ = [
     "Exercise",
@@ -79,7 +81,7 @@ def grade_file(path: str | Path) -> Report:
     outcomes = []
     for exercise in exercises(lesson):
         if exercise.name in names:
-            outcomes.append(grade(exercise, found[exercise.name], values, rules=True))
+            outcomes.append(grade(exercise, found[exercise.name], values, partial(broken, found[exercise.name])))
         else:
             problem = f"the file has no function {exercise.name}: was it renamed?"
             outcomes.append(Outcome(exercise.name, "wrong", problem))

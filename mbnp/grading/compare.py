@@ -23,7 +23,7 @@ class Trial:
     error: BaseException | None = None
     problem: str = ""
     likely: str = ""
-    only_type: bool = False  # the numbers are right, their type is not
+    only_type: bool = False  # the numbers are right and their type is not, or there are none
     output: int | None = None  # which of several results is wrong
 
 
@@ -41,7 +41,7 @@ def compare(exercise: "Exercise", trial: Trial, number: int, golden: Mapping[str
     several = isinstance(expected, tuple)
     got = trial.result
     if got is None and expected is not None:
-        trial.problem = "it returned None: does it end with `return`?"
+        trial.problem, trial.only_type = "it returned None: does it end with `return`?", True
         return
     if several and (not isinstance(got, tuple | list) or len(got) != len(expected)):
         names = ", ".join(exercise.outputs) or f"{len(expected)} results"

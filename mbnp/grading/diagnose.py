@@ -44,7 +44,8 @@ def _known(exercise: "Exercise", trials: Sequence[Trial], output: int | None = N
 
 def _found(exercise: "Exercise", trials: Sequence[Trial], first: Trial) -> str:
     """Name the faults of a right solution that explain every trial, or else the wrong one of several results."""
-    if any(trial.only_type or trial.error or "wrote into" in trial.problem for trial in trials if trial.problem):
+    trials = [trial for trial in trials if not (trial.only_type or trial.error or "wrote into" in trial.problem)]
+    if not any(trial is first for trial in trials):
         return ""  # such a problem says more than a fault in the numbers would
     end = time.monotonic() + SECONDS
     trials = sorted(trials, key=lambda trial: not trial.problem)  # wrong ones first: they exclude more

@@ -20,7 +20,6 @@ import numpy as np
 
 from mbnp.grading.compare import Trial, compare, describe, golden_key, same
 from mbnp.grading.diagnose import likely
-from mbnp.grading.rules import broken
 
 Case = dict[str, Any]
 
@@ -85,11 +84,15 @@ class Outcome:
 
 
 def grade(
-    exercise: Exercise, function: Callable, golden: Mapping[str, np.ndarray] | None = None, rules: bool = False
+    exercise: Exercise,
+    function: Callable,
+    golden: Mapping[str, np.ndarray] | None = None,
+    rules: Callable[[Sequence[Case], bool], str] | None = None,
 ) -> Outcome:
     """Run the reader's function on every case.
 
-    golden: arrays by the keys that `golden_key` gives; rules: check, too, how a right answer came about
+    golden: arrays by the keys that `golden_key` gives
+    rules(cases, pixel_loops): says which rule a right answer breaks, as `rules.broken` does
     """
     outcome = Outcome(exercise.name, "solved")
     trials: list[Trial] = []
@@ -103,7 +106,7 @@ def grade(
                     if isinstance(trials[-1].error, NotImplementedError):
                         break
                 if rules and not any(trial.problem for trial in trials):
-                    outcome.problem = broken(function, exercise.make_cases(), exercise.pixel_loops)
+                    outcome.problem = rules(exercise.make_cases(), exercise.pixel_loops)
                     outcome.status = "wrong" if outcome.problem else "solved"
         except TooLongError as error:
             outcome.status, outcome.problem = "wrong", str(error)

@@ -572,28 +572,33 @@ def _array_changes(value: np.ndarray) -> Iterator[Named]:
 
 def of_result(function: Callable, result: Any) -> Iterator[Fault]:
     """Yield the function with its result, which is like `result`, changed."""
-    if isinstance(result, tuple):
-        for a, b in itertools.combinations(range(len(result)), 2):
-            yield Fault(
-                "the results are in another order: two of them are exchanged",
-                lambda a=a, b=b, **case: _swapped(function(**case), a, b),
-            )
-        for k in range(len(result)):
-            for said, change in _result_changes(result[k]):
-                yield Fault(said, lambda k=k, change=change, **case: _one_changed(function(**case), k, change))
+    if not isinstance(result, tuple):
+        for said, change in _result_changes(result):
+            yield Fault(said, _then(function, change))
         return
-    for said, change in _result_changes(result):
-        yield Fault(said, lambda change=change, **case: change(function(**case)))
+    for a, b in itertools.combinations(range(len(result)), 2):
+        said = "the results are in another order: two of them are exchanged"
+        yield Fault(said, _then(function, _swap(a, b)))
+    for k in range(len(result)):
+        for said, change in _result_changes(result[k]):
+            yield Fault(said, _then(function, _change_one(k, change)))
 
 
-def _swapped(results: tuple, a: int, b: int) -> tuple:
-    order = list(results)
-    order[a], order[b] = order[b], order[a]
-    return tuple(order)
+def _then(function: Callable, change: Callable) -> Callable:
+    return lambda **case: change(function(**case))
 
 
-def _one_changed(results: tuple, k: int, change: Callable) -> tuple:
-    return (*results[:k], change(results[k]), *results[k + 1 :])
+def _swap(a: int, b: int) -> Callable:
+    def change(results: tuple) -> tuple:
+        order = list(results)
+        order[a], order[b] = order[b], order[a]
+        return tuple(order)
+
+    return change
+
+
+def _change_one(k: int, change: Callable) -> Callable:
+    return lambda results: (*results[:k], change(results[k]), *results[k + 1 :])
 
 
 def _result_changes(result: Any) -> Iterator[Named]:

@@ -12,13 +12,15 @@ from mbnp.grading.exercise import Exercise, Mistake
 
 SIZE = "def output_size(size, kernel, stride, padding):\n    return (size + 2 * padding - kernel) // stride + 1\n"
 REST = """
-from mbnp.ops import conv
+import numpy as np
 
 def conv_pixel(x, w, i, j, d, stride, padding):
-    return conv.forward(x[None], w, None, stride, padding)[0, i, j, d]
+    return convolve(x[None], w, 0, stride, padding)[0, i, j, d]
 
 def convolve(x, w, b, stride, padding):
-    return conv.forward(x, w, b, stride, padding)
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, w.shape[:2], axis=(1, 2))
+    return np.einsum("nijcuv,uvcd->nijd", windows[:, ::stride, ::stride], w) + b
 """
 
 
@@ -57,7 +59,11 @@ BODIES = {
         "",
     ),
     "exit": ("import sys; sys.exit(0)", "it ended the program (sys.exit): return the result instead", ""),
-    "text": ("return 'three'", "the result is 'three', expected 3", ""),
+    "text": (
+        "return 'three'",
+        "the result is 'three', expected 3",
+        "that is text: return the value itself, without quotes, str() or an f-string",
+    ),
     "float": (
         "return (size + 2 * padding - kernel) / stride + 1",
         "the result is the float 3.0, expected the whole number 3",
@@ -178,7 +184,7 @@ ARRAYS = {
     ),
     "writes": (writes, "it wrote into its argument x, which belongs to the caller: work on a copy", ""),
     "scalar": (lambda x: 3.0, "the result has the shape (), expected (2, 3)", ""),
-    "no array": (lambda x: "no", "the result is of the type str, expected an array of shape (2, 3)", ""),
+    "no array": (lambda x: "no", "the result is of the type str, expected an array of shape (2, 3)", "that is text"),
     "raises": (lambda x: x[5], "it raised IndexError: index 5 is out of bounds for axis 0 with size 2", ""),
 }
 

@@ -209,7 +209,7 @@ def _counted(H, W, K, c_in, c_out, stride):
     def size(rows):
         return (rows + 2 * (K // 2) - K) // stride + 1
 
-    read, written = H * W, size(H) * size(W)
+    read, written = H * W, size(H) * size(W)  # noqa: F841 (`read` is there to be taken by mistake)
     kernel = K * K
     return written * kernel * c_in + written * c_in * c_out
 

@@ -253,7 +253,7 @@ def _by_hand(size, stem, blocks, classes):
     macs = size * size * 9 * 3 * stem
     channels = stem
     for c_out, stride in blocks:
-        read = size * size
+        read = size * size  # noqa: F841 (it is there to be taken by mistake)
         size = (size + 2 * 1 - 3) // stride + 1
         pixels = size * size
         depthwise = 9 * channels

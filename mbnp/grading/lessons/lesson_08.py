@@ -45,7 +45,7 @@ def _by_hand(width, resolution):
     macs = size * size * 9 * 3 * channels
     for c_out, stride in BLOCKS:
         c_out = int(c_out * width)
-        read = size * size
+        read = size * size  # noqa: F841 (it is there to be taken by mistake)
         size = (size - 1) // stride + 1
         pixels = size * size
         macs += pixels * 9 * channels
