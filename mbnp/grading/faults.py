@@ -226,7 +226,8 @@ def _is_number(node: ast.expr) -> bool:
 
 def _of_number(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
     value = ast.literal_eval(node)
-    others = (value + 1, value - 1, 0, 1, -1, -value, 2 * value, value / 2, 10, 100, float("nan"))
+    others = [value + 1, value - 1, 0, 1, -1, -value, 2 * value, value / 2, float("nan")]
+    others += [10, 100, 10 * value, value / 10] if abs(value) > 4 else []  # not where arrays would become huge
     for other in dict.fromkeys(int(v) if v == v and v == int(v) else v for v in others):
         if other != value:
             number: ast.expr = ast.Constant(abs(other))
@@ -455,6 +456,10 @@ def _names(function: ast.FunctionDef) -> Iterator[_Change]:
                         shown = owner if isinstance(owner, ast.expr | ast.Return | ast.Assign) else node
                         message = _shown(owner, field, at, shown, node, ast.Constant(other), f"`{node.id}` is {kind}")
                         yield _replace(owner, field, at, ast.Constant(other), message, rank=2)
+                if isinstance(node, ast.expr) and _is_number(node):
+                    for other in known:
+                        message = _said("another number", other, ast.unparse(node))
+                        yield _replace(owner, field, at, ast.Name(other, ast.Load()), message, rank=3)
     for a in known:
         places = [n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == a and isinstance(n.ctx, ast.Load)]
         if len(places) > 1:

@@ -34,7 +34,6 @@ PLANTED = [
     ("conv_pixel", "0 <= p < H", "0 < p < H", "the border of a comparison"),
     ("taps", "u < kernel", "u <= kernel", "the border of a comparison"),
     ("taps", "u >= 0", "u > 0", "the border of a comparison"),
-    ("one_cycle", "step <= top", "step < top - 1", "off by one"),
     # rows and columns
     ("conv_pixel", "p, q = i * stride + u - padding, j", "p, q = j * stride + u - padding, i", "i and j are exchanged"),
     ("conv_pixel", "j * stride + v - padding", "j * stride + v", "a term is left out"),

@@ -184,6 +184,8 @@ def _front_cases(seed: int) -> list[Case]:
     cases.append(  # one point that is better than all others in both; costs in no order
         {"macs": np.array([7, 3, 9, 2, 5]), "accuracy": np.array([60.0, 71.0, 66.0, 75.0, 73.0])}
     )
+    # The cheapest has neither the best accuracy nor the best accuracy for its cost.
+    cases.append({"macs": np.array([10, 2, 5, 4]), "accuracy": np.array([60.0, 5.0, 50.0, 30.0])})
     for count in (8, 16):
         macs = rng.integers(1, 40, count)
         accuracy = np.round(40 + 8 * np.log(macs) + 4 * rng.standard_normal(count), 1)
@@ -216,12 +218,6 @@ FRONT_MISTAKES = [
     Mistake(
         "or for and: a point falls if another is cheaper *or* more accurate. It has to be no worse in both at once",
         lambda macs, accuracy: _undominated(macs, accuracy, lambda m, a, m0, a0: (m < m0) | (a > a0)),
-    ),
-    Mistake(
-        "or for and: a point falls if another costs no more *or* is no less accurate. It has to be both at once",
-        lambda macs, accuracy: _undominated(
-            macs, accuracy, lambda m, a, m0, a0: ((m <= m0) | (a >= a0)) & ((m < m0) | (a > a0))
-        ),
     ),
     Mistake(
         "one number for two: accuracy / macs has a single best point. The front has every point that no other "
