@@ -19,7 +19,7 @@ from mbnp.grading.compare import Trial, equal, same
 if TYPE_CHECKING:
     from mbnp.grading.exercise import Exercise
 
-SECONDS = 0.7  # the longest search for a fault: a file of four exercises is graded in three seconds
+SECONDS = 0.7  # of computing, the longest search for a fault: a file of four exercises is graded in three seconds
 NAMED = 3  # more reasons than that tell nothing
 
 
@@ -47,10 +47,10 @@ def _found(exercise: "Exercise", trials: Sequence[Trial], first: Trial) -> str:
     trials = [trial for trial in trials if not (trial.only_type or trial.error or "wrote into" in trial.problem)]
     if not any(trial is first for trial in trials):
         return ""  # such a problem says more than a fault in the numbers would
-    end = time.monotonic() + SECONDS
+    end = time.process_time() + SECONDS
     trials = sorted(trials, key=lambda trial: not trial.problem)  # wrong ones first: they exclude more
     whole, in_part = [], []
-    for fault in itertools.takewhile(lambda _: time.monotonic() < end, _candidates(exercise, first)):
+    for fault in itertools.takewhile(lambda _: time.process_time() < end, _candidates(exercise, first)):
         if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
             whole.append(fault.message)
         elif first.output is not None and not whole:
