@@ -389,10 +389,9 @@ def _bodies(body: list[ast.stmt], in_loop: bool) -> Iterator[tuple[str, str, str
             if in_loop:
                 continue
             if before and isinstance(before[-1], ast.For):
-                loop = before[-1]
-                early = ast.For(loop.target, loop.iter, [*loop.body, node], [])
                 kind = "early return: it stands inside the loop, which ends at its first step; it belongs behind it"
-                yield kind, "", text, [*before[:-1], early, node]
+                for early in _returning(before[-1], node):
+                    yield kind, "", text, [*before[:-1], early, node]
         else:
             yield "this is left out", "", text, before + after
         if isinstance(node, ast.AugAssign):
@@ -427,6 +426,15 @@ def _bodies(body: list[ast.stmt], in_loop: bool) -> Iterator[tuple[str, str, str
         if after and not isinstance(after[0], ast.Return) and not isinstance(node, ast.Return):
             text = f"{text}; {ast.unparse(after[0])}".replace("\n", " ")
             yield "order: these two are exchanged", "", text, [*before, after[0], node, *after[1:]]
+
+
+def _returning(loop: ast.For, node: ast.Return) -> Iterator[ast.For]:
+    """Yield the loop with the return at its end, and at the end of each loop within it."""
+    yield ast.For(loop.target, loop.iter, [*loop.body, node], [])
+    for k, inner in enumerate(loop.body):
+        if isinstance(inner, ast.For):
+            for early in _returning(inner, node):
+                yield ast.For(loop.target, loop.iter, [*loop.body[:k], early, *loop.body[k + 1 :]], [])
 
 
 def _last_return(body: list[ast.stmt]) -> list[ast.stmt]:
