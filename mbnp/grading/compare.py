@@ -88,7 +88,9 @@ def _compare_one(exercise: "Exercise", trial: Trial, name: str, expected: Any, g
         trial.problem = f"{it} is {array.dtype}, expected {wanted.dtype}; its numbers are right"
         trial.likely, trial.only_type = _guess_type(got, array.dtype, wanted.dtype), True
         if isinstance(got, list | tuple):
-            trial.problem = f"{it} is a {type(got).__name__}, expected an array of {wanted.dtype}; its numbers are right"
+            trial.problem = (
+                f"{it} is a {type(got).__name__}, expected an array of {wanted.dtype}; its numbers are right"
+            )
 
 
 def _guess_type(got: Any, mine: np.dtype, wanted: np.dtype) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mbnp.grading import faults
-from mbnp.grading.compare import Trial, equal, same
+from mbnp.grading.compare import Trial, as_array, equal, same
 
 if TYPE_CHECKING:
     from mbnp.grading.exercise import Exercise
@@ -45,7 +45,11 @@ def _known(exercise: "Exercise", trials: Sequence[Trial], output: int | None = N
 def _found(exercise: "Exercise", trials: Sequence[Trial], first: Trial) -> str:
     """Name the faults of a right solution that explain every trial, or else the wrong one of several results."""
     trials = [trial for trial in trials if not (trial.only_type or trial.error or "wrote into" in trial.problem)]
-    if not any(trial is first for trial in trials):
+    if (
+        not any(trial is first for trial in trials)
+        or as_array(first.result) is None
+        and not isinstance(first.result, tuple | list)
+    ):
         return ""  # such a problem says more than a fault in the numbers would
     end = time.process_time() + SECONDS
     trials = sorted(trials, key=lambda trial: not trial.problem)  # wrong ones first: they exclude more
@@ -65,8 +69,9 @@ def _candidates(exercise: "Exercise", first: Trial) -> Iterator[faults.Fault]:
     right = exercise.solutions[0] if exercise.solutions else exercise.reference
     yield from faults.of_result(right, exercise.reference(**copy.deepcopy(first.case)))
     yield from faults.of_arguments(right, first.case)
-    for solution in exercise.solutions:
-        yield from faults.of_source(solution)
+    for names in (False, True):  # there are many more of the latter, and they are less likely
+        for solution in exercise.solutions:
+            yield from faults.of_source(solution, names)
 
 
 def _in_part(exercise: "Exercise", trials: Sequence[Trial], first: Trial) -> str:

@@ -26,12 +26,12 @@ class Fault(NamedTuple):
 # --- the text of the solution ---
 
 
-def of_source(solution: Callable) -> Iterator[Fault]:
-    """Yield the solution with one thing in its text changed, likely faults first."""
+def of_source(solution: Callable, names: bool = False) -> Iterator[Fault]:
+    """Yield the solution with one thing in its text changed; names: one name in place of another, or else the rest."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(solution)))
     function = tree.body[0]
     assert isinstance(function, ast.FunctionDef)
-    changes = [*_expressions(function), *_statements(function), *_names(function)]
+    changes = _names(function) if names else itertools.chain(_expressions(function), _statements(function))
     for change in sorted(changes, key=lambda change: change.rank):
         change.do()
         try:
@@ -210,7 +210,10 @@ def _of_comparison(node: ast.Compare) -> Iterator[tuple[str, ast.expr]]:
     for k, op in enumerate(node.ops):
         for kind, table in (("the border of a comparison", BORDER), ("a comparison is turned round", TURNED)):
             if type(op) in table:
-                yield kind, ast.Compare(node.left, [*node.ops[:k], table[type(op)](), *node.ops[k + 1 :]], node.comparators)
+                yield (
+                    kind,
+                    ast.Compare(node.left, [*node.ops[:k], table[type(op)](), *node.ops[k + 1 :]], node.comparators),
+                )
     if len(node.ops) > 1:
         yield "a condition is left out", ast.Compare(node.left, node.ops[:-1], node.comparators[:-1])
         yield "a condition is left out", ast.Compare(node.comparators[0], node.ops[1:], node.comparators[1:])
@@ -308,7 +311,11 @@ def _of_range(node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
     end = node.args[min(1, len(node.args) - 1)]
     one = ast.Constant(1)
     for op in ast.Sub(), ast.Add():
-        args = [*node.args[:1], _operation(end, op, one), *node.args[2:]] if len(node.args) > 1 else [_operation(end, op, one)]
+        args = (
+            [*node.args[:1], _operation(end, op, one), *node.args[2:]]
+            if len(node.args) > 1
+            else [_operation(end, op, one)]
+        )
         yield kind, ast.Call(node.func, args, [])
     if len(node.args) == 1:
         yield kind, ast.Call(node.func, [one, end], [])
@@ -378,7 +385,9 @@ def _statements(function: ast.FunctionDef) -> Iterator[_Change]:
                 continue
             for kind, wrong, right, new in _bodies(body, isinstance(owner, ast.For)):
                 if new:
-                    yield _replace(owner, field, None, new, _said(kind, wrong, right) if wrong else f"{kind}: `{_cut(right)}`")
+                    yield _replace(
+                        owner, field, None, new, _said(kind, wrong, right) if wrong else f"{kind}: `{_cut(right)}`"
+                    )
 
 
 def _bodies(body: list[ast.stmt], in_loop: bool) -> Iterator[tuple[str, str, str, list[ast.stmt]]]:
@@ -403,7 +412,12 @@ def _bodies(body: list[ast.stmt], in_loop: bool) -> Iterator[tuple[str, str, str
                 yield "another operation", ast.unparse(changed), text, [*before, changed, *after]
         if isinstance(node, ast.If):
             yield "the condition is left out", "", text, [*before, *node.body, *after]
-            yield "reversed", "", text, [*before, ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse), *after]
+            yield (
+                "reversed",
+                "",
+                text,
+                [*before, ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse), *after],
+            )
             if in_loop and isinstance(node.body[-1], ast.Return):
                 kind = "only the first step of the loop is made: it returns in any case"
                 yield kind, "", text, [*before, node, *after, *_last_return(body)]
@@ -469,7 +483,9 @@ def _names(function: ast.FunctionDef) -> Iterator[_Change]:
                         message = _said("another number", other, ast.unparse(node))
                         yield _replace(owner, field, at, ast.Name(other, ast.Load()), message, rank=3)
     for a in known:
-        places = [n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == a and isinstance(n.ctx, ast.Load)]
+        places = [
+            n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == a and isinstance(n.ctx, ast.Load)
+        ]
         if len(places) > 1:
             for b in known:
                 if a != b:

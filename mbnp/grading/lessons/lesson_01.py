@@ -31,7 +31,6 @@ SIZES = [
 ]
 
 
-
 def _count_windows(size, kernel, stride, padding):
     padded = size + 2 * padding
     return (padded - kernel) // stride + 1
@@ -168,9 +167,7 @@ PIXEL_MISTAKES = [
     Mistake(
         "stride: it multiplies the padding, too: (i + u - padding)*stride. It moves the window only: "
         "i*stride + u - padding",
-        lambda x, w, i, j, d, stride, padding: _pixel_loops(
-            x, w, i, j, d, lambda a, u: (a + u - padding) * stride
-        ),
+        lambda x, w, i, j, d, stride, padding: _pixel_loops(x, w, i, j, d, lambda a, u: (a + u - padding) * stride),
     ),
     Mistake(
         "padding: an index outside the image is moved to its border, which repeats the edge. Outside are zeros: skip the "

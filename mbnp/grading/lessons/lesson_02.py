@@ -219,7 +219,8 @@ MACS_MISTAKES = [
         "stride: the depthwise convolution is counted at its input's H and W. It works once for every pixel that it "
         "writes: the output's size",
         lambda H, W, K, c_in, c_out, stride: (
-            cost.depthwise(H, W, K, c_in) + _separable_macs(H, W, K, c_in, c_out, stride)
+            cost.depthwise(H, W, K, c_in)
+            + _separable_macs(H, W, K, c_in, c_out, stride)
             - _separable_macs(H, W, K, c_in, 0, stride)
         ),
     ),
@@ -266,7 +267,14 @@ MACS_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("depthwise", _depthwise_cases, _depthwise, DEPTHWISE_MISTAKES, solutions=(_tap_by_tap, _by_windows), pixel_loops=False),
+    Exercise(
+        "depthwise",
+        _depthwise_cases,
+        _depthwise,
+        DEPTHWISE_MISTAKES,
+        solutions=(_tap_by_tap, _by_windows),
+        pixel_loops=False,
+    ),
     Exercise(
         "pointwise",
         _pointwise_cases,

@@ -40,6 +40,7 @@ SIZES: list[Case] = [
     )
 ]
 
+
 def _chain(size, strides):
     sizes = []
     for stride in strides:
@@ -128,6 +129,7 @@ FIELDS: list[Case] = [
         [(3, 2), (3, 1), (4, 2), (3, 1)],
     )
 ]
+
 
 def _from_the_first(layers):
     field = jump = 1
@@ -247,6 +249,7 @@ COUNTS: list[Case] = [
         (33, 8, [(16, 2), (24, 2), (24, 1)], 5),
     )
 ]
+
 
 def _by_hand(size, stem, blocks, classes):
     parameters = 9 * 3 * stem + stem + 2 * stem

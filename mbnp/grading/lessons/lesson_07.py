@@ -14,6 +14,7 @@ RATIOS = [
     for k, c_in, c_out in ((3, 32, 64), (3, 3, 10), (5, 16, 16), (3, 4, 1), (1, 8, 4), (7, 6, 96))
 ]
 
+
 def _ratio(k, c_in, c_out):
     return 1 / c_out + 1 / k**2
 
@@ -171,7 +172,13 @@ PAIR_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("cost_ratio", RATIOS, lambda k, c_in, c_out: cost.separable_ratio(k, c_out), RATIO_MISTAKES, solutions=(_ratio, _ratio_of_costs)),
+    Exercise(
+        "cost_ratio",
+        RATIOS,
+        lambda k, c_in, c_out: cost.separable_ratio(k, c_out),
+        RATIO_MISTAKES,
+        solutions=(_ratio, _ratio_of_costs),
+    ),
     Exercise(
         "paired_difference",
         _run_cases,

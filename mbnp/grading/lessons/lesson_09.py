@@ -24,6 +24,7 @@ INTENSITY_CASES = [
     )
 ]
 
+
 def _by_hand(n, h, w, c, k, itemsize):
     flops = 2 * n * h * w * c * k * k
     return flops / (itemsize * (2 * n * h * w * c + k * k * c))
@@ -101,6 +102,7 @@ ROOFLINE_CASES: list[Case] = [
     )
 ]
 
+
 def _lower_of_two(intensity, gflops, bandwidth):
     return np.minimum(gflops, bandwidth * intensity)
 
@@ -159,6 +161,7 @@ OFFSET_CASES = [
         (1, 4, 0, 6, (2, 5, 3, 8)),
     )
 ]
+
 
 def _steps(n, c, i, j, shape):
     N, C, H, W = shape

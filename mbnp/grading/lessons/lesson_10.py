@@ -185,9 +185,7 @@ RELU_MISTAKES = [
     ),
     Mistake(
         "order: beta is added after ReLU. It comes before: max(scale * (z - mean) + beta, 0)",
-        lambda z, mean, var, gamma, beta, eps: (
-            _normalise_relu(z, mean, var, gamma, np.zeros_like(beta), eps) + beta
-        ),
+        lambda z, mean, var, gamma, beta, eps: _normalise_relu(z, mean, var, gamma, np.zeros_like(beta), eps) + beta,
     ),
     Mistake(
         "order: ReLU comes last, after scale and shift. If it comes before, a negative gamma or beta undoes it",
@@ -409,9 +407,7 @@ COMBINE_MISTAKES = [
     ),
     Mistake(
         "the standard deviation is returned: the variance is its square",
-        _with_variance(
-            lambda n, means, m2s, mean: np.sqrt((m2s + n * (means - mean) ** 2).sum(axis=0) / n.sum())
-        ),
+        _with_variance(lambda n, means, m2s, mean: np.sqrt((m2s + n * (means - mean) ** 2).sum(axis=0) / n.sum())),
     ),
     Mistake(
         "the two results are exchanged: the mean comes first, then the variance",
@@ -463,5 +459,7 @@ EXERCISES = [
     Exercise("fold", _fold_cases, _fold, FOLD_MISTAKES, outputs=("weight", "bias"), solutions=(_into_one,)),
     Exercise("normalise_relu", _relu_cases, _normalise_relu, RELU_MISTAKES, solutions=(_scaled_then_cut,)),
     Exercise("blocked_matmul", _matmul_cases, matmul.forward_numpy, MATMUL_MISTAKES, solutions=(_by_tiles,)),
-    Exercise("combine", _combine_cases, _combine, COMBINE_MISTAKES, outputs=("mean", "variance"), solutions=(_of_tiles,)),
+    Exercise(
+        "combine", _combine_cases, _combine, COMBINE_MISTAKES, outputs=("mean", "variance"), solutions=(_of_tiles,)
+    ),
 ]

@@ -143,6 +143,7 @@ SAME: list[Case] = [
     )
 ]
 
+
 def _zeros_needed(size, kernel, stride):
     outputs = -(-size // stride)
     total = max((outputs - 1) * stride + kernel - size, 0)
@@ -299,12 +300,12 @@ FIRST_MISTAKES = [
         "early return: `return -1` stands inside the loop, which ends after the first layer. It belongs behind the loop",
         lambda ours, theirs, tolerance: _first(ours[:1], theirs[:1], tolerance),
     ),
-    Mistake("maps only: layers of (N, C), after the pool, are not compared. Only the transpose is for maps", _maps_only),
+    Mistake(
+        "maps only: layers of (N, C), after the pool, are not compared. Only the transpose is for maps", _maps_only
+    ),
     Mistake(
         "it counts layers from 1; the index of the first one is 0",
-        lambda ours, theirs, tolerance: (
-            k + 1 if (k := _first(ours, theirs, tolerance)) >= 0 else k
-        ),
+        lambda ours, theirs, tolerance: k + 1 if (k := _first(ours, theirs, tolerance)) >= 0 else k,
     ),
     Mistake(
         "the number of layers is returned where none differs; -1 is asked for",
@@ -335,6 +336,8 @@ FIRST_MISTAKES = [
 
 EXERCISES = [
     Exercise("weight_from_torch", _weight_cases, _weight, WEIGHT_MISTAKES, solutions=(_by_axes, _by_loops)),
-    Exercise("same_padding", SAME, same_padding, SAME_MISTAKES, outputs=("before", "after"), solutions=(_zeros_needed,)),
+    Exercise(
+        "same_padding", SAME, same_padding, SAME_MISTAKES, outputs=("before", "after"), solutions=(_zeros_needed,)
+    ),
     Exercise("first_difference", _pairs_cases, _first, FIRST_MISTAKES, solutions=(_from_the_first,)),
 ]
