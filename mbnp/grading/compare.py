@@ -99,7 +99,7 @@ def _guess_type(got: Any, mine: np.dtype, wanted: np.dtype) -> str:
         return f"a list has no dtype of its own: make it an array, np.array(..., dtype=np.{wanted})"
     if wanted.kind == "f" and mine.kind == "f":
         if mine.itemsize < wanted.itemsize:
-            return f"digits are lost: {mine} has fewer than {wanted}. Was the array made with another dtype than its input?"
+            return f"digits are lost: {mine} has fewer than {wanted}. Make arrays with the dtype of the input"
         return (
             "float64 promotion: np.zeros, np.ones, np.arange and np.array([0.5]) are float64 by default, and any "
             "operation with a float64 array gives float64. Give them dtype=x.dtype"

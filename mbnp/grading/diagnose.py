@@ -45,11 +45,8 @@ def _known(exercise: "Exercise", trials: Sequence[Trial], output: int | None = N
 def _found(exercise: "Exercise", trials: Sequence[Trial], first: Trial) -> str:
     """Name the faults of a right solution that explain every trial, or else the wrong one of several results."""
     trials = [trial for trial in trials if not (trial.only_type or trial.error or "wrote into" in trial.problem)]
-    if (
-        not any(trial is first for trial in trials)
-        or as_array(first.result) is None
-        and not isinstance(first.result, tuple | list)
-    ):
+    numbers = isinstance(first.result, tuple | list) or as_array(first.result) is not None
+    if not numbers or not any(trial is first for trial in trials):
         return ""  # such a problem says more than a fault in the numbers would
     end = time.process_time() + SECONDS
     trials = sorted(trials, key=lambda trial: not trial.problem)  # wrong ones first: they exclude more
@@ -57,9 +54,10 @@ def _found(exercise: "Exercise", trials: Sequence[Trial], first: Trial) -> str:
     for fault in itertools.takewhile(lambda _: time.process_time() < end, _candidates(exercise, first)):
         if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
             whole.append(fault.message)
-        elif first.output is not None and not whole:
-            if all(_explains(fault.wrong, trial, exercise.rtol, first.output) for trial in trials):
-                in_part.append(fault.message)
+        elif first.output is not None and all(
+            _explains(fault.wrong, trial, exercise.rtol, first.output) for trial in trials
+        ):
+            in_part.append(fault.message)
         if len(set(whole)) == NAMED:
             break
     return _either(whole or in_part)

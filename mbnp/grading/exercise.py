@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbnp.grading.compare import Trial, compare, describe, golden_key, same
+from mbnp.grading.compare import Trial, compare, describe, same
 from mbnp.grading.diagnose import likely
 
 Case = dict[str, Any]
