@@ -19,7 +19,8 @@ import numpy as np
 
 from mbnp.errors import MbnpError
 from mbnp.grading import lessons as lesson_files
-from mbnp.grading.exercise import Exercise, Mistake, Outcome, captured, golden_key, grade, time_limit
+from mbnp.grading.compare import golden_key
+from mbnp.grading.exercise import Exercise, Mistake, Outcome, captured, grade, time_limit
 from mbnp.grading.rules import broken
 
 __all__ = [

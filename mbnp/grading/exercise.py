@@ -2,7 +2,7 @@
 
 A reader's function is called on copies of each case's arguments. Its result is compared with that of mbnp's own
 function and, where there is one, with a golden value that PyTorch computed (`compare.py`). If it is wrong, known
-mistakes are run on the same cases: the one that gives exactly the reader's results is the likely reason (`diagnose.py`).
+mistakes are run on the same cases: the one that gives exactly the reader's results is likely (`diagnose.py`).
 """
 
 import contextlib

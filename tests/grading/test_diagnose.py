@@ -104,7 +104,7 @@ def test_planted_mistake_is_named(name, right, wrong, words):
 
 
 def test_mistakes_that_give_the_same_numbers_are_both_named():
-    number, exercise = EXERCISES["output_size"]
+    _, exercise = EXERCISES["output_size"]
     first, second = grading.Mistake("one", lambda **case: 7), grading.Mistake("two", lambda **case: 7)
     task = grading.Exercise("output_size", exercise.cases, exercise.reference, [first, second])
     assert grading.grade(task, lambda **case: 7).likely == "one; or: two"
@@ -229,7 +229,7 @@ def test_loops_over_pixels_are_found():
 OWN = [
     (
         "convolve",
-        "from mbnp.ops import conv\ndef convolve(x, w, b, stride, padding):\n    return conv.forward(x, w, b, stride, padding)",
+        "from mbnp.ops import conv\ndef convolve(x, w, b, **where):\n    return conv.forward(x, w, b, **where)",
         "conv.forward",
     ),
     ("same_padding", "from mbnp.ops.window import same_padding", "window.same_padding"),

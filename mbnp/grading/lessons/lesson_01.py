@@ -38,12 +38,12 @@ def _count_windows(size, kernel, stride, padding):
 
 SIZE_MISTAKES = [
     Mistake(
-        "the kernel is left out: size // stride is right only where the padding makes up for it. Count the windows that "
+        "the kernel is left out: size // stride is right only where the padding makes up for it. Count windows that "
         "fit: (size + 2·padding - kernel) // stride + 1",
         lambda size, kernel, stride, padding: size // stride,
     ),
     Mistake(
-        "that is ceil(size / stride), the size with TensorFlow's SAME padding. Count the windows that fit into this one",
+        "that is ceil(size / stride), the size with TensorFlow's SAME padding. Count windows that fit into this one",
         lambda size, kernel, stride, padding: -(-size // stride),
     ),
     Mistake(
@@ -170,8 +170,8 @@ PIXEL_MISTAKES = [
         lambda x, w, i, j, d, stride, padding: _pixel_loops(x, w, i, j, d, lambda a, u: (a + u - padding) * stride),
     ),
     Mistake(
-        "padding: an index outside the image is moved to its border, which repeats the edge. Outside are zeros: skip the "
-        "tap",
+        "padding: an index outside the image is moved to its border, which repeats the edge. Outside are zeros: skip "
+        "the tap",
         _pixel_of(lambda p, size: min(max(p, 0), size - 1)),
     ),
     Mistake(

@@ -210,7 +210,7 @@ def _scattered(dy, w, shape, stride, padding):
     def inside(p, size):
         return 0 <= p < size
 
-    N, H, W, C = shape
+    _, H, W, _ = shape
     KH, KW, _, _ = w.shape
     _, OH, OW, _ = dy.shape
     dx = np.zeros(shape, dy.dtype)

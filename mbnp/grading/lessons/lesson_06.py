@@ -84,8 +84,8 @@ GRADIENT_MISTAKES = [
         _shifted_by(lambda logits: logits.max()),
     ),
     Mistake(
-        "softmax: the mean of the row is subtracted, and exp can still overflow. Subtract the maximum: then no power is "
-        "above 1",
+        "softmax: the mean of the row is subtracted, and exp can still overflow. Subtract the maximum: then no power "
+        "is above 1",
         _shifted_by(lambda logits: logits.mean(axis=1, keepdims=True)),
     ),
     Mistake(
@@ -342,7 +342,7 @@ def _first_image_decides(images, top, left, mirrored, pad):
 
 
 def _one_by_one(images, top, left, mirrored, pad):
-    N, H, W, C = images.shape
+    N, H, W, _ = images.shape
     result = np.empty_like(images)
     sides = (pad, pad)
     for n in range(N):

@@ -66,8 +66,8 @@ def _unscaled(width, resolution, stem=False, last=False):
 
 MACS_MISTAKES = [
     Mistake(
-        "width: the first convolution's channels are not scaled. They are int(STEM * width), also where the first block "
-        "reads them",
+        "width: the first convolution's channels are not scaled. They are int(STEM * width), also where the first "
+        "block reads them",
         lambda width, resolution: _unscaled(width, resolution),
     ),
     Mistake(
@@ -206,8 +206,8 @@ def _not_dominated(macs, accuracy):
 
 FRONT_MISTAKES = [
     Mistake(
-        "ties: a point that is exactly like another is taken off the front. Equal points do not dominate each other: one "
-        "has to be strictly better in cost or accuracy",
+        "ties: a point that is exactly like another is taken off the front. Equal points do not dominate each other: "
+        "one has to be strictly better in cost or accuracy",
         lambda macs, accuracy: np.array(
             [
                 not any(i != j and macs[j] <= macs[i] and accuracy[j] >= accuracy[i] for j in range(len(macs)))

@@ -164,7 +164,7 @@ OFFSET_CASES = [
 
 
 def _steps(n, c, i, j, shape):
-    N, C, H, W = shape
+    _, C, H, W = shape
     return ((n * H + i) * W + j) * C + c
 
 
@@ -183,7 +183,7 @@ ORDERS = [order for order in itertools.permutations("nijc") if "".join(order) no
 OFFSET_MISTAKES = [
     *(
         Mistake(
-            f"order: that is the position with the axes in the order {', '.join(order)}. Channels last, it is n, i, j, c",
+            f"order: the position with the axes in the order {', '.join(order)}. Channels last, it is n, i, j, c",
             _in_order(order),
         )
         for order in ORDERS

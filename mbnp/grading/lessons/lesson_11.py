@@ -47,7 +47,7 @@ def _cam_cases(seed: int) -> list[Case]:
 
 
 def _of_each(features, w, classes):
-    N, H, W, C = features.shape
+    N, H, W, _ = features.shape
     maps = np.zeros((N, H, W), features.dtype)
     for n in range(N):
         contribution = features[n] @ w[:, classes[n]]
@@ -70,7 +70,7 @@ CAM_MISTAKES = [
         ).astype(features.dtype),
     ),
     Mistake(
-        "averaged: the features are averaged over the map, and all cells get the same number. Weigh each cell by itself",
+        "averaged: the features are averaged over the map, and all cells get the same number. Weigh each by itself",
         lambda features, w, classes: _cam(
             np.broadcast_to(features.mean((1, 2), keepdims=True), features.shape).copy(), w, classes
         ),
@@ -158,7 +158,7 @@ def _ratio(above, below):
 
 
 def _overlap(found, truth):
-    N, H, W = found.shape
+    N = len(found)
     result = np.ones(N)
     for n in range(N):
         both = (found[n] & truth[n]).sum()

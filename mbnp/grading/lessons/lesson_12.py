@@ -297,7 +297,7 @@ FIRST_MISTAKES = [
         _first_with(scale=lambda b: b.max()),
     ),
     Mistake(
-        "early return: `return -1` stands inside the loop, which ends after the first layer. It belongs behind the loop",
+        "early return: `return -1` stands inside the loop, which ends after the first layer. It belongs behind it",
         lambda ours, theirs, tolerance: _first(ours[:1], theirs[:1], tolerance),
     ),
     Mistake(
