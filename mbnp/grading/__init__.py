@@ -10,6 +10,7 @@ import pkgutil
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ import numpy as np
 
 from mbnp.errors import MbnpError
 from mbnp.grading import lessons as lesson_files
-from mbnp.grading.exercise import Exercise, Mistake, Outcome, golden_key, grade
+from mbnp.grading.compare import golden_key
+from mbnp.grading.exercise import Exercise, Mistake, Outcome, grade
+from mbnp.grading.rules import broken
 from mbnp.grading.source import brief, find, read
 
 if TYPE_CHECKING:
@@ -120,7 +123,8 @@ def _grade(program: "Program", exercise: Exercise, golden: dict[str, np.ndarray]
         reasons.append(f"the file has no function {exercise.name}: was it renamed?")
         return Outcome(exercise.name, "wrong", brief(reasons[0], 400))
     try:
-        outcome = grade(exercise, program.function(exercise.name), golden)
+        rules = partial(program.inside, exercise.name, broken)
+        outcome = grade(exercise, program.function(exercise.name), golden, rules)
     except Exception as error:  # a mistake of ours must not hide what the other functions do
         what = f"{type(error).__name__}: {error}"
         outcome = Outcome(exercise.name, "wrong", f"the grader cannot judge its result; please report this: {what}")
