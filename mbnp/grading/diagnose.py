@@ -16,7 +16,6 @@ import numpy as np
 from mbnp.grading import faults
 from mbnp.grading.compare import Trial, as_array, equal, same
 
-
 SECONDS = 0.7  # of computing, the longest search for a fault: a file of four exercises is graded in three seconds
 NAMED = 3  # more reasons than that tell nothing
 
