@@ -6,19 +6,16 @@ import types
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from mbnp.grading.exercise import Case, Exercise
 
 
 @dataclass(eq=False)
 class Trial:
     """One call: the result, or the exception, and what is wrong with it."""
 
-    case: "Case"
+    case: dict[str, Any]
     result: Any = None
     error: BaseException | None = None
     problem: str = ""
@@ -35,7 +32,7 @@ def golden_key(name: str, number: int, output: str = "") -> str:
     return f"{name}.{number}.{output}" if output else f"{name}.{number}"
 
 
-def compare(exercise: "Exercise", trial: Trial, number: int, golden: Mapping[str, np.ndarray]) -> None:
+def compare(exercise: Any, trial: Trial, number: int, golden: Mapping[str, np.ndarray]) -> None:
     """Write into `trial` what is wrong with its result, if anything is."""
     expected = exercise.reference(**copy.deepcopy(trial.case))
     several = isinstance(expected, tuple)
@@ -68,7 +65,7 @@ def _like(golden: np.ndarray, mine: Any) -> Any:
     return type(mine)(golden.tolist())
 
 
-def _compare_one(exercise: "Exercise", trial: Trial, name: str, expected: Any, got: Any) -> None:
+def _compare_one(exercise: Any, trial: Trial, name: str, expected: Any, got: Any) -> None:
     it = name or "the result"
     if not isinstance(expected, np.ndarray | np.generic | float):
         trial.problem, trial.likely = _compare_exact(it, expected, got)
@@ -188,7 +185,7 @@ def _values(name: str, got: np.ndarray, expected: np.ndarray, differs: np.ndarra
     return text + (f" ({differs.sum()} of {differs.size} numbers are off)" if worst else "")
 
 
-def _guess(got: np.ndarray, expected: np.ndarray, exercise: "Exercise") -> str:
+def _guess(got: np.ndarray, expected: np.ndarray, exercise: Any) -> str:
     """Return a likely reason that can apply to any operation, or nothing."""
     if np.isnan(got).any() and not np.isnan(expected).any():
         return (
@@ -285,7 +282,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def describe(case: "Case") -> str:
+def describe(case: dict[str, Any]) -> str:
     """Describe the arguments: arrays by their shape, others as they are."""
 
     def text_of(value: Any) -> str:

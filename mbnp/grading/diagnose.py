@@ -9,21 +9,18 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mbnp.grading import faults
 from mbnp.grading.compare import Trial, as_array, equal, same
 
-if TYPE_CHECKING:
-    from mbnp.grading.exercise import Exercise
-
 SECONDS = 0.7  # of computing, the longest search for a fault: a file of four exercises is graded in three seconds
 NAMED = 3  # more reasons than that tell nothing
 
 
-def likely(exercise: "Exercise", trials: Sequence[Trial], first: Trial) -> str:
+def likely(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
     """Return the likely reason for the results of all trials, of which `first` is the first wrong one; or nothing."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -36,13 +33,13 @@ def likely(exercise: "Exercise", trials: Sequence[Trial], first: Trial) -> str:
         )
 
 
-def _known(exercise: "Exercise", trials: Sequence[Trial], output: int | None = None) -> str:
+def _known(exercise: Any, trials: Sequence[Trial], output: int | None = None) -> str:
     """Name the exercise's mistakes that explain every trial, or one of several results in every trial."""
     rtol = exercise.rtol
     return _either(m.message for m in exercise.mistakes if all(_explains(m.wrong, t, rtol, output) for t in trials))
 
 
-def _found(exercise: "Exercise", trials: Sequence[Trial], first: Trial) -> str:
+def _found(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
     """Name the faults of a right solution that explain every trial, or else the wrong one of several results."""
     trials = [trial for trial in trials if not (trial.only_type or trial.error or "wrote into" in trial.problem)]
     numbers = isinstance(first.result, tuple | list) or as_array(first.result) is not None
@@ -63,7 +60,7 @@ def _found(exercise: "Exercise", trials: Sequence[Trial], first: Trial) -> str:
     return _either(whole or in_part)
 
 
-def _candidates(exercise: "Exercise", first: Trial) -> Iterator[faults.Fault]:
+def _candidates(exercise: Any, first: Trial) -> Iterator[faults.Fault]:
     right = exercise.solutions[0] if exercise.solutions else exercise.reference
     yield from faults.of_result(right, exercise.reference(**copy.deepcopy(first.case)))
     yield from faults.of_arguments(right, first.case)
@@ -72,7 +69,7 @@ def _candidates(exercise: "Exercise", first: Trial) -> Iterator[faults.Fault]:
             yield from faults.of_source(solution, names)
 
 
-def _in_part(exercise: "Exercise", trials: Sequence[Trial], first: Trial) -> str:
+def _in_part(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
     """Name a mistake that explains the first wrong trial, most others and all right ones: there may be a second one."""
     wrong = [trial for trial in trials if trial.problem]
     for mistake in exercise.mistakes:

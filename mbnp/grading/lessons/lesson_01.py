@@ -86,7 +86,7 @@ def _pixel(x, w, i, j, d, stride, padding):
 
 def _pixel_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
-    cases = []
+    cases: list[Case] = []
     for stride, padding, i, j, d in (
         (1, 0, 1, 2, 0),
         (1, 1, 0, 3, 1),
@@ -253,7 +253,7 @@ PIXEL_MISTAKES = [
 
 def _convolve_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
-    cases = []
+    cases: list[Case] = []
     for size, kernel, stride, padding in (
         ((5, 6), 3, 1, 0),
         ((6, 5), 3, 1, 1),

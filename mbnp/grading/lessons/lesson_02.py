@@ -16,7 +16,7 @@ def _depthwise(x, w, stride, padding):
 
 def _depthwise_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
-    cases = []
+    cases: list[Case] = []
     for size, kernel, stride, padding in (
         ((5, 6), 3, 1, 1),
         ((6, 5), 3, 1, 0),
