@@ -288,7 +288,7 @@ def _of_call(node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
     for k, keyword in enumerate(node.keywords):
         if keyword.arg == "axis":
             for axis in AXES:
-                new = ast.keyword("axis", ast.Constant(axis))
+                new = ast.keyword("axis", ast.Constant(axis))  # type: ignore[arg-type]
                 yield "axes", ast.Call(called, node.args, [*node.keywords[:k], new, *node.keywords[k + 1 :]])
     if name == "range":
         yield from _of_range(node)
@@ -314,11 +314,8 @@ def _of_range(node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
     end = node.args[min(1, len(node.args) - 1)]
     one = ast.Constant(1)
     for op in ast.Sub(), ast.Add():
-        args = (
-            [*node.args[:1], _operation(end, op, one), *node.args[2:]]
-            if len(node.args) > 1
-            else [_operation(end, op, one)]
-        )
+        changed: ast.expr = _operation(end, op, one)
+        args = [*node.args[:1], changed, *node.args[2:]] if len(node.args) > 1 else [changed]
         yield kind, ast.Call(node.func, args, [])
     if len(node.args) == 1:
         yield kind, ast.Call(node.func, [one, end], [])
@@ -355,16 +352,16 @@ def _of_slice(node: ast.Slice) -> Iterator[tuple[str, ast.expr]]:
     one = ast.Constant(1)
     for bound in "lower", "upper":
         old = getattr(node, bound)
-        parts = {"lower": node.lower, "upper": node.upper, "step": node.step}
-        new = [None] if old is not None else []
+        parts: dict[str, ast.expr | None] = {"lower": node.lower, "upper": node.upper, "step": node.step}
+        new: list[ast.expr | None] = [None] if old is not None else []
         if old is not None:
             new += [_operation(old, ast.Add(), one), _operation(old, ast.Sub(), one)]
         elif bound == "lower":
-            new += [one] + ([node.step, _operation(node.step, ast.Sub(), one)] if node.step else [])
+            new += [one, *([node.step, _operation(node.step, ast.Sub(), one)] if node.step else [])]
         else:
             new += [ast.Constant(-1)]
         for value in new:
-            yield "where a slice begins or ends", ast.Slice(**(parts | {bound: value}))
+            yield "where a slice begins or ends", ast.Slice(**(parts | {bound: value}))  # type: ignore[arg-type]
     if node.step:
         yield "the step of a slice is left out", ast.Slice(node.lower, node.upper, None)
 
@@ -477,10 +474,10 @@ def _names(function: ast.FunctionDef) -> Iterator[_Change]:
                             shown = owner if isinstance(owner, ast.expr | ast.Return | ast.Assign) else node
                             message = _shown(owner, field, at, shown, node, new, "another name")
                             yield _replace(owner, field, at, new, message, rank=3)
-                    for other, kind in ((0, "left out, as if it were 0"), (1, "left out, as if it were 1")):
+                    for number, kind in ((0, "left out, as if it were 0"), (1, "left out, as if it were 1")):
                         shown = owner if isinstance(owner, ast.expr | ast.Return | ast.Assign) else node
-                        message = _shown(owner, field, at, shown, node, ast.Constant(other), f"`{node.id}` is {kind}")
-                        yield _replace(owner, field, at, ast.Constant(other), message, rank=2)
+                        message = _shown(owner, field, at, shown, node, ast.Constant(number), f"`{node.id}` is {kind}")
+                        yield _replace(owner, field, at, ast.Constant(number), message, rank=2)
                 if isinstance(node, ast.expr) and _is_number(node):
                     for other in known:
                         message = _said("another number", other, ast.unparse(node))
