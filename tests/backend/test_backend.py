@@ -86,6 +86,7 @@ def test_kernels_keep_nan():
     assert is_nan(np.float32(np.nan))
 
 
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled, nor cached")
 def test_jit_without_a_writable_cache_warns_once_and_compiles(monkeypatch):
     def refuse(function):
         raise RuntimeError("cannot cache function: no locator available")
