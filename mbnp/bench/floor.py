@@ -96,7 +96,7 @@ def allocate(matmuls: Iterable[Matmul]) -> list[Arrays]:
 
 
 def run(layers: Sequence[Arrays], backward: bool) -> None:
-    """Multiply as the fast engine does: one-threaded products inside prange, of packed weights.
+    """Multiply as the fast engine does: one-threaded products in a parallel loop, of packed weights.
 
     `backward`: all matrix products of a training step, not only those of forward.
     """

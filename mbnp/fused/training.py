@@ -256,9 +256,8 @@ class Depthwise(_Convolution):
         self._store(self.taps, 1)
         vector = padded(1, out.bounds.dtype)
         work.ask("scratch", scratch_vectors(self.window, H, W, OH, OW) * vector + C)
-        self.unused = (
-            out.needed and not inputs[0].needed
-        )  # the gradient of the input, which the kernel makes on the way
+        # Whether the input's gradient, which the kernel makes on the way, is read by nobody.
+        self.unused = out.needed and not inputs[0].needed
         if self.unused:
             work.ask("unused", *inputs[0].shape)
         work.ask("parts", N, self.taps, C)
