@@ -119,9 +119,8 @@ else:
     say("PyTorch is not installed here: the class is for reading only. `pip install -e '.[tutorials]'` brings it.")
 
 # %% [markdown]
-# A good, small network, clearly written. One comment has a mistake: the third line from the end says *max
-# pooling*, and the code takes the average, as MobileNet does. The code is right. (We come to `view(-1, 512)`
-# further down.)
+# A good, small network, clearly written. One comment has a mistake: beside `F.avg_pool2d` it says *max pooling*,
+# and the code takes the average, as MobileNet does. The code is right. (We come to `view(-1, 512)` further down.)
 #
 # ## Line by line
 #
@@ -265,8 +264,8 @@ except MbnpError as error:
 # %% [markdown]
 # Four predictions for one image, each made of 512 numbers that do not belong together (in PyTorch's layout a
 # row of 512 is 128 channels of four pixels each). For the article's images of 32x32 the line is right. With
-# `out.flatten(1)`, `fc` would raise an error for all other sizes. A `-1` in a reshape hides mistakes: write
-# the number that you know.
+# `out.flatten(1)`, `fc` would raise an error wherever more than one pixel is left. A `-1` in a reshape hides
+# mistakes: write the number that you know.
 #
 # ## The receptive field
 #
