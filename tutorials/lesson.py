@@ -7,6 +7,7 @@ down to a few seconds.
 
 import inspect
 import io
+import itertools
 import os
 import re
 import statistics
@@ -82,7 +83,7 @@ def show(fig: Any, alt: str = "") -> None:
         fig.savefig(png, format="png", pil_kwargs={"optimize": True})
         display(Image(png.getvalue(), format="png", alt=alt))
     elif plt.get_backend().lower() == "agg":  # there is no screen
-        print(f"[figure: {alt}]\n")
+        _display(f"[figure: {alt}]")
     else:
         plt.show()
     plt.close(fig)
@@ -167,7 +168,7 @@ def _in_notebook() -> bool:
 
 
 def _broken(text: str) -> str:
-    """Break paragraphs and lists at 80 columns; code, tables, formulas and titles stay as they are."""
+    """Break paragraphs, lists and tables at 80 columns; code, formulas and titles stay as they are."""
     parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
     for k in range(0, len(parts), 2):
         parts[k] = "\n\n".join(map(_broken_block, parts[k].split("\n\n")))
@@ -175,14 +176,35 @@ def _broken(text: str) -> str:
 
 
 def _broken_block(block: str) -> str:
-    if block.startswith(("|", "    ", "$$", "#")) or not block.strip():
+    if block.startswith(("    ", "$$", "#")) or not block.strip():
         return block
+    if block.startswith("|"):
+        return _aligned([[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()])
     lines = []
     for item in re.split(r"\n(?=(?:[-*]|\d+\.) )", block):
         marker = re.match(r"(?:[-*]|\d+\.) |", item)
         indent = " " * (marker.end() if marker else 0)
         wrap = textwrap.TextWrapper(80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         lines += wrap.wrap(" ".join(item.split()))
+    return "\n".join(lines)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Align the columns of a Markdown table. Where it is too wide, break its widest columns between words."""
+    right = [mark.endswith(":") for mark in rows.pop(1)]
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    least = [max(map(len, " ".join(column).split()), default=0) for column in columns]
+    while sum(widths) + 2 * len(widths) - 2 > 80 and (broad := [k for k, w in enumerate(widths) if w > least[k]]):
+        widths[max(broad, key=widths.__getitem__)] -= 1
+    lines = []
+    for row in rows:
+        cells = [textwrap.wrap(cell, w or 1, break_on_hyphens=False) for cell, w in zip(row, widths, strict=True)]
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            aligned = (f"{part:{'>' if r else '<'}{w}}" for part, r, w in zip(parts, right, widths, strict=True))
+            lines.append("  ".join(aligned).rstrip())
+        if row is rows[0]:
+            lines.append("-" * (sum(widths) + 2 * len(widths) - 2))
     return "\n".join(lines)
 
 

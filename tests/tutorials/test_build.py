@@ -233,6 +233,11 @@ SCRIPT = """\
 # - one thing
 # - another
 #
+# | name | | count |
+# | --- | --- | ---: |
+# | `conv` | a cell that is longer than what an ordinary terminal has room for in a line | 1 |
+# | fc | | 23 |
+#
 # <!-- mbnp/grading/lessons/hints/03.md: conv_dx -->
 
 # %%
@@ -254,10 +259,14 @@ def test_a_script_prints_its_text_and_a_traceback_its_line(build):
     done = subprocess.run([sys.executable, file], capture_output=True, text=True, encoding="utf-8", timeout=60)
     assert done.stdout == (
         "# 15. A script\n\nA paragraph that is longer than a line of a terminal, which has eighty columns\n"
-        "and not one more.\n\n- one thing\n- another\n\nSaid.\n\nThen:\n\n"
+        "and not one more.\n\n- one thing\n- another\n\n"
+        f"name{'count':>76}\n{'-' * 80}\n"
+        "`conv`  a cell that is longer than what an ordinary terminal has room for      1\n"
+        f"        in a line\nfc{'23':>78}\n\n"
+        "Said.\n\nThen:\n\n"
     )
     assert done.returncode == 1
-    assert "line 20, in <module>\n    print(1 / 0)" in done.stderr
+    assert "line 25, in <module>\n    print(1 / 0)" in done.stderr
     file.write_text(SCRIPT.replace("1 / 0", "__name__, 5"), encoding="utf-8")
     done = subprocess.run([sys.executable, file], capture_output=True, text=True, encoding="utf-8", timeout=60)
     assert done.stdout.endswith("Then:\n\n__main__ 5\n")

@@ -57,9 +57,11 @@ def test_runs_as_a_script(lesson, runs):
         re.sub(r"^# ?", "", cell.partition("\n")[2], flags=re.M) for cell in cells if cell.startswith(" [markdown]")
     ]
     assert len(cells) > 10
-    for paragraph in (p for cell in cells for p in cell.strip().split("\n\n") if not p.startswith("<!--")):
+    for paragraph in (p for cell in cells for p in cell.strip().split("\n\n") if not p.startswith(("<!--", "|"))):
         assert " ".join(paragraph.split()) in printed, "a script prints the text, too"
     assert "<summary>" not in printed
+    as_it_stands = re.compile(r"^(```|\$\$).*?\1$", re.MULTILINE | re.DOTALL)  # code and formulas
+    assert [line for line in as_it_stands.sub("", done.stdout).splitlines() if len(line) > 80] == []
 
 
 @each_lesson
