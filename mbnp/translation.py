@@ -12,16 +12,15 @@ import re
 from collections.abc import Iterable, Iterator
 from importlib import resources
 
+CODE = re.compile(r"`[^`]*`")
+BETWEEN = re.compile(r"(?<=[A-Za-z0-9])(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])(?=[A-Za-z0-9])")
+
 
 def chosen() -> str:
     """Return the language that MBNP_LANG names, or else the locale's: "zh", or "en" for all others."""
     names = (os.environ.get(name) for name in ("MBNP_LANG", "LC_ALL", "LC_MESSAGES", "LANG"))
     name = next(filter(None, names), None) or locale.getlocale()[0] or ""
     return "zh" if name.lower().startswith(("zh", "chinese")) else "en"
-
-
-CODE = re.compile(r"`[^`]*`")
-BETWEEN = re.compile(r"(?<=[A-Za-z0-9])(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])(?=[A-Za-z0-9])")
 
 
 class Catalogue:

@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,43 +101,39 @@ def main() -> int:
     parser.add_argument("--outdated", action="store_true", help="list what is to be translated, and build nothing")
     parser.add_argument("--translated", action="store_true", help="these lessons' translations fit their English")
     options = parser.parse_args()
-    if options.outdated or options.translated:
-        return _translations(options.lessons, options.translated)
     try:
+        if options.outdated or options.translated:
+            return _translations(options.lessons, options.translated)
         _check_tools()
         chosen = _chosen(options.lessons, options.all or options.notebooks)
-    except LessonError as error:
+    except (LessonError, chinese.TranslationError) as error:
         print(f"build.py: {error}", file=sys.stderr)
         return 2
     if not chosen:
         print("every page is made from its current source")
-    translated = chosen if options.lessons else [lesson for lesson in lessons() if chinese_of(lesson)]
-    failed, total = 0, 0.0
-    for lesson in chosen:
-        start = time.perf_counter()
-        try:
-            written = build_notebook(lesson) if options.notebooks else build(lesson)
-        except LessonError as error:
-            failed += 1
-            translated = [other for other in translated if other != lesson]
-            what = "notebook" if options.notebooks else "page"
-            print(f"build.py: {error}; the old {what} is untouched", file=sys.stderr)
-            continue
-        seconds = time.perf_counter() - start
-        total += seconds
-        print(f"{lesson.stem:32} {seconds:6.1f} s  {_size(written)}", flush=True)
+    start = time.perf_counter()
+    failed = {lesson for lesson in chosen if not _done(build_notebook if options.notebooks else build, lesson)}
     if len(chosen) > 1:
-        print(f"{'total':32} {total:6.1f} s")
+        print(f"{'total':32} {time.perf_counter() - start:6.1f} s")
     if options.notebooks:
         _link_map()
-        translated = []
-    for lesson in translated:
-        try:
-            translate(lesson)
-        except LessonError as error:
-            failed += 1
-            print(f"build.py: {error}", file=sys.stderr)
+    else:
+        rest = (lesson for lesson in (chosen if options.lessons else lessons()) if lesson not in failed)
+        failed |= {lesson for lesson in rest if not _done(translate, lesson)}
     return 1 if failed else 0
+
+
+def _done(make: Callable[[Path], Path | None], lesson: Path) -> bool:
+    """Make something of a lesson, and say what it took, or what is wrong."""
+    start = time.perf_counter()
+    try:
+        written = make(lesson)
+    except LessonError as error:
+        print(f"build.py: {error}; what was built before is untouched", file=sys.stderr)
+        return False
+    if written:
+        print(f"{lesson.stem:32} {time.perf_counter() - start:6.1f} s  {_size(written)}", flush=True)
+    return True
 
 
 def lessons() -> list[Path]:
@@ -188,17 +185,11 @@ def build(lesson: Path) -> Path:
     return _write("\n\n".join(parts) + "\n", figures, page_of(lesson))
 
 
-def translate(lesson: Path) -> Path | None:
+def translate(lesson: Path) -> None:
     """Write the Chinese page of a lesson, if it is translated, from the English page. LessonError if it cannot be."""
-    if not chinese_of(lesson):
-        return None
-    text = chinese_page(lesson)
-    page = RENDERED / "zh" / f"{lesson.stem}.md"
-    page.parent.mkdir(exist_ok=True)
-    partial = page.with_name(f".{page.name}.part")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, page)
-    return page
+    if chinese_of(lesson):
+        page = RENDERED / "zh" / f"{lesson.stem}.md"
+        os.replace(_beside(page, chinese_page(lesson)), page)
 
 
 def chinese_page(lesson: Path) -> str:
@@ -229,25 +220,18 @@ def _translation(lesson: Path) -> chinese.Translation:
 
 
 def _translations(names: list[str], stamp: bool) -> int:
-    """List what is outdated in translations, or write their hashes anew."""
-    count = 0
-    try:
-        if stamp and not names:
-            raise LessonError("--translated needs the lessons whose translation you have read beside their English")
-        for lesson in _chosen(names, True):
-            if not (file := chinese_of(lesson)):
-                continue
+    """List what is outdated in translations, if `stamp` after writing their hashes anew."""
+    if stamp and not names:
+        raise LessonError("--translated needs the lessons whose translation you have read beside their English")
+    lines = []
+    for lesson in _chosen(names, True):
+        if file := chinese_of(lesson):
+            source = source_of(lesson)
             if stamp:
-                chinese.stamp(source_of(lesson), file)
-            for line in chinese.outdated(source_of(lesson), _translation(lesson)):
-                count += 1
-                print(f"zh/{file.name}: {line}")
-    except (LessonError, chinese.TranslationError) as error:
-        print(f"build.py: {error}", file=sys.stderr)
-        return 2
-    if not count:
-        print("every translation is of the current English")
-    return 1 if count else 0
+                chinese.stamp(source, file)
+            lines += [f"zh/{file.name}: {line}" for line in chinese.outdated(source, _translation(lesson))]
+    print("\n".join(lines) or "every translation is of the current English")
+    return 1 if lines else 0
 
 
 def build_notebook(lesson: Path) -> Path:
@@ -265,10 +249,7 @@ def build_notebook(lesson: Path) -> Path:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     path = HERE / "notebooks" / f"{lesson.stem}.ipynb"
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
-    os.replace(partial, path)
+    os.replace(_beside(path, nbformat.writes(notebook) + "\n"), path)
     return path
 
 
@@ -435,8 +416,7 @@ def _write(page: str, figures: dict[str, bytes], path: Path) -> Path:
     partial.mkdir(parents=True)
     for name, data in figures.items():
         (partial / Path(name).name).write_bytes(data)
-    text = path.with_name(f".{path.name}.part")
-    text.write_text(page, encoding="utf-8", newline="\n")
+    text = _beside(path, page)
     shutil.rmtree(folder, ignore_errors=True)
     if figures:
         os.replace(partial, folder)
@@ -444,6 +424,14 @@ def _write(page: str, figures: dict[str, bytes], path: Path) -> Path:
         partial.rmdir()
     os.replace(text, path)
     return path
+
+
+def _beside(path: Path, text: str) -> Path:
+    """Write a text beside the file that it is to replace, and return where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    return partial
 
 
 def _stamp(lesson: Path, shown: list[str]) -> str:
@@ -471,9 +459,7 @@ def _code(name: str) -> str:
 
 def _links(lesson: Path) -> str:
     """Return the line at the top and the bottom of a page: its neighbours, all lessons, its source and exercises."""
-    order = lessons()
-    at = order.index(lesson) if lesson in order else 0
-    before, after = order[:at][-1:], order[at + 1 :][:1]
+    before, after = _neighbours(lesson)
     links = [f"[← {_title(path)}]({path.stem}.md)" for path in before]
     links += ["[All lessons](../README.md)", f"[Source](../{lesson.name})"]
     links += [f"[Exercises](../exercises/{lesson.stem[:2]}.py)"]
@@ -484,13 +470,19 @@ def _links(lesson: Path) -> str:
 
 def _chinese_links(lesson: Path) -> str:
     """Return the line at the top and the bottom of a Chinese page."""
-    order = lessons()
-    at = order.index(lesson)
-    links = [f"[← {_chinese_title(path)}]({_chinese_link(path)})" for path in order[:at][-1:]]
+    before, after = _neighbours(lesson)
+    links = [f"[← {_chinese_title(path)}]({_chinese_link(path)})" for path in before]
     links += ["[全部课程](../../README.zh-CN.md)", f"[源代码](../../{lesson.name})"]
     links += [f"[练习](../../exercises/{lesson.stem[:2]}.py)", f"[English](../{lesson.stem}.md)"]
-    links += [f"[{_chinese_title(path)} →]({_chinese_link(path)})" for path in order[at + 1 :][:1]]
+    links += [f"[{_chinese_title(path)} →]({_chinese_link(path)})" for path in after]
     return " · ".join(links)
+
+
+def _neighbours(lesson: Path) -> tuple[list[Path], list[Path]]:
+    """Return the lesson before, if there is one, and the one after."""
+    order = lessons()
+    at = order.index(lesson)
+    return order[:at][-1:], order[at + 1 :][:1]
 
 
 def _chinese_link(lesson: Path) -> str:

@@ -86,7 +86,7 @@ def digest(cell: str) -> str:
     return hashlib.sha256(cell.encode()).hexdigest()[:8]
 
 
-def page(body: str, cells: Sequence[tuple[str, str]], known: Translation, folder: str) -> str:
+def page(body: str, cells: Sequence[tuple[str, str]], translation: Translation, folder: str) -> str:
     """Return the Chinese of an English page's body.
 
     cells: each Markdown cell as it is on the page, and its translation
@@ -97,9 +97,9 @@ def page(body: str, cells: Sequence[tuple[str, str]], known: Translation, folder
         outputs, found, rest = rest.partition(f"\n\n{english}\n\n")
         if not found:
             raise TranslationError(f"the English page has no cell {_short(english)}")
-        parts += [_outputs(outputs, known, missing, folder), _filled(english, chinese, known)]
+        parts += [_outputs(outputs, translation, missing, folder), _filled(english, chinese, translation)]
         rest = f"\n\n{rest}"
-    parts.append(_outputs(rest, known, missing, folder))
+    parts.append(_outputs(rest, translation, missing, folder))
     if missing:
         raise TranslationError("\n".join(f"no translation of {_short(text)}" for text in missing))
     return "\n\n".join(part for part in parts if part)
@@ -112,7 +112,8 @@ def outdated(source: str, translation: Translation) -> list[str]:
     matcher = difflib.SequenceMatcher(None, english, [digest(cell) for cell in cells], autojunk=False)
     for kind, i, j, a, b in matcher.get_opcodes():
         if kind != "equal":
-            lines += [f"{_changed(kind)}: cell {k + 1}, {_short(cells[k])}" for k in range(a, b)]
+            what = "not translated" if kind == "insert" else "changed since it was translated"
+            lines += [f"{what}: cell {k + 1}, {_short(cells[k])}" for k in range(a, b)]
             lines += [f"no such cell any more: {_short(translation.cells[k][1])}" for k in range(i + b - a, j)]
     for cell, (_, chinese) in zip(cells, translation.cells, strict=False) if not lines else ():
         try:
@@ -205,10 +206,6 @@ def _apart(text: str) -> str:
         before, after = parts[k - 1][-1:], parts[k + 1][:1]
         parts[k] = f"{' ' if before > '~' else ''}{parts[k]}{' ' if after > '~' else ''}"
     return "".join(parts)
-
-
-def _changed(kind: str) -> str:
-    return "not translated" if kind == "insert" else "changed since it was translated"
 
 
 def _short(text: str) -> str:

@@ -141,7 +141,7 @@ def test_failing_cell_is_one_line_and_leaves_the_old_page(build):
     assert done.returncode == 1
     assert done.stderr == (
         "build.py: 13_try.py, cell 2, line 12 (number = 6 / 0): ZeroDivisionError: division by zero; "
-        "the old page is untouched\n"
+        "what was built before is untouched\n"
     )
     assert [file.name for file in build.RENDERED.iterdir()] == ["13_try.md"]
     assert build.page_of(lesson).read_text(encoding="utf-8") == "old"
