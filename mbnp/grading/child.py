@@ -7,6 +7,7 @@ It may end or block this process; `program.py`, at the other end, notices and st
 
 import ast
 import builtins
+import contextlib
 import dis
 import faulthandler
 import inspect
@@ -156,6 +157,7 @@ class Child:
         self.before: Answer = ()
         self.watched = False
         limit_memory(memory)
+        _no_core_file()
         faulthandler.enable(self.stacks)
         if hasattr(faulthandler, "register"):
             faulthandler.register(signal.SIGUSR1, self.stacks, all_threads=False)
@@ -353,17 +355,25 @@ class Child:
         event.register("numba:compile", Listener())
 
 
-def limit_memory(more: int) -> None:
-    """Let this process use `more` bytes than now, where the system can limit that. A crash writes no core file."""
+def limit_memory(more: int, for_good: bool = True) -> Callable[[], None]:
+    """Let this process use `more` bytes than now, where the system can limit that; return what lifts the limit."""
     try:
         import resource
 
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[5]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_DATA, (used + more, used + more))
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (used + more, used + more if for_good else before[1]))
+    except (ImportError, OSError, ValueError):  # the other end watches
+        return lambda: None
+    return lambda: resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _no_core_file() -> None:
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, OSError, ValueError):
-        return  # the other end watches
 
 
 def _unchanged(before: Answer, after: Answer) -> bool:

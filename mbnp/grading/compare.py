@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 
+EVERYTHING_ZERO = "everything is 0: is the result ever written to?"
+
+
 @dataclass(eq=False)
 class Trial:
     """One call: the result, or the exception, and what is wrong with it."""
@@ -61,7 +64,7 @@ def compare(exercise: Any, trial: Trial, number: int, golden: Mapping[str, np.nd
 def _like(golden: np.ndarray, mine: Any) -> Any:
     """Convert a golden array to what mbnp returns: an array of its dtype, a number, or a tuple of numbers."""
     if isinstance(mine, np.ndarray | np.generic):
-        return golden.astype(mine.dtype)
+        return golden.astype(mine.dtype)[()]  # a number where mbnp returns one
     return type(mine)(golden.tolist())
 
 
@@ -195,7 +198,7 @@ def _guess(got: np.ndarray, expected: np.ndarray, exercise: Any) -> str:
     if not np.isfinite(got).all():
         return "infinite: a division by zero, or exp of a large number"
     if not got.any():
-        return "everything is 0: is the result ever written to?"
+        return EVERYTHING_ZERO
 
     def alike(other: np.ndarray) -> bool:
         return not differ(got, other, exercise.rtol).any()
@@ -248,7 +251,7 @@ def equal(a: Any, b: Any, rtol: float) -> bool:
 
 def as_array(value: Any) -> np.ndarray | None:
     """Return `value` as an array of numbers, or None if it is not one."""
-    if value is None or isinstance(value, str | dict | set) or callable(value):
+    if value is None or isinstance(value, str | dict | set) or callable(value) or _is_deep(value):
         return None
     try:
         with warnings.catch_warnings():
@@ -257,6 +260,11 @@ def as_array(value: Any) -> np.ndarray | None:
     except Exception:  # it is the reader's object, whose __array__ may do anything
         return None
     return array if array.dtype.kind in "biuf" else None
+
+
+def _is_deep(value: Any, most: int = 8) -> bool:
+    """Return whether lists stand in lists in so many levels, as in one that contains itself: NumPy would never end."""
+    return isinstance(value, list | tuple) and (most == 0 or any(_is_deep(item, most - 1) for item in value))
 
 
 def _kind(value: Any) -> str:
@@ -277,8 +285,10 @@ def _number(value: Any) -> str:
 def _short(value: Any) -> str:
     if not isinstance(value, str | bytes | int | float | tuple | list | dict | set | np.generic | np.ndarray):
         return _kind(value)
-    text = repr(value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
-    text = " ".join(text.split())
+    try:
+        text = " ".join(repr(value.tolist() if isinstance(value, np.generic | np.ndarray) else value).split())
+    except Exception:  # it holds an object of the reader's
+        return _kind(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

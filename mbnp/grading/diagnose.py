@@ -4,8 +4,10 @@ First the exercise's own mistakes, then the faults that `faults.py` makes of a r
 every case, those that came out right too; where several do, all are named, since the numbers do not tell them apart.
 """
 
+import contextlib
 import copy
-import itertools
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +16,12 @@ from typing import Any
 import numpy as np
 
 from mbnp.grading import faults
-from mbnp.grading.compare import Trial, as_array, equal, same
+from mbnp.grading.child import limit_memory
+from mbnp.grading.compare import EVERYTHING_ZERO, Trial, as_array, equal, same
 
 SECONDS = 0.7  # of computing, the longest search for a fault: a file of four exercises is graded in three seconds
+LONGEST = 2 * SECONDS  # by the clock: one fault may be a loop without an end
+MEMORY = 512 << 20  # bytes for it: another may fill a list as long as it can
 NAMED = 3  # more reasons than that tell nothing
 
 
@@ -26,6 +31,7 @@ def likely(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
         warnings.simplefilter("ignore")
         return (
             _known(exercise, trials)
+            or _zeros(trials)
             or _found(exercise, trials, first)
             or _known(exercise, trials, first.output)
             or _in_part(exercise, trials, first)
@@ -39,25 +45,68 @@ def _known(exercise: Any, trials: Sequence[Trial], output: int | None = None) ->
     return _either(m.message for m in exercise.mistakes if all(_explains(m.wrong, t, rtol, output) for t in trials))
 
 
+def _zeros(trials: Sequence[Trial]) -> str:
+    """Say that every result is 0, which a fault could explain, too, and would explain less plainly."""
+    results = [as_array(trial.result) for trial in trials]
+    if all(result is not None and result.dtype.kind in "iuf" and not result.any() for result in results):
+        return EVERYTHING_ZERO
+    return ""
+
+
 def _found(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
     """Name the faults of a right solution that explain every trial, or else the wrong one of several results."""
     trials = [trial for trial in trials if not (trial.only_type or trial.error or "wrote into" in trial.problem)]
     numbers = isinstance(first.result, tuple | list) or as_array(first.result) is not None
     if not numbers or not any(trial is first for trial in trials):
         return ""  # such a problem says more than a fault in the numbers would
-    end = time.process_time() + SECONDS
     trials = sorted(trials, key=lambda trial: not trial.problem)  # wrong ones first: they exclude more
-    whole, in_part = [], []
-    for fault in itertools.takewhile(lambda _: time.process_time() < end, _candidates(exercise, first)):
-        if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
-            whole.append(fault.message)
-        elif first.output is not None and all(
-            _explains(fault.wrong, trial, exercise.rtol, first.output) for trial in trials
-        ):
-            in_part.append(fault.message)
-        if len(set(whole)) == NAMED:
-            break
+    whole: list[str] = []
+    in_part: list[str] = []
+    with contextlib.suppress(_TimeIsUpError), _limits():
+        end = time.process_time() + SECONDS
+        for fault in _candidates(exercise, first):
+            if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
+                whole.append(fault.message)
+            elif first.output is not None and all(
+                _explains(fault.wrong, trial, exercise.rtol, first.output) for trial in trials
+            ):
+                in_part.append(fault.message)
+            if len(set(whole)) == NAMED or time.process_time() > end:
+                break
     return _either(whole or in_part)
+
+
+class _TimeIsUpError(BaseException):
+    """The search took too long; what was found so far counts."""
+
+
+@contextlib.contextmanager
+def _limits() -> Iterator[None]:
+    """Limit the block's memory to MEMORY, and its time to LONGEST by _TimeIsUpError, where the system can do that."""
+    lift = limit_memory(MEMORY, for_good=False)
+    try:
+        with _alarm(LONGEST):
+            yield
+    finally:
+        lift()
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise _TimeIsUpError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _candidates(exercise: Any, first: Trial) -> Iterator[faults.Fault]:
@@ -66,7 +115,7 @@ def _candidates(exercise: Any, first: Trial) -> Iterator[faults.Fault]:
     yield from faults.of_arguments(right, first.case)
     for names in (False, True):  # there are many more of the latter, and they are less likely
         for solution in exercise.solutions:
-            yield from faults.of_source(solution, names)
+            yield from faults.of_source(solution, first.case if names else None)
 
 
 def _in_part(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:

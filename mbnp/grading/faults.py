@@ -29,12 +29,15 @@ class Fault(NamedTuple):
 # --- the text of the solution ---
 
 
-def of_source(solution: Callable, names: bool = False) -> Iterator[Fault]:
-    """Yield the solution with one thing in its text changed; names: one name in place of another, or else the rest."""
+def of_source(solution: Callable, case: Mapping[str, Any] | None = None) -> Iterator[Fault]:
+    """Yield the solution with one thing in its text changed.
+
+    case: with these arguments, yield the solution with one name in place of another instead
+    """
     tree = ast.parse(textwrap.dedent(inspect.getsource(solution)))
     function = tree.body[0]
     assert isinstance(function, ast.FunctionDef)
-    changes = _names(function) if names else itertools.chain(_expressions(function), _statements(function))
+    changes = _names(function, case) if case else itertools.chain(_expressions(function), _statements(function))
     for change in sorted(changes, key=lambda change: change.rank):
         change.do()
         try:
@@ -82,16 +85,21 @@ def _cut(text: str, most: int = 70) -> str:
 
 def _expressions(function: ast.FunctionDef) -> Iterator[_Change]:
     """Yield changes of one expression."""
+    for owner, field, at, node in _places(function):
+        shown = owner if isinstance(owner, ast.expr) and not isinstance(owner, ast.Call | ast.Tuple) else node
+        for kind, new in _variants(node):
+            yield _replace(owner, field, at, new, _shown(owner, field, at, shown, node, new, kind))
+
+
+def _places(function: ast.FunctionDef) -> Iterator[tuple[Any, str, int | None, ast.expr]]:
+    """Yield each expression that is read in the function, after its owner, the owner's field, and where in a list."""
     for owner in ast.walk(function):
         for field, value in ast.iter_fields(owner):
             if owner is function and field != "body":
                 continue
             for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                if not isinstance(node, ast.expr) or not isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
-                    continue
-                shown = owner if isinstance(owner, ast.expr) and not isinstance(owner, ast.Call | ast.Tuple) else node
-                for kind, new in _variants(node):
-                    yield _replace(owner, field, at, new, _shown(owner, field, at, shown, node, new, kind))
+                if isinstance(node, ast.expr) and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
+                    yield owner, field, at, node
 
 
 def _shown(owner: Any, field: str, at: int | None, shown: ast.AST, node: ast.expr, new: ast.expr, kind: str) -> str:
@@ -458,38 +466,45 @@ def _last_return(body: list[ast.stmt]) -> list[ast.stmt]:
 # --- names ---
 
 
-def _names(function: ast.FunctionDef) -> Iterator[_Change]:
-    """Yield one name in place of another: at one place, or everywhere from the first use on."""
-    known = dict.fromkeys(a.arg for a in function.args.args)
-    known |= dict.fromkeys(
-        node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    )
-    for owner in ast.walk(function):
-        for field, value in ast.iter_fields(owner):
-            for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in known:
-                    for other in known:
-                        if other != node.id:
-                            new = ast.Name(other, ast.Load())
-                            shown = owner if isinstance(owner, ast.expr | ast.Return | ast.Assign) else node
-                            message = _shown(owner, field, at, shown, node, new, "another name")
-                            yield _replace(owner, field, at, new, message, rank=3)
-                    for number, kind in ((0, "left out, as if it were 0"), (1, "left out, as if it were 1")):
-                        shown = owner if isinstance(owner, ast.expr | ast.Return | ast.Assign) else node
-                        message = _shown(owner, field, at, shown, node, ast.Constant(number), f"`{node.id}` is {kind}")
-                        yield _replace(owner, field, at, ast.Constant(number), message, rank=2)
-                if isinstance(node, ast.expr) and _is_number(node):
-                    for other in known:
-                        message = _said("another number", other, ast.unparse(node))
-                        yield _replace(owner, field, at, ast.Name(other, ast.Load()), message, rank=3)
-    for a in known:
-        places = [
-            n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == a and isinstance(n.ctx, ast.Load)
-        ]
-        if len(places) > 1:
-            for b in known:
-                if a != b:
-                    yield _renamed(places, b, f"`{b}` stands where `{a}` belongs", rank=3)
+def _names(function: ast.FunctionDef, case: Mapping[str, Any]) -> Iterator[_Change]:
+    """Yield one name in place of another, or of a number: at one place, or everywhere from the first use on."""
+    uses: dict[str, list[ast.Name]] = {a.arg: [] for a in function.args.args}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            uses.setdefault(node.id, [])
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in uses:
+            uses[node.id].append(node)
+    lists = _lists(function, case)
+    for owner, field, at, node in _places(function):
+        if isinstance(node, ast.Name) and node.id in uses:
+            yield from _other_names(owner, field, at, node, [n for n in uses if (n in lists) == (node.id in lists)])
+        if isinstance(node, ast.expr) and _is_number(node):
+            for other in [name for name in uses if name not in lists]:
+                message = _said("another number", other, ast.unparse(node))
+                yield _replace(owner, field, at, ast.Name(other, ast.Load()), message, rank=3)
+    for a, b in itertools.permutations(uses, 2):
+        if len(uses[a]) > 1 and not {a, b} & lists:
+            yield _renamed(uses[a], b, f"`{b}` stands where `{a}` belongs", rank=3)
+
+
+def _lists(function: ast.FunctionDef, case: Mapping[str, Any]) -> set[str]:
+    """Return the names of lists: a list in itself, or times a list, grows without an end."""
+    made = [node for node in ast.walk(function) if isinstance(node, ast.Assign) and isinstance(node.value, ast.List)]
+    names = {target.id for node in made for target in node.targets if isinstance(target, ast.Name)}
+    return names | {name for name, value in case.items() if isinstance(value, list | tuple)}
+
+
+def _other_names(owner: Any, field: str, at: int | None, node: ast.Name, names: list[str]) -> Iterator[_Change]:
+    """Yield other names in place of one, and 0 and 1."""
+    shown = owner if isinstance(owner, ast.expr | ast.Return | ast.Assign) else node
+    for other in names:
+        if other != node.id and not isinstance(owner, ast.Attribute):  # a method is the object's own
+            new = ast.Name(other, ast.Load())
+            yield _replace(owner, field, at, new, _shown(owner, field, at, shown, node, new, "another name"), rank=3)
+    for number in (0, 1):
+        constant, kind = ast.Constant(number), f"`{node.id}` is left out, as if it were {number}"
+        yield _replace(owner, field, at, constant, _shown(owner, field, at, shown, node, constant, kind), rank=2)
 
 
 def _renamed(places: list[ast.Name], new: str, message: str, rank: int) -> _Change:
