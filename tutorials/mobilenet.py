@@ -168,8 +168,8 @@ def convolutions():
 def create(classes=10, seed=0, dtype=np.float32):
     """Return a new network, its arrays by name, with random weights.
 
-    BatchNorm removes the scale of w from y, but not from its gradient: a w half as large has twice the gradient, and for
-    its size a step moves it four times as far. Small weights learn faster, until they have grown.
+    BatchNorm removes the scale of w from y, but not from its gradient: a w half as large has a gradient twice as large,
+    and for its size a step moves it four times as far. So we begin with small weights.
     """
     rng, net = np.random.default_rng(seed), {}
     for name, _, shape, _ in convolutions():
