@@ -120,6 +120,49 @@ def test_what_cannot_be_checked(wrong, inputs, message):
         gradcheck.compare(lambda x: x * 1.0, wrong, inputs)
 
 
+def write(x):
+    x *= 2
+    return x
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "message"),
+    [
+        (np.tanh, lambda dy, x: (None,), "None for every input: there is nothing to compare"),
+        (np.tanh, lambda dy, x: {"x": dy}, "the gradient of input 0 must be an array of numbers, got dict"),
+        (np.tanh, lambda dy, x: write(dy), "backward writes into dy"),
+        (write, lambda dy, x: 2 * dy, "forward writes into input 0"),
+        (lambda x: (x, x), lambda dy, x: dy, "forward must return an array of numbers, got a tuple of 2"),
+        (lambda x: x.astype(np.float32), lambda dy, x: dy, "given float64 and returns float32"),
+        (lambda x: x / 0 if x[0, 0] else x, lambda dy, x: dy, r"forward returns -?inf at \(0, 0\)"),
+        (lambda x: x[x != X.max()], lambda dy, x: 0 * x, r"forward returned the shape .* and then"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_what_is_no_operation(forward, backward, message):
+    with pytest.raises(MbnpError, match=message):
+        gradcheck.compare(forward, backward, [X.copy()])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([], "a list of 0"),
+        (["x"], "input 0 .* <U1"),
+        ([[[1], [1, 2]]], "input 0"),
+        ([np.ones((0, 3))], "holds no numbers"),
+    ],
+)
+def test_inputs_that_are_none(inputs, message):
+    with pytest.raises(MbnpError, match=message):
+        gradcheck.compare(np.tanh, lambda dy, x: dy, inputs)
+
+
+def test_a_forward_may_use_its_array_again():
+    y = np.empty_like(X)
+    assert gradcheck.compare(lambda x: np.tanh(x, out=y), lambda dy, x: dy * (1 - np.tanh(x) ** 2), [X])[0] < 1e-8
+
+
 @pytest.mark.parametrize("value", [None, "y", [None, None]])
 def test_a_forward_without_numbers(value):
     with pytest.raises(MbnpError, match="forward must return an array of numbers"):

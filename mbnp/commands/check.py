@@ -193,7 +193,7 @@ OWN = "an operation has forward(*inputs), backward(dy, *inputs), example_inputs(
 def _check_own(argument: str, torch: Any) -> int:
     """Compare the operation that FILE.py:NAME names with finite differences and PyTorch; return the exit status."""
     path, _, name = argument.rpartition(":")
-    if not path.endswith(".py"):
+    if not path.endswith(".py") or not name:
         raise MbnpError(f"--op takes FILE.py:NAME, such as ops.py:HardSwish, got {argument!r}")
     found: dict[str, dict[str, float]] = {}
     failures = []

@@ -104,12 +104,34 @@ def double(layer: AnyLayer) -> AnyLayer:
 
 
 def in_float64(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return copies of the inputs, those of floats in float64."""
+    """Return copies of the inputs, those of floats in float64; MbnpError for what is no list of arrays of numbers."""
     given = [inputs] if isinstance(inputs, np.ndarray) else inputs
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise MbnpError(f"inputs must be a list of arrays, got {type(given).__name__}")
-    copies = map(np.array, given)
-    return [a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a for a in copies]
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) == 0:
+        raise MbnpError(f"inputs must be a list of arrays, got {_kind(given)}")
+    copies = [_numbers(a, f"input {number} must be an array of numbers") for number, a in enumerate(given)]
+    for number, a in enumerate(copies):
+        if a.size == 0:
+            raise MbnpError(f"input {number} has the shape {a.shape}, which holds no numbers")
+    return [a.astype(np.float64) if a.dtype.kind == "f" else a for a in copies]
+
+
+def _kind(value: Any) -> str:
+    """Say what an unwelcome value is."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}"
+    what = type(value).__name__ if value is not None else "None: is a return missing?"
+    return f"a {what} of {len(value)}" if isinstance(value, (tuple, list)) else what
+
+
+def _numbers(value: Any, must: str) -> np.ndarray:
+    """Return `value` as a new array; MbnpError, which begins with `must`, for what holds anything but numbers."""
+    try:
+        array = np.array(value)
+    except (TypeError, ValueError, RuntimeError):  # rows of different lengths, a tensor that needs gradients
+        raise MbnpError(f"{must}, got {_kind(value)}") from None
+    if array.dtype.kind not in "biuf":
+        raise MbnpError(f"{must}, got {_kind(array if array.dtype != object else value)}")
+    return array
 
 
 def argument_names(function: Callable, count: int) -> list[str]:
@@ -127,12 +149,18 @@ def gradient_name(name: str) -> str:
     return f"d{name}" if name.isidentifier() else name
 
 
-def output(forward: Forward, inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """Return forward(*inputs); MbnpError for what is no array of numbers."""
-    y = np.asarray(forward(*inputs))
-    if y.dtype.kind not in "fiu":
-        got = "None: is its return missing?" if y.dtype == object and y.ndim == 0 else f"an array of {y.dtype}"
-        raise MbnpError(f"forward must return an array of numbers, and returned {got}")
+def output(forward: Forward, inputs: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Return a copy of forward(*inputs); MbnpError where finite differences would mean nothing."""
+    y = _pure("forward", forward, inputs, names)
+    must = "forward must return an array of numbers"
+    if isinstance(y, tuple):
+        raise MbnpError(f"{must}, got {_kind(y)}")
+    y = _numbers(y, must)
+    if y.dtype in (np.float16, np.float32):
+        raise MbnpError(f"forward is given float64 and returns {y.dtype}: compute in the dtype of the input")
+    if not np.isfinite(y).all():
+        at = tuple(int(k) for k in np.argwhere(~np.isfinite(y))[0])
+        raise MbnpError(f"forward returns {y[at]} at {at}: give it inputs where it has a derivative")
     return y
 
 
@@ -140,18 +168,34 @@ def gradients(
     backward: Backward, dy: np.ndarray, inputs: Sequence[np.ndarray], names: Sequence[str]
 ) -> list[np.ndarray | None]:
     """Return what backward(dy, *inputs) gives, one for each input; MbnpError for another number or shape."""
-    result = backward(dy, *inputs)
+    result = _pure("backward", backward, [dy, *inputs], ["dy", *names])
     if result is None:
         raise MbnpError("backward returned None: is its return missing?")
-    found: list[Any] = list(result) if isinstance(result, (tuple, list)) else [result]
-    if len(found) != len(inputs):
-        raise MbnpError(f"backward gave {len(found)} gradients for {len(inputs)} inputs: use None to skip one")
-    for name, x, dx in zip(names, inputs, found, strict=True):
+    given: list[Any] = list(result) if isinstance(result, (tuple, list)) else [result]
+    if len(given) != len(inputs):
+        raise MbnpError(f"backward gave {len(given)} gradients for {len(inputs)} inputs: use None to skip one")
+    if all(dx is None for dx in given):
+        raise MbnpError("backward gave None for every input: there is nothing to compare")
+    found = []
+    for name, x, dx in zip(names, inputs, given, strict=True):
         if dx is not None and x.dtype != np.float64:
             raise MbnpError(f"{name} is {x.dtype}, which has no gradient: give floats, or None as its gradient")
-        if dx is not None and np.shape(dx) != x.shape:
-            raise MbnpError(f"the gradient of {name} has the shape {np.shape(dx)}, the input {x.shape}")
+        if dx is not None:
+            dx = _numbers(dx, f"the gradient of {name} must be an array of numbers")
+        if dx is not None and dx.shape != x.shape:
+            raise MbnpError(f"the gradient of {name} has the shape {dx.shape}, the input {x.shape}")
+        found.append(dx)
     return found
+
+
+def _pure(what: str, function: Callable, arrays: Sequence[np.ndarray], names: Sequence[str]) -> Any:
+    """Return function(*arrays); MbnpError if it has written into one of them."""
+    before = [a.copy() for a in arrays]
+    result = function(*arrays)
+    for name, array, copied in zip(names, arrays, before, strict=True):
+        if array.tobytes() != copied.tobytes():
+            raise MbnpError(f"{what} writes into {name}: it must leave what it is given as it is")
+    return result
 
 
 def differences(
@@ -160,33 +204,42 @@ def differences(
 ) -> list[float | None]:  # fmt: skip
     """Do the work of `compare` on inputs in float64; an error says `names` of them."""
     rng = np.random.default_rng(seed)
-    y = output(forward, inputs)
+    y = output(forward, inputs, names)
     dy = rng.standard_normal(y.shape)
     found = gradients(backward, dy, inputs, names)
-
-    def moved(number: int, k: int, h: float) -> np.ndarray:
-        x = inputs[number].copy()
-        x.reshape(-1)[k] += h
-        return np.asarray(forward(*inputs[:number], x, *inputs[number + 1 :]))
-
     # L is rounded to a few eps * sum|dy y|, and its difference quotient to that much divided by the step.
     noise = 10 * np.finfo(np.float64).eps * (np.abs(dy * y).sum() + 1) / step
     errors: list[float | None] = []
-    for number, (x, dx) in enumerate(zip(inputs, found, strict=True)):
+    for number, dx in enumerate(found):
         if dx is None:
             errors.append(None)
             continue
-        places = rng.permutation(x.size)[:entries]
-        # Differences first, then the sum: entries of y that did not move cancel exactly.
-        moves = [np.sum(dy * (moved(number, k, step) - moved(number, k, -step))) for k in places]
-        numeric = np.array(moves) / (2 * step)
-        analytic = np.asarray(dx).reshape(-1)[places]
+        places = rng.permutation(dx.size)[:entries]
+        numeric = _slopes(forward, inputs, number, places, dy, step)
+        analytic = dx.reshape(-1)[places]
         scale = max(np.abs(analytic).max(), np.abs(numeric).max()) + noise / tol
         error = np.abs(analytic - numeric) / scale
         at = int(np.argmax(error))  # the first NaN, if there is one
         if not error[at] <= tol:
-            index = tuple(int(k) for k in np.unravel_index(places[at], x.shape))
+            index = tuple(int(k) for k in np.unravel_index(places[at], dx.shape))
             values, say = (analytic[at], numeric[at]), ("backward says", "finite differences say")
             raise worst(f"the gradient of {names[number]}", index, values, say, error[at], tol)
         errors.append(float(error[at]))
     return errors
+
+
+def _slopes(
+    forward: Forward, inputs: list[np.ndarray], number: int, places: np.ndarray, dy: np.ndarray, step: float
+) -> np.ndarray:
+    """Return the central difference of L = sum(dy * y) at each of `places`, flat indices of one input."""
+
+    def moved(k: int, h: float) -> np.ndarray:
+        x = inputs[number].copy()
+        x.reshape(-1)[k] += h
+        y = np.array(forward(*inputs[:number], x, *inputs[number + 1 :]))  # a copy: forward may use the array again
+        if y.shape != dy.shape:
+            raise MbnpError(f"forward returned the shape {dy.shape}, and then {y.shape} for inputs of the same shapes")
+        return y
+
+    # Differences first, then the sum: entries of y that did not move cancel exactly.
+    return np.array([np.sum(dy * (moved(k, step) - moved(k, -step))) for k in places]) / (2 * step)
