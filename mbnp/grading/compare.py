@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-
 EVERYTHING_ZERO = "everything is 0: is the result ever written to?"
 
 
