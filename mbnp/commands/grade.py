@@ -120,10 +120,10 @@ def _overview(console: Console) -> int:
     rows, total, done = [], 0, 0
     for lesson in kept:
         to_do, count = progress.to_do(kept, lesson), len(grading.exercises(lesson))
-        rows.append((str(lesson), f"{count - len(to_do)} of {count}", ", ".join(to_do)))
+        rows.append((str(lesson), f"{count - len(to_do)}/{count}", ", ".join(to_do)))
         total, done = total + count, done + count - len(to_do)
-    last = ("all", f"{done} of {total}", "")
-    console.print(Text(tables.table(("lesson", "solved", "to do"), rows, left_last=True, total=last)), end="\n\n")
+    heads, last = [_say(head) for head in ("lesson", "solved", "to do")], (_say("all"), f"{done}/{total}", "")
+    console.print(Text(tables.table(heads, rows, left_last=True, total=last)), end="\n\n")
     _lead(console, kept)
     if done < total:
         console.print(Text(_say("  then mbnp grade --watch")))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mbnp import backend, grading, layers, optim, tables, train
+from mbnp import backend, grading, layers, optim, tables, train, translation
 from mbnp.errors import MbnpError
 from mbnp.grading import progress
 from mbnp.grading.exercise import StoppedError
@@ -136,18 +136,19 @@ def _train(functions: dict[str, Function], calls: list[str]) -> int:
     for step, (yours, own) in enumerate(losses(functions), start=1):
         if step == 1:
             _show_calls(functions, calls)
-            print("  step  loss with yours  with mbnp's  difference")
+            print(_say("  step  loss with yours  with mbnp's  difference"))
         seconds = time.perf_counter() - start
         last = step == STEPS or (seconds > SECONDS and step > 1)
         same = abs(yours - own) <= NEAR
         if last or not same or step in SHOWN:
             print(f"{step:6}{yours:17.6f}{own:13.6f}{abs(yours - own):12.1e}", flush=True)
         if not same:
-            print(f"the losses part at step {step}: a gradient is wrong for a case that the exercise does not have")
+            what = "a gradient is wrong for a case that the exercise does not have"
+            print(_say(f"the losses part at step {step}: {what}"))
             return 1
         if last:
             break
-    print(f"{step} steps in {seconds:.1f} s: your gradients train this network as mbnp's do")
+    print(_say(f"{step} steps in {seconds:.1f} s: your gradients train this network as mbnp's do"))
     return 0
 
 
@@ -155,5 +156,10 @@ def _show_calls(functions: dict[str, Function], calls: list[str]) -> None:
     """Print what one step called, one line for a function and the arguments of its first call below."""
     for name in functions:
         own = [call for call in calls if call.startswith(f"{name}(")]
-        print(f"one training step called your {name} {len(own)} times; first")
+        print(_say(f"one training step called your {name} {len(own)} times; first"))
         print(tables.hang(f"  {own[0]}", indent=4), flush=True)
+
+
+def _say(text: str) -> str:
+    """Return a message in the reader's language."""
+    return translation.say(text, "mbnp.grading")

@@ -93,6 +93,40 @@ def test_wrong_function(tmp_path, capsys, case):
         assert "  called with: size 5, kernel 3, stride 1, padding 0" in lines
 
 
+LOOP = """
+def output(function, size, kernel, stride, padding):
+    return [[function(i, j) for j in range((size[1] + 2 * padding - kernel) // stride + 1)]
+            for i in range((size[0] + 2 * padding - kernel) // stride + 1)]
+"""
+PIXELS = """
+from my_helper import output
+
+def convolve(x, w, b, stride, padding):
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    K = len(w)
+    def at(i, j):
+        window = padded[:, i * stride : i * stride + K, j * stride : j * stride + K]
+        return np.einsum("nuvc,uvcd->nd", window, w) + b
+    return np.array(output(at, x.shape[1:3], K, stride, padding)).transpose(2, 0, 1, 3)
+"""
+OWN = """
+def convolve(x, w, b, stride, padding):
+    from mbnp.ops import conv
+    return conv.forward(x, w, b, stride, padding)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"), [(PIXELS, "it loops over pixels"), (OWN, "it calls mbnp's own conv.forward")]
+)
+def test_rules_hold_in_the_other_process(tmp_path, capsys, text, broken):
+    (tmp_path / "my_helper.py").write_text(LOOP)
+    status, lines, _ = grade(tmp_path, capsys, SIZE + REST + text)
+    assert status == 1
+    assert "output_size  solved" in lines
+    assert f"convolve     wrong: the numbers are right, but {broken}" in "\n".join(lines)
+
+
 FILES = {
     "def output_size(:\n": "answers.py, line 1: invalid syntax: def output_size(:",
     "x = 1\nimport no_such_thing\n": "answers.py, line 2: ModuleNotFoundError: No module named 'no_such_thing'",
@@ -182,7 +216,7 @@ ARRAYS = {
     "zeros": (
         lambda x: np.zeros_like(x),
         "result[1, 2] is 0, expected 6 (5 of 6",
-        "`x` is not used: the numbers are those for zeros",
+        "everything is 0: is the result ever written to?",
     ),
     "float64": (
         lambda x: np.full(1, 2.0) * x,

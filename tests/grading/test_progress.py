@@ -33,8 +33,8 @@ def test_nothing_is_solved_yet(capsys, kept):
     status, out = shown(capsys)
     lines = out.splitlines()
     assert status == 0
-    assert lines[0] == "lesson   solved  to do"
-    assert lines[2] == "1        0 of 3  output_size, conv_pixel, convolve"
+    assert lines[0] == "lesson  solved  to do"
+    assert lines[2] == "1          0/3  output_size, conv_pixel, convolve"
     assert len(lines[2:]) == len(grading.lessons()) + 7
     assert lines[-4:] == [
         "next: lesson 1, output_size",
@@ -50,7 +50,7 @@ def test_it_remembers_and_goes_on(tmp_path, capsys, kept):
     file.write_text(solved(1, "output_size", "convolve"), encoding="utf-8")
     assert shown(capsys, file)[0] == 1
     _, out = shown(capsys)
-    assert "\n1        2 of 3  conv_pixel\n" in out
+    assert "\n1          2/3  conv_pixel\n" in out
     assert f"next: lesson 1, conv_pixel\n  read tutorials/rendered/01_convolution_by_hand.md\n  open {file}\n" in out
     file.write_text(solved(1), encoding="utf-8")
     status, out = shown(capsys, file)
@@ -62,7 +62,7 @@ def test_it_remembers_and_goes_on(tmp_path, capsys, kept):
         "  open tutorials/exercises/02.py",
     ]
     shown(capsys, "tutorials/exercises/01.py")  # the stubs, with nothing in them
-    assert "\n1        3 of 3\n" in shown(capsys)[1], "what was solved once stays so"
+    assert "\n1          3/3\n" in shown(capsys)[1], "what was solved once stays so"
     assert json.loads(kept.read_text())["1"]["solved"] == ["output_size", "conv_pixel", "convolve"]
 
 
