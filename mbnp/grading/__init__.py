@@ -8,6 +8,7 @@ import importlib
 import os
 import pkgutil
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mbnp.errors import MbnpError
+from mbnp.grading import diagnose
 from mbnp.grading import lessons as lesson_files
 from mbnp.grading.compare import golden_key
 from mbnp.grading.exercise import Exercise, Mistake, Outcome, grade
@@ -105,7 +107,11 @@ def _report(program: "Program", path: str | Path) -> Report:
     program.load(source, only)
     lesson = _lesson_of(program, known)
     values = golden(lesson)
-    outcomes = [_grade(program, exercise, values) for exercise in exercises(lesson)]
+    outcomes, begin = [], time.process_time()
+    for exercise in exercises(lesson):
+        # What the others leave of the time for the whole file, but never nothing.
+        left = max(diagnose.SECONDS - (time.process_time() - begin), diagnose.SECONDS / 7)
+        outcomes.append(_grade(program, exercise, values, left))
     notes = [f"{program.where(problem)}; the rest was run without it" for problem in program.problems[:1]]
     return Report(lesson, outcomes, file, [brief(note, 400) for note in notes], program.seconds)
 
@@ -117,14 +123,14 @@ def _run(path: Path) -> dict[str, Any]:
     return names
 
 
-def _grade(program: "Program", exercise: Exercise, golden: dict[str, np.ndarray]) -> Outcome:
+def _grade(program: "Program", exercise: Exercise, golden: dict[str, np.ndarray], seconds: float) -> Outcome:
     if exercise.name not in program.names:
         reasons = [program.where(problem) for problem in program.problems if exercise.name in problem[2]]
         reasons.append(f"the file has no function {exercise.name}: was it renamed?")
         return Outcome(exercise.name, "wrong", brief(reasons[0], 400))
     try:
         rules = partial(program.inside, exercise.name, broken)
-        outcome = grade(exercise, program.function(exercise.name), golden, rules)
+        outcome = grade(exercise, program.function(exercise.name), golden, rules, seconds)
     except Exception as error:  # a mistake of ours must not hide what the other functions do
         what = f"{type(error).__name__}: {error}"
         outcome = Outcome(exercise.name, "wrong", f"the grader cannot judge its result; please report this: {what}")

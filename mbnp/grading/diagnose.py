@@ -19,20 +19,23 @@ from mbnp.grading import faults
 from mbnp.grading.child import limit_memory
 from mbnp.grading.compare import EVERYTHING_ZERO, Trial, as_array, equal, same
 
-SECONDS = 0.7  # of computing, the longest search for a fault: a file of four exercises is graded in three seconds
-LONGEST = 2 * SECONDS  # by the clock: one fault may be a loop without an end
+SECONDS = 1.4  # of computing, for the search of faults: a file is graded in three seconds
+LONGEST = 2.0  # by the clock: one fault may be a loop without an end
 MEMORY = 512 << 20  # bytes for it: another may fill a list as long as it can
 NAMED = 3  # more reasons than that tell nothing
 
 
-def likely(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
-    """Return the likely reason for the results of all trials, of which `first` is the first wrong one; or nothing."""
+def likely(exercise: Any, trials: Sequence[Trial], first: Trial, seconds: float | None = None) -> str:
+    """Return the likely reason for the results of all trials, of which `first` is the first wrong one; or nothing.
+
+    seconds: of computing that the search may take, or else SECONDS
+    """
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return (
             _known(exercise, trials)
             or _zeros(trials)
-            or _found(exercise, trials, first)
+            or _found(exercise, trials, first, SECONDS if seconds is None else seconds)
             or _known(exercise, trials, first.output)
             or _in_part(exercise, trials, first)
             or first.likely
@@ -53,7 +56,7 @@ def _zeros(trials: Sequence[Trial]) -> str:
     return ""
 
 
-def _found(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
+def _found(exercise: Any, trials: Sequence[Trial], first: Trial, seconds: float) -> str:
     """Name the faults of a right solution that explain every trial, or else the wrong one of several results."""
     trials = [trial for trial in trials if not (trial.only_type or trial.error or "wrote into" in trial.problem)]
     numbers = isinstance(first.result, tuple | list) or as_array(first.result) is not None
@@ -63,7 +66,7 @@ def _found(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
     whole: list[str] = []
     in_part: list[str] = []
     with contextlib.suppress(_TimeIsUpError), _limits():
-        end = time.process_time() + SECONDS
+        end = time.process_time() + seconds
         for fault in _candidates(exercise, first):
             if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
                 whole.append(fault.message)

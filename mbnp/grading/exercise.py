@@ -84,11 +84,13 @@ def grade(
     function: Callable,
     golden: Mapping[str, np.ndarray] | None = None,
     rules: Callable[[Sequence[Case], bool], str] | None = None,
+    seconds: float | None = None,
 ) -> Outcome:
     """Run the reader's function on every case.
 
     golden: arrays by the keys that `golden_key` gives
     rules(cases, pixel_loops): says which rule a right answer breaks, as `rules.broken` does
+    seconds: for the search for a likely reason, as `likely` has it
     """
     outcome = Outcome(exercise.name, "solved")
     trials: list[Trial] = []
@@ -115,7 +117,7 @@ def grade(
             return Outcome(exercise.name, "not yet", printed=outcome.printed)
         outcome.status, outcome.problem = "wrong", first.problem
         outcome.case = describe(first.case)
-        outcome.likely = likely(exercise, trials, first)
+        outcome.likely = likely(exercise, trials, first, seconds)
     return outcome
 
 

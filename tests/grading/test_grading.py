@@ -94,20 +94,20 @@ def test_wrong_function(tmp_path, capsys, case):
 
 
 LOOP = """
-def output(function, size, kernel, stride, padding):
-    return [[function(i, j) for j in range((size[1] + 2 * padding - kernel) // stride + 1)]
-            for i in range((size[0] + 2 * padding - kernel) // stride + 1)]
+def output(function, rows, columns):
+    return [[function(i, j) for j in range(columns)] for i in range(rows)]
 """
 PIXELS = """
 from my_helper import output
 
 def convolve(x, w, b, stride, padding):
     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    K = len(w)
+    KH, KW = w.shape[:2]
     def at(i, j):
-        window = padded[:, i * stride : i * stride + K, j * stride : j * stride + K]
+        window = padded[:, i * stride : i * stride + KH, j * stride : j * stride + KW]
         return np.einsum("nuvc,uvcd->nd", window, w) + b
-    return np.array(output(at, x.shape[1:3], K, stride, padding)).transpose(2, 0, 1, 3)
+    OH, OW = (padded.shape[1] - KH) // stride + 1, (padded.shape[2] - KW) // stride + 1
+    return np.array(output(at, OH, OW)).transpose(2, 0, 1, 3)
 """
 OWN = """
 def convolve(x, w, b, stride, padding):
