@@ -257,8 +257,8 @@ def _of_comparison(node: ast.Compare) -> Iterator[tuple[str, ast.expr]]:
                     ast.Compare(node.left, [*node.ops[:k], table[type(op)](), *node.ops[k + 1 :]], node.comparators),
                 )
     *others, last = node.comparators
-    for op in ast.Sub(), ast.Add():
-        one_off = [*others, _operation(last, op, ast.Constant(1))]
+    for shift in ast.Sub(), ast.Add():
+        one_off = [*others, _operation(last, shift, ast.Constant(1))]
         yield "the border of a comparison", ast.Compare(node.left, node.ops, one_off)
     if len(node.ops) > 1:
         yield "a condition is left out", ast.Compare(node.left, node.ops[:-1], others)
