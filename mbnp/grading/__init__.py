@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mbnp.errors import MbnpError
-from mbnp.grading import diagnose
 from mbnp.grading import lessons as lesson_files
 from mbnp.grading.compare import golden_key
 from mbnp.grading.exercise import Exercise, Mistake, Outcome, grade
 from mbnp.grading.rules import broken
 from mbnp.grading.source import brief, find, read
+
+SECONDS = 1.6  # of our own computing for a file, the search for likely reasons included
 
 if TYPE_CHECKING:
     from mbnp.grading.program import Program
@@ -90,15 +91,16 @@ def grade_file(path: str | Path) -> Report:
     """
     from mbnp.grading.program import Program
 
+    begin = time.process_time()
     with Program() as program:
         from mbnp import backend  # needs Numba, whose import takes as long as the other process needs to start
 
         # NumPy's implementations: these cases are small, and nobody waits for a kernel to be compiled.
         with backend.use(os.environ.get("MBNP_BACKEND") or "numpy"):
-            return _report(program, path)
+            return _report(program, path, begin)
 
 
-def _report(program: "Program", path: str | Path) -> Report:
+def _report(program: "Program", path: str | Path, begin: float) -> Report:
     known = {lesson: {exercise.name for exercise in exercises(lesson)} for lesson in lessons()}
     file = find(path, known)
     source = read(file)
@@ -107,10 +109,10 @@ def _report(program: "Program", path: str | Path) -> Report:
     program.load(source, only)
     lesson = _lesson_of(program, known)
     values = golden(lesson)
-    outcomes, begin = [], time.process_time()
+    outcomes = []
     for exercise in exercises(lesson):
-        # What the others leave of the time for the whole file, but never nothing.
-        left = max(diagnose.SECONDS - (time.process_time() - begin), diagnose.SECONDS / 7)
+        # What all else has left of the time for the whole file, but never nothing.
+        left = max(SECONDS - (time.process_time() - begin), SECONDS / 10)
         outcomes.append(_grade(program, exercise, values, left))
     notes = [f"{program.where(problem)}; the rest was run without it" for problem in program.problems[:1]]
     return Report(lesson, outcomes, file, [brief(note, 400) for note in notes], program.seconds)

@@ -19,7 +19,7 @@ from mbnp.grading import faults
 from mbnp.grading.child import limit_memory
 from mbnp.grading.compare import EVERYTHING_ZERO, Trial, as_array, equal, same
 
-SECONDS = 1.4  # of computing, for the search of faults: a file is graded in three seconds
+SECONDS = 1.4  # of computing, for the search of a fault
 LONGEST = 2.0  # by the clock: one fault may be a loop without an end
 MEMORY = 512 << 20  # bytes for it: another may fill a list as long as it can
 NAMED = 3  # more reasons than that tell nothing

@@ -12,6 +12,7 @@ gives exactly the reader's numbers in every case is the likely reason.
 import ast
 import inspect
 import itertools
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -37,8 +38,12 @@ def of_source(solution: Callable, case: Mapping[str, Any] | None = None) -> Iter
     tree = ast.parse(textwrap.dedent(inspect.getsource(solution)))
     function = tree.body[0]
     assert isinstance(function, ast.FunctionDef)
-    changes = _names(function, case) if case else itertools.chain(_expressions(function), _statements(function))
-    for change in sorted(changes, key=lambda change: change.rank):
+    if case:
+        changes = sorted(_names(function, case), key=lambda change: change.rank)
+    else:
+        changes = [*_expressions(function), *_statements(function)]
+        changes += _mirrored(changes)
+    for change in changes:
         change.do()
         try:
             wrong = _compiled(tree, solution)
@@ -62,6 +67,32 @@ class _Change(NamedTuple):
     message: str
     do: Callable[[], None]
     undo: Callable[[], None]
+
+
+# A name of the rows, and the same for the columns.
+MIRROR = {"i": "j", "u": "v", "p": "q", "H": "W", "KH": "KW", "OH": "OW"}
+MIRROR |= {column: row for row, column in MIRROR.items()}
+
+
+def _mirrored(changes: list[_Change]) -> Iterator[_Change]:
+    """Yield two changes as one where they are the same for the rows and for the columns."""
+    known = {change.message: change for change in changes}
+    for message, change in known.items():
+        other = known.get(re.sub(r"\b[A-Za-z]+\b", lambda name: MIRROR.get(name[0], name[0]), message), change)
+        if message < other.message:
+            yield _both(change, other)
+
+
+def _both(first: _Change, second: _Change) -> _Change:
+    def do() -> None:
+        first.do()
+        second.do()
+
+    def undo() -> None:
+        second.undo()
+        first.undo()
+
+    return _Change(1, f"{first.message}, for rows and for columns alike", do, undo)
 
 
 def _replace(owner: Any, field: str, at: int | None, new: Any, message: str, rank: int = 1) -> _Change:
@@ -225,8 +256,12 @@ def _of_comparison(node: ast.Compare) -> Iterator[tuple[str, ast.expr]]:
                     kind,
                     ast.Compare(node.left, [*node.ops[:k], table[type(op)](), *node.ops[k + 1 :]], node.comparators),
                 )
+    *others, last = node.comparators
+    for shift in ast.Sub(), ast.Add():
+        one_off = [*others, _operation(last, shift, ast.Constant(1))]
+        yield "the border of a comparison", ast.Compare(node.left, node.ops, one_off)
     if len(node.ops) > 1:
-        yield "a condition is left out", ast.Compare(node.left, node.ops[:-1], node.comparators[:-1])
+        yield "a condition is left out", ast.Compare(node.left, node.ops[:-1], others)
         yield "a condition is left out", ast.Compare(node.comparators[0], node.ops[1:], node.comparators[1:])
     yield "a condition is left out", ast.Constant(True)
     yield "a condition that never holds", ast.Constant(False)
@@ -602,6 +637,7 @@ def _array_changes(value: np.ndarray) -> Iterator[Named]:
     yield "`{name}` is cut at 0: its negative numbers count as 0", lambda v: np.maximum(v, 0)
     yield "`{name}` is sorted first, and should not be", lambda v: np.sort(v, axis=0)
     if value.dtype.kind == "f":
+        yield "the numbers are those of 2 * {name}: does it count twice?", lambda v: 2 * v
         yield "the numbers are those of the square of `{name}`", np.square
         yield "the numbers are those of the root of `{name}`", np.sqrt
         yield "the mean of `{name}` is used for all of them", lambda v: np.full_like(v, v.mean())

@@ -10,7 +10,6 @@ end.
 """
 
 import copy
-import functools
 import importlib
 import json
 import os
@@ -98,10 +97,7 @@ class Program:
         return f"{self.source.path}, {self.source.where(line)}: {what}" if line else f"{self.source.path}: {what}"
 
     def function(self, name: str) -> Callable:
-        """Return a function that calls one of the program's, by names. All its calls together have SECONDS.
-
-        Its attribute `inside` is the method of this name.
-        """
+        """Return a function that calls one of the program's, by names. All its calls together have SECONDS."""
         left = [SECONDS]
 
         def call(**arguments: Any) -> Any:
@@ -117,7 +113,6 @@ class Program:
                 raise StoppedError(f"{error} ({at})" if at else str(error)) from None
             return self._result(answer, arguments)
 
-        call.inside = functools.partial(self.inside, name)  # type: ignore[attr-defined]
         return call
 
     def inside(self, name: str, check: Callable, *arguments: Any) -> Any:

@@ -36,7 +36,15 @@ PLANTED = [
     ("conv_pixel", "0 <= p < H", "0 < p < H", "the border of a comparison"),
     ("taps", "u < kernel", "u <= kernel", "the border of a comparison"),
     ("taps", "u >= 0", "u > 0", "the border of a comparison"),
+    ("conv_pixel", "range(KH)", "range(1, KH)", "a loop's first or last step"),
     # rows and columns
+    (
+        "conv_pixel",
+        "range(KH):\n        for v in range(KW)",
+        "range(1, KH):\n        for v in range(1, KW)",
+        "columns alike",
+    ),
+    ("conv_pixel", "0 <= p < H and 0 <= q < W", "0 <= p < H - 1 and 0 <= q < W - 1", "the border of a"),
     ("conv_pixel", "p, q = i * stride + u - padding, j", "p, q = j * stride + u - padding, i", "i and j are exchanged"),
     ("conv_pixel", "j * stride + v - padding", "j * stride + v", "a term is left out"),
     ("offset_last", "((n * H + i) * W + j) * C + c", "((n * H + i) * C + c) * W + j", "in the order n, i, c, j"),
