@@ -56,11 +56,18 @@ def test_a_save_in_several_steps_is_one(tmp_path, quick):
     assert file.read_text() == "x" * 20
 
 
+# A job in the background of a shell inherits that SIGINT is ignored, and Python then leaves it so.
+START = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from mbnp.cli import main; sys.exit(main())"
+)
+
+
 class Watching:
     """`mbnp grade FILE --watch` in a process of its own."""
 
     def __init__(self, *arguments):
-        command = [sys.executable, "-m", "mbnp", "grade", *map(str, arguments), "--watch"]
+        command = [sys.executable, "-c", START, "grade", *map(str, arguments), "--watch"]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes)
