@@ -220,6 +220,20 @@ def test_a_planted_mistake_is_found_and_its_layer_named(layer, kind, message, en
     assert max(errors.values()) > 1e-9
 
 
+class Almost(Linear):
+    """Its input's gradient is off by one in ten million."""
+
+    def backward(self, dy):
+        return super().backward(dy) * (1 + 1e-7)
+
+
+def test_a_small_mistake_is_no_rounding():
+    net, (x, labels) = own(), batch(12)
+    net.layers["fc"].__class__ = Almost
+    with pytest.raises(MbnpError, match=r"error 1\.0e-07 of the largest entry"):
+        gradcheck.against_torch(net, Own(), x, labels, names=OWN_NAMES)
+
+
 def test_a_container_that_is_wrong_is_no_layer():
     net, (x, labels) = own(), batch(12)
     net["block"].__class__ = NoShortcut
