@@ -1,7 +1,10 @@
 """Exercises of the lessons and their grader: `mbnp grade tutorials/exercises/01.py`.
 
-`lessons/` has the exercises as data, `exercise.py` compares what a reader's function returns with the reference. The
-reader's file (`source.py`) runs in a process of its own (`program.py`, and at its other end `child.py`).
+In the order to read them: `lessons/` has the exercises as data. `exercise.py` calls a reader's function on their cases,
+`compare.py` describes the first difference, `diagnose.py` looks for its likely reason among the faults of `faults.py`,
+and `rules.py` says what a right answer must not do. The reader's file (`source.py`) runs in a process of its own
+(`program.py`, and at its other end `child.py`). `progress.py`, `hints.py`, `watch.py` and `use.py` are what
+`mbnp grade` has besides.
 """
 
 import importlib
