@@ -202,8 +202,16 @@ def _check(p: argparse.ArgumentParser) -> None:
     """Check every operation on this machine.
 
     Check that the NumPy and Numba implementations of every operation, forward and backward, agree with the loops that
-    define it, with finite differences, and with PyTorch where it is installed. Exit status 1 if they do not.
+    define it, with finite differences, and with PyTorch where it is installed. With --op, check one of your own: an
+    object with forward(*inputs), backward(dy, *inputs), which returns a gradient for each input, and example_inputs(),
+    away from kinks; and torch(*tensors) if you like, which computes the same in PyTorch. Its file is executed. Exit
+    status 1 if they do not agree.
+
+    examples:
+      mbnp check
+      mbnp check --op ops.py:HardSwish
     """
+    _add(p, "--op FILE.py:NAME", "instead: an operation of your own, by finite differences and PyTorch")
 
 
 def _data(p: argparse.ArgumentParser) -> None:
@@ -307,12 +315,19 @@ def _grade(p: argparse.ArgumentParser) -> None:
 
     Run the functions of an exercise file of tutorials/ on small cases and compare them with mbnp's own and with
     PyTorch's stored results. Says which number is wrong and likely why. The file is executed, as it is your own
-    program. Exit status 0 if all is solved, 1 if not.
+    program. Exit status 0 if all is solved, 1 if not. Without a file: what is solved of every lesson, and what comes
+    next.
 
-    example:
+    examples:
+      mbnp grade
       mbnp grade tutorials/exercises/01.py
+      mbnp grade tutorials/exercises/01.py --watch
     """
-    _add(p, "exercise EXERCISE.py", "a file with solutions, begun from tutorials/exercises")
+    file = "a file with solutions, begun from tutorials/exercises, or a lesson's number"
+    _add(p, "exercise EXERCISE.py", file, nargs="?")
+    _add(p, "--watch", "grade whenever the file is saved (default: the next lesson's file)")
+    _add(p, "--hint", "show one hint more for what is not solved yet; the last one is the solution")
+    _add(p, "--use", "train a small network with your gradients of lesson 3 in place of mbnp's")
 
 
 def number(text: str) -> float:

@@ -1,6 +1,7 @@
 """The arrays that belong to a network: parameters with their gradients, and running statistics."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,11 @@ class Variable:
         """Mark the contents as changed."""
         self.version = next(_clock)
 
+    def cast(self, dtype: Any) -> None:
+        """Take another dtype, in a new array; whatever holds the old one no longer sees this variable."""
+        self._value = self._value.astype(dtype)
+        self.touch()
+
 
 class Parameter(Variable):
     """A learnable array and its gradient, to which backward adds. A frozen parameter accumulates no gradient.
@@ -59,6 +65,11 @@ class Parameter(Variable):
         """Add to the gradient, unless the parameter is frozen."""
         if not self.frozen:
             self._grad += grad
+
+    def cast(self, dtype: Any) -> None:
+        """Take another dtype; the gradient begins at zero."""
+        super().cast(dtype)
+        self._grad = np.zeros_like(self._value)
 
 
 class Buffer(Variable):

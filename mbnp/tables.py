@@ -1,9 +1,11 @@
 """Plain text for a terminal of 80 columns: tables, and long lines with a hanging indent."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 
 WIDTH = 80
+WIDE = "\u2e80-\ua4cf\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60"  # Chinese characters and punctuation: two columns each
 
 
 def table(
@@ -39,5 +41,14 @@ def table(
 
 def hang(text: str, indent: int = 2) -> str:
     """Break each line of `text` at WIDTH columns; what goes on is indented."""
-    wrap = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(wrap.fill(line) for line in text.split("\n"))
+    wrap = _Wrapper(WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    text = re.sub(f"([{WIDE}])", "\\1\0", text)  # as many characters as columns
+    return "\n".join(wrap.fill(line) for line in text.split("\n")).replace("\0", "")
+
+
+class _Wrapper(textwrap.TextWrapper):
+    """Break lines at spaces, and between Chinese characters, but not before a comma or after an opening bracket."""
+
+    def _split(self, text: str) -> list[str]:
+        opening, closing = "[（《]\0", "[，。；：！？、）》]\0"
+        return re.findall(rf"\s+|(?:{opening})*(?:[{WIDE}]\0|[^\s{WIDE}]+)(?:{closing})*|{opening}", text)

@@ -9,6 +9,9 @@ import torch
 torch.set_num_threads(1)
 
 
+os.environ["MBNP_LANG"] = "en"  # the tests read messages, wherever they run
+
+
 @pytest.fixture(scope="session")
 def cifar10():
     """CIFAR-10 (or a subset in its record format) from the folder or archive that MBNP_DATA names."""

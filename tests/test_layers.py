@@ -33,6 +33,18 @@ def test_assignment_copies_and_raises_the_version():
         p.value = np.zeros(3)
 
 
+def test_a_cast_takes_another_dtype():
+    p = Parameter(np.ones(3, np.float32))
+    p.add_grad(np.ones(3, np.float32))
+    p.frozen, version = True, p.version
+    p.cast(np.float64)
+    assert p.value.dtype == p.grad.dtype == np.float64
+    assert p.frozen
+    assert p.version > version
+    np.testing.assert_array_equal(p.value, np.ones(3))
+    np.testing.assert_array_equal(p.grad, np.zeros(3))
+
+
 def test_load_state_changes_all_or_nothing():
     net = models.create("mobilenet-v1-small", width_mult=0.25)
     before = net.state()

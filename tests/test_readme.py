@@ -60,7 +60,14 @@ def test_an_operation_of_ones_own(monkeypatch, tmp_path, capsys):
     run(3, monkeypatch, tmp_path)
     (error,) = eval(capsys.readouterr().out)
     assert 0 < error < 1e-6
-    assert len(EXAMPLES) == 4
+
+
+def test_gradients_against_pytorch(monkeypatch, tmp_path, capsys):
+    run(4, monkeypatch, tmp_path)
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows[2:5]] == ["output", "loss", "dx"]
+    assert [len(row) for row in rows[-3:]] == [3, 5, 3]  # a convolution, a BatchNorm, a linear layer
+    assert len(EXAMPLES) == 5
 
 
 def test_no_block_is_a_placeholder():

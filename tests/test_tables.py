@@ -1,6 +1,7 @@
 """Tables are aligned and made to fit; long lines are broken with a hanging indent."""
 
 import pytest
+from rich.cells import cell_len
 
 from mbnp import tables
 
@@ -57,6 +58,18 @@ def test_long_lines_hang_and_short_ones_stay():
     assert lines[3].startswith("    word")
     assert max(map(len, lines)) <= tables.WIDTH
     assert " ".join(" ".join(lines[2:]).split()) == text.split("\n")[2].strip()
+
+
+def test_chinese_lines_end_between_characters():
+    text = f"name  错误: {'第三个数应为零，' * 12}（{'不是一' * 20}）：`a + b`。{'end ' * 20}"
+    lines = tables.hang(text, indent=6).split("\n")
+    assert max(map(cell_len, lines)) <= tables.WIDTH
+    assert all(cell_len(line) > tables.WIDTH - 8 for line in lines[:-2]), "and fill the line"
+    assert "".join(line.strip() for line in lines).replace(" ", "") == text.replace(" ", "")
+    for line in lines[1:]:
+        assert line.startswith("      ")
+        assert line.strip()[0] not in "，。：）"
+        assert not line.endswith("（")
 
 
 def test_a_path_is_not_broken():

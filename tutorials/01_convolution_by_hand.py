@@ -13,12 +13,14 @@ import time
 
 import numba
 import numpy as np
-from lesson import BLACK, BLUE, SMALL, VERMILION, figure, grid, say, show, source, table, timed
+from lesson import BLACK, BLUE, SMALL, VERMILION, figure, grid, measured_here, say, show, source, table, timed
 from scipy import signal
 
 from mbnp import backend
 from mbnp.datasets import shapes10
 from mbnp.ops import conv
+
+measured_here()
 
 # %% [markdown]
 # ## One number
@@ -438,74 +440,15 @@ say(table(rows, ["backend", "shape at stride 2", "one of the numbers"]))
 # %% [markdown]
 # **1. `output_size`**: how many rows (or columns) does the output have?
 #
-# <details><summary>Hint</summary>
-#
-# How many rows does the padded input have? How many are left below the first window? How many whole steps fit
-# into them?
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def output_size(size, kernel, stride, padding):
-#     return (size + 2 * padding - kernel) // stride + 1
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/01.md: output_size -->
 
 # %% [markdown]
 # **2. `conv_pixel`**: one number of the output, for one image `x` (H, W, C) and weights `w` (KH, KW, C, D): row
 # `i`, column `j`, channel `d`. Loops are fine.
 #
-# <details><summary>Hint</summary>
-#
-# Three loops, over u, v and c. Begin with the line for p, and skip the taps that fall outside the image.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def conv_pixel(x, w, i, j, d, stride, padding):
-#     H, W, C = x.shape
-#     KH, KW, _, _ = w.shape
-#     total = 0.0
-#     for u in range(KH):
-#         for v in range(KW):
-#             p, q = i * stride + u - padding, j * stride + v - padding
-#             if 0 <= p < H and 0 <= q < W:
-#                 for c in range(C):
-#                     total += x[p, q, c] * w[u, v, c, d]
-#     return total
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/01.md: conv_pixel -->
 
 # %% [markdown]
 # **3. `convolve`**: the whole operation, for a batch and with bias, without a loop over pixels.
 #
-# <details><summary>Hint</summary>
-#
-# `with_windows` above does nearly all of it, with `einsum`. If you would rather have the matrix product: the window's
-# axes come last, so bring them into the order of `w` before you reshape.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# import numpy as np
-#
-#
-# def convolve(x, w, b, stride, padding):
-#     KH, KW, C, D = w.shape
-#     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-#     windows = np.lib.stride_tricks.sliding_window_view(padded, (KH, KW), axis=(1, 2))
-#     windows = windows[:, ::stride, ::stride]  # (N, OH, OW, C, KH, KW)
-#     N, OH, OW = windows.shape[:3]
-#     columns = windows.transpose(0, 1, 2, 4, 5, 3).reshape(N * OH * OW, KH * KW * C)
-#     return (columns @ w.reshape(KH * KW * C, D) + b).reshape(N, OH, OW, D)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/01.md: convolve -->

@@ -9,10 +9,12 @@
 
 # %%
 import numpy as np
-from lesson import BLUE, GREEN, SMALL, VERMILION, figure, grid, say, show, source, table, timed
+from lesson import BLUE, GREEN, SMALL, VERMILION, figure, grid, measured_here, say, show, source, table, timed
 
 from mbnp import cost, models
 from mbnp.ops import conv, depthwise, pointwise
+
+measured_here()
 
 # %% [markdown]
 # ## Two steps by hand
@@ -404,64 +406,16 @@ say(
 # %% [markdown]
 # **1. `depthwise`**: a depthwise convolution of a batch, without a loop over pixels.
 #
-# <details><summary>Hint</summary>
-#
-# Either the windows of lesson 1 and `einsum`, with one letter fewer; or two short loops over the nine taps, where
-# each tap is a slice of the padded input, `padded[:, u : u + ..., v : v + ...]`, times a vector of C weights.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# import numpy as np
-#
-#
-# def depthwise(x, w, stride, padding):
-#     KH, KW, _ = w.shape
-#     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-#     windows = np.lib.stride_tricks.sliding_window_view(padded, (KH, KW), axis=(1, 2))
-#     return np.einsum("nijcuv,uvc->nijc", windows[:, ::stride, ::stride], w)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/02.md: depthwise -->
 
 # %% [markdown]
 # **2. `pointwise`**: a pointwise convolution of a batch. It can be one line.
 #
-# <details><summary>Hint</summary>
-#
-# Channels come last, so every pixel is a row vector, and w is a matrix.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def pointwise(x, w):
-#     return x @ w
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/02.md: pointwise -->
 
 # %% [markdown]
 # **3. `separable_macs`**: the MACs of a depthwise separable layer for one image: `H`, `W` are the *input's*
 # size, the kernel is K x K with K odd, and the padding is K // 2 on every side, so that stride 1 keeps the
 # size. The stride is that of the depthwise convolution.
 #
-# <details><summary>Hint</summary>
-#
-# First the size of the output, from lesson 1. Both halves compute that many pixels.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def separable_macs(H, W, K, c_in, c_out, stride):
-#     OH = (H + 2 * (K // 2) - K) // stride + 1
-#     OW = (W + 2 * (K // 2) - K) // stride + 1
-#     return OH * OW * K * K * c_in + OH * OW * c_in * c_out
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/02.md: separable_macs -->

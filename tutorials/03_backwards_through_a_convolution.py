@@ -510,18 +510,16 @@ say(table(rows, ["mistake", "random numbers", "a kernel of ones", "one image"]))
 
 # %%
 if TORCH:
-    import torch
     from torch.nn import functional as F
 
-    tx = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
-    tw = torch.tensor(w.transpose(3, 2, 0, 1), requires_grad=True)
-    F.conv2d(tx, tw, stride=2, padding=1).backward(torch.tensor(dy.transpose(0, 3, 1, 2)))
-    differences = {
-        "dx": np.abs(tx.grad.numpy().transpose(0, 2, 3, 1) - dx).max(),
-        "dw": np.abs(tw.grad.numpy().transpose(2, 3, 1, 0) - dw).max(),
-    }
-    say(table([(name, f"{d:.0e}") for name, d in differences.items()], ["", "largest difference from PyTorch"]))
-    assert max(differences.values()) < 1e-12
+    def torch_conv(x, w):
+        y = F.conv2d(x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), stride=2, padding=1)
+        return y.permute(0, 2, 3, 1)
+
+    # For a whole network there is gradcheck.against_torch(net, module, x, labels).
+    errors = gradcheck.op_against_torch(forward, backward, torch_conv, [x, w])
+    say(table([(name, f"{e:.0e}") for name, e in errors.items()], ["", "largest difference from PyTorch"]))
+    assert max(errors.values()) < 1e-12
 else:
     say("PyTorch is not installed here; `pip install -e '.[tutorials]'` brings it.")
 
@@ -537,7 +535,7 @@ else:
 # 4. Forward needs $N \cdot OH \cdot OW \cdot K^2 \cdot C \cdot D$ multiplications. How many does backward
 #    need? What does a training step then cost, compared with inference?
 # 5. `dx` of the network's first layer is the gradient with respect to the pixels of the image. Training does
-#    not need it. What could you do with it?
+#    not need it. What could you do with it? (Lesson 11 computes it for a trained network, and tests what it says.)
 #
 # ## Exercises
 #
@@ -548,73 +546,12 @@ else:
 # **1. `taps`**: for a pixel in row $p$, return an array with one number for each output row: the tap that it
 # multiplies the pixel by, or -1 if it does not use the pixel.
 #
-# <details><summary>Hint</summary>
-#
-# Solve $p = iS + u - P$ for $u$, and keep the values that are taps. The number of output rows is $\lfloor
-# (H + 2P - K)/S \rfloor + 1$.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def taps(p, size, kernel, stride, padding):
-#     rows = (size + 2 * padding - kernel) // stride + 1
-#     u = p + padding - stride * np.arange(rows)
-#     return np.where((u >= 0) & (u < kernel), u, -1)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/03.md: taps -->
 #
 # **2. `conv_dx`**: the gradient of a convolution with respect to its input.
 #
-# <details><summary>Hint</summary>
-#
-# The safest way is to scatter: make a `dx` of the size of the padded image, add every output's contribution
-# to its window, and cut off the padding at the end. If you gather instead, take care at stride 2: outputs
-# exist only where $p + P - u$ is divisible by the stride.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def conv_dx(dy, w, shape, stride, padding):
-#     N, H, W, C = shape
-#     _, OH, OW, _ = dy.shape
-#     KH, KW, _, _ = w.shape
-#     padded = np.zeros((N, H + 2 * padding, W + 2 * padding, C), dy.dtype)
-#     for i in range(OH):
-#         for j in range(OW):
-#             contribution = np.einsum("nd,uvcd->nuvc", dy[:, i, j], w)
-#             padded[:, i * stride : i * stride + KH, j * stride : j * stride + KW] += contribution
-#     return padded[:, padding : padding + H, padding : padding + W]
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/03.md: conv_dx -->
 #
 # **3. `conv_dw`**: the gradient with respect to the kernel.
 #
-# <details><summary>Hint</summary>
-#
-# For each tap: the shifted copy of the padded image, every `stride`-th row and column of it, as many as `dy`
-# has. Then one `einsum` that sums over images and positions.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def conv_dw(dy, x, kernel, stride, padding):
-#     KH, KW = kernel
-#     _, OH, OW, D = dy.shape
-#     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-#     dw = np.zeros((KH, KW, x.shape[3], D), x.dtype)
-#     for u in range(KH):
-#         for v in range(KW):
-#             pixels = padded[:, u : u + stride * OH : stride, v : v + stride * OW : stride][:, :OH, :OW]
-#             dw[u, v] = np.einsum("nijc,nijd->cd", pixels, dy)
-#     return dw
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/03.md: conv_dw -->

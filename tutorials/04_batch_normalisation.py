@@ -219,9 +219,14 @@ say(f"dy = x̂: dx = {numbers(backward(xhat))}")
 
 # %% [markdown]
 # Zero, both times. It must be so: add a number to all of $x$, and the layer subtracts it again. Scale $x$,
-# and the layer divides by the scale again. No change of the inputs makes all outputs larger, so every input's
-# gradient is zero. The formula removes these two directions, the shift and the scale, from `dy`, and passes
-# on the rest.
+# and the layer divides by the scale again. No change of the inputs makes all outputs larger, and none moves
+# them further apart, so every input's gradient is zero. The formula removes these two directions, the shift
+# and the scale, from `dy`, and passes on the rest.
+#
+# The first zero is exact for every $\varepsilon$. The second is exact only because $\varepsilon$ is zero in
+# this example: otherwise $s$ does not grow quite as fast as the values, and $\frac{\gamma}{s} \hat x_m
+# \frac{\varepsilon}{s^2}$ is left. With PyTorch's $10^{-5}$ and a variance of 4 that is 2.5 millionths of
+# $\frac{\gamma}{s} \hat x_m$.
 #
 # This has a practical consequence. The simplest test sets `dy` to ones, or takes `y.sum()` as its loss. For
 # batch normalisation such a test compares zero with zero. Here are three wrong backward passes, and the
@@ -298,7 +303,7 @@ show(fig, "The average variance of small batches: below 1 if divided by M, at 1 
 # %% [markdown]
 # Which one does the layer use? Both:
 #
-# - The batch is normalised with the **biased** one, so that its variance becomes 1 exactly.
+# - The batch is normalised with the **biased** one, so that its variance becomes 1 (exactly so for $\varepsilon = 0$).
 # - The running average, for inference, takes the **unbiased** one, which estimates the variance of all the
 #   data.
 
@@ -487,7 +492,8 @@ else:
 # 1. You double all weights of a convolution that is followed by batch normalisation. What happens to the
 #    output of the layer? And to the gradient of the weights? (What does weight decay do to such weights,
 #    then?)
-# 2. With $M = 2$ values in a channel, what are the two entries of $\hat x$, whatever $x$ was? What is `dx`?
+# 2. With $M = 2$ different values in a channel and $\varepsilon = 0$, what are the two entries of $\hat x$, whatever
+#    $x$ was? What is `dx`?
 # 3. Layer normalisation takes mean and variance over the channels of one image instead. Which of this
 #    lesson's problems does it not have?
 # 4. Why can the layer not be folded into the convolution *after* it, if that convolution pads its input with
@@ -503,63 +509,12 @@ else:
 #
 # **1. `batchnorm_forward`**: normalise a batch of images as in training.
 #
-# <details><summary>Hint</summary>
-#
-# Channels are last. Each has one mean and one variance over everything else: `axis=(0, 1, 2)`.
-# $\varepsilon$ goes under the root.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def batchnorm_forward(x, gamma, beta, eps):
-#     mean = x.mean(axis=(0, 1, 2))
-#     var = x.var(axis=(0, 1, 2))  # NumPy's default is the biased one
-#     return gamma * (x - mean) / np.sqrt(var + eps) + beta
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/04.md: batchnorm_forward -->
 #
 # **2. `batchnorm_dx`**: the gradient with respect to the input.
 #
-# <details><summary>Hint</summary>
-#
-# First `s` and `xhat` as in the forward pass, then the two sums over all pixels, then the formula with
-# three terms. `M` is the number of values in a channel: `N * H * W`.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def batchnorm_dx(dy, x, gamma, eps):
-#     axes = (0, 1, 2)
-#     s = np.sqrt(x.var(axis=axes) + eps)
-#     xhat = (x - x.mean(axis=axes)) / s
-#     # A mean is a sum over M already.
-#     return gamma / s * (dy - dy.mean(axis=axes) - xhat * (dy * xhat).mean(axis=axes))
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/04.md: batchnorm_dx -->
 #
 # **3. `running_statistics`**: the running averages after one more batch, as PyTorch computes them.
 #
-# <details><summary>Hint</summary>
-#
-# `momentum` is the weight of the new batch. The running variance takes the unbiased variance: `ddof=1` in
-# NumPy.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def running_statistics(running_mean, running_var, x, momentum):
-#     axes = (0, 1, 2)
-#     mean = (1 - momentum) * running_mean + momentum * x.mean(axis=axes)
-#     var = (1 - momentum) * running_var + momentum * x.var(axis=axes, ddof=1)
-#     return mean, var
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/04.md: running_statistics -->

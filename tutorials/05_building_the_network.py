@@ -119,9 +119,8 @@ else:
     say("PyTorch is not installed here: the class is for reading only. `pip install -e '.[tutorials]'` brings it.")
 
 # %% [markdown]
-# A good, small network, clearly written. One comment has a mistake: the third line from the end says *max
-# pooling*, and the code takes the average, as MobileNet does. The code is right. (We come to `view(-1, 512)`
-# further down.)
+# A good, small network, clearly written. One comment has a mistake: beside `F.avg_pool2d` it says *max pooling*,
+# and the code takes the average, as MobileNet does. The code is right. (We come to `view(-1, 512)` further down.)
 #
 # ## Line by line
 #
@@ -265,8 +264,8 @@ except MbnpError as error:
 # %% [markdown]
 # Four predictions for one image, each made of 512 numbers that do not belong together (in PyTorch's layout a
 # row of 512 is 128 channels of four pixels each). For the article's images of 32x32 the line is right. With
-# `out.flatten(1)`, `fc` would raise an error for all other sizes. A `-1` in a reshape hides mistakes: write
-# the number that you know.
+# `out.flatten(1)`, `fc` would raise an error wherever more than one pixel is left. A `-1` in a reshape hides
+# mistakes: write the number that you know.
 #
 # ## The receptive field
 #
@@ -563,75 +562,14 @@ if TORCH:
 #
 # **1. `map_sizes`**: the size of the feature map after each of a chain of 3x3 convolutions with padding 1.
 #
-# <details><summary>Hint</summary>
-#
-# Apply the formula again and again, each time to the size from before. `//` rounds down.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def map_sizes(size, strides):
-#     sizes = []
-#     for stride in strides:
-#         size = (size + 2 * 1 - 3) // stride + 1
-#         sizes.append(size)
-#     return sizes
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/05.md: map_sizes -->
 #
 # **2. `receptive_field`**: the number of pixels, in each direction, that one output of the last layer depends
 # on.
 #
-# <details><summary>Hint</summary>
-#
-# Two numbers, `field` and `jump`, both 1 at the start. A layer's own stride acts on the layers after it, so
-# it comes last.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def receptive_field(layers):
-#     field = jump = 1
-#     for kernel, stride in layers:
-#         field += (kernel - 1) * jump
-#         jump *= stride
-#     return field
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/05.md: receptive_field -->
 #
 # **3. `count`**: the parameters and the MACs of a whole network like this lesson's, from its list of
 # blocks.
 #
-# <details><summary>Hint</summary>
-#
-# Parameters: the first convolution has a bias, the others do not; each convolution is followed by batch
-# normalisation with two learned numbers for each channel; the last layer has a bias. MACs: the weights of a
-# convolution times the pixels of its output; the size changes with the depthwise step, so the pointwise one
-# works on the new size. Normalisation and biases count no MACs.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def count(size, stem, blocks, classes):
-#     parameters = 9 * 3 * stem + stem + 2 * stem
-#     macs = size * size * 9 * 3 * stem
-#     channels = stem
-#     for c_out, stride in blocks:
-#         size = (size + 2 * 1 - 3) // stride + 1
-#         parameters += 9 * channels + 2 * channels + channels * c_out + 2 * c_out
-#         macs += size * size * (9 * channels + channels * c_out)
-#         channels = c_out
-#     parameters += channels * classes + classes
-#     macs += channels * classes
-#     return parameters, macs
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/05.md: count -->

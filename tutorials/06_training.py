@@ -15,12 +15,14 @@ import math
 import os
 
 import numpy as np
-from lesson import BLACK, BLUE, GREEN, SMALL, VERMILION, figure, say, show, source, table
+from lesson import BLACK, BLUE, GREEN, SMALL, VERMILION, figure, measured_here, say, show, source, table
 
 from mbnp import datasets, fused, models, optim, train
 from mbnp.errors import DivergedError
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 from mbnp.optim import schedules
+
+measured_here()
 
 # %% [markdown]
 # ## The images
@@ -283,12 +285,13 @@ say(
 )
 
 # %% [markdown]
-# Three regions: too small to matter, useful, too large. (At still larger rates the loss comes back to $\log
-# 10$: BatchNorm keeps the numbers finite, but what was learned is lost, and the network guesses again.) The
-# useful region spans about a factor of ten, and we take its upper end, 0.1: as large as possible without
-# divergence. For a whole run that would be risky, but the schedule below stays there only briefly. Read only
-# the order of magnitude from such a plot, not the second digit. The axis is logarithmic, and every batch is
-# seen at one rate only.
+# Three regions: too small to matter, useful, too large. (At still larger rates the loss comes back to about
+# $\log 10$, because BatchNorm keeps the numbers finite: what was learned is lost, and the network guesses
+# again. Towards the end it rises once more, since large steps make large logits, and a confident guess costs
+# more than a cautious one.) The useful region spans about a factor of ten, and we take its upper end, 0.1: as large
+# as possible without divergence. For a whole run that would be risky, but the schedule below stays there only
+# briefly. Read only the order of magnitude from such a plot, not the second digit. The axis is logarithmic, and
+# every batch is seen at one rate only.
 #
 # ## A rate for each step
 #
@@ -486,73 +489,12 @@ say(f"{len(wrong)} of {len(data.test):,} test images are classified wrongly. The
 #
 # **1. `loss_gradient`**: the gradient of the mean cross-entropy with respect to the logits.
 #
-# <details><summary>Hint</summary>
-#
-# Probabilities minus 1 at the right class, divided by the number of images. To address one number in each
-# row, index with two arrays: `dlogits[np.arange(N), labels]`. Take care of logits as large as 200.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def loss_gradient(logits, labels):
-#     N = len(labels)
-#     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-#     dlogits = powers / powers.sum(axis=1, keepdims=True)
-#     dlogits[np.arange(N), labels] -= 1
-#     return dlogits / N
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/06.md: loss_gradient -->
 #
 # **2. `one_cycle`**: the learning rate of every step of a run.
 #
-# <details><summary>Hint</summary>
-#
-# Half a cosine from `a` to `b` is $b + \frac{a - b}{2}(1 + \cos \pi s)$, where $s$ goes from 0 to 1. Before
-# the peak, $s$ is the step divided by the peak's step; after it, count from the peak to the last step.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def one_cycle(peak, total, warm):
-#     start, end = peak / 25, peak / 25 / 10_000
-#     top, last = warm * total - 1, total - 1
-#     rates = np.empty(total)
-#     for step in range(total):
-#         if step <= top:
-#             a, b, s = start, peak, step / top
-#         else:
-#             a, b, s = peak, end, (step - top) / (last - top)
-#         rates[step] = b + (a - b) / 2 * (1 + np.cos(np.pi * s))
-#     return rates
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/06.md: one_cycle -->
 #
 # **3. `mirror_and_crop`**: an augmentation whose random numbers are given.
 #
-# <details><summary>Hint</summary>
-#
-# One image after the other is fine. `np.pad` has a mode for the reflection, and takes a pair for every axis:
-# the channels get `(0, 0)`. After the crop, `[:, ::-1]` of one image (H, W, C) mirrors it.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def mirror_and_crop(images, top, left, mirrored, pad):
-#     N, H, W, C = images.shape
-#     result = np.empty_like(images)
-#     for n in range(N):
-#         padded = np.pad(images[n], ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
-#         cut = padded[top[n] : top[n] + H, left[n] : left[n] + W]
-#         result[n] = cut[:, ::-1] if mirrored[n] else cut
-#     return result
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/06.md: mirror_and_crop -->

@@ -13,12 +13,14 @@ import dataclasses
 import math
 
 import numpy as np
-from lesson import BLACK, BLUE, GREEN, PURPLE, SMALL, VERMILION, figure, say, show, source, table, timed
+from lesson import BLACK, BLUE, GREEN, PURPLE, SMALL, VERMILION, figure, measured_here, say, show, source, table, timed
 from PIL import Image
 
 from mbnp import cost, datasets, fused, models, train
 from mbnp.layers import Conv
 from mbnp.models import build
+
+measured_here()
 
 # %% [markdown]
 # ## One layer, two multipliers
@@ -321,7 +323,8 @@ sampling = 100 * math.sqrt(a * (1 - a) / len(data.test))
 deviation = float(np.std(again, ddof=1))
 say(
     f"Width 0.25 at 32 pixels with {len(again)} seeds: {', '.join(f'{a:.1f}' for a in again)} %. Their standard "
-    f"deviation is {deviation:.1f} points; having only {len(data.test):,} test images explains {sampling:.1f} of it."
+    f"deviation is {deviation:.1f} points. If having only {len(data.test):,} test images were its only reason, it "
+    f"would be about {sampling:.1f}."
 )
 
 # %%
@@ -361,7 +364,7 @@ say(
 # from fewer channels. That is why the paper gives a menu and not a recipe, and why it is worth an evening to
 # draw this plot for your own images.
 #
-# Look at the milliseconds in the table, too. They fall more slowly than the MACs. Small layers give the
+# Look at the milliseconds in the table, too. Most of them fall more slowly than the MACs. Small layers give the
 # processor less to do at a time. Lesson 9 is about that.
 #
 # ## Questions
@@ -382,50 +385,8 @@ say(
 #
 # **1. `scaled_macs`**: the MACs of the article's network at any width and resolution.
 #
-# <details><summary>Hint</summary>
-#
-# Go from layer to layer and keep two numbers, the size of the feature map and its channels. With a 3x3 kernel
-# and padding 1, stride $S$ makes $\lfloor (\text{size} - 1) / S \rfloor + 1$ rows. The depthwise convolution
-# has the stride, so both halves of a block are counted at the new size.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def scaled_macs(width, resolution):
-#     size, channels = resolution, int(STEM * width)
-#     macs = size * size * 9 * 3 * channels
-#     for c_out, stride in BLOCKS:
-#         c_out = int(c_out * width)
-#         size = (size - 1) // stride + 1
-#         macs += size * size * 9 * channels
-#         macs += size * size * channels * c_out
-#         channels = c_out
-#     return macs + channels * 10
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/08.md: scaled_macs -->
 #
 # **2. `pareto_front`**: which networks are not dominated by another one?
 #
-# <details><summary>Hint</summary>
-#
-# For each point ask whether *any* point is at least as cheap, at least as good, and strictly better in one of
-# the two. No point dominates itself. Two loops, or one with arrays inside, are fast enough.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def pareto_front(macs, accuracy):
-#     on_front = np.ones(len(macs), bool)
-#     for i in range(len(macs)):
-#         no_worse = (macs <= macs[i]) & (accuracy >= accuracy[i])
-#         better = (macs < macs[i]) | (accuracy > accuracy[i])
-#         on_front[i] = not (no_worse & better).any()
-#     return on_front
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/08.md: pareto_front -->

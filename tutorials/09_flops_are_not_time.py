@@ -22,11 +22,11 @@ from lesson import (
     VERMILION,
     fastest,
     figure,
+    measured_here,
     say,
     show,
     source,
     table,
-    warn_if_busy,
 )
 from threadpoolctl import threadpool_limits
 
@@ -44,7 +44,7 @@ def normal(*shape):
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-warn_if_busy()
+measured_here()
 
 
 # %% [markdown]
@@ -96,17 +96,14 @@ say(
 # same processor does far fewer operations per second in a depthwise convolution than in a standard one, and
 # fewer still in a ReLU. The processor did not slow down. It was waiting.
 #
-# (FLOPs are two for a multiply-accumulate, as in lesson 2. The ReLU gets one for each number, for its
-# comparison. And a note on the terms: FLOPs are a *number* of operations, and GFLOP/s a speed. The article
-# that mbnp began with calls the number "per second", an easy confusion, because the abbreviation looks like
-# that of a speed.)
+# (A multiply-accumulate is two FLOPs, as in lesson 2, and a ReLU's comparison one. FLOPs are a *number* of
+# operations, GFLOP/s is a speed.)
 #
 # ## What it was waiting for
 #
 # Before a number can be multiplied, it has to come from memory, and the result has to go back. So count two
-# things: FLOPs, and **bytes moved**. Take a feature map that is small enough to do it by hand: one image of
-# 4x4 pixels with 2 channels, 32 numbers of 4 bytes. An ideal program reads every input and every weight once,
-# and writes every output once.
+# things: FLOPs, and **bytes moved**. By hand: one image of 4x4 pixels with 2 channels, 32 numbers of 4 bytes. An
+# ideal program reads every input and every weight once, and writes every output once.
 
 # %%
 NUMBERS = 4 * 4 * 2  # in the feature map
@@ -128,13 +125,8 @@ rows = [[name, f"{f:,}", f"{b:,}", f"{i:.2f}"] for name, (f, b, i) in by_hand.it
 say(table(rows, ["operation", "FLOPs", "bytes", "FLOPs per byte"]))
 
 # %% [markdown]
-# The last column is called **arithmetic intensity**. It says how much work there is for every byte that has
-# to be moved:
-#
-# $$I = \frac{\text{FLOPs}}{\text{bytes moved}}$$
-#
-# For a large feature map the few weights do not matter, and with $C$ channels in, $C$ out, kernel $K$ and 4
-# bytes per number,
+# The last column is called **arithmetic intensity**: the work for every byte that is moved. For a large feature
+# map the few weights do not matter, and with $C$ channels in, $C$ out, kernel $K$ and 4 bytes per number,
 #
 # $$I_\text{depthwise} = \frac{2K^2}{4+4} \qquad I_\text{pointwise} = \frac{2C}{4+4} \qquad
 # I_\text{standard} = \frac{2K^2C}{4+4}$$
@@ -168,42 +160,24 @@ show(
 )
 
 # %% [markdown]
-# A depthwise convolution processes each channel by itself. Twice the channels are twice the FLOPs and twice
-# the bytes: its intensity never gets any better. A convolution that mixes channels uses every number it has
-# loaded once for each output channel. That is the whole difference. The separable block has nearly all of its
-# *FLOPs* in the operation with a high intensity, which is what makes it a good idea; but all the *bytes* of
-# the depthwise half remain.
+# In a depthwise convolution twice the channels are twice the FLOPs and twice the bytes: its intensity never gets
+# any better. A convolution that mixes channels uses every number it has loaded once for each output channel. The
+# separable block has nearly all of its *FLOPs* there, which is what makes it a good idea; but all the *bytes* of the
+# depthwise half remain.
 #
 # ## Two numbers of your machine
 #
-# How many FLOPs per byte are enough? That depends on two numbers of the machine. The first is its speed of
-# computing when nothing has to be loaded from memory: a large matrix product comes closest to that. The
-# second is its speed of moving numbers when nothing has to be computed: a copy between arrays that are too
-# large for any cache.
-
-# %%
-with threadpool_limits(1, user_api="blas"):
-    a = normal(1024, 1024)
-    matmul = fastest(lambda: a @ a)
-long, copy = np.ones(2**25, np.float32), np.empty(2**25, np.float32)
-moving = fastest(lambda: np.copyto(copy, long))
-say(
-    f"One thread: {2 * 1024**3 / matmul / 1e9:.0f} GFLOP/s, and {2 * long.nbytes / moving / 1e9:.0f} GB/s "
-    f"(read and written)."
-)
-long = copy = None  # free a quarter of a gigabyte
-
-# %% [markdown]
-# `mbnp bench` measures the same two numbers a little more carefully: on several threads, as the best of many
-# rounds, and the bandwidth twice, with arrays far larger than the last-level cache and with arrays that fit
-# into half of it.
+# How many FLOPs per byte are enough? That depends on two numbers of the machine: its speed of computing when
+# nothing has to be loaded from memory, which a large matrix product comes closest to, and its speed of moving
+# numbers when next to nothing has to be computed. The second is measured twice, with arrays far larger than the
+# last-level cache, and with arrays that fit into half of it.
 
 # %%
 source(floor.multiply, machine._triad)
 
 # %% [markdown]
-# **Before you run the next cell:** the next cell measures with one thread and with two. Which of the three
-# numbers will double?
+# **Before you run the next cell:** it measures with one thread and with two. Which of the three numbers, the
+# speed of computing and the two bandwidths, will double?
 
 # %%
 rounds = 2 if SMALL else 30
@@ -215,29 +189,34 @@ rows = [
 say(table(rows, ["threads", "matmul, GFLOP/s", "last cache, GB/s", "memory, GB/s", "FLOPs per byte needed"]))
 peak = peaks[THREADS]
 if THREADS == 2:
-    more = [getattr(peaks[2], name) / getattr(peaks[1], name) for name in ("gflops", "cache", "memory")]
-    say(
-        f"From one thread to two: matmul x{more[0]:.2f}, cache x{more[1]:.2f}, memory x{more[2]:.2f}. Every core "
-        f"has its own arithmetic units. The memory is shared by all of them, and on some machines one core can "
-        f"nearly saturate it: a factor near 1 means that this is one of them."
-    )
+    verdicts = ["hardly more", "more, but not twice as much", "twice as much", "more than twice as much"]
+    for name, what in (("gflops", "The matrix product"), ("cache", "The last cache"), ("memory", "Memory")):
+        factor = getattr(peak, name) / getattr(peaks[1], name)
+        say(f"{what}: x{factor:.2f}, {verdicts[sum(factor > limit for limit in (1.2, 1.8, 2.2))]}.")
 say(
-    f"This is {machine.processor()} with {machine.last_cache_bytes() >> 20} MB of last cache. To keep its units "
-    f"busy, a layer whose arrays come from memory has to do {peak.gflops / peak.memory:.0f} FLOPs per byte. A "
-    f"depthwise 3x3 convolution does {by_hand['depthwise 3x3'][2]:.1f} to 2.25."
+    f"The last cache has {machine.last_cache_bytes() >> 20} MB. To keep the arithmetic units busy, a layer whose "
+    f"arrays come from memory has to do {peak.gflops / peak.memory:.0f} FLOPs per byte. A depthwise 3x3 convolution "
+    f"does {by_hand['depthwise 3x3'][2]:.1f} to 2.25."
 )
 
 # %% [markdown]
+# - **Twice as much**: every core has its own arithmetic units. Where a bandwidth doubles, one core could not use
+#   all of it: it requests only so many cache lines before it waits for the first.
+# - **Less than that**: the cores share something that one of them nearly exhausts, on many machines the memory.
+# - **More than twice**: no core got faster. Either half of the arrays fits into a faster cache of each core, or
+#   another program disturbed the measurement with one thread.
+#
 # ## The roofline
 #
-# Combine the two limits. In one second, a layer of intensity $I$ cannot do more FLOPs than the machine's peak
-# $P$; and it cannot do more than $I$ FLOPs for each of the $B$ bytes that are moved:
+# In one second, a layer of intensity $I$ cannot do more FLOPs than the machine's peak $P$, nor more than $I$ for each
+# of the $B$ bytes that are moved:
 #
 # $$\text{FLOP/s} \le \min(P, B \cdot I)$$
 #
 # On logarithmic axes this is a slope followed by a flat roof, and it is called the **roofline** (Williams,
 # Waterman and Patterson, 2009). Under the slope a layer is *memory-bound*: only fewer *bytes* can make it
-# faster. Under the flat part it is *compute-bound*: only fewer *FLOPs* can. Ten lines draw it:
+# faster. Under the flat part it is *compute-bound*: only fewer *FLOPs* can. There is a slope for every place that
+# the bytes can come from, and here are two of them:
 
 # %%
 intensity = {
@@ -255,7 +234,7 @@ looks = {
 
 
 def roofs(axes, peak, lowest):
-    """Draw the two slopes and the flat roof, over the intensities from 0.06 to 1000."""
+    """Draw the two slopes and the flat roof."""
     at = np.geomspace(0.06, 1000, 200)
     for bandwidth, name, style in ((peak.cache, "last cache", "-"), (peak.memory, "memory", "--")):
         label = f"{name}: {bandwidth:.0f} GB/s"
@@ -282,9 +261,8 @@ show(fig, "Roofline with four operations: ReLU far left, depthwise next, pointwi
 
 # %% [markdown]
 # The least time that a layer can take is the larger of two times: its FLOPs divided by the peak, and its
-# bytes divided by the bandwidth. Which bandwidth? Here the same arrays are used again and again, so they are
-# in the last cache. In a whole network other feature maps have evicted them, at least in part. So the table
-# has both.
+# bytes divided by the bandwidth. Here the same arrays are used again and again, so they are in the last cache; in
+# a whole network other feature maps have evicted them, at least in part. So the table has both.
 
 # %%
 rows, bounds = [], {}
@@ -293,18 +271,8 @@ for name in seconds:
     times = [flops[name] / peak.gflops / 1e6, bytes_moved / peak.cache / 1e6, bytes_moved / peak.memory / 1e6]
     bounds[name] = max(times[0], times[1]), max(times[0], times[2])
     rows.append([name, *(f"{t:.2f}" for t in times), f"{1e3 * seconds[name]:.2f}"])
-say(
-    table(
-        rows,
-        [
-            "operation",
-            "computing, ms",
-            "loading from the last cache",
-            "loading from memory",
-            "measured, ms",
-        ],
-    )
-)
+header = ["operation", "computing, ms", "loading from the last cache", "loading from memory", "measured, ms"]
+say(table(rows, header))
 near, far = (bounds["standard"][k] / (bounds["depthwise"][k] + bounds["pointwise"][k]) for k in (0, 1))
 say(
     f"If every operation reached its bound, the pair would be {near:.1f} times faster than the standard "
@@ -312,80 +280,16 @@ say(
     f"two convolutions that mix channels take {1e3 * seconds['ReLU'] / bounds['ReLU'][0]:.1f}, "
     f"{1e3 * seconds['standard'] / bounds['standard'][0]:.1f} and "
     f"{1e3 * seconds['pointwise'] / bounds['pointwise'][0]:.1f} times their bound. The depthwise one takes "
-    f"{1e3 * seconds['depthwise'] / bounds['depthwise'][0]:.1f} times its bound. There must be another limit, "
-    f"which we have not drawn yet. Keep the question in mind."
+    f"{1e3 * seconds['depthwise'] / bounds['depthwise'][0]:.1f} times its bound: there must be another limit, which we "
+    f"have not drawn yet."
 )
 
 # %% [markdown]
-# ## The whole network
-#
-# Here is the article's network, a training step of the reference layers, layer by layer. `mbnp.bench` times
-# every layer's forward and backward pass while the real step runs.
-
-# %%
-workload = Workload("training", "mobilenet-v1-small", 4 if SMALL else 64, 32, THREADS)
-measured = profile.measure(workload.network(), workload, steps=1 if SMALL else 7)
-shares = measured.shares()
-rows = [[kind, f"{f:.1%}", f"{s:.1%}"] for kind, (f, s, _) in shares.items()]
-rows.append(["loss, optimiser, Python", "", f"{1 - sum(s for _, s, _ in shares.values()):.1%}"])
-say(table(rows, ["kind", "share of the FLOPs", "share of the time"]))
-
-# %%
-fig, (left, right) = figure(width=9, height=4.2, ncols=2, width_ratios=(1, 1.5))
-names = [*shares][::-1]
-at = np.arange(len(names))
-left.barh(at + 0.2, [100 * shares[k][0] for k in names], 0.38, color=BLUE, label="% of the FLOPs")
-left.barh(at - 0.2, [100 * shares[k][1] for k in names], 0.38, color=ORANGE, label="% of the time", hatch="//")
-left.set_yticks(at, names)
-left.set_title("Work and time")
-left.legend(loc="center right", fontsize=9)
-roofs(
-    right,
-    peak,
-    min(r.gflops for row in measured.rows if row.forward.flops for r in row.rates),
-)
-for kind, name in (("standard", "standard"), ("pointwise", "pointwise"), ("depthwise", "depthwise")):
-    colour, marker = looks[name]
-    found = [row for row in measured.rows if row.kind == kind]
-    right.plot(
-        [r.forward.intensity for r in found],
-        [r.forward.gflops for r in found],
-        marker,
-        color=colour,
-        label=name,
-    )
-    right.plot(
-        [r.backward.intensity for r in found],
-        [r.backward.gflops for r in found],
-        marker,
-        color=colour,
-        mfc="none",
-    )
-right.set_title("Every convolution; hollow: backward")
-right.legend(loc="lower right", fontsize=8, ncols=2)
-show(
-    fig,
-    "Left: shares of FLOPs and of time by kind of layer. Right: every convolution of the network on the roofline",
-)
-
-# %%
-f, s, _ = shares["depthwise"]
-other = shares["other"][1]
-say(
-    f"Depthwise convolutions are {f:.0%} of the FLOPs and {s:.0%} of the time. BatchNorm, ReLU and pooling, which the "
-    f"cost tables of papers do not even list, are {shares['other'][0]:.1%} of the FLOPs and {other:.0%} of the time."
-)
-
-# %% [markdown]
-# A table of MACs lists the operations that are already fast. Keep this figure in mind when you read that a
-# new block "halves the FLOPs".
-#
 # ## Caches
 #
-# "Memory" has been one number so far, or two. In fact there is a hierarchy. Close to each core there is a
-# very fast and very small cache (L1), after it a larger and slower one (L2), and then one that all cores
-# share. A loop that reads the same arrays again and again runs at the speed of the smallest cache that holds
-# all of them.
+# "Memory" has been one number so far, or two. In fact there is a hierarchy: close to each core a very fast and very
+# small cache (L1), then a larger and slower one (L2), then one that all cores share. A loop that reads the same
+# arrays again and again runs at the speed of the smallest cache that holds all of them.
 
 
 # %%
@@ -447,18 +351,16 @@ say(
 # %% [markdown]
 # ## The missing roof
 #
-# Now back to the depthwise convolution, which is further below its bound than the others. Here is the kernel
-# that we measured. Look at its last line only: how many numbers does it load for one multiply-accumulate, and
-# how many does it store?
+# Now back to the depthwise convolution. Here is the kernel that we measured. Look at its last line only: how many
+# numbers does it load for one multiply-accumulate, and how many does it store?
 
 # %%
 source(depthwise._forward_kernel)
 
 # %% [markdown]
-# The pixel, the weight and the sum so far are loaded, and the new sum is stored: 16 bytes for 2 FLOPs. Those
-# bytes do not come from memory. The row of pixels, the weights and the row of sums are all in the L1 cache.
-# But even the L1 cache is not infinitely fast, and counted by *its* bytes the kernel's intensity is 2/16, not
-# 2.25.
+# The pixel, the weight and the sum so far are loaded, and the new sum is stored: 16 bytes for 2 FLOPs. They are all
+# in the L1 cache. But even that is not infinitely fast, and counted by *its* bytes the kernel's intensity is 2/16,
+# not 2.25.
 
 # %%
 nearest = THREADS * max(speeds)  # every core has an L1 cache of its own
@@ -471,17 +373,66 @@ say(
 
 # %% [markdown]
 # A kernel that keeps the nine weights and the sum in registers would load one pixel for each multiplication
-# and store one sum for nine of them: 40 bytes for 18 FLOPs. Same FLOPs, same formula, a roof that is almost
-# four times higher. There is a roofline for every level of the memory hierarchy, and a program has to stay
-# below all of them. Matrix product libraries are fast because they are written for every level; lesson 10
-# does the same for the depthwise convolution.
+# and store one sum for nine of them: 40 bytes for 18 FLOPs, and a roof that is almost four times higher. There is a
+# roofline for every level of the memory hierarchy, and a program has to stay below all of them. Lesson 10 writes
+# kernels for every level.
+#
+# ## So why is it not faster?
+#
+# - Time is FLOPs divided by a rate, and the rate depends on the number of FLOPs per byte. A layer takes at least
+#   the largest of several times: its FLOPs divided by the machine's peak, and its bytes divided by the bandwidth of
+#   every level of the memory hierarchy that they pass through.
+# - A standard convolution has many FLOPs per byte. MobileNet removes FLOPs exactly where they were cheapest.
+#   It removes no bytes; it even adds a feature map between the two halves.
+# - The pointwise half keeps a high intensity, a ninth of the standard convolution's. So the block *is*
+#   faster, and by a lot, but not by the ratio of the multiplications.
+# - Where bytes are the limit, move fewer bytes: normalise and clamp a number while it is in a register anyway, and
+#   write it once. That is the next lesson.
+#
+# ## The whole network
+#
+# That was one layer. Here is a training step of the article's network, in the reference layers. `mbnp.bench`
+# times every layer's forward and backward pass while the step runs.
+
+# %%
+workload = Workload("training", "mobilenet-v1-small", 4 if SMALL else 64, 32, THREADS)
+measured = profile.measure(workload.network(), workload, steps=1 if SMALL else 7)
+shares = measured.shares()
+rows = [[kind, f"{f:.1%}", f"{s:.1%}"] for kind, (f, s, _) in shares.items()]
+rows.append(["loss, optimiser, Python", "", f"{1 - sum(s for _, s, _ in shares.values()):.1%}"])
+say(table(rows, ["kind", "share of the FLOPs", "share of the time"]))
+
+# %%
+fig, (left, right) = figure(width=9, height=4.2, ncols=2, width_ratios=(1, 1.5))
+names = [*shares][::-1]
+at = np.arange(len(names))
+left.barh(at + 0.2, [100 * shares[k][0] for k in names], 0.38, color=BLUE, label="% of the FLOPs")
+left.barh(at - 0.2, [100 * shares[k][1] for k in names], 0.38, color=ORANGE, label="% of the time", hatch="//")
+left.set_yticks(at, names)
+left.set_title("Work and time")
+left.legend(loc="center right", fontsize=9)
+roofs(right, peak, min(r.gflops for row in measured.rows if row.forward.flops for r in row.rates))
+for kind in ("standard", "pointwise", "depthwise"):
+    colour, marker = looks[kind]
+    found = [row for row in measured.rows if row.kind == kind]
+    forward, backward = [row.forward for row in found], [row.backward for row in found]
+    for passes, style in ((forward, {"label": kind}), (backward, {"mfc": "none"})):
+        right.plot([r.intensity for r in passes], [r.gflops for r in passes], marker, color=colour, **style)
+right.set_title("Every convolution; hollow: backward")
+right.legend(loc="lower right", fontsize=8, ncols=2)
+show(fig, "Left: shares of FLOPs and of time by kind of layer. Right: every convolution of the network on the roofline")
+
+# %% [markdown]
+# BatchNorm, ReLU and pooling, the row "other", are not even listed in the cost tables of papers. A table of MACs
+# lists the operations that are already fast. Keep this figure in mind when you read that a new block "halves the
+# FLOPs".
 #
 # ## Channels first, channels last
 #
-# In memory an image of $H \times W$ pixels and $C$ channels is one long sequence of numbers, and there is a
-# choice of order. PyTorch's default is **channels first**: all of channel 0, row by row, then all of
-# channel 1. mbnp and TensorFlow use **channels last**: all channels of pixel (0, 0), then those of its
-# right neighbour.
+# Bytes are only half of it: it also matters in which order they lie. In memory an image of $H \times W$ pixels
+# and $C$ channels is one long sequence of numbers. PyTorch's default is **channels first**: all of channel 0, row
+# by row, then all of channel 1. mbnp and TensorFlow use **channels last**: all channels of pixel (0, 0), then
+# those of its right neighbour.
 
 # %%
 tiny = np.arange(12).reshape(2, 2, 3)  # two rows, two columns, three channels; each number is its position
@@ -529,29 +480,17 @@ def channels_last(x, w, y):
 def both_ways(batch, size, c):
     """Return the seconds of a depthwise and a pointwise convolution, (first, last) each, on one thread."""
     last, wd, wp = normal(batch, size + 2, size + 2, c), normal(3, 3, c), normal(c, c)
-    first, wd_first = (
-        np.ascontiguousarray(last.transpose(0, 3, 1, 2)),
-        np.ascontiguousarray(wd.transpose(2, 0, 1)),
-    )
-    y_last, y_first = (
-        np.empty((batch, size, size, c), np.float32),
-        np.empty((batch, c, size, size), np.float32),
-    )
-    times = {
-        "depthwise": (
-            fastest(lambda: channels_first(first, wd_first, y_first)),
-            fastest(lambda: channels_last(last, wd, y_last)),
-        )
-    }
+    first, wd_first = np.ascontiguousarray(last.transpose(0, 3, 1, 2)), np.ascontiguousarray(wd.transpose(2, 0, 1))
+    y_last, y_first = np.empty((batch, size, size, c), np.float32), np.empty((batch, c, size, size), np.float32)
+    channels_first(first, wd_first, y_first)
+    channels_last(last, wd, y_last)
     np.testing.assert_allclose(y_first.transpose(0, 2, 3, 1), y_last, rtol=1e-4, atol=1e-4)  # first check, then time
+    calls = {
+        "depthwise": (lambda: channels_first(first, wd_first, y_first), lambda: channels_last(last, wd, y_last)),
+        "pointwise": (lambda: wp.T @ y_first.reshape(batch, c, -1), lambda: y_last.reshape(-1, c) @ wp),
+    }
     with threadpool_limits(1, user_api="blas"):
-        rows, planes, turned = (
-            y_last.reshape(-1, c),
-            y_first.reshape(batch, c, -1),
-            np.ascontiguousarray(wp.T),
-        )
-        times["pointwise"] = fastest(lambda: turned @ planes), fastest(lambda: rows @ wp)
-    return times
+        return {name: tuple(fastest(call) for call in pair) for name, pair in calls.items()}
 
 
 # %% [markdown]
@@ -568,29 +507,10 @@ for size, c in ((32, 32), (16, 128), (4, 512)):
     for name, (first, last) in both_ways(2 if SMALL else 64, size, c).items():
         ratios[name, size] = first / last
         loop = f"{size} or {c}" if name == "depthwise" else ""
-        rows.append(
-            [
-                f"{size}x{size}x{c}",
-                name,
-                loop,
-                f"{1e3 * first:.2f}",
-                f"{1e3 * last:.2f}",
-                f"{first / last:.2f}",
-            ]
-        )
-say(
-    table(
-        rows,
-        [
-            "feature map",
-            "operation",
-            "innermost loop, first or last",
-            "first, ms",
-            "last, ms",
-            "first / last",
-        ],
-    )
-)
+        times = f"{1e3 * first:.2f}", f"{1e3 * last:.2f}", f"{first / last:.2f}"
+        rows.append([f"{size}x{size}x{c}", name, loop, *times])
+header = ["feature map", "operation", "innermost loop, first or last", "first, ms", "last, ms", "first / last"]
+say(table(rows, header))
 say(
     f"On the small feature map, channels last is {ratios['depthwise', 4]:.1f} times as fast for the depthwise "
     f"convolution and {ratios['pointwise', 4]:.1f} times for the pointwise one; on the large feature map the "
@@ -599,49 +519,9 @@ say(
 
 # %% [markdown]
 # The number of channels grows as the feature maps get smaller, so an inner loop over channels only gets
-# longer, while one over a row shrinks to four numbers, less than one vector. (On the large feature map both
-# loops are equally long, and channels first even has the simpler one: it uses one weight throughout.) And one
-# matrix product of all pixels stays large where one for each image becomes thin. This is why mbnp keeps
-# channels last, and why PyTorch has `memory_format=torch.channels_last`.
-#
-# ## Two threads
-#
-# The same four operations on one thread and on two.
-
-# %%
-rows, gains = [], {}
-calls = {
-    "standard": lambda: conv.forward(x, w_standard, padding=1),
-    "pointwise": lambda: pointwise.forward(x, w_pointwise),
-    "depthwise": lambda: depthwise.forward(x, w_depthwise, padding=1),
-    "ReLU": lambda: relu.forward(x),
-}
-for name, call in calls.items():
-    times = []
-    for threads in (1, THREADS):
-        backend.set_num_threads(threads)
-        times.append(fastest(call))
-    gains[name] = times[0] / times[1]
-    rows.append([name, *(f"{1e3 * t:.2f}" for t in times), f"{gains[name]:.2f}"])
-say(table(rows, ["operation", "1 thread, ms", f"{THREADS} threads, ms", "gain"]))
-
-# %% [markdown]
-# Two cores have twice the arithmetic units and twice the private caches. An operation that gains less than a
-# factor of two waited for something that both cores share: the last cache, the memory, the operating system,
-# which provides fresh memory for every result, or another program that needed a core. An operation that gains
-# more had each half of its arrays in a faster cache.
-#
-# ## So why is it not faster?
-#
-# - Time is not FLOPs. It is FLOPs divided by a rate, and the rate depends on the number of FLOPs per byte.
-# - A layer takes at least the largest of several times: its FLOPs divided by the machine's peak, and its
-#   bytes divided by the bandwidth of every level of the memory hierarchy that they pass through.
-# - A standard convolution has many FLOPs per byte. MobileNet removes FLOPs exactly where they were cheapest.
-#   It removes no bytes; it even adds a feature map between the two halves.
-# - The pointwise half keeps a high intensity, a ninth of the standard convolution's. So the block *is*
-#   faster, and by a lot, but not by the ratio of the multiplications.
-# - Where bytes are the limit, counting FLOPs is pointless. Move fewer bytes: normalise and clamp a number
-#   while it is in a register anyway, and write it once. That is the next lesson.
+# longer, while one over a row shrinks to four numbers, less than one vector. And one matrix product of all pixels
+# stays large where one for each image becomes thin. This is why mbnp keeps channels last, and why PyTorch has
+# `memory_format=torch.channels_last`.
 #
 # ## Questions
 #
@@ -651,7 +531,8 @@ say(table(rows, ["operation", "1 thread, ms", f"{THREADS} threads, ms", "gain"])
 # 3. With float16 instead of float32, what happens to the intensity of each operation, and to the time of a layer
 #    under the slope?
 # 4. Your machine gets twice the cores and the same memory. Which points of the roofline plot can move up?
-# 5. Why can a point lie above the dashed line? Why can none lie above the solid one, if its bytes were counted right?
+# 5. Why can a point lie above the dashed line? The solid one is the slope of the last cache: arrays of which size can
+#    lie above that, too, and which line can no point cross, whatever its size?
 # 6. With a batch of one image, the weights are not negligible any more. For which layers of the network does that
 #    change the intensity most?
 #
@@ -665,60 +546,15 @@ say(table(rows, ["operation", "1 thread, ms", f"{THREADS} threads, ms", "gain"])
 # and numbers of `itemsize` bytes. Count the input, the weights and the output once each; taps that fall on
 # the padding count as work.
 #
-# <details><summary>Hint</summary>
-#
-# A multiply-accumulate is two FLOPs. The input and the output are n·h·w·c numbers each, the weights k·k·c.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def depthwise_intensity(n, h, w, c, k, itemsize):
-#     flops = 2 * n * h * w * c * k * k
-#     numbers = 2 * n * h * w * c + k * k * c
-#     return flops / (itemsize * numbers)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/09.md: depthwise_intensity -->
 #
 # **`attainable(intensity, gflops, bandwidth)`**: the roofline: the most GFLOP/s that layers of these
 # intensities (an array, FLOPs per byte) can reach on a machine with the given GFLOP/s and GB/s.
 #
-# <details><summary>Hint</summary>
-#
-# GB/s times FLOPs per byte is GFLOP/s. `np.minimum` takes an array and a number.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# import numpy as np
-#
-#
-# def attainable(intensity, gflops, bandwidth):
-#     return np.minimum(gflops, bandwidth * intensity)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/09.md: attainable -->
 #
 # **`offset_last(n, c, i, j, shape)`**: a number is at `[n, c, i, j]` of an array of `shape` (N, C, H, W),
 # channels first. Where in memory, counted in numbers from the beginning, is it when the array is stored
 # channels last?
 #
-# <details><summary>Hint</summary>
-#
-# Channels last, its index is `[n, i, j, c]` in an array (N, H, W, C). One step in c is 1 number, one step in j is C.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def offset_last(n, c, i, j, shape):
-#     N, C, H, W = shape
-#     return ((n * H + i) * W + j) * C + c
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/09.md: offset_last -->

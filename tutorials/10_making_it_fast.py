@@ -5,8 +5,7 @@
 # speed come from, and how does it compare with PyTorch?**
 #
 # At the end you have taken two layers from the plain definition to the kernels of mbnp's fast engine, its matrix
-# product included, with a measurement of every step, and you can say why the steps hardly change the
-# multiplications. You need lessons 4 and 9. It takes about forty minutes.
+# product included, with a measurement of every step. You need lessons 4 and 9. It takes about forty minutes.
 
 # %%
 import math
@@ -26,12 +25,12 @@ from lesson import (
     VERMILION,
     fastest,
     figure,
+    measured_here,
     say,
     show,
     source,
     table,
     timed,
-    warn_if_busy,
 )
 from threadpoolctl import threadpool_limits
 
@@ -60,13 +59,12 @@ def same(found, expected, what):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max(), err_msg=what)
 
 
-warn_if_busy()
+measured_here()
 
 # %% [markdown]
 # ## A depthwise layer
 #
-# The first layer is the first depthwise convolution of the article's network: 64 images, 32x32 pixels, 32 channels,
-# kernel 3x3. Here is its definition once more, plain loops, as lesson 2 had it.
+# The first layer is the first depthwise convolution of the article's network: 64 images, 32x32 pixels, 32 channels.
 
 # %%
 N, S, C = (4 if SMALL else 64), 32, 32
@@ -96,13 +94,13 @@ say(
 )
 
 # %% [markdown]
-# NumPy has its own compiled loops, but each call is one pass over whole arrays. For each of the nine taps it
-# multiplies the feature map by a row of weights, writes the result to memory, and reads it back to add it up.
+# Each call of NumPy is one pass over whole arrays: for each of the nine taps it multiplies the feature map by a row of
+# weights, writes the result to memory, and reads it back to add it up.
 #
 # ## Step 2: compile the definition
 #
-# The loops of the definition use only the part of Python that Numba can compile. So the second step is one
-# function call. The sum stays in a register until it is complete.
+# The loops of the definition use only the part of Python that Numba can compile. The sum stays in a register until it
+# is complete.
 #
 # **Before you run the next cell:** compiled loops on *one* core, against NumPy's nine pairs of passes. Which is
 # faster?
@@ -123,21 +121,20 @@ say(
 # ## Step 3: all cores, and channels innermost
 #
 # For every single multiplication the definition tests whether the pixel is inside the image, and successive
-# multiplications use numbers that are far apart. The Numba kernel of `ops/depthwise.py`, which you saw in lesson 9,
-# has another order of loops: the rows of the output are divided among the cores, and the innermost loop is the one over
-# channels, which are side by side in memory. It has no test, since the columns that a tap can reach are computed once
-# for a row, and the compiler turns it into vector instructions.
+# multiplications use numbers that are far apart. Lesson 9 showed the kernel of `ops/depthwise.py`: the rows of the
+# output are divided among the cores, channels are innermost, and the columns that a tap can reach are computed once for
+# a row, so that the innermost loop has no test and becomes vector instructions.
 
 # %%
-same(depthwise.forward_numba(x, w, None, ONE, PAD), expected, "forward_numba")
-steps["rows on all cores, channels innermost"] = fastest(lambda: depthwise.forward_numba(x, w, None, ONE, PAD))
+same(depthwise.forward(x, w, padding=1), expected, "ops.depthwise")
+steps["rows on all cores, channels innermost"] = fastest(lambda: depthwise.forward(x, w, padding=1))
 
 # %% [markdown]
 # ## Step 4: all nine taps at once
 #
-# Lesson 9 showed what limits this kernel: for each multiplication it loads a sum and stores it again. If all
-# nine products of an output are in one expression, the sum never leaves its register. That needs nine pixels
-# for every output, also at the border, so the feature map is stored with a border of zeros.
+# It also showed what limits this kernel: for each multiplication it loads a sum and stores it again. If all nine
+# products of an output are in one expression, the sum never leaves its register. That needs nine pixels for every
+# output, also at the border, so the feature map is stored with a border of zeros.
 
 
 # %%
@@ -169,17 +166,16 @@ def nine_taps(padded, w, y):
 
 
 # %% [markdown]
-# Two more changes have nothing to do with arithmetic. So far every call allocated a new array of 8 MB for its
-# output: let us use the same one every time. And a vector instruction loads up to 64 bytes, as much as a cache line.
-# NumPy's large arrays begin 16 bytes after the start of a cache line, so that such a load touches *two* lines. The
-# fast engine takes its arrays from large blocks, and every array begins at a cache line.
+# Two more changes have nothing to do with arithmetic. So far every call allocated 8 MB for its output: let us use the
+# same array every time. And a vector instruction loads up to 64 bytes, a cache line. NumPy's large arrays begin 16
+# bytes after the start of one, so that such a load touches *two*. The fast engine's arrays begin at a cache line.
 
 # %%
 source(Arena)
 
 # %% [markdown]
-# **Before you run the next cell:** the same kernel, first with NumPy's arrays, then with arrays that begin at
-# a cache line. Same loop, same instructions, same number of bytes. Is there a measurable difference?
+# **Before you run the next cell:** the same kernel, with NumPy's arrays and with those. Same loop, same instructions,
+# same number of bytes. Is there a measurable difference?
 
 # %%
 padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -204,25 +200,14 @@ say(table(rows, ["step", "ms", "GFLOP/s", "times as fast as Python"]))
 # %% [markdown]
 # ## Step 5: fuse the layers around the convolution
 #
-# So far we made one operation faster. But lesson 9 found that BatchNorm and ReLU, which hardly compute
-# anything, take a large share of a training step. Between two convolutions there is this chain:
+# BatchNorm and ReLU hardly compute anything and take a large share of a training step (lesson 9). Between two
+# convolutions there is this chain:
 #
 # $$z \to \hat z = \gamma \frac{z-\mu}{\sqrt{\sigma^2+\varepsilon}} + \beta \to a = \max(\hat z, 0)
 # \to \text{next convolution} \to z' \to \text{its own } \mu', \sigma'^2$$
 #
-# Do it by hand for one channel with four pixels, and count how often the feature map is read and written.
-
-# %%
-z4 = np.array([1.0, 3.0, 5.0, 11.0])
-mean, var = z4.mean(), z4.var()
-normal = (z4 - mean) / np.sqrt(var)  # gamma = 1, beta = 0, and no epsilon, for round numbers
-say(f"`z = {z4}`: mean {mean:g}, variance {var:g}")
-say(f"normalised: `{normal.round(3)}`, after ReLU: `{np.maximum(normal, 0).round(3)}`")
-scale, shift = 1 / np.sqrt(var), -mean / np.sqrt(var)
-one_pass = [max(z * scale + shift, 0.0) for z in z4]
-say(f"one pass, `max(z·{scale:.3f} - {-shift:.3f}, 0)`: `{np.round(one_pass, 3)}`")
-
-# %% [markdown]
+# How often is the feature map read and written?
+#
 # | reference layers | reads | writes | fused engine | reads | writes |
 # | --- | ---: | ---: | --- | ---: | ---: |
 # | mean of z, then variance of z | 2 | | (accumulated by the kernel that wrote z) | | |
@@ -232,14 +217,13 @@ say(f"one pass, `max(z·{scale:.3f} - {-shift:.3f}, 0)`: `{np.round(one_pass, 3)
 #
 # Eight passes through memory against two, with the same multiplications. Two ideas make it possible:
 #
-# - **Prologue.** Once mean and variance are known, BatchNorm and ReLU together are $\max(z \cdot s + t, 0)$,
-#   a scale and a shift for each channel. The consumer of z applies them when it loads z. Only z is ever stored.
+# - **Prologue.** Once mean and variance are known, BatchNorm and ReLU together are $\max(z \cdot s + t, 0)$, with two
+#   numbers for each channel. The consumer of z applies them when it loads z. Only z is ever stored.
 # - **Epilogue.** The statistics of the *output* are needed before it can be normalised. So the producer
 #   accumulates them while the output is still in the cache.
 #
 # This is known as BatchNorm fission-fusion (Jung et al., "Restructuring Batch Normalization to Accelerate CNN
-# Training", 2019). In plain loops it is step 4 with a few lines before it and a few after it, for one image after
-# another, which with its border is small enough for the L2 cache.
+# Training", 2019). In plain loops it is step 4 with a few lines before and after it, image by image:
 
 
 # %%
@@ -301,10 +285,9 @@ say(
 # %% [markdown]
 # ## Step 6: a matrix product of our own
 #
-# A pointwise convolution is a matrix product, and a BLAS library has a fast one. But it takes a whole matrix:
-# nothing can be applied while it loads, nothing accumulated before it stores. So the engine has a product of its own.
-# Let us build it on one core, with BLAS as the yardstick, for a pointwise layer from the middle of the network: the
-# pixels of 64 feature maps of 8x8 with 256 channels, times 256x256 weights.
+# A pointwise convolution is a matrix product. A BLAS library has a fast one, but nothing can be applied while it loads,
+# nothing accumulated before it stores. So the engine has its own. Let us build it on one core, with BLAS as the
+# yardstick, for the pixels of 64 feature maps of 8x8 with 256 channels, times 256x256 weights.
 #
 # $$y_{mn} = \sum_k a_{mk} b_{kn}$$
 
@@ -328,8 +311,8 @@ def measure(name, call, repeat=15):
 
 
 # %% [markdown]
-# **Loops.** First the definition, compiled. Then the same with the loops in another order: a row of the result is the
-# sum of rows of b, each times one number of a.
+# **Loops.** First the definition, compiled. Then the loops in another order: a row of the result is the sum of rows of
+# b, each times one number of a.
 #
 # **Before you run the next cell:** both do the same multiplications, on one core. How far apart are they?
 
@@ -352,8 +335,8 @@ say(", ".join(f"{name}: {speed:.1f} GFLOP/s" for name, speed in speeds.items()))
 
 # %% [markdown]
 # With k innermost, successive numbers of b are a row apart, each in another cache line. With the columns innermost
-# they are neighbours, and the compiler makes vector instructions of the loop. But it has the fault of step 3: for
-# each product it loads a number of b and a sum, and stores the sum again. That is 12 bytes for 2 FLOPs.
+# they are neighbours, and the compiler makes vector instructions of the loop. But for each product it moves three
+# numbers: it loads one of b and a sum, and stores the sum again. That is 12 bytes for 2 FLOPs.
 #
 # **Register blocking** is the remedy of step 4: keep sums in registers until they are complete. Take a *tile* of
 # the result, 2 rows and 4 columns, as 8 local variables. For each k it loads 2 numbers of a and 4 of b and uses
@@ -387,9 +370,9 @@ say(f"{speeds['2x4 sums in registers']:.1f} GFLOP/s, columns innermost {speeds['
 
 # %% [markdown]
 # Compilers make vectors of innermost loops. Here that is the loop over k, where successive numbers of b are no
-# neighbours, so most of these are multiplications of single numbers. What does that cost? Let us measure what one
-# core can do: fused multiply-adds (FMA: both in one instruction) of numbers that are in registers already. For that
-# we use mbnp's vectors, which are *values* in a kernel, as many numbers as one instruction processes:
+# neighbours, so most of these are multiplications of single numbers. What does that cost? Let us measure what one core
+# can do: fused multiply-adds (FMA: both in one instruction) of numbers in registers. mbnp's vectors are *values* in a
+# kernel, as many numbers as one instruction processes:
 
 # %%
 source(vectors.load, vectors.spread, vectors.fma, vectors.store)
@@ -430,11 +413,10 @@ say(
 )
 
 # %% [markdown]
-# A processor has the result of an FMA about four cycles after it began it, and many begin two in every cycle. So
-# eight sums must be under way at once, or it waits. A fast product needs vectors *and* at least eight of them in
-# registers. A tile of 4 rows and two vectors of columns has eight sums. For each k it loads two vectors of b, and
-# `spread` repeats one number of a in a whole vector, for each row. The kernel of one such tile is called a
-# *micro-kernel*.
+# A processor has the result of an FMA about four cycles after it began it, and many begin two in every cycle. So a
+# fast product needs vectors *and* at least eight of them under way. A tile of 4 rows and two vectors of columns has
+# eight sums. For each k it loads two vectors of b, and `spread` repeats one number of a in a whole vector, for each
+# row. The kernel of one such tile is called a *micro-kernel*.
 #
 # **Packing.** From one k to the next, the two vectors of b are a whole row apart, in another cache line and, where
 # rows are long, in another page of memory. So b is copied once: the first two vectors of columns of all rows, one
@@ -475,7 +457,7 @@ say(f"{speeds['4 rows x 2 vectors']:.0f} GFLOP/s, packed {speeds['the same, pack
 
 # %% [markdown]
 # **How many rows?** More rows use each vector of b more often. But every sum needs a register, and so do the two
-# vectors of b and one number of a. With AVX-512 or NEON a processor has 32 vector registers, with AVX2 or SSE 16.
+# vectors of b and one number of a. A processor has 32 vector registers with AVX-512 or NEON, 16 with AVX2 or SSE.
 
 # %%
 rows = []
@@ -487,13 +469,12 @@ say(table(rows, ["rows", "sums", "registers", "fits in 16", "fits in 32", "FLOPs
 say(f"This processor has {REGISTERS} registers of {V} numbers, and mbnp's tiles have {matmul.ROWS} rows.")
 
 # %% [markdown]
-# With 16 registers, six rows are the most. (Seven would need 17.) With 32, up to 14 fit. But from eight rows on there
-# are 16 multiplications for ten loads, so loading is not the limit any more, and eight divides what networks have:
-# rows of 8, 16 or 32 pixels. What is left over goes to tiles of 9, 4 or 1 rows.
+# With 16 registers, six rows are the most. With 32, up to 14 fit, but from eight rows on there are 16 multiplications
+# for ten loads, so loading is not the limit any more, and eight divides what networks have: rows of 8, 16 or 32 pixels.
+# What is left over goes to tiles of 9, 4 or 1 rows.
 #
-# This is the product of `ops/matmul.py`. A tile is defined in Python; mbnp generates its instructions for each size,
-# since no compiler is sure to keep 16 sums in registers. It finds the rows of a by a table, which will soon be
-# useful.
+# This is the product of `ops/matmul.py`. mbnp generates the instructions of each size of tile, since no compiler is
+# sure to keep 16 sums in registers. It finds the rows of a by a table, which will soon be useful.
 
 # %%
 source(tiles.tile, matmul.multiply)
@@ -551,23 +532,25 @@ show(fig, "Roofline of the L1 cache: the products move right and up, from three 
 # ## Step 7: prologue, product and epilogue in one kernel
 #
 # Our product can be called with a *tile of pixels*: a hundred or more of them are normalised and clamped into a
-# workspace that stays in the L2 cache, multiplied from there, and the statistics of the result are accumulated
-# while it is in the cache, too. Pointwise and standard convolutions and linear layers are all this one kernel. For 3x3
-# the workspace holds padded rows of images, and the table tells where each window begins: none is copied.
+# workspace in the L2 cache, multiplied from there, and the statistics of the result accumulated before it leaves the
+# cache. Pointwise and standard convolutions and linear layers are all this one kernel. For 3x3 the workspace holds
+# padded rows of images, and the table tells where each window begins: none is copied.
 
 # %%
 source(passes.activate_run, fused_conv._forward, fused_conv._product, fused_conv.conv_forward)
 
 # %% [markdown]
-# (`scale_shift` holds mean, scale and shift of each channel. `take_moments` sums deviations from one of the outputs,
-# the `pivot`: a plain sum of squares would lose its digits where the mean is large, as in lesson 4. `soon` is what
-# the next tile will need, requested from memory in time.) The depthwise kernel is `activate_and_convolve` with
-# explicit vectors: nine vectors of weights stay in registers, and a ring of four rows in the L1 cache takes the place
-# of the padded image.
+# (`scale_shift` holds three numbers for each channel, and `activate_run` loads all of them: $(z - \mu) \cdot s + \beta$
+# keeps the digits that $z \cdot s + t$ would lose where the mean is large. For the same reason `take_moments` sums
+# deviations from one of the outputs, the `pivot`; lesson 4 has the trap. `soon` is what the next tile will need,
+# requested from memory in time. `in_parallel` is a loop on all threads, as `prange` is, but its body is compiled once
+# and not three times: `mbnp/backend/parallel.py` says why that matters.) The depthwise kernel is
+# `activate_and_convolve` with explicit vectors: nine vectors of weights stay in registers, and a ring of four rows in
+# the L1 cache takes the place of the padded image.
 #
-# `match` finds in a network what runs as one, and a `Plan` has a step with its arrays for each. Here are the first
-# of the article's network. We check their **reference equation**, that is, what they compute in terms of the
-# operations of `ops`, and only then measure.
+# `match` finds in a network what runs as one, and a `Plan` has a step with its arrays for each. We check the
+# **reference equation** of the first ones, that is, what they compute in terms of the operations of `ops`, and then
+# measure.
 
 # %%
 net = models.mobilenet_v1_small(seed=0)
@@ -603,31 +586,27 @@ pixels = plan.steps[2].plan.windows.tile
 say(f"A tile of the pointwise step is {pixels} pixels, {4 * pixels * C >> 10} kB.")
 
 # %% [markdown]
-# The backward pass is fused in the same way, in reverse: BatchNorm's gradient (lesson 4) is, for one channel whose two
-# sums are known, a number times the incoming gradient, plus a number times z, plus a number. Only the output z of
-# every convolution is kept. The normalised feature maps, the outputs of ReLU and its masks are computed again from z
-# while a tile is in the cache. Computing something twice is cheaper than storing and loading it: that is lesson 9 in
-# one sentence.
+# The backward pass is fused in the same way, in reverse: BatchNorm's gradient (lesson 4) is, once its two sums are
+# known, a number times the incoming gradient, plus a number times z, plus a number. Only the output z of every
+# convolution is kept. Everything else is computed again from z while a tile is in the cache: computing something twice
+# is cheaper than storing and loading it, which is lesson 9 in one sentence.
 #
-# ## Allocate once
+# ## Allocate once, on one pool of threads
 #
-# All arrays of a `Plan` are allocated once for each input shape. When you allocate memory, the operating system only
-# reserves it, and provides each page, filled with zeros, when you first write to it: a *page fault*. When you free a
-# large array, the C library may return it to the system, and the next one starts from the beginning. PyTorch's training
-# step pays for that: you will see at the end what it gains when the C library is told to keep all memory.
+# All arrays of a `Plan` are allocated once for each input shape. The operating system provides new memory page by page,
+# filled with zeros, when you first write to it, and each page is a *page fault*. PyTorch's training step pays for that:
+# you will see at the end what it gains when the C library is told to keep all memory.
 #
-# ## One pool of threads
-#
-# No kernel of the engine calls BLAS, not even for a linear layer. Why so strict? Each pool of threads goes on spinning
-# for a while after a call, in case the next one follows soon, on the cores that the other pool needs then.
+# And no kernel of the engine calls BLAS, not even for a linear layer. Each pool of threads goes on spinning for a while
+# after a call, in case the next one follows soon, on the cores that the other pool needs then.
 #
 # **Before you run the next cell:** our product on all our threads, NumPy's on its own threads, and the two in turn.
 # Does the pair take as long as one and the other?
 
 # %%
-ours = timed(lambda: matmul.forward_numba(a, b), 31)
+ours = timed(lambda: matmul.forward(a, b), 31)
 numpys = timed(lambda: a @ b, 31)
-in_turn = timed(lambda: (matmul.forward_numba(a, b), a @ b), 31)
+in_turn = timed(lambda: (matmul.forward(a, b), a @ b), 31)
 say(
     f"mbnp {1e3 * ours:.2f} ms, NumPy {1e3 * numpys:.2f} ms, one after the other {1e3 * in_turn:.2f} ms: "
     f"{in_turn / (ours + numpys):.1f} times the sum."
@@ -637,8 +616,7 @@ time.sleep(1)  # until NumPy's threads sleep
 # %% [markdown]
 # ## No other order of sums
 #
-# A compiler can make vectors of a loop that adds up numbers only if it may add them in another order. The flag
-# `reassoc` allows that.
+# A compiler can make vectors of a loop that adds up numbers only if it may reorder them. The flag `reassoc` says so.
 #
 # **Before you run the next cell:** the same loop, with and without. What changes, apart from the time?
 
@@ -660,17 +638,16 @@ say(
 )
 
 # %% [markdown]
-# Neither is wrong: each is rounded in its own way, and many short sums are even closer than one long one. But *which*
-# order a compiler chooses depends on the code around the loop, the processor and the version. One kernel with this
-# flag held two copies of a function that rounded differently. The engine's kernels, marked `literal`, do without:
-# vectors and their order are written down, and partial sums of tiles, whose number depends on the shape alone, are
-# added in their order. So every compilation, on any number of threads, gives the same numbers.
+# Neither is wrong, and many short sums are even closer than one long one. But *which* order a compiler chooses depends
+# on the code around the loop, the processor and the version: one kernel with this flag held two copies of a function
+# that rounded differently. The engine's kernels, marked `literal`, do without. Vectors and their order are written
+# down, and partial sums of tiles, whose number depends on the shape alone, are added in their order. So every
+# compilation, on any number of threads, gives the same numbers.
 #
 # ## The whole network
 #
-# **Before you run the next cell:** the depthwise kernels and the matrix products became faster, and BatchNorm
-# and ReLU moved into the kernels around them. How long does a training step of the fused engine
-# take, as a fraction of the reference network's? And which kind of layer now takes most of it?
+# **Before you run the next cell:** how long does a training step of the fused engine take, as a fraction of the
+# reference network's? And which kind of layer now takes most of it?
 
 # %%
 reference, fast = models.mobilenet_v1_small(seed=0), fused.convert(models.mobilenet_v1_small(seed=0))
@@ -713,9 +690,8 @@ say(
 source(inference.fold)
 
 # %% [markdown]
-# And nothing needs to be kept for a backward pass. So a block's depthwise convolution passes its rows to the
-# pointwise one while they are in the cache, and the feature map between the two, whose cost lesson 9 pointed
-# out, is never written to memory.
+# And nothing needs to be kept for a backward pass. So a block's depthwise convolution passes its rows to the pointwise
+# one while they are in the cache: the feature map between the two is never written to memory.
 #
 # For one image, even to call a kernel for each layer from Python would take a noticeable part of the time. So a network
 # becomes a *program*, a table with a record of numbers for each step, and one kernel runs through it:
@@ -737,20 +713,12 @@ say(
 # %% [markdown]
 # ## Beside PyTorch
 #
-# A fair comparison is harder than a fast kernel. `mbnp bench` has these rules:
-#
-# - The same network, weights, images and number of threads for every candidate. Each candidate computes
-#   first, and its loss and gradients, in float64, or its logits are compared with a reference. A candidate
-#   that does not agree is not timed.
-# - Each runs in a process of its own, because the threads of one library go on spinning for a while and would
-#   slow the next. The processes run alternately, a few steps each, with a pause between.
-# - PyTorch is run twice: as installed, and with an allocator that keeps freed memory. That is "allocate once",
-#   done from outside by three settings of the C library, which PyTorch's own performance guide recommends in
-#   another form.
-# - "Its matrix products alone" are the matrix products of the network's convolutions, one after the other,
-#   and nothing else. An engine that computes convolutions by matrix products can hardly be faster.
-#
-# Without PyTorch installed, mbnp is compared with its matrix products only.
+# A fair comparison is harder than a fast kernel. `mbnp bench` gives every candidate the same network, weights, images
+# and number of threads, and does not time one whose numbers, in float64, do not agree with a reference. Each runs in a
+# process of its own, since the threads of one library would slow the next, and the processes take turns. PyTorch is
+# run as installed, and with an allocator that keeps freed memory: "allocate once", done from outside. "Its matrix
+# products alone" are those of the network's convolutions, one after the other, and nothing else: an engine that
+# computes convolutions by them can hardly be faster.
 
 # %%
 peers = [] if SMALL or find_spec("torch") is None else ["torch"]
@@ -771,48 +739,27 @@ for work in ("training",) if SMALL else ("training", "inference"):
     results[work] = comparison.compare(workload, candidates(workload), rounds=1 if SMALL else 5)
 
 # %%
-fig, axes = figure(width=9, height=2.9, ncols=len(results), squeeze=False)
-say("Medians in ms, and the middle half of all steps:")
-for panel, (work, found) in zip(axes[0], results.items(), strict=True):
-    rows, bars = [], {}
+say("Medians, and the middle half of all steps:")
+for work, found in results.items():
+    rows, medians = [], {}
     for result in found:
         name = result.candidate.name
         if name.startswith(known.TORCH):
-            name += ", tuned" if result.candidate.allocator == known.TUNED else ""
+            name += ", tuned" if result.candidate.allocator == known.TUNED else " as installed"
         if result.refused:
             rows.append([name, result.refused, ""])
             continue
         low, high = result.quartiles
         rows.append([name, f"{1e3 * result.median:.1f}", f"{1e3 * low:.1f} to {1e3 * high:.1f}"])
-        bars[name] = 1e3 * result.median
+        medians[name] = result.median
     say(table(rows, [f"{work}, {N} images", "ms", "quartiles"]))
-    ours = [GREEN if name == known.MATMULS else BLUE if name == known.MBNP else ORANGE for name in bars]
-    panel.barh([*bars], [*bars.values()], color=ours)
-    panel.invert_yaxis()
-    for k, ms in enumerate(bars.values()):
-        panel.annotate(f" {ms:.1f}", (ms, k), va="center", fontsize=9)
-    panel.set_xlim(right=1.18 * max(bars.values()))
-    panel.set_xlabel("ms")
-    panel.set_title(f"{work}, {N} images")
-show(
-    fig,
-    "Bars of the time of mbnp, its matrix products alone and PyTorch, training step and inference",
-)
-for work, found in results.items():
-    median = {r.candidate.name + r.candidate.allocator: r.median for r in found if not r.refused}
-    ours = median[known.MBNP + known.INSTALLED]
-    torchs = {name: t for name, t in median.items() if name.startswith(known.TORCH)}
-    if torchs:
-        best, installed = min(torchs.values()), torchs[f"{known.TORCH}, channels_last" + known.INSTALLED]
-        say(
-            f"{work.capitalize()}: PyTorch at its best takes {best / ours:.2f} times as long as the fused engine; "
-            f"as installed, {installed / ours:.2f} times."
-        )
+    ratios = [f"{name}: {t / medians[known.MBNP]:.2f}" for name, t in medians.items() if name.startswith(known.TORCH)]
+    if ratios:
+        say(f"Times as long as the fused engine takes: {'; '.join(ratios)}.")
 
 # %% [markdown]
-# `mbnp bench --against torch,onnxruntime` runs the long version, with `torch.compile`, ONNX Runtime, memory,
-# and a table of every layer. Timings depend on the machine and on what else runs on it: measure on yours
-# before you trust any number, including those on this page.
+# `mbnp bench --against torch,onnxruntime` runs the long version, with `torch.compile`, ONNX Runtime, memory, and a
+# table of every layer. Measure on your machine before you trust any number, including those on this page.
 #
 # What made the difference? Not fewer multiplications: apart from BatchNorm, which inference folds away, every
 # step of this lesson does nearly the same ones. Steps 1 to 4 and 6 keep the processor's arithmetic units busy,
@@ -840,104 +787,22 @@ for work, found in results.items():
 # what a convolution with weights w (KH, KW, C, D) and bias b (D,) and a BatchNorm after it compute in
 # inference.
 #
-# <details><summary>Hint</summary>
-#
-# s = gamma / √(var + eps), one number for each *output* channel d. It scales the kernel of that channel, and
-# the bias that was there before; what BatchNorm subtracts is scaled, too.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# import numpy as np
-#
-#
-# def fold(w, b, gamma, beta, mean, var, eps):
-#     s = gamma / np.sqrt(var + eps)
-#     return w * s, beta + (b - mean) * s
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/10.md: fold -->
 #
 # **`normalise_relu(z, mean, var, gamma, beta, eps)`**: what the next convolution computes from z while it
 # loads it: BatchNorm with these statistics, then ReLU. Leave z (N, H, W, C) unchanged: the backward pass
 # needs it.
 #
-# <details><summary>Hint</summary>
-#
-# Compute two numbers per channel, scale and shift; then it is one expression. Do not write into z.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# import numpy as np
-#
-#
-# def normalise_relu(z, mean, var, gamma, beta, eps):
-#     scale = gamma / np.sqrt(var + eps)
-#     return np.maximum((z - mean) * scale + beta, 0)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/10.md: normalise_relu -->
 #
 # **`blocked_matmul(a, b)`**: the product of a (M, K) and b (K, N) by tiles of 4 rows and 4 columns, for *any* M, K
 # and N: where 4 does not divide M or N, the last tiles are smaller. Keep the sums of a tile in local variables (or one
 # small array of them) until they are complete, and write each number of the result once.
 #
-# <details><summary>Hint</summary>
-#
-# Loops over the first row of each tile, over its first column, over k, and over the rows and columns of the tile.
-# `min(m + 4, M)` is where its rows end. Every new tile begins with sums of zero.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# import numpy as np
-#
-#
-# def blocked_matmul(a, b):
-#     (M, K), N = a.shape, b.shape[1]
-#     y = np.empty((M, N), a.dtype)
-#     for m in range(0, M, 4):
-#         for n in range(0, N, 4):
-#             last_m, last_n = min(m + 4, M), min(n + 4, N)
-#             sums = np.zeros((last_m - m, last_n - n), a.dtype)
-#             for k in range(K):
-#                 for r in range(last_m - m):
-#                     for c in range(last_n - n):
-#                         sums[r, c] += a[m + r, k] * b[k, n + c]
-#             y[m:last_m, n:last_n] = sums
-#     return y
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/10.md: blocked_matmul -->
 #
 # **`combine(counts, means, m2s)`**: the statistics of a whole feature map from those of its tiles. Tile t has
 # counts[t] pixels, means[t] (C,), and m2s[t] (C,), the sum of squared deviations from *its own* mean. Return
 # the mean (C,) and the biased variance (C,) over all pixels.
 #
-# <details><summary>Hint</summary>
-#
-# The mean is the tiles' means weighted by their counts: the last tile may be smaller. Within a tile the
-# deviations are from the tile's mean; from the common mean, each of its pixels deviates by the difference of
-# the two means as well, which adds count · difference². (Chan, Golub and LeVeque, 1979.)
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def combine(counts, means, m2s):
-#     n = counts[:, None]
-#     total = counts.sum()
-#     mean = (n * means).sum(axis=0) / total
-#     m2 = (m2s + n * (means - mean) ** 2).sum(axis=0)
-#     return mean, m2 / total
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/10.md: combine -->

@@ -5,12 +5,12 @@
 # that most objects are in the middle?**
 #
 # At the end you can show what a filter has learned and how a block responds to an edge, find a dead filter,
-# make a map of where a network looks, and, which is harder, test whether the map means anything. You need
-# lessons 5 and 6. It takes about half an hour.
+# make two kinds of maps of where a network looks, and, which is harder, test whether a map means anything. You
+# need lessons 5 and 6. It takes about forty minutes.
 
 # %%
 import numpy as np
-from lesson import BLACK, BLUE, ORANGE, SKY, SMALL, VERMILION, figure, say, show, source, table
+from lesson import BLACK, BLUE, ORANGE, SKY, SMALL, VERMILION, figure, measured_here, say, show, source, table
 
 from mbnp import backend, cost, datasets, fused, train
 from mbnp.datasets import shapes10
@@ -20,6 +20,7 @@ from mbnp.network import Network
 from mbnp.ops import linear, pool, relu, softmax_cross_entropy
 
 backend.set_num_threads(min(2, backend.max_threads()))
+measured_here()
 
 # %% [markdown]
 # ## A network to look into
@@ -86,11 +87,11 @@ show(
 
 # %%
 w = net["conv1"]["0"].weight.value  # (3, 3, 3, 32): kernel, colours in, channels out
-fig, axes = figure(width=8.5, height=2.6, nrows=2, ncols=16)
+fig, axes = figure(width=8.5, height=4.6, nrows=4, ncols=8)
 for d, axis in enumerate(axes.flat):
     axis.imshow(0.5 + 0.5 * w[..., d] / np.abs(w[..., d]).max())
     axis.set(xticks=[], yticks=[])
-    axis.set_title(f"{d}", fontsize=8)
+    axis.set_title(f"{d}", fontsize=9)
 fig.suptitle("The 32 filters of the first layer; grey is zero", fontsize=11)
 show(fig, "Thirty-two filters of three by three coloured pixels")
 
@@ -345,7 +346,7 @@ rows = [
         f"{near.reshape(len(x), -1)[indices, peak].mean():.1%}",
     ],
     [
-        f"the map's peak, where none of the four is on the object ({off_centre.mean():.0%})",
+        f"the map's peak, in the {off_centre.mean():.0%} of images with none of the middle's four pixels on the object",
         f"{hit[off_centre].mean():.1%}",
     ],
 ]
@@ -443,6 +444,138 @@ say(table(rows, ["intersection over union of", "all images", "where the middle i
 # is the object?". This network was never told where the objects are; judge for yourself how much it learned
 # about that.
 #
+# ## A gradient for every pixel
+#
+# Lesson 3 ended with a question: training does not need `dx` of the first layer, the gradient with respect to the
+# pixels. What could you do with it? Run the backward pass from one logit instead of the loss, and `dx` says by how
+# much that logit rises for a small change of each pixel. Its absolute value, the largest of the three colours, is a
+# **saliency map** (Simonyan et al., "Deep Inside Convolutional Networks", 2013,
+# [arXiv:1312.6034](https://arxiv.org/abs/1312.6034)). It has every pixel of the image, not 8x8 cells.
+#
+# First by hand what a gradient is, and what it is not. A "network" of two pixels, $z = \max(2a - b, 0)$:
+
+# %%
+for a, b in ((0.5, 0.0), (0.5, 0.9), (0.4, 1.0)):
+    z, slope = max(2 * a - b, 0), float(2 * a - b > 0)
+    say(f"a = {a}, b = {b}: z = {z:.1f}, gradient ({2 * slope:g}, {0 - slope:g})")
+
+# %% [markdown]
+# In the first line b contributes nothing to z, and has a gradient: it *could* lower z. In the third b is the reason
+# that z is 0, and its gradient is 0. A gradient is about a small change from here. It is not a share of the result:
+# these do not add up to z, as the contributions in a class activation map do to the logit.
+#
+# In mbnp a network whose `needs_dx` is true returns `dx`. BatchNorm has to use its running statistics, as it does
+# when it is frozen: with those of the batch, a logit would depend on the pixels of the other images.
+
+
+# %%
+def pixel_gradients(network, images, classes):
+    """Return the gradient (N, 32, 32, 3) of each image's logit of its class with respect to the image's pixels."""
+    parameters, found = network.parameters().values(), []
+    network.needs_dx = True
+    for parameter in parameters:
+        parameter.frozen = True
+    for start in range(0, len(images), 100):
+        logits = network.forward(images[start : start + 100], train=True)
+        one = np.eye(logits.shape[1], dtype=np.float32)[classes[start : start + 100]]  # 1 for the class, 0 for others
+        found.append(network.backward(one))
+    for parameter in parameters:
+        parameter.frozen = False
+    network.needs_dx = False
+    return np.concatenate(found)
+
+
+some = slice(0, 50 if SMALL else 500)
+x_some, masks_some, right = x[some], masks[some], test.labels[some]
+logits = net.forward(x_some)
+best, second = np.argsort(-logits, axis=1)[:, :2].T
+gradient = pixel_gradients(net, x_some, best)
+
+at = np.unravel_index(np.abs(gradient[0]).argmax(), gradient[0].shape)
+step = np.zeros_like(x_some[:1])
+step[0][at] = 0.01
+slope = (net.forward(x_some[:1] + step) - net.forward(x_some[:1] - step))[0, best[0]] / 0.02
+say(f"The largest gradient of the first image: {gradient[0][at]:.3f}. By finite differences: {slope:.3f}.")
+
+# %%
+saliency = np.abs(gradient).max(axis=3)
+shown = [n for n in first if n < len(x_some)]
+fig, axes = figure(width=8.5, height=2.3, nrows=2, ncols=10)
+for axis in axes.flat:
+    axis.set_axis_off()
+for n, (above, below) in zip(shown, axes.T, strict=False):
+    above.imshow(test.images[n])
+    above.set_title(data.classes[best[n]], fontsize=9)
+    below.imshow(saliency[n], cmap="cividis")
+    below.contour(masks[n], [0.5], colors="white", linewidths=1)
+fig.suptitle("The predicted class and its saliency map; white: the object's outline", fontsize=11)
+show(fig, "Ten images with the predicted class, and below them saliency maps with the outline of the object")
+
+# %% [markdown]
+# **Before you run the next cell:** bright pixels gather at the objects. Does that prove that the network uses them?
+# Think of the baselines that such a map needs. Which maps would look much the same, and are made by something that
+# has learned nothing?
+#
+# Here are four: the saliency map of the class with the second highest logit; that of the same network before
+# training; a map of edges, the difference of each pixel from its neighbours, without any network; and random numbers.
+# Take the tenth of the pixels that are highest in each map. How many of them are on the object? And, since we can: what
+# happens to the accuracy when these pixels are painted grey?
+
+
+# %%
+def neighbour_differences(images):
+    """Return the largest difference (N, H, W) of each pixel from the one above and the one to the left."""
+    down, across = np.diff(images, axis=1, prepend=images[:, :1]), np.diff(images, axis=2, prepend=images[:, :, :1])
+    return np.maximum(np.abs(down), np.abs(across)).max(axis=3)
+
+
+def ranks(maps):
+    """Return each pixel's place (N, H*W) in the order of its map, the highest first."""
+    return np.argsort(np.argsort(-maps.reshape(len(maps), -1), axis=1), axis=1)
+
+
+untrained_net = short_network(len(data.classes))
+maps = {
+    "saliency of the predicted class": saliency,
+    "saliency of the second class": np.abs(pixel_gradients(net, x_some, second)).max(axis=3),
+    "saliency before training": np.abs(pixel_gradients(untrained_net, x_some, best)).max(axis=3),
+    "edges, no network": neighbour_differences(x_some),
+    "random numbers": np.random.default_rng(0).random(saliency.shape),
+}
+rows, on_object, after_grey = [], {}, {}
+for name, each in maps.items():
+    order = ranks(each)
+    tenth = (order < order.shape[1] // 10).reshape(saliency.shape)
+    on_object[name] = masks_some[tenth].mean()
+    painted = np.where(tenth[..., None], np.float32(0), x_some)  # 0 is the mean colour of the data
+    after_grey[name] = np.mean(fast.forward(painted).argmax(axis=1) == right)
+    alike = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(order, ranks(saliency), strict=True)])
+    rows.append([name, f"{alike:.2f}", f"{on_object[name]:.0%}", f"{after_grey[name]:.1%}"])
+say(table(rows, ["map", "rank correlation with the first", "on the object", "accuracy without the tenth"]))
+say(
+    f"The object covers {masks_some.mean():.0%} of these images, and the accuracy on them as they are is "
+    f"{np.mean(best == right):.1%}."
+)
+
+# %% [markdown]
+# Compare the lines before you believe the picture.
+#
+# - **The second class.** Where its map is nearly the first one, the map does not say why *this* class: it says where
+#   the network is sensitive at all.
+# - **Before training, and edges.** Where their pixels are on the object about as often, being on the object is no
+#   evidence that anything was learned: objects are where the edges are. (Adebayo et al., "Sanity Checks for Saliency
+#   Maps", 2018, [arXiv:1810.03292](https://arxiv.org/abs/1810.03292), found published methods whose maps hardly change
+#   when the weights are replaced by random ones.)
+# - **Grey pixels.** The last column is not a picture but an experiment: change the pixels, look at the prediction.
+#   A map says something about this network if painting over *its* tenth costs more than painting over another one.
+#   But an image with grey specks is unlike any that the network has seen: part of the loss is due to that, as the
+#   random tenth shows.
+#
+# What a saliency map does not prove, even then: that a dark pixel is not used (its gradient may be 0 because a ReLU
+# is, as in the third line by hand), that a bright one is used (it could change the logit, but perhaps does not), or
+# that a person would give the same reason. It says what its definition says: a small change *here* would change this
+# logit most.
+#
 # ## A dead filter
 #
 # ReLU gives 0 for everything negative, and its gradient there is 0, too. If a channel is negative for every
@@ -500,10 +633,7 @@ def gradients(images, labels):
         parameter.grad[...] = 0
     logits = net.forward(images, train=True)
     net.backward(softmax_cross_entropy.backward(logits, labels))
-    for (
-        name,
-        buffer,
-    ) in net.buffers().items():  # a training forward moves the running statistics: put them back
+    for name, buffer in net.buffers().items():  # a training forward moves the running statistics: put them back
         buffer.value = statistics[name]
     return [
         np.abs(p.grad).sum(axis=tuple(range(p.grad.ndim - 1))) for p in (net["block2"]["0"].weight, bn.weight, bn.bias)
@@ -528,27 +658,25 @@ say(
 # percentage point?
 
 # %%
-some = slice(0, 50 if SMALL else 500)
-accuracy = []
+counts = []  # images recognised, which are whole numbers: differences of accuracies are rounded
 for channel in [None, *range(8 if SMALL else 64)]:
     kill(channel)
-    accuracy.append(float(np.mean(fast.forward(x[some]).argmax(axis=1) == test.labels[some])))
+    counts.append(int(np.sum(fast.forward(x_some).argmax(axis=1) == right)))
 kill(None)
-whole, without = accuracy[0], np.array(accuracy[1:])
-lost = 100 * (whole - without)
+lost, point = counts[0] - np.array(counts[1:]), len(x_some) / 100  # in images; as many images are a point
 
 fig, axes = figure(width=8, height=2.8)
 ranked = np.argsort(-lost)
-axes.bar(range(len(lost)), lost[ranked], color=[VERMILION if v > 1 else SKY for v in lost[ranked]])
+axes.bar(range(len(lost)), lost[ranked] / point, color=[VERMILION if n > point else SKY for n in lost[ranked]])
 axes.axhline(0, color=BLACK, linewidth=0.8)
 axes.set(xlabel="channels of block 2's depthwise convolution, the largest loss first", ylabel="points lost")
 axes.set_title("Accuracy lost when one channel is dead")
 show(fig, "Bars: accuracy that is lost when one channel is dead, the largest loss first")
 
 say(
-    f"Of {len(lost)} channels, {int(np.sum(lost > 1))} cost more than a percentage point; the largest loss is "
-    f"{lost.max():.1f} points. Without any one of {int(np.sum(lost <= 0))} others, the accuracy on the {len(x[some])} "
-    f"images is the same, or higher."
+    f"Of {len(lost)} channels, {int(np.sum(lost > point))} cost more than a percentage point; the largest loss is "
+    f"{lost.max() / point:.1f} points. Without any one of {int(np.sum(lost <= 0))} others, the accuracy on the "
+    f"{len(x_some)} images is the same, or higher."
 )
 
 # %% [markdown]
@@ -564,10 +692,11 @@ say(
 #    network looked?
 # 4. How would you make a map of "why star and not cross"? Which weights would you use?
 # 5. The article's network averages a 2x2 feature map, and then comes the linear layer. Could you make its
-#    class
-#    activation map?
+#    class activation map?
 # 6. Which baseline would you ask for when somebody shows you where a network looks in photographs?
-# 7. Weight decay pulls gamma and beta towards zero. Can it revive a dead channel?
+# 7. Multiply each pixel by its gradient, and add up all products. For which networks is the sum the logit? (Try one
+#    of linear layers and ReLU first, without a bias.)
+# 8. Weight decay pulls gamma and beta towards zero. Can it revive a dead channel?
 #
 # ## Exercises
 #
@@ -578,59 +707,14 @@ say(
 # classes[n], with negative contributions set to 0 and scaled so that its largest value is 1 (all 0 where
 # nothing is positive).
 #
-# <details><summary>Hint</summary>
-#
-# `w[:, classes]` has a column for each image: `np.einsum("nijc,cn->nij", ...)`. Then ReLU, then divide each
-# image by its own maximum, but not by 0.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def class_activation_map(features, w, classes):
-#     contribution = np.einsum("nijc,cn->nij", features, w[:, classes])
-#     positive = np.maximum(contribution, 0)
-#     top = positive.max(axis=(1, 2), keepdims=True)
-#     return positive / np.where(top > 0, top, 1).astype(features.dtype)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/11.md: class_activation_map -->
 #
 # **`intersection_over_union(found, truth)`**: of two stacks of masks (N, H, W), bool, a number for each
 # image. Two empty masks agree: 1.
 #
-# <details><summary>Hint</summary>
-#
-# `&` and `|` work pixel by pixel; sum over axes 1 and 2 only.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def intersection_over_union(found, truth):
-#     both = (found & truth).sum(axis=(1, 2))
-#     either = (found | truth).sum(axis=(1, 2))
-#     return np.where(either > 0, both / np.maximum(either, 1), 1.0)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/11.md: intersection_over_union -->
 #
 # **`dead_channels(a)`**: which channels of a ReLU's output a (N, H, W, C) are zero on every pixel of every
 # image, (C,) bool.
 #
-# <details><summary>Hint</summary>
-#
-# One pixel above zero, in one image, is enough: the channel is not dead.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def dead_channels(a):
-#     return (a <= 0).all(axis=(0, 1, 2))
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/11.md: dead_channels -->

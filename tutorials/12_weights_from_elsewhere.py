@@ -15,7 +15,22 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, SMALL, VERMILION, figure, say, show, source, table
+from lesson import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    SMALL,
+    VERMILION,
+    figure,
+    measured_here,
+    say,
+    show,
+    source,
+    table,
+)
 from matplotlib.patches import Rectangle
 
 from mbnp import datasets, fused, models, train, weights
@@ -28,6 +43,8 @@ TORCH = importlib.util.find_spec("torch") is not None  # the lesson also runs wi
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))  # and without these
 temporary = tempfile.TemporaryDirectory()
 folder = Path(temporary.name)  # for the files of this lesson; deleted when Python ends
+
+measured_here()
 
 # %% [markdown]
 # ## The order of the axes
@@ -639,63 +656,12 @@ if ONNX:
 #
 # **1. `weight_from_torch`**: the weight of a standard or a depthwise convolution, from PyTorch's layout to mbnp's.
 #
-# <details><summary>Hint</summary>
-#
-# For each axis of the result ask which axis of `w` it was. A depthwise weight has an axis of length 1: remove
-# it with an index, `w[:, 0]`.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def weight_from_torch(w, depthwise):
-#     if depthwise:
-#         return w[:, 0].transpose(1, 2, 0)
-#     return w.transpose(2, 3, 1, 0)
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/12.md: weight_from_torch -->
 #
 # **2. `same_padding`**: how many zeros TensorFlow's SAME puts before and after a row of pixels.
 #
-# <details><summary>Hint</summary>
-#
-# First the number of outputs, rounded up: `-(-size // stride)`. Then: where does the last window begin, and
-# where does it end? How many pixels beyond the end of the row is that? It may be none.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def same_padding(size, kernel, stride):
-#     outputs = -(-size // stride)
-#     total = max((outputs - 1) * stride + kernel - size, 0)
-#     return total // 2, total - total // 2
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/12.md: same_padding -->
 #
 # **3. `first_difference`**: the first layer at which two networks differ.
 #
-# <details><summary>Hint</summary>
-#
-# Transpose their feature maps to channels last; arrays of two axes stay as they are. The measure is this
-# lesson's `difference`. Return from inside the loop.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def first_difference(ours, theirs, tolerance):
-#     for k, (a, b) in enumerate(zip(ours, theirs)):
-#         if b.ndim == 4:
-#             b = b.transpose(0, 2, 3, 1)
-#         if np.abs(a - b).max() > tolerance * np.abs(b).max():
-#             return k
-#     return -1
-# ```
-#
-# </details>
+# <!-- mbnp/grading/lessons/hints/12.md: first_difference -->

@@ -1,17 +1,21 @@
 """What every lesson imports: ways to show text, code, tables, figures and times.
 
-In a notebook they are displayed; where a lesson runs as a plain script they are printed, and figures open in a
-window where there is a screen. MBNP_LESSONS=small in the environment cuts every lesson down to a few seconds.
+In a notebook they are displayed; where a lesson runs as a plain script they are printed, with the text between the
+cells, and figures open in a window where there is a screen. MBNP_LESSONS=small in the environment cuts every lesson
+down to a few seconds.
 """
 
 import inspect
 import io
+import itertools
 import os
+import re
 import statistics
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 SMALL = os.environ.get("MBNP_LESSONS") == "small"
@@ -79,7 +83,7 @@ def show(fig: Any, alt: str = "") -> None:
         fig.savefig(png, format="png", pil_kwargs={"optimize": True})
         display(Image(png.getvalue(), format="png", alt=alt))
     elif plt.get_backend().lower() == "agg":  # there is no screen
-        print(f"[figure: {alt}]\n")
+        _display(f"[figure: {alt}]")
     else:
         plt.show()
     plt.close(fig)
@@ -123,8 +127,15 @@ def _seconds(call: Callable[[], object], repeat: int) -> list[float]:
     return seconds
 
 
-def warn_if_busy() -> None:
-    """Show a warning if other programs would distort the times that follow."""
+def measured_here() -> None:
+    """Say which machine the numbers of a page are from, and warn if other programs would distort its times."""
+    from mbnp import backend
+    from mbnp.bench import machine
+
+    say(
+        f"*Times and accuracies on this page are from {machine.processor()}, {backend.get_num_threads()} threads. "
+        f"Another machine takes other times, and rounds differently in training.*"
+    )
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
         say("**Other programs are busy on this machine. The times on this page are unreliable.**")
 
@@ -144,10 +155,76 @@ def _display(text: str, shown: Sequence[str] = ()) -> None:
         # build.py reads from the metadata which code a page depends on.
         display(Markdown(text), metadata={"mbnp": {"shown": list(shown)}})
     else:
-        print(text, end="\n\n")
+        print(_broken(text), end="\n\n")
 
 
 def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return hasattr(shell, "kernel")
+
+
+# --- a lesson as a plain script ---
+
+
+def _broken(text: str) -> str:
+    """Break paragraphs, lists and tables at 80 columns; code, formulas and titles stay as they are."""
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
+    for k in range(0, len(parts), 2):
+        parts[k] = "\n\n".join(map(_broken_block, parts[k].split("\n\n")))
+    return "".join(parts)
+
+
+def _broken_block(block: str) -> str:
+    if block.startswith(("    ", "$$", "#")) or not block.strip():
+        return block
+    if block.startswith("|"):
+        return _aligned([[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()])
+    lines = []
+    for item in re.split(r"\n(?=(?:[-*]|\d+\.) )", block):
+        marker = re.match(r"(?:[-*]|\d+\.) |", item)
+        indent = " " * (marker.end() if marker else 0)
+        wrap = textwrap.TextWrapper(80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += wrap.wrap(" ".join(item.split()))
+    return "\n".join(lines)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Align the columns of a Markdown table. Where it is too wide, break its widest columns between words."""
+    right = [mark.endswith(":") for mark in rows.pop(1)]
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    least = [max(map(len, " ".join(column).split()), default=0) for column in columns]
+    while sum(widths) + 2 * len(widths) - 2 > 80 and (broad := [k for k, w in enumerate(widths) if w > least[k]]):
+        widths[max(broad, key=widths.__getitem__)] -= 1
+    lines = []
+    for row in rows:
+        cells = [textwrap.wrap(cell, w or 1, break_on_hyphens=False) for cell, w in zip(row, widths, strict=True)]
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            aligned = (f"{part:{'>' if r else '<'}{w}}" for part, r, w in zip(parts, right, widths, strict=True))
+            lines.append("  ".join(aligned).rstrip())
+        if row is rows[0]:
+            lines.append("-" * (sum(widths) + 2 * len(widths) - 2))
+    return "\n".join(lines)
+
+
+def _run_script(path: Path, names: dict[str, Any]) -> None:
+    """Run a lesson cell by cell, and print the text of its cells of Markdown, which for Python are comments."""
+    cells = re.split(r"^(?=# %%)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    line = 0
+    for cell in cells:
+        if cell.startswith("# %% [markdown]"):
+            text = re.sub(r"^# ?", "", cell.partition("\n")[2], flags=re.MULTILINE)
+            text = re.sub(r"<!--.*?-->|<details>.*?</details>", "", text, flags=re.DOTALL)
+            print(_broken(re.sub(r"\n{3,}", "\n\n", text).strip()), end="\n\n", flush=True)
+        else:  # as many empty lines before it as in the file, so that a traceback names the right one
+            exec(compile("\n" * line + cell, path, "exec", dont_inherit=True), names)
+        line += cell.count("\n")
+
+
+_main = sys.modules["__main__"]
+_script = Path(getattr(_main, "__file__", None) or "")
+if re.match(r"\d\d_.*\.py$", _script.name) and not _in_notebook():
+    # Python reads the lesson, and its first cell imports this file, which runs all of the lesson instead.
+    _run_script(_script, vars(_main))
+    sys.exit()

@@ -1,11 +1,18 @@
-"""`mbnp check`: compare all implementations of every operation with each other and with outside references."""
+"""`mbnp check`: compare all implementations of every operation with each other and with outside references.
+
+With --op, an operation of the reader's own with finite differences and with PyTorch.
+"""
 
 import importlib
 import inspect
+import sys
+import traceback
+import types
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +20,7 @@ import numpy as np
 from mbnp import backend, gradcheck, spec, tables
 from mbnp.commands import common
 from mbnp.errors import MbnpError
+from mbnp.gradcheck import finite
 from mbnp.network import Layer
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 from mbnp.parameter import Parameter
@@ -56,6 +64,8 @@ def run(options: Namespace) -> int:
     torch = None
     with suppress(ImportError):
         torch = importlib.import_module("torch")
+    if options.op is not None:
+        return _check_own(options.op, torch)
     columns = [name for name in ALLOWED if name != "torch" or torch]
     with common.announced(print):
         results = {case.name: _errors(case, torch) for case in cases()}
@@ -173,3 +183,79 @@ def _torch_layer(layer: Layer, torch: Any, x: Any, *values: Any) -> Any:
 def _largest(found: list[np.ndarray], truth: list[np.ndarray]) -> float:
     """Return the largest error, relative to the largest entry of each array; NaN if there is one."""
     return float(np.max([np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, truth, strict=True)]))
+
+
+# --- an operation of the reader's own ---
+
+OWN = "an operation has forward(*inputs), backward(dy, *inputs), example_inputs(), and torch(*tensors) if you like"
+
+
+def _check_own(argument: str, torch: Any) -> int:
+    """Compare the operation that FILE.py:NAME names with finite differences and PyTorch; return the exit status."""
+    path, _, name = argument.rpartition(":")
+    if not path.endswith(".py") or not name:
+        raise MbnpError(f"--op takes FILE.py:NAME, such as ops.py:HardSwish, got {argument!r}")
+    found: dict[str, dict[str, float]] = {}
+    failures = []
+    with _blaming(path):
+        op = _load(Path(path), name)
+        inputs = finite.in_float64(op.example_inputs())
+        names = finite.argument_names(op.forward, len(inputs))
+        for column in ("differences", *(["torch"] if torch and hasattr(op, "torch") else [])):
+            try:
+                found[column] = _errors_of_own(op, inputs, names, column)
+            except MbnpError as error:
+                failures.append(tables.hang(f"{column}: {error}"))
+    shapes = ", ".join(f"{of} {a.shape}" for of, a in zip(names, inputs, strict=True))
+    print(tables.hang(f"{name} of {path}, in float64, with {shapes}") + "\n")
+    if found:
+        rows = [key for key in ("output", *map(finite.gradient_name, names)) if any(key in e for e in found.values())]
+        cells = [[key, *(f"{e[key]:.1e}" if key in e else "" for e in found.values())] for key in rows]
+        print(tables.table(["", *found], cells) + "\n")
+    if not hasattr(op, "torch"):
+        print("It has no torch function, so nothing was compared with PyTorch.\n")
+    elif not torch:
+        print("PyTorch is not installed, so nothing was compared with it.\n")
+    print("\n".join(failures) or "all agree")
+    return 1 if failures else 0
+
+
+def _errors_of_own(op: Any, inputs: list[np.ndarray], names: list[str], column: str) -> dict[str, float]:
+    """Return the error of each array against what `column` names; MbnpError for one that is too large."""
+    if column == "torch":
+        return gradcheck.op_against_torch(op.forward, op.backward, op.torch, inputs, tol=ALLOWED[column])
+    errors = finite.differences(op.forward, op.backward, inputs, names, tol=ALLOWED[column])
+    return {finite.gradient_name(of): e for of, e in zip(names, errors, strict=True) if e is not None}
+
+
+def _load(path: Path, name: str) -> Any:
+    """Return the operation `name` of a file, which is executed: it is the reader's own program."""
+    if not path.is_file():
+        raise MbnpError(f"there is no file {path}")
+    sys.path.insert(0, str(path.resolve().parent))  # it may import a helper beside it
+    module = sys.modules["own_operation"] = types.ModuleType("own_operation")
+    module.__file__ = str(path)
+    exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
+    if name not in vars(module):
+        known = [n for n, value in vars(module).items() if hasattr(value, "example_inputs")]
+        hint = f"its operations are {', '.join(known)}" if known else OWN
+        raise MbnpError(f"{path} has nothing named {name!r}: {hint}")
+    found = vars(module)[name]
+    op = found() if isinstance(found, type) else found
+    for method in ("forward", "backward", "example_inputs"):
+        if not callable(getattr(op, method, None)):
+            raise MbnpError(f"{name} of {path} has no {method}: {OWN}")
+    return op
+
+
+@contextmanager
+def _blaming(path: str) -> Iterator[None]:
+    """Let what goes wrong in the reader's file be one line, which names the file's line."""
+    try:
+        yield
+    except MbnpError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        where = f"{path}, line {lines[-1]}" if lines else path
+        raise MbnpError(": ".join([where, type(error).__name__, *str(error).strip().splitlines()[:1]])) from None

@@ -1,24 +1,37 @@
 """Exercises of the lessons and their grader: `mbnp grade tutorials/exercises/01.py`.
 
-`lessons/` has the exercises as data, `exercise.py` compares what a reader's function returns with the reference.
+In the order to read them: `lessons/` has the exercises as data. `exercise.py` calls a reader's function on their cases,
+`compare.py` describes the first difference, `diagnose.py` looks for its likely reason among the faults of `faults.py`,
+and `rules.py` says what a right answer must not do. The reader's file (`source.py`) runs in a process of its own
+(`program.py`, and at its other end `child.py`). `progress.py`, `hints.py`, `watch.py` and `use.py` are what
+`mbnp grade` has besides.
 """
 
 import importlib
+import os
 import pkgutil
-import sys
-import traceback
-import types
+import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mbnp.errors import MbnpError
 from mbnp.grading import lessons as lesson_files
-from mbnp.grading.exercise import Exercise, Mistake, Outcome, captured, golden_key, grade, time_limit
+from mbnp.grading.compare import golden_key
+from mbnp.grading.exercise import Exercise, Mistake, Outcome, grade
+from mbnp.grading.rules import broken
+from mbnp.grading.source import brief, find, read
+
+SECONDS = 1.6  # of our own computing for a file, the search for likely reasons included
+
+if TYPE_CHECKING:
+    from mbnp.grading.program import Program
 
 __all__ = [
     "Exercise",
@@ -36,10 +49,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Report:
-    """The result for a file: the lesson it belongs to, and one outcome for each of its exercises."""
+    """The result for a file: the lesson it belongs to, and one outcome for each of its exercises.
+
+    notes: what does not run in the file, each in a line
+    seconds: what the reader's own program took
+    """
 
     lesson: int
     outcomes: Sequence[Outcome]
+    file: Path = Path()
+    notes: Sequence[str] = ()
+    seconds: float = 0.0
 
     @property
     def solved(self) -> bool:
@@ -67,63 +87,70 @@ def golden(lesson: int) -> dict[str, np.ndarray]:
 
 
 def grade_file(path: str | Path) -> Report:
-    """Grade the exercises in a reader's file. Raise MbnpError if it cannot be run or has none of them.
+    """Grade the exercises in a reader's file. Raise MbnpError if nothing in it can be run, or it has none of them.
 
-    The file is executed: it is the reader's own program. Its functions tell which lesson it belongs to.
+    path: the file, a notebook, a lesson's number, or the lesson itself for its exercises. The file is executed: it is
+    the reader's own program. Its functions tell which lesson it belongs to.
     """
-    path = Path(path)
-    found = _run(path)
-    names = {name for name, value in found.items() if callable(value)}
-    lesson = _lesson_of(path, names)
+    from mbnp.grading.program import Program
+
+    begin = time.process_time()
+    with Program() as program:
+        from mbnp import backend  # needs Numba, whose import takes as long as the other process needs to start
+
+        # NumPy's implementations: these cases are small, and nobody waits for a kernel to be compiled.
+        with backend.use(os.environ.get("MBNP_BACKEND") or "numpy"):
+            return _report(program, path, begin)
+
+
+def _report(program: "Program", path: str | Path, begin: float) -> Report:
+    known = {lesson: {exercise.name for exercise in exercises(lesson)} for lesson in lessons()}
+    file = find(path, known)
+    source = read(file)
+    # A lesson or a notebook also trains and draws.
+    only = sorted(set().union(*known.values())) if source.cells or re.match(r"\d\d_", file.name) else None
+    program.load(source, only)
+    lesson = _lesson_of(program, known)
     values = golden(lesson)
     outcomes = []
     for exercise in exercises(lesson):
-        if exercise.name in names:
-            outcomes.append(grade(exercise, found[exercise.name], values))
-        else:
-            problem = f"the file has no function {exercise.name}: was it renamed?"
-            outcomes.append(Outcome(exercise.name, "wrong", problem))
-    return Report(lesson, outcomes)
-
-
-def _lesson_of(path: Path, names: set[str]) -> int:
-    known = {lesson: {exercise.name for exercise in exercises(lesson)} for lesson in lessons()}
-    # The file's own number decides where two lessons have functions of the same name.
-    lesson = max(known, key=lambda number: (len(known[number] & names), f"{number:02}" == path.stem[:2]))
-    if known[lesson] & names:
-        return lesson
-    stubs = f"{path.stem[:2]}.py" if path.stem[:2] in {f"{number:02}" for number in known} else "NN.py"
-    raise MbnpError(f"{path} has none of the exercises' functions: start from the stubs in tutorials/exercises/{stubs}")
+        # What all else has left of the time for the whole file, but never nothing.
+        left = max(SECONDS - (time.process_time() - begin), SECONDS / 10)
+        outcomes.append(_grade(program, exercise, values, left))
+    notes = [f"{program.where(problem)}; the rest was run without it" for problem in program.problems[:1]]
+    return Report(lesson, outcomes, file, [brief(note, 400) for note in notes], program.seconds)
 
 
 def _run(path: Path) -> dict[str, Any]:
-    """Return the names that a reader's file defines. Raise MbnpError, one line, if it does not run to its end."""
-    if path.is_dir():
-        raise MbnpError(f"{path} is a folder: name a file in it, such as {path / '01.py'}")
+    """Return the names that a reader's file defines, run in this process: for those who started one for that."""
+    names: dict[str, Any] = {"__name__": "exercise", "__file__": str(path)}
+    exec(compile(read(path).text, str(path), "exec", dont_inherit=True), names)
+    return names
+
+
+def _grade(program: "Program", exercise: Exercise, golden: dict[str, np.ndarray], seconds: float) -> Outcome:
+    if exercise.name not in program.names:
+        reasons = [program.where(problem) for problem in program.problems if exercise.name in problem[2]]
+        reasons.append(f"the file has no function {exercise.name}: was it renamed?")
+        return Outcome(exercise.name, "wrong", brief(reasons[0], 400))
     try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        raise MbnpError(f"{path} does not exist: name a file such as tutorials/exercises/01.py") from None
-    try:
-        code = compile(text, str(path), "exec", dont_inherit=True)
-    except SyntaxError as error:
-        where = f"{path}, line {error.lineno}" if error.lineno else str(path)
-        raise MbnpError(f"{where}: {error.msg}" + (f": {error.text.strip()}" if error.text else "")) from None
-    except ValueError as error:
-        raise MbnpError(f"{path}: {error}") from None
-    module = types.ModuleType("exercise")
-    module.__file__ = str(path)
-    sys.modules["exercise"] = module  # where dataclasses and the like look
-    try:
-        with captured(), time_limit():
-            exec(code, module.__dict__)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit too: a reader's exit must not end the grader
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f"{path}, line {lines[-1]}" if lines else str(path)
-        what = str(error).splitlines()[0] if str(error) else "it does not run to its end"
-        raise MbnpError(f"{where}: {type(error).__name__}: {what}") from None
-    finally:
-        del sys.modules["exercise"]
-    return vars(module)
+        rules = partial(program.inside, exercise.name, broken)
+        outcome = grade(exercise, program.function(exercise.name), golden, rules, seconds)
+    except Exception as error:  # a mistake of ours must not hide what the other functions do
+        what = f"{type(error).__name__}: {error}"
+        outcome = Outcome(exercise.name, "wrong", f"the grader cannot judge its result; please report this: {what}")
+    outcome.printed = program.done() or outcome.printed
+    outcome.problem = brief(outcome.problem, 800)
+    return outcome
+
+
+def _lesson_of(program: "Program", known: dict[int, set[str]]) -> int:
+    path, names = program.source.path, set(program.names).union(*(problem[2] for problem in program.problems))
+    # The file's own number decides where two lessons have functions of the same name.
+    lesson = max(known, key=lambda number: (len(known[number] & names), f"{number:02}" == path.stem[:2]))
+    if known[lesson] & program.names:
+        return lesson
+    if program.problems:
+        raise MbnpError(brief(program.where(program.problems[0]), 400))
+    stubs = f"{path.stem[:2]}.py" if path.stem[:2] in {f"{number:02}" for number in known} else "NN.py"
+    raise MbnpError(f"{path} has none of the exercises' functions: start from the stubs in tutorials/exercises/{stubs}")

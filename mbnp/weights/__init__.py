@@ -3,6 +3,7 @@
 net = weights.load("mobilenet.h5")           .safetensors (mbnp's and PyTorch's), .pt, .pth, .h5, .keras, .onnx
 weights.save(net, "model.safetensors")       also .pt and .onnx
 weights.from_torch(net, state_dict); state_dict = weights.to_torch(net)
+gradients = weights.grads_to_torch(net)      by the names of named_parameters()
 
 Nothing in a file is ever executed or unpickled. A load that fails leaves everything as it was.
 """
@@ -14,9 +15,9 @@ from typing import Any
 
 from mbnp.errors import MbnpError
 from mbnp.network import Network
-from mbnp.weights.torch_names import from_torch, to_torch
+from mbnp.weights.torch_names import from_torch, grads_to_torch, to_torch
 
-__all__ = ["check_target", "from_torch", "load", "save", "to_torch"]
+__all__ = ["check_target", "from_torch", "grads_to_torch", "load", "save", "to_torch"]
 
 # The module that knows a format. Each is imported when it is needed: h5py, onnx and torch are optional.
 _WRITERS = {".safetensors": "native", ".pt": "torch_files", ".pth": "torch_files", ".onnx": "onnx"}

@@ -73,6 +73,20 @@ def to_torch(net: Network, names: str = "mbnp") -> dict[str, Any]:
 
     names="timm" for timm's mobilenetv1_*; MbnpError if `net` is no such network.
     """
+    return _tensors(net, net.state(), names)
+
+
+def grads_to_torch(net: Network, names: str = "mbnp") -> dict[str, Any]:
+    """Return the gradient of every parameter that is not frozen, as PyTorch has it: copies, as tensors.
+
+    The names are those of `to_torch`, which `named_parameters()` of the same architecture has in PyTorch.
+    """
+    learned = {name: p for name, p in net.parameters().items() if not p.frozen}
+    return _tensors(net, {name: p.grad.copy() for name, p in learned.items()}, names)
+
+
+def _tensors(net: Network, arrays: Mapping[str, np.ndarray], names: str) -> dict[str, Any]:
+    """Return arrays of `net` in PyTorch's layout and by its names, as tensors that may share their memory."""
     import torch
 
     if names not in ("mbnp", "timm"):
@@ -81,7 +95,7 @@ def to_torch(net: Network, names: str = "mbnp") -> dict[str, Any]:
         raise MbnpError("not timm's network: models.mobilenet_v1(max_value=6), with its padding and eps")
     owner = layouts.owners(net)
     state = {}
-    for name, array in net.state().items():
+    for name, array in arrays.items():
         if name in owner:
             array = np.ascontiguousarray(layouts.convert(array, type(owner[name]), "mbnp", "torch"))
         if names == "timm":

@@ -1,6 +1,8 @@
 """The builder: the form of a page, when it is stale, and the effect of a failing lesson."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -57,6 +59,8 @@ show(fig, "a line that rises")
 def build(tmp_path, monkeypatch):
     """Import build.py, with a folder of lessons of its own: 13, between a 12 and a 14."""
     module = builder()
+    tmp_path = tmp_path / "tutorials"
+    tmp_path.mkdir()
     (tmp_path / "lesson.py").write_text((TUTORIALS / "lesson.py").read_text(encoding="utf-8"), encoding="utf-8")
     for name in ("12_before.py", "14_after.py"):
         (tmp_path / name).write_text("# %%\n1 + 1\n", encoding="utf-8")
@@ -137,7 +141,7 @@ def test_failing_cell_is_one_line_and_leaves_the_old_page(build):
     assert done.returncode == 1
     assert done.stderr == (
         "build.py: 13_try.py, cell 2, line 12 (number = 6 / 0): ZeroDivisionError: division by zero; "
-        "the old page is untouched\n"
+        "what was built before is untouched\n"
     )
     assert [file.name for file in build.RENDERED.iterdir()] == ["13_try.md"]
     assert build.page_of(lesson).read_text(encoding="utf-8") == "old"
@@ -147,3 +151,123 @@ def test_unknown_lesson(build):
     done = run(build, "99")
     assert done.returncode == 2
     assert done.stderr == "build.py: no lesson '99': known are 12_before, 13_try, 14_after\n"
+
+
+MARKED = "# %% [markdown]\n# **2. `conv_dx`**: back.\n#\n# <!-- mbnp/grading/lessons/hints/03.md: conv_dx -->\n"
+
+
+def test_hints_are_put_back(build):
+    lesson = build.HERE / "13_try.py"
+    lesson.write_text(MARKED, encoding="utf-8")
+    text = build.source_of(lesson)
+    assert text.startswith(
+        "# %% [markdown]\n# **2. `conv_dx`**: back.\n#\n# <details><summary>Hint</summary>\n#\n# The "
+    )
+    assert text.endswith(
+        "#     return padded[:, padding : padding + H, padding : padding + W]\n# ```\n#\n# </details>\n"
+    )
+    lesson.write_text(MARKED.replace("conv_dx -->", "other -->"), encoding="utf-8")
+    with pytest.raises(build.LessonError, match=r"13_try.py: hints/03.md has nothing on other"):
+        build.source_of(lesson)
+
+
+def test_notebook(build):
+    (build.HERE / "README.md").write_text("| [13. Try](rendered/13_try.md) | why? |\n", encoding="utf-8")
+    done = run(build, "--notebooks", "13")
+    assert (done.returncode, done.stderr) == (0, "13_try.py: a warning\n")
+    assert not build.RENDERED.exists()
+    notebook = json.loads((build.HERE / "notebooks" / "13_try.ipynb").read_text(encoding="utf-8"))
+    setup, _, first, *_, figure, last = notebook["cells"]
+    assert "%pip install" in "".join(setup["source"])
+    assert setup["outputs"] == []
+    # It ran in a folder without lesson.py, and found it.
+    assert "".join(first["outputs"][0]["data"]["text/markdown"]) == "It is 42."
+    assert "image/png" in figure["outputs"][0]["data"]
+    assert figure["metadata"]["jupyter"] == {"source_hidden": True}
+    text = "".join(last["source"])
+    assert "[the lesson after](14_after.ipynb), [the tools](../lesson.py) and [the web](https://example.org" in text
+    assert "colab" not in (build.HERE / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_repository_is_linked(build):
+    pyproject = '[project]\nname = "mbnp"\n[project.urls]\nRepository = "https://github.com/someone/mbnp.git"\n'
+    (build.HERE.parent / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+    assert build.repository() == "https://github.com/someone/mbnp"
+    row = "| [13. Try](rendered/13_try.md){} | why? |\nSee [it](rendered/13_try.md).\n"
+    colab = (
+        " ([Colab](https://colab.research.google.com/github/someone/mbnp/blob/main/tutorials/notebooks/13_try.ipynb))"
+    )
+    linked = build.linked_to_colab(row.format(""))
+    assert linked == row.format(colab)
+    assert build.linked_to_colab(linked) == linked
+    assert "found = next(around, None) or 'git+https://github.com/someone/mbnp'" in build._setup()
+    (build.HERE.parent / "pyproject.toml").write_text('[project]\nname = "mbnp"\n', encoding="utf-8")
+    assert build.linked_to_colab(linked) == row.format("")
+    assert "found = next(around, None) or ''" in build._setup()
+
+
+@pytest.mark.parametrize("around", [True, False])
+def test_the_first_cell_installs_mbnp_where_it_is_missing(build, monkeypatch, tmp_path, around):
+    if around:
+        (tmp_path / "mbnp" / "grading").mkdir(parents=True)
+    monkeypatch.chdir(build.HERE)
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    installed = []
+    cell = re.sub(r"%pip install (.*)", r"install(f'\1')", build._setup())
+    if not around:
+        with pytest.raises(ModuleNotFoundError, match="not in a clone"):
+            exec(cell, {"install": installed.append})
+        return
+    exec(cell, {"install": installed.append})
+    assert installed == [f'--quiet "{tmp_path}" scipy threadpoolctl']
+    assert callable(sys.modules["lesson"].say)
+
+
+SCRIPT = """\
+# %% [markdown]
+# # 15. A script
+#
+# A paragraph that is longer than a line of a terminal, which has eighty columns and not one more.
+#
+# - one thing
+# - another
+#
+# | name | | count |
+# | --- | --- | ---: |
+# | `conv` | a cell that is longer than what an ordinary terminal has room for in a line | 1 |
+# | fc | | 23 |
+#
+# <!-- mbnp/grading/lessons/hints/03.md: conv_dx -->
+
+# %%
+from lesson import say
+
+say("Said.")
+
+# %% [markdown]
+# Then:
+
+# %%
+print(1 / 0)
+"""
+
+
+def test_a_script_prints_its_text_and_a_traceback_its_line(build):
+    file = build.HERE / "15_script.py"
+    file.write_text(SCRIPT, encoding="utf-8")
+    done = subprocess.run([sys.executable, file], capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert done.stdout == (
+        "# 15. A script\n\nA paragraph that is longer than a line of a terminal, which has eighty columns\n"
+        "and not one more.\n\n- one thing\n- another\n\n"
+        f"name{'count':>76}\n{'-' * 80}\n"
+        "`conv`  a cell that is longer than what an ordinary terminal has room for      1\n"
+        f"        in a line\nfc{'23':>78}\n\n"
+        "Said.\n\nThen:\n\n"
+    )
+    assert done.returncode == 1
+    assert "line 25, in <module>\n    print(1 / 0)" in done.stderr
+    file.write_text(SCRIPT.replace("1 / 0", "__name__, 5"), encoding="utf-8")
+    done = subprocess.run([sys.executable, file], capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert done.stdout.endswith("Then:\n\n__main__ 5\n")
+    assert (done.returncode, done.stderr) == (0, "")

@@ -51,6 +51,17 @@ def test_runs_as_a_script(lesson, runs):
     done = runs[lesson].result()
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "warnings clutter the lesson"
+    printed = " ".join(done.stdout.split())
+    cells = re.split(r"^# %%", lesson.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    cells = [
+        re.sub(r"^# ?", "", cell.partition("\n")[2], flags=re.M) for cell in cells if cell.startswith(" [markdown]")
+    ]
+    assert len(cells) >= 9
+    for paragraph in (p for cell in cells for p in cell.strip().split("\n\n") if not p.startswith(("<!--", "|"))):
+        assert " ".join(paragraph.split()) in printed, "a script prints the text, too"
+    assert "<summary>" not in printed
+    as_it_stands = re.compile(r"^(```|\$\$).*?\1$", re.MULTILINE | re.DOTALL)  # code and formulas
+    assert [line for line in as_it_stands.sub("", done.stdout).splitlines() if len(line) > 80] == []
 
 
 @each_lesson
@@ -80,7 +91,10 @@ def test_figures_are_small_together():
 @each_lesson
 def test_form(lesson):
     """A lesson has the question first, a prediction, questions and exercises at the end, and links that exist."""
-    text = lesson.read_text(encoding="utf-8")
+    text = build.source_of(lesson)
+    assert "<details>" not in lesson.read_text(encoding="utf-8"), (
+        "hints are out of sight, in mbnp/grading/lessons/hints"
+    )
     number = int(lesson.stem[:2])
     prose = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
     assert re.match(rf"%% \[markdown\]\n# {number}\. [^\n]+\n\n\*\*[^*]+\?\*\*", prose), "title, then a question"
@@ -96,9 +110,16 @@ def test_readmes_link_every_lesson():
     for name in ("README.md", "README.zh-CN.md"):
         text = (TUTORIALS / name).read_text(encoding="utf-8")
         for lesson in LESSONS:
-            assert f"(rendered/{lesson.stem}.md)" in text, f"{name} lacks {lesson.stem}"
+            folder = "rendered/zh" if "zh" in name and build.chinese_of(lesson) else "rendered"
+            assert f"({folder}/{lesson.stem}.md)" in text, f"{name} lacks {lesson.stem}"
         for target in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (TUTORIALS / target).exists(), target
+
+
+def test_the_map_links_notebooks_only_where_a_repository_is_named():
+    text = (TUTORIALS / "README.md").read_text(encoding="utf-8")
+    assert text == build.linked_to_colab(text), "run: python tutorials/build.py --notebooks"
+    assert ("colab.research" in text) == bool(build.repository())
 
 
 def test_glossary_names_files_that_exist():

@@ -40,6 +40,32 @@ def test_to_torch_gives_copies():
     assert np.any(net.state()["fc.bias"])
 
 
+def test_gradients_to_torch():
+    other, net = article().double().train(), models.mobilenet_v1_small(dtype=np.float64)
+    weights.from_torch(net, other.state_dict())
+    net.freeze_until("conv1")
+    other.conv1[1].eval()
+    x, _ = batch(4, 32, np.float64)
+    dy = np.random.default_rng(0).standard_normal((4, 10))
+    net.forward(x, train=True)
+    net.backward(dy)
+    other(tensor(x)).backward(torch.from_numpy(dy))
+    found = weights.grads_to_torch(net)
+    expected = {name: p.grad for name, p in other.named_parameters() if not name.startswith("conv1.")}
+    assert list(found) == list(expected)
+    for name, gradient in expected.items():
+        assert found[name].shape == gradient.shape
+        assert relative(found[name].numpy(), gradient.numpy()) < 1e-9, name
+    found["fc.bias"].zero_()
+    assert net.parameters()["fc.bias"].grad.any()
+
+
+def test_gradients_to_torch_by_timms_names():
+    net = models.mobilenet_v1(3, 0.125, max_value=6)
+    names = [n for n in weights.to_torch(net, "timm") if not n.endswith(("running_mean", "running_var"))]
+    assert list(weights.grads_to_torch(net, "timm")) == names
+
+
 def test_arrays_and_half_precision_are_taken():
     other, net = article(), models.mobilenet_v1_small(dtype=np.float64)
     weights.from_torch(net, {name: t.numpy() for name, t in other.state_dict().items()})

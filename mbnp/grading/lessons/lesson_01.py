@@ -22,10 +22,38 @@ SIZES = [
         (7, 2, 3, 0),
         (224, 3, 2, 1),
         (9, 5, 4, 2),
+        (8, 3, 2, 0),
+        (6, 3, 3, 1),
+        (10, 4, 3, 2),
+        (12, 1, 2, 0),
+        (13, 2, 4, 1),
     )
 ]
 
+
+def _count_windows(size, kernel, stride, padding):
+    padded = size + 2 * padding
+    return (padded - kernel) // stride + 1
+
+
 SIZE_MISTAKES = [
+    Mistake(
+        "the kernel is left out: size // stride is right only where the padding makes up for it. Count windows that "
+        "fit: (size + 2·padding - kernel) // stride + 1",
+        lambda size, kernel, stride, padding: size // stride,
+    ),
+    Mistake(
+        "that is ceil(size / stride), the size with TensorFlow's SAME padding. Count windows that fit into this one",
+        lambda size, kernel, stride, padding: -(-size // stride),
+    ),
+    Mistake(
+        "the 1 stands inside the division: it is added to the whole quotient, ... // stride + 1",
+        lambda size, kernel, stride, padding: (size + 2 * padding - kernel + 1) // stride,
+    ),
+    Mistake(
+        "padding: it is left out. There are `padding` rows of zeros on either side: size + 2·padding",
+        lambda size, kernel, stride, padding: (size - kernel) // stride + 1,
+    ),
     Mistake(
         "integer division: / gives a float, and rounds nothing. Only whole windows count: use //",
         lambda size, kernel, stride, padding: (size + 2 * padding - kernel) / stride + 1,
@@ -58,16 +86,19 @@ def _pixel(x, w, i, j, d, stride, padding):
 
 def _pixel_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
-    cases = []
+    cases: list[Case] = []
     for stride, padding, i, j, d in (
         (1, 0, 1, 2, 0),
         (1, 1, 0, 3, 1),
         (2, 1, 2, 0, 2),
         (2, 0, 0, 1, 1),
         (1, 1, 4, 5, 0),
+        (2, 1, 2, 2, 1),
+        (1, 1, 2, 0, 2),
+        (2, 0, 1, 0, 1),
     ):
         x = rng.standard_normal((5, 6, 2), dtype=np.float32)
-        w = rng.standard_normal((3, 3, 2, 3), dtype=np.float32)
+        w = rng.standard_normal((3 if len(cases) < 7 else 2, 3, 2, 3), dtype=np.float32)
         cases.append({"x": x, "w": w, "i": i, "j": j, "d": d, "stride": stride, "padding": padding})
     return cases
 
@@ -86,7 +117,87 @@ def _pixel_loops(x, w, i, j, d, row, inside=None, kernel=None, channels=None):
     return total
 
 
+def _one_pixel(x, w, i, j, d, stride, padding):
+    def look(i, u):
+        return i * stride + u - padding
+
+    def inside(p, size):
+        return 0 <= p < size
+
+    H, W, C = x.shape
+    KH, KW, _, _ = w.shape
+    total = 0.0
+    for u in range(KH):
+        for v in range(KW):
+            p, q = look(i, u), look(j, v)
+            if inside(p, H) and inside(q, W):
+                for c in range(C):
+                    total += float(x[p, q, c]) * float(w[u, v, c, d])
+    return total
+
+
+def _one_pixel_plainly(x, w, i, j, d, stride, padding):
+    H, W, C = x.shape
+    KH, KW, _, _ = w.shape
+    total = 0.0
+    for u in range(KH):
+        for v in range(KW):
+            p = i * stride + u - padding
+            q = j * stride + v - padding
+            if 0 <= p < H and 0 <= q < W:
+                for c in range(C):
+                    total += float(x[p, q, c]) * float(w[u, v, c, d])
+    return total
+
+
+def _pixel_of(place):
+    """Make the definition on an image in which every index exists: that of `place(p, size)`."""
+
+    def wrong(x, w, i, j, d, stride, padding):
+        H, W, _ = x.shape
+        KH, KW, _, _ = w.shape
+        rows = [place(i * stride + u - padding, H) for u in range(KH)]
+        columns = [place(j * stride + v - padding, W) for v in range(KW)]
+        return float((x[np.ix_(rows, columns)].astype(np.float64) * w[..., d]).sum())
+
+    return wrong
+
+
 PIXEL_MISTAKES = [
+    Mistake(
+        "stride: it multiplies the padding, too: (i + u - padding)*stride. It moves the window only: "
+        "i*stride + u - padding",
+        lambda x, w, i, j, d, stride, padding: _pixel_loops(x, w, i, j, d, lambda a, u: (a + u - padding) * stride),
+    ),
+    Mistake(
+        "padding: an index outside the image is moved to its border, which repeats the edge. Outside are zeros: skip "
+        "the tap",
+        _pixel_of(lambda p, size: min(max(p, 0), size - 1)),
+    ),
+    Mistake(
+        "padding: an index outside the image comes in again on the other side (%). Outside are zeros: skip the tap",
+        _pixel_of(lambda p, size: p % size),
+    ),
+    Mistake(
+        "padding: an index outside the image is reflected into it. Outside are zeros: skip the tap",
+        _pixel_of(lambda p, size: (size - 1) - abs((size - 1) - abs(p))),
+    ),
+    Mistake(
+        "comparison at the border: 0 < p and 0 < q leave out row 0 and column 0, which belong to the image: 0 <= p",
+        lambda x, w, i, j, d, stride, padding: _pixel_loops(
+            x,
+            w,
+            i,
+            j,
+            d,
+            lambda a, u: a * stride + u - padding,
+            lambda p, q: 0 < p < x.shape[0] and 0 < q < x.shape[1],
+        ),
+    ),
+    Mistake(
+        "rows and columns: i and j are exchanged. i is the row and goes with u, KH and H; j the column",
+        lambda x, w, i, j, d, stride, padding: _pixel_loops(x, w, j, i, d, lambda a, u: a * stride + u - padding),
+    ),
     Mistake(
         "padding: tap (u, v) multiplies row i*stride + u - padding, and the - padding is missing",
         lambda x, w, i, j, d, stride, padding: _pixel_loops(x, w, i, j, d, lambda a, u: a * stride + u),
@@ -142,15 +253,16 @@ PIXEL_MISTAKES = [
 
 def _convolve_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
-    cases = []
+    cases: list[Case] = []
     for size, kernel, stride, padding in (
         ((5, 6), 3, 1, 0),
         ((6, 5), 3, 1, 1),
         ((7, 7), 3, 2, 1),
         ((5, 5), 2, 2, 0),
+        ((6, 7), 2, 3, 1),
     ):
         x = rng.standard_normal((2, *size, 2), dtype=np.float32)
-        w = rng.standard_normal((kernel, kernel, 2, 3), dtype=np.float32)
+        w = rng.standard_normal((kernel, kernel if len(cases) < 4 else 3, 2, 3), dtype=np.float32)
         b = rng.standard_normal(3, dtype=np.float32)
         cases.append({"x": x, "w": w, "b": b, "stride": stride, "padding": padding})
     return cases
@@ -172,7 +284,53 @@ def _channels_first(x, w, b, stride, padding):
     return conv.forward(x, w.reshape(C, KH, KW, D).transpose(1, 2, 0, 3).copy(), b, stride, padding)
 
 
+def _from_row(first):
+    """Make a convolution whose windows begin at row `first(stride)` of the padded image."""
+
+    def wrong(x, w, b, stride, padding):
+        padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        return conv.forward(padded[:, first(stride) :, first(stride) :].copy(), w, b, stride, 0)
+
+    return wrong
+
+
+def _scattered(x, w, b, stride, padding):
+    def look(i, u):
+        return i * stride + u - padding
+
+    def inside(p, size):
+        return 0 <= p < size
+
+    def count(size, kernel):
+        return (size + 2 * padding - kernel) // stride + 1
+
+    N, H, W, _ = x.shape
+    KH, KW, _, D = w.shape
+    y = np.zeros((N, count(H, KH), count(W, KW), D), x.dtype)
+    for i, j, u, v in np.ndindex(*y.shape[1:3], KH, KW):
+        p, q = look(i, u), look(j, v)
+        if inside(p, H) and inside(q, W):
+            y[:, i, j] += x[:, p, q] @ w[u, v]
+    return y + b
+
+
+def _by_windows(x, w, b, stride, padding):
+    KH, KW, C, D = w.shape
+    sides = (padding, padding)
+    padded = np.pad(x, ((0, 0), sides, sides, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (KH, KW), axis=(1, 2))
+    every = np.s_[::stride]
+    windows = windows[:, every, every]
+    N, OH, OW = windows.shape[:3]
+    columns = windows.transpose(0, 1, 2, 4, 5, 3).reshape(N * OH * OW, KH * KW * C)
+    return (columns @ w.reshape(KH * KW * C, D) + b).reshape(N, OH, OW, D)
+
+
 CONVOLVE_MISTAKES = [
+    Mistake(
+        "stride: the windows begin at row stride - 1. The first one stands at row 0 of the padded image: [:, ::stride]",
+        _from_row(lambda stride: stride - 1),
+    ),
     Mistake(
         "padding: it is left out, and the output is smaller than it should be",
         lambda x, w, b, stride, padding: conv.forward(x, w, b, stride, 0),
@@ -207,12 +365,14 @@ CONVOLVE_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("output_size", SIZES, _output_size, SIZE_MISTAKES),
-    Exercise("conv_pixel", _pixel_cases, _pixel, PIXEL_MISTAKES),
+    Exercise("output_size", SIZES, _output_size, SIZE_MISTAKES, solutions=(_count_windows,)),
+    Exercise("conv_pixel", _pixel_cases, _pixel, PIXEL_MISTAKES, solutions=(_one_pixel, _one_pixel_plainly)),
     Exercise(
         "convolve",
         _convolve_cases,
         lambda x, w, b, stride, padding: conv.forward(x, w, b, stride, padding),
         CONVOLVE_MISTAKES,
+        solutions=(_scattered, _by_windows),
+        pixel_loops=False,
     ),
 ]

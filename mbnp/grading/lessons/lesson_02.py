@@ -16,15 +16,16 @@ def _depthwise(x, w, stride, padding):
 
 def _depthwise_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
-    cases = []
+    cases: list[Case] = []
     for size, kernel, stride, padding in (
         ((5, 6), 3, 1, 1),
         ((6, 5), 3, 1, 0),
         ((7, 7), 3, 2, 1),
         ((5, 5), 2, 2, 0),
+        ((6, 7), 2, 3, 1),
     ):
         x = rng.standard_normal((2, *size, 3), dtype=np.float32)
-        w = rng.standard_normal((kernel, kernel, 3), dtype=np.float32)
+        w = rng.standard_normal((kernel, kernel if len(cases) < 4 else 3, 3), dtype=np.float32)
         cases.append({"x": x, "w": w, "stride": stride, "padding": padding})
     return cases
 
@@ -39,7 +40,56 @@ def _mixed(x, w, stride, padding):
     return np.broadcast_to(y, (*y.shape[:3], x.shape[3])).copy()
 
 
+def _from_row(first):
+    """Make a convolution whose windows begin at row `first(stride)` of the padded image."""
+
+    def wrong(x, w, stride, padding):
+        padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        return _depthwise(padded[:, first(stride) :, first(stride) :].copy(), w, stride, 0)
+
+    return wrong
+
+
+def _same_edge(x, w, stride, padding):
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode="edge")
+    return _depthwise(padded, w, stride, 0)
+
+
+def _tap_by_tap(x, w, stride, padding):
+    def look(i, u):
+        return i * stride + u - padding
+
+    def inside(p, size):
+        return 0 <= p < size
+
+    def count(size, kernel):
+        return (size + 2 * padding - kernel) // stride + 1
+
+    N, H, W, C = x.shape
+    KH, KW, _ = w.shape
+    y = np.zeros((N, count(H, KH), count(W, KW), C), x.dtype)
+    for i, j, u, v in np.ndindex(*y.shape[1:3], KH, KW):
+        p, q = look(i, u), look(j, v)
+        if inside(p, H) and inside(q, W):
+            y[:, i, j] += x[:, p, q] * w[u, v]
+    return y
+
+
+def _by_windows(x, w, stride, padding):
+    KH, KW, _ = w.shape
+    sides = (padding, padding)
+    padded = np.pad(x, ((0, 0), sides, sides, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (KH, KW), axis=(1, 2))
+    every = np.s_[::stride]
+    return np.einsum("nijcuv,uvc->nijc", windows[:, every, every], w)
+
+
 DEPTHWISE_MISTAKES = [
+    Mistake(
+        "stride: the windows begin at row stride - 1. The first one stands at row 0 of the padded image: [:, ::stride]",
+        _from_row(lambda stride: stride - 1),
+    ),
+    Mistake("padding: the border repeats the edge of the image. It has to be zeros: mode='constant'", _same_edge),
     Mistake(
         "padding: it is left out, and the output is smaller than it should be",
         lambda x, w, stride, padding: _depthwise(x, w, stride, 0),
@@ -85,7 +135,26 @@ def _pointwise_cases(seed: int) -> list[Case]:
     ]
 
 
+def _multiplied(x, w):
+    N, H, W, _ = x.shape
+    D = w.shape[1]
+    y = np.zeros((N, H, W, D), x.dtype)
+    for c in range(x.shape[3]):
+        for d in range(D):
+            y[..., d] += x[..., c] * w[c, d]
+    return y
+
+
 POINTWISE_MISTAKES = [
+    Mistake(
+        "the axes: reshape(C, -1) does not bring the channels to the front, it cuts the numbers in memory differently. "
+        "Rows of pixels are x.reshape(-1, C)",
+        lambda x, w: (x.reshape(x.shape[3], -1).T @ w).reshape(*x.shape[:3], -1),
+    ),
+    Mistake(
+        "the axes: H and W are exchanged in the last reshape, which moves no number. The result is (N, H, W, D)",
+        lambda x, w: (x @ w).reshape(x.shape[0], x.shape[2], x.shape[1], -1),
+    ),
     Mistake(
         "transposed weights: w is (C, D), channels in first, so the pixel is a row on the left: x @ w, not x @ w.T",
         lambda x, w: x @ w.T,
@@ -120,6 +189,8 @@ LAYERS = [
         (32, 32, 3, 32, 64, 2),
         (15, 20, 5, 8, 16, 2),
         (9, 7, 3, 4, 4, 2),
+        (11, 8, 5, 6, 3, 3),
+        (6, 9, 1, 5, 7, 1),
     )
 ]
 
@@ -134,7 +205,34 @@ def _only_first(H, W, K, c_in, c_out, stride):
     return cost.depthwise(OH, OW, K, c_in) + cost.pointwise(H, W, c_in, c_out)
 
 
+def _counted(H, W, K, c_in, c_out, stride):
+    def size(rows):
+        return (rows + 2 * (K // 2) - K) // stride + 1
+
+    read, written = H * W, size(H) * size(W)  # noqa: F841 (`read` is there to be taken by mistake)
+    kernel = K * K
+    return written * kernel * c_in + written * c_in * c_out
+
+
 MACS_MISTAKES = [
+    Mistake(
+        "stride: the depthwise convolution is counted at its input's H and W. It works once for every pixel that it "
+        "writes: the output's size",
+        lambda H, W, K, c_in, c_out, stride: (
+            cost.depthwise(H, W, K, c_in)
+            + _separable_macs(H, W, K, c_in, c_out, stride)
+            - _separable_macs(H, W, K, c_in, 0, stride)
+        ),
+    ),
+    Mistake(
+        "channels: the depthwise convolution is counted with c_out. It has one kernel for each channel that it reads, "
+        "c_in; c_out only comes with the pointwise one",
+        lambda H, W, K, c_in, c_out, stride: (
+            _separable_macs(H, W, K, c_out, 0, stride)
+            + _separable_macs(H, W, K, c_in, c_out, stride)
+            - _separable_macs(H, W, K, c_in, 0, stride)
+        ),
+    ),
     Mistake(
         "stride: these are the input's H and W. A convolution works once for every pixel that it writes, so the "
         "output's size counts (the article makes the same mistake)",
@@ -169,7 +267,20 @@ MACS_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("depthwise", _depthwise_cases, _depthwise, DEPTHWISE_MISTAKES),
-    Exercise("pointwise", _pointwise_cases, lambda x, w: pointwise.forward(x, w), POINTWISE_MISTAKES),
-    Exercise("separable_macs", LAYERS, _separable_macs, MACS_MISTAKES),
+    Exercise(
+        "depthwise",
+        _depthwise_cases,
+        _depthwise,
+        DEPTHWISE_MISTAKES,
+        solutions=(_tap_by_tap, _by_windows),
+        pixel_loops=False,
+    ),
+    Exercise(
+        "pointwise",
+        _pointwise_cases,
+        lambda x, w: pointwise.forward(x, w),
+        POINTWISE_MISTAKES,
+        solutions=(_multiplied,),
+    ),
+    Exercise("separable_macs", LAYERS, _separable_macs, MACS_MISTAKES, solutions=(_counted,)),
 ]

@@ -48,6 +48,8 @@ TAPS_CASES: list[Case] = [
         (3, 7, 3, 2, 1),
         (4, 8, 5, 2, 2),
         (6, 8, 3, 3, 0),
+        (1, 6, 3, 1, 2),
+        (5, 9, 4, 3, 2),
     )
 ]
 
@@ -56,7 +58,27 @@ def _right(p, i, stride, padding):
     return p + padding - i * stride
 
 
+def _seen_by(p, size, kernel, stride, padding):
+    rows = (size + 2 * padding - kernel) // stride + 1
+    result = np.full(rows, -1)
+    for i in range(rows):
+        u = p + padding - i * stride
+        if 0 <= u < kernel:
+            result[i] = u
+    return result
+
+
 TAPS_MISTAKES = [
+    Mistake(
+        "0 stands where an output does not use the row. 0 is a tap like the others: -1 is asked for",
+        lambda p, size, kernel, stride, padding: np.maximum(_taps(p, size, kernel, stride, padding), 0),
+    ),
+    Mistake(
+        "numbers below 0 and beyond the kernel are no taps: -1 where u < 0 or u >= kernel",
+        lambda p, size, kernel, stride, padding: (
+            p + padding - stride * np.arange((size + 2 * padding - kernel) // stride + 1)
+        ),
+    ),
     Mistake(
         "padding: it is left out. Row p of the image is row p + padding of the padded one",
         _taps_with(lambda p, i, stride, padding: p - i * stride),
@@ -181,6 +203,57 @@ def _correlate(dy, x, kernel, look, add=True):
     return dw
 
 
+def _scattered(dy, w, shape, stride, padding):
+    def look(i, u):
+        return i * stride + u - padding
+
+    def inside(p, size):
+        return 0 <= p < size
+
+    _, H, W, _ = shape
+    KH, KW, _, _ = w.shape
+    _, OH, OW, _ = dy.shape
+    dx = np.zeros(shape, dy.dtype)
+    for i, j, u, v in np.ndindex(OH, OW, KH, KW):
+        p, q = look(i, u), look(j, v)
+        if inside(p, H) and inside(q, W):
+            dx[:, p, q] += dy[:, i, j] @ w[u, v].T
+    return dx
+
+
+def _by_slices(dy, w, shape, stride, padding):
+    N, H, W, C = shape
+    _, OH, OW, _ = dy.shape
+    KH, KW, _, _ = w.shape
+    sides = 2 * padding
+    padded = np.zeros((N, H + sides, W + sides, C), dy.dtype)
+    for i in range(OH):
+        for j in range(OW):
+            for u in range(KH):
+                for v in range(KW):
+                    padded[:, i * stride + u, j * stride + v] += dy[:, i, j] @ w[u, v].T
+    first = padding
+    return padded[:, first : first + H, first : first + W]
+
+
+def _correlated(dy, x, kernel, stride, padding):
+    def look(i, u):
+        return i * stride + u - padding
+
+    def inside(p, size):
+        return 0 <= p < size
+
+    KH, KW = kernel
+    _, H, W, C = x.shape
+    _, OH, OW, D = dy.shape
+    dw = np.zeros((KH, KW, C, D), x.dtype)
+    for i, j, u, v in np.ndindex(OH, OW, KH, KW):
+        p, q = look(i, u), look(j, v)
+        if inside(p, H) and inside(q, W):
+            dw[u, v] += x[:, p, q].T @ dy[:, i, j]
+    return dw
+
+
 DX_MISTAKES = [
     Mistake(
         "padding: everything is `padding` rows too far down and columns too far right. Tap u of output i "
@@ -228,6 +301,18 @@ DX_MISTAKES = [
 ]
 
 DW_MISTAKES = [
+    Mistake(
+        "sum over the pixels: this is their mean. Every output pixel contributes to dw: add them up",
+        lambda dy, x, kernel, stride, padding: (
+            _dw(dy, x, kernel, stride, padding) / np.float32(dy.shape[1] * dy.shape[2])
+        ),
+    ),
+    Mistake(
+        "sum over the batch and the pixels: this is their mean. The loss has divided by N already, in dy",
+        lambda dy, x, kernel, stride, padding: (
+            _dw(dy, x, kernel, stride, padding) / np.float32(len(x) * dy.shape[1] * dy.shape[2])
+        ),
+    ),
     Mistake(
         "missing sum over the batch: this is dw of the first image only. All images use the same weight: sum over n",
         lambda dy, x, kernel, stride, padding: _dw(dy[:1], x[:1], kernel, stride, padding),
@@ -280,7 +365,7 @@ DW_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("taps", TAPS_CASES, _taps, TAPS_MISTAKES),
-    Exercise("conv_dx", _dx_cases, _dx, DX_MISTAKES),
-    Exercise("conv_dw", _dw_cases, _dw, DW_MISTAKES),
+    Exercise("taps", TAPS_CASES, _taps, TAPS_MISTAKES, solutions=(_seen_by,)),
+    Exercise("conv_dx", _dx_cases, _dx, DX_MISTAKES, solutions=(_scattered, _by_slices)),
+    Exercise("conv_dw", _dw_cases, _dw, DW_MISTAKES, solutions=(_correlated,)),
 ]

@@ -66,7 +66,27 @@ def _forward_by(deviation):
     return lambda x, gamma, beta, eps: gamma * (x - x.mean(PIXELS)) / deviation(x, eps) + beta
 
 
+def _normalised(x, gamma, beta, eps):
+    mean = x.mean(axis=(0, 1, 2))
+    var = x.var(axis=(0, 1, 2))
+    s = np.sqrt(var + eps)
+    xhat = (x - mean) / s
+    return gamma * xhat + beta
+
+
 FORWARD_MISTAKES = [
+    Mistake(
+        "order: beta is added before gamma multiplies, so that it is scaled, too: gamma * xhat + beta",
+        lambda x, gamma, beta, eps: gamma * (_y(x, np.ones_like(gamma), np.zeros_like(beta), eps) + beta),
+    ),
+    Mistake(
+        "gamma is left out: y = gamma * xhat + beta",
+        lambda x, gamma, beta, eps: _y(x, np.ones_like(gamma), beta, eps),
+    ),
+    Mistake(
+        "beta is left out: y = gamma * xhat + beta",
+        lambda x, gamma, beta, eps: _y(x, gamma, np.zeros_like(beta), eps),
+    ),
     Mistake(
         "unbiased variance: the batch is normalised with the biased one, divided by M and not by M - 1. ddof=0",
         _forward_by(lambda x, eps: np.sqrt(x.var(PIXELS, ddof=1) + eps)),
@@ -134,6 +154,15 @@ def _dx_with(terms=lambda dy, shift, scale: dy - shift - scale, deviation=None, 
     return wrong
 
 
+def _backward(dy, x, gamma, eps):
+    mean = x.mean(axis=(0, 1, 2))
+    s = np.sqrt(x.var(axis=(0, 1, 2)) + eps)
+    xhat = (x - mean) / s
+    shift = dy.mean(axis=(0, 1, 2))
+    stretch = (dy * xhat).mean(axis=(0, 1, 2))
+    return gamma / s * (dy - shift - xhat * stretch)
+
+
 def _dx_sums(dy, x, gamma, eps):
     """Do not divide the two sums by M."""
     M = np.float32(x.size // x.shape[-1])
@@ -141,6 +170,12 @@ def _dx_sums(dy, x, gamma, eps):
 
 
 DX_MISTAKES = [
+    Mistake(
+        "x stands where xhat belongs, in both places: dx = gamma / s * (dy - mean(dy) - xhat * mean(dy * xhat))",
+        lambda dy, x, gamma, eps: (
+            gamma / np.sqrt(x.var(PIXELS) + np.float32(eps)) * (dy - dy.mean(PIXELS) - x * (dy * x).mean(PIXELS))
+        ),
+    ),
     Mistake(
         "the statistics are treated as constants, as in inference. x also acts through the mean and through s",
         _dx_with(lambda dy, shift, scale: dy),
@@ -222,7 +257,20 @@ def _running_with(mean=lambda x: x.mean(PIXELS), var=lambda x: x.var(PIXELS, ddo
     return wrong
 
 
+def _blended(running_mean, running_var, x, momentum):
+    def blend(old, new):
+        return (1 - momentum) * old + momentum * new
+
+    mean = x.mean(axis=(0, 1, 2))
+    var = x.var(axis=(0, 1, 2), ddof=1)
+    return blend(running_mean, mean), blend(running_var, var)
+
+
 RUNNING_MISTAKES = [
+    Mistake(
+        "the two results are exchanged: the mean comes first, then the variance",
+        lambda running_mean, running_var, x, momentum: _running(running_mean, running_var, x, momentum)[::-1],
+    ),
     Mistake(
         "biased variance: the running variance uses the unbiased one, divided by M - 1. ddof=1",
         _running_with(var=lambda x: x.var(PIXELS)),
@@ -252,13 +300,14 @@ RUNNING_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("batchnorm_forward", _forward_cases, _y, FORWARD_MISTAKES),
-    Exercise("batchnorm_dx", _dx_cases, _dx, DX_MISTAKES, rtol=2e-5),
+    Exercise("batchnorm_forward", _forward_cases, _y, FORWARD_MISTAKES, solutions=(_normalised,)),
+    Exercise("batchnorm_dx", _dx_cases, _dx, DX_MISTAKES, rtol=2e-5, solutions=(_backward,)),
     Exercise(
         "running_statistics",
         _running_cases,
         _running,
         RUNNING_MISTAKES,
         outputs=("running_mean", "running_var"),
+        solutions=(_blended,),
     ),
 ]

@@ -35,8 +35,19 @@ SIZES: list[Case] = [
         (33, [2, 2, 2, 2]),
         (224, [2, 1, 2, 1, 2, 2]),
         (20, [3, 1, 2]),
+        (50, [1, 3, 2, 3]),
+        (7, [2, 1]),
     )
 ]
+
+
+def _chain(size, strides):
+    sizes = []
+    for stride in strides:
+        size = (size + 2 * 1 - 3) // stride + 1
+        sizes.append(size)
+    return np.array(sizes)
+
 
 SIZE_MISTAKES = [
     Mistake(
@@ -113,10 +124,26 @@ FIELDS: list[Case] = [
         [(3, 2), (3, 1), (5, 1)],
         [(3, 1), *((3, stride) for _, stride in BLOCKS), (2, 2)],
         [(7, 2), (3, 2), (1, 1), (3, 3), (3, 1)],
+        [(3, 1)],
+        [(2, 2), (5, 1), (2, 3)],
+        [(3, 2), (3, 1), (4, 2), (3, 1)],
     )
 ]
 
+
+def _from_the_first(layers):
+    field = jump = 1
+    for kernel, stride in layers:
+        field += (kernel - 1) * jump
+        jump *= stride
+    return field
+
+
 FIELD_MISTAKES = [
+    Mistake(
+        "order: the last layer comes first. A stride widens the windows of the layers after it: go from the first on",
+        lambda layers: _field(layers[::-1]),
+    ),
     Mistake(
         "stride: a layer's own stride widens the windows of later layers, not its own. First the field, then the jump",
         _field_with(_grow, stride_first=True),
@@ -223,7 +250,60 @@ COUNTS: list[Case] = [
     )
 ]
 
+
+def _by_hand(size, stem, blocks, classes):
+    parameters = 9 * 3 * stem + stem + 2 * stem
+    macs = size * size * 9 * 3 * stem
+    channels = stem
+    for c_out, stride in blocks:
+        read = size * size  # noqa: F841 (it is there to be taken by mistake)
+        size = (size + 2 * 1 - 3) // stride + 1
+        pixels = size * size
+        depthwise = 9 * channels
+        pointwise = channels * c_out
+        parameters += depthwise + 2 * channels + pointwise + 2 * c_out
+        macs += pixels * depthwise + pixels * pointwise
+        channels = c_out
+    parameters += channels * classes + classes
+    macs += channels * classes
+    return parameters, macs
+
+
+def _count_block(norm_depthwise=2, norm_pointwise=2, full=False):
+    """Make `count` with other numbers of BatchNorm, or a full convolution in place of the depthwise one."""
+
+    def wrong(size, stem, blocks, classes):
+        parameters, macs = _count(size, stem, blocks, classes)
+        channels = stem
+        for c_out, stride in blocks:
+            size = _size(size, stride)
+            more = 9 * channels * (channels - 1) if full else 0
+            parameters += more + (norm_depthwise - 2) * channels + (norm_pointwise - 2) * c_out
+            macs += size * size * more
+            channels = c_out
+        return parameters, macs
+
+    return wrong
+
+
 COUNT_MISTAKES = [
+    Mistake(
+        "BatchNorm: the one after the depthwise convolution is missing, 2 numbers for each of its channels",
+        _count_block(norm_depthwise=0),
+    ),
+    Mistake(
+        "BatchNorm: the one after the pointwise convolution is missing, 2 numbers for each of c_out channels",
+        _count_block(norm_pointwise=0),
+    ),
+    Mistake(
+        "depthwise: it is counted as a standard convolution, 9 * channels * channels. It has one kernel for each "
+        "channel: 9 * channels",
+        _count_block(full=True),
+    ),
+    Mistake(
+        "the two results are exchanged: parameters come first, then MACs",
+        lambda size, stem, blocks, classes: _count(size, stem, blocks, classes)[::-1],
+    ),
     Mistake(
         "BatchNorm: running mean and variance are counted, too. They are not learned: 2 numbers for each "
         "channel, not 4",
@@ -275,7 +355,8 @@ EXERCISES = [
         SIZES,
         lambda size, strides: _sizes_with(_size)(size, strides),
         SIZE_MISTAKES,
+        solutions=(_chain,),
     ),
-    Exercise("receptive_field", FIELDS, _field, FIELD_MISTAKES),
-    Exercise("count", COUNTS, _count, COUNT_MISTAKES, outputs=("parameters", "macs")),
+    Exercise("receptive_field", FIELDS, _field, FIELD_MISTAKES, solutions=(_from_the_first,)),
+    Exercise("count", COUNTS, _count, COUNT_MISTAKES, outputs=("parameters", "macs"), solutions=(_by_hand,)),
 ]

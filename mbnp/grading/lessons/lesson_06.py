@@ -15,13 +15,16 @@ from mbnp.ops import softmax_cross_entropy
 def _gradient_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     sizes = ((2, 3, 1.0), (5, 4, 2.0), (4, 4, 1.0), (3, 10, 200.0))  # the last: exp(z) overflows in float32
-    return [
+    cases = [
         {
             "logits": scale * rng.standard_normal((n, d), dtype=np.float32),
             "labels": rng.integers(0, d, n),
         }
         for n, d, scale in sizes
     ]
+    # Rows far apart: what is subtracted from a row must come from that row.
+    far = rng.standard_normal((4, 5), dtype=np.float32) + np.array([[60], [-200], [0], [-90]], np.float32)
+    return [*cases[:3], {"logits": far, "labels": rng.integers(0, 5, 4)}, cases[3]]
 
 
 def _one_hot(logits, labels):
@@ -47,7 +50,57 @@ def _whole_columns(logits, labels):
     return dlogits / len(labels)
 
 
+def _minus_target(logits, labels):
+    N = len(labels)
+    largest = logits.max(axis=1, keepdims=True)
+    powers = np.exp(logits - largest)
+    dlogits = powers / powers.sum(axis=1, keepdims=True)
+    dlogits[np.arange(N), labels] -= 1
+    return dlogits / N
+
+
+def _shifted_by(shift):
+    """Make a gradient whose softmax subtracts `shift(logits)` before exp."""
+
+    def wrong(logits, labels):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return _overflowing(logits - shift(logits), labels)
+
+    return wrong
+
+
+def _one_over_p(logits, labels, least=0.0):
+    """Take the derivative of -log p with respect to p, and stop there."""
+    p = _softmax(logits)
+    with np.errstate(divide="ignore"):
+        at_label = -_one_hot(logits, labels) / np.maximum(p, np.float32(least))
+    return np.where(_one_hot(logits, labels) > 0, at_label, 0) / len(labels)
+
+
 GRADIENT_MISTAKES = [
+    Mistake(
+        "softmax: one maximum for the whole batch is subtracted. A row far below it becomes exp of large negative "
+        "numbers, 0, and 0/0 is NaN. Each row has its own maximum: axis=1, keepdims=True",
+        _shifted_by(lambda logits: logits.max()),
+    ),
+    Mistake(
+        "softmax: the mean of the row is subtracted, and exp can still overflow. Subtract the maximum: then no power "
+        "is above 1",
+        _shifted_by(lambda logits: logits.mean(axis=1, keepdims=True)),
+    ),
+    Mistake(
+        "chain rule: -1/p at the label is the derivative with respect to the probability. Through softmax it becomes "
+        "probability minus target, for every logit",
+        _one_over_p,
+    ),
+    *(
+        Mistake(
+            "chain rule: -1/p at the label is the derivative with respect to the probability. Through softmax it "
+            "becomes probability minus target, for every logit",
+            lambda logits, labels, least=least: _one_over_p(logits, labels, least),
+        )
+        for least in (1e-7, 1e-12, 1e-8, 1e-10)
+    ),
     Mistake(
         "batch: the division by N is missing. The loss is the mean over the N images, so its gradient is, too",
         lambda logits, labels: _softmax(logits) - _one_hot(logits, labels),
@@ -123,7 +176,44 @@ def _two_halves(peak, total, warm):
     return np.array(rise + fall)
 
 
+def _by_steps(peak, total, warm):
+    start = peak / 25
+    end = start / 10_000
+    top = warm * total - 1
+    last = total - 1
+    rates = np.empty(total)
+    for step in range(total):
+        if step <= top:
+            a, b, s = start, peak, step / top
+        else:
+            a, b, s = peak, end, (step - top) / (last - top)
+        rates[step] = b + (a - b) / 2 * (1 + np.cos(np.pi * s))
+    return rates
+
+
+def _with_angle(times):
+    return lambda start, end, fraction: end + (start - end) / 2 * (1 + math.cos(times * math.pi * fraction))
+
+
 CYCLE_MISTAKES = [
+    Mistake(
+        "shape: a whole cosine (2 pi) comes back to where it began. Half of it goes from one end to the other: "
+        "cos(pi * fraction)",
+        lambda peak, total, warm: _cycle(peak, total, warm, between=_with_angle(2)),
+    ),
+    Mistake(
+        "shape: a quarter of a cosine (pi / 2) stops half-way. Half of it goes from one end to the other: "
+        "cos(pi * fraction)",
+        lambda peak, total, warm: _cycle(peak, total, warm, between=_with_angle(0.5)),
+    ),
+    Mistake(
+        "start: it begins at peak / 10, and the end follows from it. It begins at peak / 25",
+        lambda peak, total, warm: _cycle(peak, total, warm, start=1 / 10, end=1 / 10 / 1e4),
+    ),
+    Mistake(
+        "start: it begins at peak / 10. It begins at peak / 25",
+        lambda peak, total, warm: _cycle(peak, total, warm, start=1 / 10),
+    ),
     Mistake(
         "off by one: two steps in a row have the peak. The second half starts from the peak's own step, "
         "(step - top) / (last - top), so the step after it is already lower",
@@ -251,6 +341,18 @@ def _first_image_decides(images, top, left, mirrored, pad):
     return _crop(images, np.repeat(top[:1], n), np.repeat(left[:1], n), mirrored, pad)
 
 
+def _one_by_one(images, top, left, mirrored, pad):
+    N, H, W, _ = images.shape
+    result = np.empty_like(images)
+    sides = (pad, pad)
+    for n in range(N):
+        padded = np.pad(images[n], (sides, sides, (0, 0)), mode="reflect")
+        first, second = top[n], left[n]
+        cut = padded[first : first + H, second : second + W]
+        result[n] = cut[:, ::-1] if mirrored[n] else cut
+    return result
+
+
 CROP_MISTAKES = [
     Mistake(
         "mirror: the image is upside down: [::-1] of one image reverses its rows. Columns are axis 1: [:, ::-1]",
@@ -319,7 +421,8 @@ EXERCISES = [
         _gradient_cases,
         lambda logits, labels: softmax_cross_entropy.backward(logits, labels),
         GRADIENT_MISTAKES,
+        solutions=(_minus_target,),
     ),
-    Exercise("one_cycle", CYCLES, _one_cycle, CYCLE_MISTAKES, rtol=1e-9),
-    Exercise("mirror_and_crop", _crop_cases, _mirror_and_crop, CROP_MISTAKES),
+    Exercise("one_cycle", CYCLES, _one_cycle, CYCLE_MISTAKES, rtol=1e-9, solutions=(_by_steps,)),
+    Exercise("mirror_and_crop", _crop_cases, _mirror_and_crop, CROP_MISTAKES, solutions=(_one_by_one,)),
 ]

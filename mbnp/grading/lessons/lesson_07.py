@@ -11,8 +11,20 @@ from mbnp.grading.exercise import Case, Exercise, Mistake
 
 RATIOS = [
     {"k": k, "c_in": c_in, "c_out": c_out}
-    for k, c_in, c_out in ((3, 32, 64), (3, 3, 10), (5, 16, 16), (3, 4, 1), (1, 8, 4))
+    for k, c_in, c_out in ((3, 32, 64), (3, 3, 10), (5, 16, 16), (3, 4, 1), (1, 8, 4), (7, 6, 96))
 ]
+
+
+def _ratio(k, c_in, c_out):
+    return 1 / c_out + 1 / k**2
+
+
+def _ratio_of_costs(k, c_in, c_out):
+    depthwise = k * k * c_in
+    pointwise = c_in * c_out
+    standard = k * k * c_in * c_out
+    return (depthwise + pointwise) / standard
+
 
 RATIO_MISTAKES = [
     Mistake(
@@ -91,7 +103,30 @@ def _with_error(error, centre=np.mean):
     return wrong
 
 
+def _of_pairs(first, second):
+    d = second - first
+    return d.mean(), d.std(ddof=1) / np.sqrt(len(d))
+
+
 PAIR_MISTAKES = [
+    Mistake(
+        "sign: absolute differences are averaged. Where the second is worse, that counts against it: second - first "
+        "as it is",
+        lambda first, second: _with_error(
+            lambda d, a, b: np.abs(d).std(ddof=1) / math.sqrt(len(d)), lambda d: np.abs(d).mean()
+        )(first, second),
+    ),
+    Mistake(
+        "the two results are exchanged: the difference comes first, then its error",
+        lambda first, second: _paired_difference(first, second)[::-1],
+    ),
+    Mistake(
+        "relative: the differences are divided by the first network's accuracies. They are in points already",
+        lambda first, second: (
+            float(((second - first) / first).mean()),
+            float(((second - first) / first).std(ddof=1) / math.sqrt(len(first))),
+        ),
+    ),
     Mistake(
         "standard deviation for error: this is how far single runs are apart. The mean of S runs is known "
         "better: divide by sqrt(S)",
@@ -137,7 +172,13 @@ PAIR_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("cost_ratio", RATIOS, lambda k, c_in, c_out: cost.separable_ratio(k, c_out), RATIO_MISTAKES),
+    Exercise(
+        "cost_ratio",
+        RATIOS,
+        lambda k, c_in, c_out: cost.separable_ratio(k, c_out),
+        RATIO_MISTAKES,
+        solutions=(_ratio, _ratio_of_costs),
+    ),
     Exercise(
         "paired_difference",
         _run_cases,
@@ -145,5 +186,6 @@ EXERCISES = [
         PAIR_MISTAKES,
         rtol=1e-9,
         outputs=("difference", "error"),
+        solutions=(_of_pairs,),
     ),
 ]

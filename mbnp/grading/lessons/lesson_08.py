@@ -40,7 +40,41 @@ def _count(width, resolution, scale=lambda c, width: int(c * width), shrink=_hal
     return total + without.get("classifier", 1) * channels * 10
 
 
+def _by_hand(width, resolution):
+    size, channels = resolution, int(STEM * width)
+    macs = size * size * 9 * 3 * channels
+    for c_out, stride in BLOCKS:
+        c_out = int(c_out * width)
+        read = size * size  # noqa: F841 (it is there to be taken by mistake)
+        size = (size - 1) // stride + 1
+        pixels = size * size
+        macs += pixels * 9 * channels
+        macs += pixels * channels * c_out
+        channels = c_out
+    return macs + channels * 10
+
+
+def _unscaled(width, resolution, stem=False, last=False):
+    """Count with the first convolution's channels, or those that the classifier reads, as at width 1."""
+    right = _count(width, resolution)
+    if last:
+        return right + 10 * (BLOCKS[-1][0] - int(BLOCKS[-1][0] * width))
+    size, more = _halved(resolution, BLOCKS[0][1]), STEM - int(STEM * width)
+    c_out = int(BLOCKS[0][0] * width)
+    return right + more * (27 * resolution * resolution + size * size * (9 + c_out))
+
+
 MACS_MISTAKES = [
+    Mistake(
+        "width: the first convolution's channels are not scaled. They are int(STEM * width), also where the first "
+        "block reads them",
+        lambda width, resolution: _unscaled(width, resolution),
+    ),
+    Mistake(
+        "width: the linear layer is counted with all channels. It reads those of the last block, scaled: "
+        "int(c * width)",
+        lambda width, resolution: _unscaled(width, resolution, last=True),
+    ),
     Mistake(
         "rounding: the channels are int(c * width), rounded down; round(19.2) and round(9.6) are not the same thing",
         lambda width, resolution: _count(width, resolution, lambda c, width: round(c * width)),
@@ -147,6 +181,11 @@ def _front_cases(seed: int) -> list[Case]:
             "accuracy": np.array([60.0, 55.0, 64.0, 70.0, 70.0, 70.0, 61.0]),
         },
     ]
+    cases.append(  # one point that is better than all others in both; costs in no order
+        {"macs": np.array([7, 3, 9, 2, 5]), "accuracy": np.array([60.0, 71.0, 66.0, 75.0, 73.0])}
+    )
+    # The cheapest has neither the best accuracy nor the best accuracy for its cost.
+    cases.append({"macs": np.array([10, 2, 5, 4]), "accuracy": np.array([60.0, 5.0, 50.0, 30.0])})
     for count in (8, 16):
         macs = rng.integers(1, 40, count)
         accuracy = np.round(40 + 8 * np.log(macs) + 4 * rng.standard_normal(count), 1)
@@ -154,7 +193,50 @@ def _front_cases(seed: int) -> list[Case]:
     return cases
 
 
+def _not_dominated(macs, accuracy):
+    front = np.ones(len(macs), bool)
+    for i in range(len(macs)):
+        for j in range(len(macs)):
+            no_worse = macs[j] <= macs[i] and accuracy[j] >= accuracy[i]
+            better = macs[j] < macs[i] or accuracy[j] > accuracy[i]
+            if no_worse and better:
+                front[i] = False
+    return front
+
+
 FRONT_MISTAKES = [
+    Mistake(
+        "ties: a point that is exactly like another is taken off the front. Equal points do not dominate each other: "
+        "one has to be strictly better in cost or accuracy",
+        lambda macs, accuracy: np.array(
+            [
+                not any(i != j and macs[j] <= macs[i] and accuracy[j] >= accuracy[i] for j in range(len(macs)))
+                for i in range(len(macs))
+            ]
+        ),
+    ),
+    Mistake(
+        "or for and: a point falls if another is cheaper *or* more accurate. It has to be no worse in both at once",
+        lambda macs, accuracy: _undominated(macs, accuracy, lambda m, a, m0, a0: (m < m0) | (a > a0)),
+    ),
+    Mistake(
+        "one number for two: accuracy / macs has a single best point. The front has every point that no other "
+        "dominates",
+        lambda macs, accuracy: accuracy / macs == (accuracy / macs).max(),
+    ),
+    Mistake(
+        "only the most accurate point is found. The front has cheaper ones, too, that no other dominates",
+        lambda macs, accuracy: accuracy == accuracy.max(),
+    ),
+    Mistake(
+        "only the cheapest point is found. The front has more accurate ones, too, that no other dominates",
+        lambda macs, accuracy: macs == macs.min(),
+    ),
+    Mistake(
+        "order: it goes through the points as they come, and keeps what is better than all before. Sort them by cost "
+        "first",
+        lambda macs, accuracy: _running(macs, accuracy, lambda a, best: a > best, np.arange(len(macs))),
+    ),
     Mistake(
         "reversed: true marks the points that are dominated; it should mark those that are not",
         lambda macs, accuracy: ~_front(macs, accuracy),
@@ -218,6 +300,6 @@ FRONT_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("scaled_macs", SIZES, _scaled_macs, MACS_MISTAKES),
-    Exercise("pareto_front", _front_cases, _front, FRONT_MISTAKES),
+    Exercise("scaled_macs", SIZES, _scaled_macs, MACS_MISTAKES, solutions=(_by_hand,)),
+    Exercise("pareto_front", _front_cases, _front, FRONT_MISTAKES, solutions=(_not_dominated,)),
 ]

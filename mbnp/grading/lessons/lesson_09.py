@@ -1,5 +1,7 @@
 """The exercises of lesson 9: arithmetic intensity, the roofline, the position of a number with channels last."""
 
+import itertools
+
 import numpy as np
 
 from mbnp import cost
@@ -22,7 +24,17 @@ INTENSITY_CASES = [
     )
 ]
 
+
+def _by_hand(n, h, w, c, k, itemsize):
+    flops = 2 * n * h * w * c * k * k
+    return flops / (itemsize * (2 * n * h * w * c + k * k * c))
+
+
 INTENSITY_MISTAKES = [
+    Mistake(
+        "bytes: only the feature maps are multiplied by itemsize. Weights take bytes, too: itemsize * (maps + weights)",
+        lambda n, h, w, c, k, itemsize: 2 * n * h * w * c * k * k / (itemsize * 2 * n * h * w * c + k * k * c),
+    ),
     Mistake(
         "MACs for FLOPs: a multiply-accumulate is a multiplication and an addition, so it counts twice",
         lambda n, h, w, c, k, itemsize: _intensity(n, h, w, c, k, itemsize) / 2,
@@ -90,7 +102,20 @@ ROOFLINE_CASES: list[Case] = [
     )
 ]
 
+
+def _lower_of_two(intensity, gflops, bandwidth):
+    return np.minimum(gflops, bandwidth * intensity)
+
+
 ROOFLINE_MISTAKES = [
+    Mistake(
+        "bits: the bandwidth is multiplied by 8. GB/s are bytes already, and the intensity is FLOPs per byte",
+        lambda intensity, gflops, bandwidth: np.minimum(gflops, 8 * bandwidth * intensity),
+    ),
+    Mistake(
+        "bits: the bandwidth is divided by 8. GB/s are bytes already, and the intensity is FLOPs per byte",
+        lambda intensity, gflops, bandwidth: np.minimum(gflops, bandwidth * intensity / 8),
+    ),
     Mistake(
         "the larger of the two is taken. A layer has to stay below both limits: the smaller one counts",
         lambda intensity, gflops, bandwidth: np.maximum(gflops, bandwidth * intensity),
@@ -132,10 +157,37 @@ OFFSET_CASES = [
         (0, 0, 1, 0, (1, 3, 4, 5)),
         (1, 2, 3, 4, (2, 3, 5, 7)),
         (3, 7, 2, 1, (4, 8, 3, 2)),
+        (2, 1, 4, 3, (3, 5, 7, 11)),
+        (1, 4, 0, 6, (2, 5, 3, 8)),
     )
 ]
 
+
+def _steps(n, c, i, j, shape):
+    _, C, H, W = shape
+    return ((n * H + i) * W + j) * C + c
+
+
+def _in_order(order):
+    """Make the position with the axes in another order in memory, such as "nicj"."""
+
+    def wrong(n, c, i, j, shape):
+        index, sizes = dict(zip("ncij", (n, c, i, j), strict=True)), dict(zip("ncij", shape, strict=True))
+        return int(np.ravel_multi_index([index[a] for a in order], [sizes[a] for a in order]))
+
+    return wrong
+
+
+ORDERS = [order for order in itertools.permutations("nijc") if "".join(order) not in {"nijc", "ncij", "njic"}]
+
 OFFSET_MISTAKES = [
+    *(
+        Mistake(
+            f"order: the position with the axes in the order {', '.join(order)}. Channels last, it is n, i, j, c",
+            _in_order(order),
+        )
+        for order in ORDERS
+    ),
     Mistake(
         "that is its position with channels first. Channels last, the order of the axes is n, i, j, c",
         lambda n, c, i, j, shape: ((n * shape[1] + c) * shape[2] + i) * shape[3] + j,
@@ -163,7 +215,7 @@ OFFSET_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("depthwise_intensity", INTENSITY_CASES, _intensity, INTENSITY_MISTAKES),
-    Exercise("attainable", ROOFLINE_CASES, _roofline, ROOFLINE_MISTAKES),
-    Exercise("offset_last", OFFSET_CASES, _offset, OFFSET_MISTAKES),
+    Exercise("depthwise_intensity", INTENSITY_CASES, _intensity, INTENSITY_MISTAKES, solutions=(_by_hand,)),
+    Exercise("attainable", ROOFLINE_CASES, _roofline, ROOFLINE_MISTAKES, solutions=(_lower_of_two,)),
+    Exercise("offset_last", OFFSET_CASES, _offset, OFFSET_MISTAKES, solutions=(_steps,)),
 ]

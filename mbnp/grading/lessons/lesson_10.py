@@ -42,7 +42,32 @@ def _folded(w, b, gamma, beta, mean, var, eps, scale=None, bias=None):
     return w * s, (beta + (b - mean) * s if bias is None else bias(s))
 
 
+def _into_one(w, b, gamma, beta, mean, var, eps):
+    s = gamma / np.sqrt(var + eps)
+    return w * s, beta + (b - mean) * s
+
+
 FOLD_MISTAKES = [
+    Mistake(
+        "bias: beta is scaled, too. BatchNorm adds it last: beta + (b - mean)·s",
+        lambda w, b, gamma, beta, mean, var, eps: _folded(
+            w, b, gamma, beta, mean, var, eps, bias=lambda s: (beta + b - mean) * s
+        ),
+    ),
+    Mistake(
+        "bias: beta is left out: beta + (b - mean)·s",
+        lambda w, b, gamma, beta, mean, var, eps: _folded(
+            w, b, gamma, beta, mean, var, eps, bias=lambda s: (b - mean) * s
+        ),
+    ),
+    Mistake(
+        "weights: they are returned as they are. BatchNorm scales what the convolution computes: w·s",
+        lambda w, b, gamma, beta, mean, var, eps: (w, _fold(w, b, gamma, beta, mean, var, eps)[1]),
+    ),
+    Mistake(
+        "the two results are exchanged: the weights come first, then the bias",
+        lambda w, b, gamma, beta, mean, var, eps: _fold(w, b, gamma, beta, mean, var, eps)[::-1],
+    ),
     Mistake(
         "eps is left out: the root is of var + eps, and for a small variance that matters",
         lambda w, b, gamma, beta, mean, var, eps: _folded(w, b, gamma, beta, mean, var, 0.0),
@@ -106,7 +131,7 @@ def _normalise_relu(z, mean, var, gamma, beta, eps):
 def _relu_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     cases = []
-    for shape, eps in (((2, 3, 4, 3), 1e-5), ((1, 5, 2, 4), 0.1), ((3, 2, 2, 1), 1e-3)):
+    for shape, eps in (((2, 3, 4, 3), 1e-5), ((1, 5, 2, 4), 0.1), ((3, 2, 2, 1), 1e-3), ((2, 4, 3, 2), 1e-3)):
         C = shape[-1]
         case = {
             "z": rng.standard_normal(shape) + rng.standard_normal(C),
@@ -116,6 +141,7 @@ def _relu_cases(seed: int) -> list[Case]:
             "beta": rng.normal(0.3, 0.5, C),
         }
         cases.append({name: value.astype(np.float32) for name, value in case.items()} | {"eps": eps})
+    cases[-1]["gamma"] *= 12  # ReLU has no upper limit, as ReLU6 has
     return cases
 
 
@@ -126,7 +152,41 @@ def _in_place(z, mean, var, gamma, beta, eps):
     return np.maximum(z, 0, out=z)
 
 
+def _scaled_then_cut(z, mean, var, gamma, beta, eps):
+    scale = gamma / np.sqrt(var + eps)
+    return np.maximum((z - mean) * scale + beta, 0)
+
+
+def _other_activation(activation):
+    return lambda z, mean, var, gamma, beta, eps: activation(_linear(z, mean, var, gamma, beta, eps))
+
+
 RELU_MISTAKES = [
+    Mistake("ReLU6: numbers are cut at 6. ReLU has no upper limit", _other_activation(lambda y: np.clip(y, 0, 6))),
+    Mistake("ReLU: it is not the absolute value. What is negative becomes 0", _other_activation(np.abs)),
+    *(
+        Mistake(
+            f"ReLU: what is negative becomes 0, and is not multiplied by {slope} (leaky ReLU)",
+            _other_activation(lambda y, slope=slope: np.where(y > 0, y, np.float32(slope) * y)),
+        )
+        for slope in (0.01, 0.1, 0.2)
+    ),
+    Mistake(
+        "gamma is left out: z - mean is multiplied by gamma / sqrt(var + eps)",
+        lambda z, mean, var, gamma, beta, eps: _normalise_relu(z, mean, var, np.ones_like(gamma), beta, eps),
+    ),
+    Mistake(
+        "beta is left out: it is added after the scale and before ReLU",
+        lambda z, mean, var, gamma, beta, eps: _normalise_relu(z, mean, var, gamma, np.zeros_like(beta), eps),
+    ),
+    Mistake(
+        "the mean is not subtracted",
+        lambda z, mean, var, gamma, beta, eps: _normalise_relu(z, np.zeros_like(mean), var, gamma, beta, eps),
+    ),
+    Mistake(
+        "order: beta is added after ReLU. It comes before: max(scale * (z - mean) + beta, 0)",
+        lambda z, mean, var, gamma, beta, eps: _normalise_relu(z, mean, var, gamma, np.zeros_like(beta), eps) + beta,
+    ),
     Mistake(
         "order: ReLU comes last, after scale and shift. If it comes before, a negative gamma or beta undoes it",
         lambda z, mean, var, gamma, beta, eps: np.maximum(z - mean, 0) * gamma / np.sqrt(var + eps) + beta,
@@ -216,6 +276,21 @@ def _scales_b(a, b):
     return y
 
 
+def _by_tiles(a, b):
+    (M, K), N = a.shape, b.shape[1]
+    y = np.zeros((M, N), a.dtype)
+    for m in range(0, M, 4):
+        for n in range(0, N, 4):
+            last_m, last_n = min(m + 4, M), min(n + 4, N)
+            sums = np.zeros((last_m - m, last_n - n), a.dtype)
+            for k in range(K):
+                for r in range(last_m - m):
+                    for c in range(last_n - n):
+                        sums[r, c] += a[m + r, k] * b[k, n + c]
+            y[m:last_m, n:last_n] = sums
+    return y
+
+
 MATMUL_MISTAKES = [
     Mistake(
         "tails: the last rows and columns, which fill no tile, are left out. Let the last tiles be smaller: "
@@ -293,7 +368,51 @@ def _around(counts, means, m2s, mean):
     return mean, (m2s + n * (means - mean) ** 2).sum(axis=0) / counts.sum()
 
 
+def _of_tiles(counts, means, m2s):
+    n = counts[:, None]
+    total = counts.sum()
+    mean = (n * means).sum(axis=0) / total
+    m2 = (m2s + n * (means - mean) ** 2).sum(axis=0)
+    return mean, m2 / total
+
+
+def _with_variance(variance):
+    """Make `combine` with the right mean and another variance(n, means, m2s, mean)."""
+
+    def wrong(counts, means, m2s):
+        mean = _combine(counts, means, m2s)[0]
+        return mean, variance(counts[:, None], means, m2s, mean)
+
+    return wrong
+
+
 COMBINE_MISTAKES = [
+    Mistake(
+        "counts, and between the tiles: the plain mean of the tiles' variances. A tile counts for its pixels, and "
+        "counts · (means - mean)² is missing",
+        _with_variance(lambda n, means, m2s, mean: (m2s / n).mean(axis=0)),
+    ),
+    Mistake(
+        "within the tiles: only the variance of the tiles' means. Their own squared deviations, m2s, are missing",
+        _with_variance(lambda n, means, m2s, mean: (n * (means - mean) ** 2).sum(axis=0) / n.sum()),
+    ),
+    Mistake(
+        "within the tiles: only the plain variance of the tiles' means. Each counts for its pixels, and their own "
+        "squared deviations, m2s, are missing",
+        _with_variance(lambda n, means, m2s, mean: means.var(axis=0)),
+    ),
+    Mistake(
+        "counts: the sum is divided by the number of tiles. It is over all pixels: counts.sum()",
+        _with_variance(lambda n, means, m2s, mean: (m2s + n * (means - mean) ** 2).sum(axis=0) / len(n)),
+    ),
+    Mistake(
+        "the standard deviation is returned: the variance is its square",
+        _with_variance(lambda n, means, m2s, mean: np.sqrt((m2s + n * (means - mean) ** 2).sum(axis=0) / n.sum())),
+    ),
+    Mistake(
+        "the two results are exchanged: the mean comes first, then the variance",
+        lambda counts, means, m2s: _combine(counts, means, m2s)[::-1],
+    ),
     Mistake(
         "counts: the plain mean of the tiles' means. The last tile is smaller and counts for less: weight by counts",
         lambda counts, means, m2s: _around(counts, means, m2s, means.mean(axis=0)),
@@ -337,8 +456,10 @@ COMBINE_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("fold", _fold_cases, _fold, FOLD_MISTAKES, outputs=("weight", "bias")),
-    Exercise("normalise_relu", _relu_cases, _normalise_relu, RELU_MISTAKES),
-    Exercise("blocked_matmul", _matmul_cases, matmul.forward_numpy, MATMUL_MISTAKES),
-    Exercise("combine", _combine_cases, _combine, COMBINE_MISTAKES, outputs=("mean", "variance")),
+    Exercise("fold", _fold_cases, _fold, FOLD_MISTAKES, outputs=("weight", "bias"), solutions=(_into_one,)),
+    Exercise("normalise_relu", _relu_cases, _normalise_relu, RELU_MISTAKES, solutions=(_scaled_then_cut,)),
+    Exercise("blocked_matmul", _matmul_cases, matmul.forward_numpy, MATMUL_MISTAKES, solutions=(_by_tiles,)),
+    Exercise(
+        "combine", _combine_cases, _combine, COMBINE_MISTAKES, outputs=("mean", "variance"), solutions=(_of_tiles,)
+    ),
 ]

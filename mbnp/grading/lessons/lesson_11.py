@@ -28,6 +28,12 @@ def _cam(features, w, classes):
     return _scaled(relu.forward(_contribution(features, w, classes)))
 
 
+def _by_largest(maps):
+    """Divide by the largest value, whatever its sign is."""
+    top = maps.max(axis=(1, 2), keepdims=True)
+    return maps / np.where(top != 0, top, 1).astype(maps.dtype)
+
+
 def _cam_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     cases = []
@@ -40,7 +46,43 @@ def _cam_cases(seed: int) -> list[Case]:
     return cases
 
 
+def _of_each(features, w, classes):
+    N, H, W, _ = features.shape
+    maps = np.zeros((N, H, W), features.dtype)
+    for n in range(N):
+        contribution = features[n] @ w[:, classes[n]]
+        positive = np.maximum(contribution, 0)
+        top = positive.max()
+        maps[n] = positive / top if top > 0 else positive
+    return maps
+
+
 CAM_MISTAKES = [
+    Mistake(
+        "one class for all: every image gets the map of class 0. classes has one for each: w[:, classes]",
+        lambda features, w, classes: _cam(features, w, np.zeros_like(classes)),
+    ),
+    Mistake(
+        "the scale: each map is divided by its sum. The largest value should be 1: divide by its maximum",
+        lambda features, w, classes: _quotient(
+            (positive := relu.forward(_contribution(features, w, classes))),
+            np.where(positive.sum((1, 2), keepdims=True) > 0, positive.sum((1, 2), keepdims=True), 1),
+        ).astype(features.dtype),
+    ),
+    Mistake(
+        "averaged: the features are averaged over the map, and all cells get the same number. Weigh each by itself",
+        lambda features, w, classes: _cam(
+            np.broadcast_to(features.mean((1, 2), keepdims=True), features.shape).copy(), w, classes
+        ),
+    ),
+    Mistake(
+        "ReLU comes after scaling: the map is divided by its largest value first, which may be negative",
+        lambda features, w, classes: relu.forward(_by_largest(_contribution(features, w, classes))),
+    ),
+    Mistake(
+        "absolute values: a negative contribution speaks against the class. It becomes 0",
+        lambda features, w, classes: _scaled(np.abs(_contribution(features, w, classes))),
+    ),
     Mistake(
         "ReLU is missing: negative contributions have to become 0",
         lambda features, w, classes: _scaled(_contribution(features, w, classes)),
@@ -115,7 +157,28 @@ def _ratio(above, below):
     return np.where(below > 0, above / np.maximum(below, 1), 1.0)
 
 
+def _overlap(found, truth):
+    N = len(found)
+    result = np.ones(N)
+    for n in range(N):
+        both = (found[n] & truth[n]).sum()
+        either = (found[n] | truth[n]).sum()
+        if either > 0:
+            result[n] = both / either
+    return result
+
+
 IOU_MISTAKES = [
+    Mistake(
+        "the union is taken as exclusive or (^), the pixels in one of the masks and not in both. found | truth is the "
+        "union",
+        lambda found, truth: _ratio((found & truth).sum((1, 2)), (found ^ truth).sum((1, 2))),
+    ),
+    Mistake(
+        "the denominator is the mask that was found alone. Then one right pixel would be a perfect answer: divide by "
+        "the union",
+        lambda found, truth: _ratio((found & truth).sum((1, 2)), found.sum((1, 2))),
+    ),
     Mistake(
         "the union counts what lies in both twice: that is |found| + |truth|. found | truth counts every pixel once",
         lambda found, truth: _ratio((found & truth).sum((1, 2)), found.sum((1, 2)) + truth.sum((1, 2))),
@@ -179,10 +242,22 @@ def _dead_cases(seed: int) -> list[Case]:
         for image, c in enumerate(rare, start=-1):
             a[image, 1, 0, c] = 1e-6  # one small value: not dead
         cases.append({"a": a})
-    return cases
+    constant = np.zeros((2, 3, 2, 4), np.float32)
+    constant[..., 1] = 0.5  # the same everywhere, and not dead
+    constant[..., 2] = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    alive = np.full((2, 2, 3, 1), 0.25, np.float32)
+    return [*cases, {"a": constant}, {"a": alive}, {"a": 0 * alive}]
+
+
+def _all_zero(a):
+    return (a <= 0).all(axis=(0, 1, 2))
 
 
 DEAD_MISTAKES = [
+    Mistake(
+        "constant for dead: a channel without any variation is not dead unless it is zero. Look whether all are 0",
+        lambda a: a.max((0, 1, 2)) == a.min((0, 1, 2)),
+    ),
     Mistake(
         "any for all: a channel with one zero is not dead. All of its pixels have to be zero",
         lambda a: (a == 0).any(axis=(0, 1, 2)),
@@ -218,7 +293,7 @@ DEAD_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("class_activation_map", _cam_cases, _cam, CAM_MISTAKES),
-    Exercise("intersection_over_union", _iou_cases, _iou, IOU_MISTAKES),
-    Exercise("dead_channels", _dead_cases, _dead, DEAD_MISTAKES),
+    Exercise("class_activation_map", _cam_cases, _cam, CAM_MISTAKES, solutions=(_of_each,)),
+    Exercise("intersection_over_union", _iou_cases, _iou, IOU_MISTAKES, solutions=(_overlap,)),
+    Exercise("dead_channels", _dead_cases, _dead, DEAD_MISTAKES, solutions=(_all_zero,)),
 ]

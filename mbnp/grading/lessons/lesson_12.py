@@ -15,7 +15,14 @@ from mbnp.weights import from_torch
 
 def _weight_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
-    shapes = (((4, 2, 3, 3), False), ((3, 3, 3, 3), False), ((5, 1, 3, 2), True), ((3, 1, 3, 3), True))
+    shapes = (
+        ((4, 2, 3, 3), False),
+        ((3, 3, 3, 3), False),
+        ((5, 1, 3, 2), True),
+        ((3, 1, 3, 3), True),
+        ((1, 1, 3, 2), True),  # one channel: only the second axis is to go
+        ((4, 1, 1, 2), False),
+    )
     return [{"w": rng.standard_normal(shape, dtype=np.float32), "depthwise": depthwise} for shape, depthwise in shapes]
 
 
@@ -49,7 +56,38 @@ def _flipped(w):
     return np.ascontiguousarray(w[::-1, ::-1])
 
 
+def _by_loops(w, depthwise):
+    c_out, c_in, KH, KW = w.shape
+    if depthwise:
+        result = np.zeros((KH, KW, c_out), w.dtype)
+        for u in range(KH):
+            for v in range(KW):
+                result[u, v] = w[:, 0, u, v]
+        return result
+    result = np.zeros((KH, KW, c_in, c_out), w.dtype)
+    for u in range(KH):
+        for v in range(KW):
+            result[u, v] = w[:, :, u, v].T
+    return result
+
+
+def _by_axes(w, depthwise):
+    if depthwise:
+        return w[:, 0].transpose(1, 2, 0)
+    return w.transpose(2, 3, 1, 0)
+
+
 WEIGHT_MISTAKES = [
+    Mistake(
+        "squeeze: without an axis it drops every axis of length 1, that of a single channel too. Drop the second one: "
+        "w[:, 0]",
+        _weight_by(_conv, lambda w: w.squeeze().transpose(1, 2, 0)),
+    ),
+    Mistake(
+        "squeeze: without an axis it drops every axis of length 1, that of a single channel too. Drop the one that is "
+        "meant: w[:, 0]",
+        _weight_by(_conv, lambda w: _conv(w).squeeze()),
+    ),
     Mistake(
         "reshape: it keeps the order of the numbers in memory and divides them differently. transpose reorders axes",
         _weight_by(_reshaped, lambda w: w.reshape(w.shape[2], w.shape[3], w.shape[0])),
@@ -104,6 +142,14 @@ SAME: list[Case] = [
         (10, 1, 2),
     )
 ]
+
+
+def _zeros_needed(size, kernel, stride):
+    outputs = -(-size // stride)
+    total = max((outputs - 1) * stride + kernel - size, 0)
+    before = total // 2
+    return before, total - before
+
 
 SAME_MISTAKES = [
     Mistake(
@@ -168,7 +214,24 @@ def _pairs_cases(seed: int) -> list[Case]:
             ours.append(b)
             theirs.append(a.transpose(0, 3, 1, 2).copy() if a.ndim == 4 else a)
         cases.append({"ours": ours, "theirs": theirs, "tolerance": 1e-4})
-    return cases
+    return [*cases, *_more_pairs(rng)]
+
+
+def _more_pairs(rng) -> list[Case]:
+    """Make pairs of which the last layer is off; numbers that are negative; a layer of zeros; a large tolerance."""
+    maps = [rng.uniform(-1, 1, (2, 3, 4, 2)) for _ in range(3)]
+    negative, zero = -3 - np.abs(maps[1]), np.zeros_like(maps[2])
+    logits = rng.uniform(-1, 1, (2, 6))
+
+    def case(ours, theirs, tolerance):
+        theirs = [b.transpose(0, 3, 1, 2).copy() if b.ndim == 4 else b for b in theirs]
+        return {"ours": ours, "theirs": theirs, "tolerance": tolerance}
+
+    theirs = [maps[0], negative, zero, logits]
+    only_logits = [maps[0], negative * (1 + 1e-6), zero, logits + 0.01]
+    # Off by 35 % of theirs, which is 26 % of ours, and the other way round.
+    larger, smaller = [1.35 * maps[0], maps[1], maps[2]], [0.75 * maps[0], maps[1], maps[2]]
+    return [case(only_logits, theirs, 1e-4), case(larger, maps, 0.3), case(smaller, maps, 0.3)]
 
 
 def _first(ours, theirs, tolerance):
@@ -201,8 +264,53 @@ def _worst(ours, theirs, tolerance):
     return at
 
 
+def _from_the_first(ours, theirs, tolerance):
+    for k, (a, b) in enumerate(zip(ours, theirs)):  # noqa: B905 (as a reader writes it)
+        if b.ndim == 4:
+            b = b.transpose(0, 2, 3, 1)
+        largest = np.abs(b).max()
+        if np.abs(a - b).max() > tolerance * largest:
+            return k
+    return -1
+
+
+def _maps_only(ours, theirs, tolerance):
+    maps = [k for k, b in enumerate(theirs) if b.ndim == 4]
+    at = _first([ours[k] for k in maps], [theirs[k] for k in maps], tolerance)
+    return maps[at] if at >= 0 else -1
+
+
+def _relative_to_ours(ours, theirs, tolerance):
+    for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        b = b.transpose(0, 2, 3, 1) if b.ndim == 4 else b
+        if np.abs(a - b).max() > tolerance * np.abs(a).max():
+            return k
+    return -1
+
+
 _SIGN = "sign: without abs, differences downwards are never found, or hide in the sum: np.abs(a - b).max()"
 FIRST_MISTAKES = [
+    Mistake("relative to ours: the tolerance is measured by the largest of *their* output", _relative_to_ours),
+    Mistake(
+        "sign: the scale is b.max(), without abs. Where their numbers are negative, that is too small or negative: "
+        "np.abs(b).max()",
+        _first_with(scale=lambda b: b.max()),
+    ),
+    Mistake(
+        "early return: `return -1` stands inside the loop, which ends after the first layer. It belongs behind it",
+        lambda ours, theirs, tolerance: _first(ours[:1], theirs[:1], tolerance),
+    ),
+    Mistake(
+        "maps only: layers of (N, C), after the pool, are not compared. Only the transpose is for maps", _maps_only
+    ),
+    Mistake(
+        "it counts layers from 1; the index of the first one is 0",
+        lambda ours, theirs, tolerance: k + 1 if (k := _first(ours, theirs, tolerance)) >= 0 else k,
+    ),
+    Mistake(
+        "the number of layers is returned where none differs; -1 is asked for",
+        lambda ours, theirs, tolerance: k if (k := _first(ours, theirs, tolerance)) >= 0 else len(ours),
+    ),
     Mistake(_SIGN, _first_with(measure=lambda difference: difference.max())),
     Mistake(_SIGN, _first_with(measure=lambda difference: (-difference).max())),
     Mistake(
@@ -227,7 +335,9 @@ FIRST_MISTAKES = [
 ]
 
 EXERCISES = [
-    Exercise("weight_from_torch", _weight_cases, _weight, WEIGHT_MISTAKES),
-    Exercise("same_padding", SAME, same_padding, SAME_MISTAKES, outputs=("before", "after")),
-    Exercise("first_difference", _pairs_cases, _first, FIRST_MISTAKES),
+    Exercise("weight_from_torch", _weight_cases, _weight, WEIGHT_MISTAKES, solutions=(_by_axes, _by_loops)),
+    Exercise(
+        "same_padding", SAME, same_padding, SAME_MISTAKES, outputs=("before", "after"), solutions=(_zeros_needed,)
+    ),
+    Exercise("first_difference", _pairs_cases, _first, FIRST_MISTAKES, solutions=(_from_the_first,)),
 ]

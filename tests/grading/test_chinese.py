@@ -1,0 +1,112 @@
+"""What the grader says in Chinese: every message of lessons 1 to 6, the same values, lines of 80 columns."""
+
+import re
+from importlib import resources
+
+import pytest
+from rich.cells import cell_len
+
+from mbnp import cli, grading, tables, translation
+from mbnp.grading import hints
+
+SAY = "mbnp.grading"
+ROWS = [
+    row
+    for row in translation.rows((resources.files(SAY) / "messages.zh.md").read_text(encoding="utf-8").splitlines())
+    if row != ("English", "中文")
+]
+MESSAGES = [
+    (lesson, mistake.message)
+    for lesson in range(1, 7)
+    for exercise in grading.exercises(lesson)
+    for mistake in exercise.mistakes
+]
+
+
+@pytest.fixture
+def chinese(monkeypatch):
+    monkeypatch.setenv("MBNP_LANG", "zh")
+    return lambda text: translation.say(text, SAY)
+
+
+@pytest.mark.parametrize("lesson", range(1, 7))
+def test_every_mistake_of_a_lesson_has_its_chinese(lesson, chinese):
+    messages = [message for number, message in MESSAGES if number == lesson]
+    assert messages
+    assert [message for message in messages if chinese(message) == message] == []
+
+
+def test_rows_are_whole():
+    english = [row[0] for row in ROWS]
+    assert len(english) == len(set(english)) > 250
+    for english, text in ROWS:
+        assert re.search(r"[\u4e00-\u9fff：]|MACs", text), english
+        assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", text)), english
+        assert set(re.findall(r"`[^`]+`", english)) == set(re.findall(r"`[^`]+`", text)), english
+
+
+@pytest.mark.parametrize(
+    ("english", "text"),
+    [
+        ("the result is -3.4, expected -0.84", "结果是 -3.4，应为 -0.84"),
+        (
+            "y[0, 2] is 0.5, expected 1.25 (3 of 24 numbers are off)",
+            "y[0, 2] 是 0.5，应为 1.25（24 个数中有 3 个不对）",
+        ),
+        ("parameters is 5, expected 6", "parameters 是 5，应为 6"),
+        ("it returned a list of 3, expected a tuple of 2: dx, dw", "它返回了含 3 项的列表，应为含 2 项的元组：dx, dw"),
+        ("it raised ValueError: no (line 3: f(x))", "它引发了 ValueError: no（第 3 行：f(x)）"),
+        ("the sign is wrong; or: axes 1 and 2 are swapped", "符号错了；或者：轴 1 与轴 2 调换了"),
+        ("no such message", "no such message"),
+    ],
+)
+def test_values_are_kept(english, text, chinese):
+    assert chinese(english) == text
+
+
+@pytest.mark.parametrize("lesson", range(1, 7))
+def test_hints(lesson, monkeypatch):
+    ours, theirs = hints.chinese(lesson), hints.folded(lesson)
+    assert ours.keys() == theirs.keys() == {exercise.name for exercise in grading.exercises(lesson)}
+    for name, hint in ours.items():
+        english = theirs[name].partition("Solution")[0]
+        assert set(re.findall(r"`[^`]+`", " ".join(english.split()))) == set(re.findall(r"`[^`]+`", hint))
+        monkeypatch.setenv("MBNP_LANG", "en")
+        *_, solution = hints.steps(lesson, name)
+        monkeypatch.setenv("MBNP_LANG", "zh")
+        *first, last = hints.steps(lesson, name)
+        assert last == solution.replace("the solution", "答案", 1)
+        assert all(re.search(r"[\u4e00-\u9fff].*[。？]$", step) and "$" not in step for step in first)
+
+
+WRONG = """
+def output_size(size, kernel, stride, padding):
+    print("solved")
+    return (size + 2 * padding - kernel) // stride
+
+def conv_pixel(x, w, i, j, d, stride, padding):
+    raise NotImplementedError
+
+def convolve(x, w, b, stride, padding):
+    return x[:, ::-1]
+"""
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_a_report(language, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MBNP_LANG", language)
+    file = tmp_path / "answers.py"
+    file.write_text(WRONG, encoding="utf-8")
+    assert cli.main(["grade", str(file)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(cell_len, lines)) <= tables.WIDTH
+    text = "\n".join(lines)
+    for chinese, english in (
+        ("output_size  错误: 结果是 2，应为 3", "output_size  wrong: the result is 2, expected 3"),
+        ("  可能的原因: 漏了 1：第一个窗口之后还有", "  likely: the 1 is missing: after the first window come"),
+        ("  调用的参数: size 5, kernel 3", "  called with: size 5, kernel 3"),
+        ("    solved", "    solved"),  # what is printed is the reader's own
+        ("conv_pixel   未完成", "conv_pixel   not yet"),
+        ("第 1 课：3 题中已解决 0 题", "lesson 1: 0 of 3 solved"),
+    ):
+        assert (chinese if language == "zh" else english) in text

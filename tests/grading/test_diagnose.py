@@ -1,0 +1,285 @@
+"""Mistakes planted in the lessons' own solutions: none is accepted, and each message leads to its mistake."""
+
+import inspect
+from functools import partial
+
+import numpy as np
+import pytest
+
+from mbnp import grading
+from mbnp.grading import diagnose, faults
+from mbnp.grading.rules import broken
+from mbnp.models.article import BLOCKS, STEM
+from tests.tutorials.helpers import LESSONS, solutions
+
+EXERCISES = {
+    exercise.name: (number, exercise) for number in grading.lessons() for exercise in grading.exercises(number)
+}
+
+
+def said(name, right="", wrong="", code=""):
+    """Grade the lesson's solution with `wrong` in place of `right`, or other code: return the outcome."""
+    number, exercise = EXERCISES[name]
+    if not code:
+        code = next(text for text in solutions(LESSONS[number - 1]) if f"def {name}(" in text)
+        assert right in code, "the lesson's solution is written in another way now"
+        code = code.replace(right, wrong)
+    names = {"np": np, "BLOCKS": BLOCKS, "STEM": STEM}
+    exec(compile(code, "answers.py", "exec"), names)
+    return grading.grade(exercise, names[name], grading.golden(number), partial(broken, names[name]))
+
+
+# The exercise; what stands in the lesson's solution, and in its place; words of the message.
+PLANTED = [
+    # comparisons at the border
+    ("conv_pixel", "0 <= p < H and 0 <= q < W", "0 < p < H and 0 < q < W", "0 < p and 0 < q leave out row 0"),
+    ("conv_pixel", "0 <= p < H", "0 < p < H", "the border of a comparison"),
+    ("taps", "u < kernel", "u <= kernel", "the border of a comparison"),
+    ("taps", "u >= 0", "u > 0", "the border of a comparison"),
+    ("conv_pixel", "range(KH)", "range(1, KH)", "a loop's first or last step"),
+    # rows and columns
+    (
+        "conv_pixel",
+        "range(KH):\n        for v in range(KW)",
+        "range(1, KH):\n        for v in range(1, KW)",
+        "columns alike",
+    ),
+    ("conv_pixel", "0 <= p < H and 0 <= q < W", "0 <= p < H - 1 and 0 <= q < W - 1", "the border of a"),
+    ("conv_pixel", "p, q = i * stride + u - padding, j", "p, q = j * stride + u - padding, i", "i and j are exchanged"),
+    ("conv_pixel", "j * stride + v - padding", "j * stride + v", "a term is left out"),
+    ("offset_last", "((n * H + i) * W + j) * C + c", "((n * H + i) * C + c) * W + j", "in the order n, i, c, j"),
+    ("pointwise", "x @ w", "(x @ w).reshape(len(x), x.shape[2], x.shape[1], -1)", "H and W are exchanged"),
+    # loops and returns
+    ("conv_pixel", "    return total", "            return total", "early return"),
+    ("first_difference", "    return -1", "        return -1", "early return"),
+    ("map_sizes", "    return sizes", "        return sizes", "early return"),
+    ("receptive_field", "in layers", "in layers[::-1]", "the last layer comes first"),
+    # a term or a factor
+    ("batchnorm_forward", "gamma * (x", "(x", "gamma is left out"),
+    ("batchnorm_forward", "+ beta", "+ gamma * beta", "beta is added before gamma multiplies"),
+    ("batchnorm_dx", "xhat * (dy * xhat)", "x * (dy * x)", "x stands where xhat belongs"),
+    ("batchnorm_dx", "(dy * xhat).mean", "dy.mean", "a factor is left out"),
+    ("fold", "beta + (b - mean) * s", "(beta + b - mean) * s", "beta is scaled"),
+    ("fold", "return w * s", "return w", "weights: they are returned as they are"),
+    ("count", "2 * channels + ", "", "after the depthwise convolution is missing"),
+    (
+        "combine",
+        "(m2s + n * (means - mean) ** 2)",
+        "(n * (means - mean) ** 2)",
+        "only the variance of the tiles' means",
+    ),
+    ("depthwise_intensity", "(itemsize * numbers)", "(itemsize * 2 * n * h * w * c + k * k * c)", "Weights take bytes"),
+    # sentinels, numbers, units
+    ("taps", "u, -1)", "u, 0)", "0 stands where an output does not use the row"),
+    ("taps", "u, -1)", "u, kernel)", "of `-1`"),
+    ("one_cycle", "np.pi * s", "2 * np.pi * s", "a whole cosine"),
+    ("one_cycle", "peak / 25, peak / 25", "peak / 10, peak / 10", "begins at peak / 10"),
+    ("attainable", "bandwidth * intensity", "8 * bandwidth * intensity", "bits"),
+    # results and arguments exchanged
+    ("running_statistics", "return mean, var", "return var, mean", "the two results are exchanged"),
+    ("paired_difference", "second - first", "np.abs(second - first)", "absolute differences are averaged"),
+    # what was accepted
+    ("loss_gradient", "logits.max(axis=1, keepdims=True)", "logits.max()", "one maximum for the whole batch"),
+    ("loss_gradient", "logits.max(axis=1, keepdims=True)", "logits.mean(axis=1, keepdims=True)", "the mean of the row"),
+    ("normalise_relu", "np.maximum((z - mean) * scale + beta, 0)", "np.clip((z - mean) * scale + beta, 0, 6)", "ReLU6"),
+    ("weight_from_torch", "w[:, 0].transpose", "w.squeeze().transpose", "squeeze"),
+    ("first_difference", "tolerance * np.abs(b)", "tolerance * np.abs(a)", "relative to ours"),
+    ("first_difference", "tolerance * np.abs(b)", "tolerance * b", "the scale is b.max(), without abs"),
+    ("first_difference", "> tolerance", ">= tolerance", "the border of a comparison"),
+    ("dead_channels", "(a <= 0).all(axis=(0, 1, 2))", "a.std(axis=(0, 1, 2)) == 0", "constant for dead"),
+    # points of the front
+    ("pareto_front", "no_worse & better", "no_worse", "every point is at least as good as itself"),
+    ("pareto_front", "no_worse & better", "better", "cheaper *or* more accurate"),
+    # widths
+    ("scaled_macs", "int(STEM * width)", "STEM", "the first convolution's channels are not scaled"),
+    ("scaled_macs", "channels * 10", "BLOCKS[-1][0] * 10", "the linear layer is counted with all channels"),
+    (
+        "separable_macs",
+        "return OH * OW * K * K * c_in",
+        "return H * W * K * K * c_in",
+        "counted at its input's H and W",
+    ),
+    ("class_activation_map", "w[:, classes]", "w[:, 0 * classes]", "every image gets the map of class 0"),
+    ("intersection_over_union", "found | truth", "found ^ truth", "exclusive or"),
+]
+
+
+@pytest.mark.parametrize(("name", "right", "wrong", "words"), PLANTED)
+def test_planted_mistake_is_named(name, right, wrong, words):
+    outcome = said(name, right, wrong)
+    assert outcome.status == "wrong"
+    assert words in outcome.likely, outcome
+
+
+def test_mistakes_that_give_the_same_numbers_are_both_named():
+    _, exercise = EXERCISES["output_size"]
+    first, second = grading.Mistake("one", lambda **case: 7), grading.Mistake("two", lambda **case: 7)
+    task = grading.Exercise("output_size", exercise.cases, exercise.reference, [first, second])
+    assert grading.grade(task, lambda **case: 7).likely == "one; or: two"
+
+
+def test_no_reason_is_named_that_does_not_explain_every_case():
+    """A constant is right in some cases, and some mistake gives it in others; none does in all."""
+    assert said("output_size", code="def output_size(size, kernel, stride, padding):\n    return 4").likely == ""
+
+
+# --- another form of the right answer, or no answer ---
+
+SIZE = "return (size + 2 * padding - kernel) // stride + 1"
+FORMS = [
+    ("output_size", SIZE, f"{SIZE.replace('return', 'return str(')})", "that is text"),
+    ("output_size", SIZE, f"{SIZE.replace('return', 'return [')}]", "one value in a list"),
+    ("output_size", SIZE, f"{SIZE.replace('return', 'return np.array([')}])", "an array of one number"),
+    ("output_size", SIZE, f"{SIZE.replace('return', 'return float(')})", "// in place of /"),
+    ("output_size", SIZE, "return {'size': 3}", "that is a dict"),
+    ("output_size", SIZE, "return output_size", "are the brackets missing"),
+    ("output_size", SIZE, "return size > 3", "Is a comparison returned?"),
+    ("convolve", "+ b).reshape(N, OH, OW, D)", "+ b).reshape(N, OH, OW, D).tolist()", "a list has no dtype"),
+    ("convolve", "+ b)", "+ b.astype(float))", "float64 promotion"),
+    ("taps", "u, -1)", "u, -1.0)", "whole numbers as floats"),
+    ("dead_channels", "(axis=(0, 1, 2))", "(axis=(0, 1, 2)).astype(int)", "true or false is asked for"),
+    ("map_sizes", "return sizes", "return (size for size in sizes)", "no values until it is gone through"),
+    ("map_sizes", "return sizes", "return [[1], [2, 3]]", "rows have different lengths"),
+    ("running_statistics", "return mean, var", "return {'mean': mean, 'var': var}", "its values in a tuple"),
+    ("batchnorm_forward", "return ", "return x[None] + ", "an axis of length 1 is left over"),
+]
+
+
+@pytest.mark.parametrize(("name", "right", "wrong", "words"), FORMS)
+def test_form_of_the_answer(name, right, wrong, words):
+    outcome = said(name, right, wrong)
+    assert outcome.status == "wrong"
+    assert words in outcome.likely, outcome
+
+
+class Hostile:
+    """An object that fails however one looks at it."""
+
+    def __eq__(self, other):
+        raise RuntimeError("eq")
+
+    def __array__(self, *arguments, **options):
+        raise RuntimeError("array")
+
+    def __repr__(self):
+        raise RuntimeError("repr")
+
+    __hash__ = None
+
+
+NO_ANSWERS = [
+    None,
+    "text",
+    b"bytes",
+    {},
+    {"a": 1},
+    {1},
+    [],
+    [None],
+    [[1], [1, 2]],
+    (),
+    ({}, None),
+    (1, "a"),
+    1j,
+    object(),
+]
+NO_ANSWERS += [Hostile(), [Hostile()], print, int, np, np.array(["a"]), np.array([None]), np.array([1j]), range(3)]
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_no_answer_is_a_clear_message(name, monkeypatch):
+    monkeypatch.setattr(diagnose, "SECONDS", 0.01)  # nothing is to be found
+    number, exercise = EXERCISES[name]
+    for answer in NO_ANSWERS:
+        outcome = grading.grade(exercise, lambda answer=answer, **case: answer, grading.golden(number))
+        assert outcome.status == "wrong"
+        assert outcome.problem.splitlines() == [outcome.problem]
+
+
+# --- rules ---
+
+LOOP = """
+def {name}:
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    KH, KW = w.shape[:2]
+    OH, OW = (padded.shape[1] - KH) // stride + 1, (padded.shape[2] - KW) // stride + 1
+    y = np.zeros((len(x), OH, OW, w.shape[-1]), x.dtype)
+    {loop}
+    return y{bias}
+"""
+PIXELS = """for i in range(OH):
+        for j in range(OW):
+            window = padded[:, i * stride : i * stride + KH, j * stride : j * stride + KW]
+            y[:, i, j] = np.einsum("{formula}", window, w)"""
+TAPS = """for u in range(KH):
+        for v in range(KW):
+            pixels = padded[:, u : u + stride * OH : stride, v : v + stride * OW : stride][:, :OH, :OW]
+            y += {product}"""
+
+
+def test_loops_over_pixels_are_found():
+    for name, formula, product, bias in (
+        ("convolve(x, w, b, stride, padding)", "nuvc,uvcd->nd", "pixels @ w[u, v]", " + b"),
+        ("depthwise(x, w, stride, padding)", "nuvc,uvc->nc", "pixels * w[u, v]", ""),
+    ):
+        code = LOOP.format(name=name, loop=PIXELS.format(formula=formula), bias=bias)
+        assert "it loops over pixels" in said(name.split("(")[0], code=code).problem
+        code = LOOP.format(name=name, loop=TAPS.format(product=product), bias=bias)
+        assert said(name.split("(")[0], code=code).status == "solved"
+    line = (
+        "y[:] = np.array([[np.einsum('nuvc,uvc->nc', padded[:, i * stride : i * stride + KH, j * stride : j * stride "
+    )
+    line += "+ KW], w) for j in range(OW)] for i in range(OH)]).transpose(2, 0, 1, 3)"
+    code = LOOP.format(name="depthwise(x, w, stride, padding)", loop=line, bias="")
+    assert "it loops over pixels" in said("depthwise", code=code).problem
+
+
+OWN = [
+    (
+        "convolve",
+        "from mbnp.ops import conv\ndef convolve(x, w, b, **where):\n    return conv.forward(x, w, b, **where)",
+        "conv.forward",
+    ),
+    ("same_padding", "from mbnp.ops.window import same_padding", "window.same_padding"),
+    (
+        "pointwise",
+        "def pointwise(x, w):\n    import mbnp.ops.pointwise as p\n    return p.forward(x, w)",
+        "pointwise.forward",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "code", "called"), OWN)
+def test_mbnps_own_functions_do_not_count(name, code, called):
+    outcome = said(name, code=code)
+    assert outcome.status == "wrong"
+    assert f"it calls mbnp's own {called}" in outcome.problem
+
+
+# --- the faults themselves ---
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_solutions_are_right(name):
+    number, exercise = EXERCISES[name]
+    assert exercise.solutions
+    for solution in exercise.solutions:
+        outcome = grading.grade(exercise, solution, grading.golden(number))
+        assert (outcome.status, outcome.problem) == ("solved", "")
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_faults_leave_the_solution_as_it_was(name):
+    """Each is one change of the right text: a message in one line, and names that the solution has."""
+    _, exercise = EXERCISES[name]
+    solution = exercise.solutions[0]
+    before = inspect.getsource(solution)
+    messages = {fault.message for fault in faults.of_source(solution)}
+    assert inspect.getsource(solution) == before
+    assert messages
+    assert all("\n" not in message for message in messages)
+
+
+def test_search_ends_in_time(monkeypatch):
+    monkeypatch.setattr(diagnose, "SECONDS", 0.0)
+    assert said("conv_pixel", "range(KH)", "range(1, KH)").likely == ""
