@@ -242,8 +242,10 @@ class _Session:
     def say(self, text: str) -> None:
         """Print plain text, above the bar where there is one. A run goes on if nobody can read it any more."""
         try:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            sys.stdout.flush()
+            if self.animated:
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(text, flush=True)
         except OSError:  # a closed pipe, or a full disk
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
