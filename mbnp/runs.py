@@ -102,22 +102,26 @@ def keep(folder: Path, net: Network, snapshot: Snapshot) -> None:
 
     The state comes first, since the other two follow from it: `complete` makes them up after an interruption.
     """
-    states = folder / "state"
-    states.mkdir(exist_ok=True)
+    written = _state(folder, snapshot)
+    written.parent.mkdir(exist_ok=True)
     arrays = {f"network.{name}": array for name, array in snapshot.network.items()}
     arrays |= {f"optimiser.{name}": array for name, array in snapshot.optimiser.items()}
     progress = json.dumps(dataclasses.asdict(snapshot.progress))
-    written = states / f"{int(snapshot.optimiser['steps']):09d}.safetensors"
     native.write(written, arrays, {**native.describe(net), "format": STATE, "progress": progress})
-    before = max((path for path in states.glob("*.safetensors") if path.name < written.name), default=written)
-    for path in states.glob("*.safetensors"):
-        if path not in (written, before):  # older ones, and a later one that was damaged
-            path.unlink()
     complete(folder, net, snapshot)
 
 
+def _state(folder: Path, snapshot: Snapshot) -> Path:
+    return folder / "state" / f"{int(snapshot.optimiser['steps']):09d}.safetensors"
+
+
 def complete(folder: Path, net: Network, snapshot: Snapshot) -> None:
-    """Write metrics.csv and model.safetensors, if the snapshot was taken at the end of an epoch."""
+    """Write metrics.csv and model.safetensors, if the snapshot was taken at the end of an epoch; leave two states."""
+    written = _state(folder, snapshot)
+    states = sorted(written.parent.glob("*.safetensors"))
+    last = states.index(written) + 1
+    for path in states[: max(0, last - 2)] + states[last:]:  # older ones, and a later one that was damaged
+        path.unlink()
     if snapshot.progress.batch == 0:
         with replacing(folder / "metrics.csv") as partial, partial.open("w", newline="") as file:
             csv.writer(file).writerows([Record._fields, *snapshot.progress.history])
