@@ -116,7 +116,7 @@ def _state(folder: Path, snapshot: Snapshot) -> Path:
 
 
 def complete(folder: Path, net: Network, snapshot: Snapshot) -> None:
-    """Write metrics.csv and model.safetensors, if the snapshot was taken at the end of an epoch; leave two states."""
+    """Write metrics.csv and model.safetensors, if the snapshot was taken at the end of an epoch; remove old states."""
     written = _state(folder, snapshot)
     states = sorted(written.parent.glob("*.safetensors"))
     last = states.index(written) + 1
