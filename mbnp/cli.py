@@ -258,6 +258,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
       mbnp bench --out roofline.png
       mbnp bench --against torch,onnxruntime        about ten minutes
       mbnp bench --against torch --work training --batch-size 128
+      mbnp bench --against torch --work training --load 2
       mbnp bench --scaling --out scaling.png
     """
     _add(p, "--model NAME", MODELS, default="mobilenet-v1-small")
@@ -269,6 +270,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
     work += "224 x 224) (default: the first two, or with --against all that suit)"
     _add(p, "--work LIST", f"what to compare: {work}")
     _add(p, "--isa NAME", "hold all but ONNX Runtime to the instruction set of an older processor: avx2")
+    _add(p, "--load N", "time everything beside N busy processes, too", default=0)
     _add(p, "--no-compile", "leave out torch.compile, whose set-up takes a minute")
     _add(p, "--scaling", "instead: time per image over batch size, width, resolution and threads")
     _add(p, "--rounds N", "rounds of each", default=15)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -414,6 +415,32 @@ def test_a_comparison_times_what_agrees_and_says_why_others_are_out(capfd):
     assert re.search(r"^mbnp +installed +\d", text, re.MULTILINE)
     assert not re.search(r"^never +installed +\d", text, re.MULTILINE)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_load_computes_only_where_it_is_applied():
+    def seconds(process):
+        times = process.cpu_times()
+        return times.user + times.system
+
+    with comparison.Load(1) as load:
+        (busy,) = load.processes
+        before = seconds(busy)
+        with load.applied():
+            time.sleep(0.5)
+        during = seconds(busy)
+        time.sleep(0.3)
+        assert seconds(busy) <= during + 0.05
+        assert during > before
+    assert not busy.is_running()
+
+
+def test_everything_is_timed_beside_a_load_too():
+    (result,) = comparison.compare(SMALL, [fake()], rounds=2, load=1)
+    assert len(result.loaded) == len(result.seconds)
+    lines = report.load([result, Result(fake(), refused="no")], 1).splitlines()
+    assert lines[0] == "The same beside 1 busy process"
+    assert lines[-1].split()[-1] == f"{result.slowdown:.2f}"
+    assert result.slowdown == np.median(result.loaded) / np.median(result.seconds)
 
 
 def test_without_a_reference_nothing_is_timed(monkeypatch):

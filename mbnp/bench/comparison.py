@@ -7,6 +7,7 @@ threads, which go on spinning for a while, from slowing the next; and what a pro
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import psutil
 
 from mbnp.bench.candidates import TUNED, Arrays, Candidate, Reference
 from mbnp.bench.workload import Workload
@@ -42,12 +44,18 @@ class Result:
 
     candidate: Candidate
     seconds: list[float] = field(default_factory=list)  # of every step of every turn
+    loaded: list[float] = field(default_factory=list)  # the same beside a load
     bytes: int | None = None  # in `memory`: the peak above what imports took
     refused: str | None = None
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+    @property
+    def slowdown(self) -> float:
+        """How many times as long a step takes beside the load."""
+        return statistics.median(self.loaded) / self.median
 
     @property
     def quartiles(self) -> tuple[float, float]:
@@ -102,8 +110,44 @@ class Worker(AbstractContextManager["Worker"]):
         raise Died(f"no answer in {self.patience:g} seconds")
 
 
-def compare(workload: Workload, candidates: Iterable[Candidate], rounds: int, say: Say = str) -> list[Result]:
-    """Let every candidate compute, compare, and time those that agree: `rounds` turns each, in alternation."""
+class Load(AbstractContextManager["Load"]):
+    """Processes that do nothing but compute, as other programs of the user might. They rest outside `applied` blocks.
+
+    They end with this process, however it ends.
+    """
+
+    def __init__(self, count: int) -> None:
+        loop = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+        started = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(count)]
+        self.processes = [psutil.Process(process.pid) for process in started]
+        self._started = started
+        self._each(psutil.Process.suspend)
+
+    def __exit__(self, *_: object) -> None:
+        self._each(psutil.Process.kill)
+        for process in self._started:
+            process.wait()
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        self._each(psutil.Process.resume)
+        try:
+            yield
+        finally:
+            self._each(psutil.Process.suspend)
+
+    def _each(self, action: Callable[[psutil.Process], object]) -> None:
+        for process in self.processes:
+            action(process)
+
+
+def compare(
+    workload: Workload, candidates: Iterable[Candidate], rounds: int, say: Say = str, load: int = 0
+) -> list[Result]:
+    """Let every candidate compute, compare, and time those that agree: `rounds` turns each, in alternation.
+
+    load: let each turn be followed by another one beside so many busy processes.
+    """
     results = [Result(candidate) for candidate in candidates]
     say("the reference")
     try:
@@ -120,6 +164,7 @@ def compare(workload: Workload, candidates: Iterable[Candidate], rounds: int, sa
             worker = stack.enter_context(Worker(result.candidate, workload))
             with _noted(result):
                 running.append((result, worker, _admit(worker, reference)))
+        busy = stack.enter_context(Load(load))
         for turn in range(rounds):
             say(f"round {turn + 1} of {rounds}")
             for result, worker, steps in running:
@@ -127,6 +172,9 @@ def compare(workload: Workload, candidates: Iterable[Candidate], rounds: int, sa
                     time.sleep(PAUSE)
                     with _noted(result):
                         result.seconds += worker.ask("run", steps)
+                        if load:
+                            with busy.applied():
+                                result.loaded += worker.ask("run", steps)
     return results
 
 

@@ -1,6 +1,7 @@
 """The measurements as plain text for a terminal of 80 columns."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,6 +102,17 @@ def comparison(workload: Workload, results: Sequence[Result], rounds: int) -> st
     if any(r.quartiles[1] > (1 + BUSY) * r.quartiles[0] for r in timed):
         text.append("Quartiles are far apart: other work used the processors, take care with ratios.")
     return "\n".join([*text, *_refused(results)])
+
+
+def load(results: Sequence[Result], count: int) -> str:
+    """Return how many times as long each candidate takes beside `count` busy processes."""
+    lines = []
+    for r in results:
+        if r.refused is None:
+            times = _ms(r.median), _ms(statistics.median(r.loaded)), f"{r.slowdown:.2f}"
+            lines.append([r.candidate.name, r.candidate.allocator.removeprefix("as "), *times])
+    beside = f"beside {count} busy process{'es' if count > 1 else ''}"
+    return f"The same {beside}\n{table(['', 'allocator', 'ms alone', 'ms beside', 'times'], lines, left=2)}"
 
 
 def memory(workload: Workload, results: Sequence[Result]) -> str:

@@ -28,6 +28,8 @@ def run(options: Namespace) -> int:
     candidates.check_peers(peers)
     if options.rounds < 1:
         raise MbnpError(f"--rounds must be at least 1, got {options.rounds}")
+    if options.load < 0:
+        raise MbnpError(f"--load must be at least 0 busy processes, got {options.load}")
     for path in filter(None, (options.json, options.out)):  # before minutes of measuring, not after
         if not Path(path).absolute().parent.is_dir():
             raise FileNotFoundError(f"no folder for {path}: make it first")
@@ -87,7 +89,7 @@ class _Bench:
         described = machine.describe(options.isa)
         print(report.header(described, self.peaks))
         settings = _chosen(workload, "model", "width_mult", "batch_size", "resolution", "threads")
-        settings |= {"rounds": options.rounds, "engine": self.engine, "against": peers}
+        settings |= {"rounds": options.rounds, "load": options.load, "engine": self.engine, "against": peers}
         self.found: dict[str, Any] = {"machine": described, "peaks": self.peaks._asdict()}
         self.found["settings"] = settings
         self.title = f"{machine.processor()}, {workload.threads} thread{'s' if workload.threads > 1 else ''}"
@@ -121,9 +123,11 @@ class _Bench:
         self.found["comparisons"] = []
         for workload in compared:
             chosen = candidates.for_workload(workload, self.peers, options.readable, compiled, options.isa)
-            results = comparison.compare(workload, chosen, options.rounds, self.say)
+            results = comparison.compare(workload, chosen, options.rounds, self.say, options.load)
             everything += results
             print(f"\n{report.comparison(workload, results, options.rounds)}")
+            if options.load:
+                print(f"\n{report.load(results, options.load)}")
             self.found["comparisons"].append(_comparison_json(workload, results))
             standings += report.standings(workload, results)
         if self.workload in compared:
@@ -167,6 +171,8 @@ def _comparison_json(workload: Workload, results: list[comparison.Result]) -> di
         entry = {**_chosen(r.candidate, "name", "allocator"), "refused": r.refused}
         if r.seconds and r.refused is None:
             entry |= {"median": r.median, "quartiles": list(r.quartiles), "steps": len(r.seconds)}
+            if r.loaded:
+                entry["slowdown"] = r.slowdown
         if r.bytes is not None:
             entry["bytes"] = r.bytes
         entries.append(entry)
