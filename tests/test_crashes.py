@@ -1,5 +1,7 @@
 """A run that is killed, that fills its disk or loses its power goes on to the same bits, whenever that happened."""
 
+import csv
+import itertools
 import os
 import shutil
 import signal
@@ -96,7 +98,9 @@ def test_killed_at_random_moments(arguments, whole, tmp_path, pause):
     seconds = time.perf_counter() - began
     assert measured.returncode == 0
     rng, killed, had_folder = np.random.default_rng(int(100 * pause)), 0, 0
-    for i in range(TIMES // 2):
+    for i in itertools.count():
+        if killed == TIMES // 2:  # a run may have ended before
+            break
         folder = tmp_path / str(i) / "run"
         folder.parent.mkdir()
         process = begin([*arguments, "--out", folder], pause)
@@ -107,7 +111,7 @@ def test_killed_at_random_moments(arguments, whole, tmp_path, pause):
         had_folder += folder.exists()
         finish(folder, arguments, whole)
         shutil.rmtree(folder.parent)
-    tally("runs killed at random moments", tried=TIMES // 2, killed=killed, with_a_folder=had_folder, right=TIMES // 2)
+    tally("runs killed at random moments", tried=i, killed=killed, with_a_folder=had_folder, right=i)
 
 
 @linux
@@ -227,3 +231,21 @@ def test_a_power_cut_at_every_moment(arguments, whole, tmp_path):
     assert set(steps) == {0, 2, 4, 5, 6, 8, 10, 12, 14, 15}  # each state that was ever kept
     gone_on = len(range(0, len(disk.moments), every))
     tally("moments of a power cut", tried=len(disk.moments), right=len(disk.moments), gone_on_to_the_end=gone_on)
+
+
+@pytest.mark.skipif(not NIGHTLY, reason="measures time: in the long setting")
+def test_saving_costs_little(tmp_path, monkeypatch):
+    spent, keep = [], runs.keep
+
+    def timed(*arguments):
+        began = time.perf_counter()
+        keep(*arguments)
+        spent.append(time.perf_counter() - began)
+
+    monkeypatch.setattr(runs, "keep", timed)
+    assert cli.main(["train", "--data", "shapes10", "--epochs", "3", "--out", str(tmp_path / "run")]) == 0
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
+    share = sum(spent) / seconds
+    tally("the time that saving takes, in thousandths", of_an_epoch=round(1000 * share))
+    assert share < 0.02
