@@ -131,23 +131,23 @@ KILLED = """
 import itertools, os, signal, sys
 from mbnp import cli
 from mbnp.weights import files
-count, last = itertools.count(1), int(sys.argv[1])
+count, first, last, number = itertools.count(1), *map(int, sys.argv[1:4])
 def killing(function):
     def wrapped(*arguments, **options):
-        if next(count) == last:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if first <= next(count) <= last:
+            os.kill(os.getpid(), number)
         return function(*arguments, **options)
     return wrapped
 for name in ("replace", "fsync", "unlink"):
     setattr(os, name, killing(getattr(os, name)))
-cli.main(sys.argv[2:])
-print(next(count) - 1)
+sys.exit(cli.main(sys.argv[4:]))
 """
 
 
-def run_killed(event, *arguments):
+def run_killed(event, *arguments, number=signal.SIGKILL, times=1):
     environment = os.environ | {"PYTHONPATH": str(Path(mbnp.__file__).parents[1])}
-    command = [sys.executable, "-c", KILLED, str(event), *map(str, arguments)]
+    events = str(event), str(event + times - 1), str(int(number))
+    command = [sys.executable, "-c", KILLED, *events, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -157,6 +157,22 @@ def test_a_run_killed_between_its_writes_goes_on(records, whole, tmp_path, event
     killed = run_killed(event, "train", *ARGUMENTS, "--data", records, "--out", folder)
     assert killed.returncode == -signal.SIGKILL
     checkpoint_agrees(folder)
+    assert cli.main(["train", "--resume", str(folder)]) == 0
+    is_like(folder, whole)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("times", [1, 9])  # also again and again, by somebody who does not wait for the curves
+def test_a_run_that_is_stopped_says_how_to_go_on(records, whole, tmp_path, number, status, times):
+    folder = tmp_path / "run"
+    arguments = "train", *ARGUMENTS, "--data", records, "--out", folder
+    stopped = run_killed(20, *arguments, number=number, times=times)
+    assert stopped.returncode == status
+    assert stopped.stderr.splitlines() == [
+        f"mbnp: stopped; {folder}/model.safetensors has the weights after epoch 1; "
+        f"to go on: mbnp train --resume {folder}"
+    ]
+    assert (folder / "curves.png").exists()
     assert cli.main(["train", "--resume", str(folder)]) == 0
     is_like(folder, whole)
 

@@ -158,14 +158,20 @@ def _stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def _unstoppable() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM within the block, which is short and leaves nothing half done."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+def _unstoppable(later: bool = False) -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM within the block, which is short and leaves nothing half done; later: put them off."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if later and came:
+        signal.raise_signal(came[0])
 
 
 class _Session:
@@ -234,10 +240,12 @@ class _Session:
                 print(f"mbnp: no curves: {error}", file=sys.stderr)
 
     def keep(self, snapshot: Snapshot) -> None:
-        if self.made:
-            runs.keep(self.folder, self.net, snapshot)
-        else:
+        if not self.made:
             self.snapshot = snapshot
+            return
+        with _unstoppable(later=True):
+            runs.keep(self.folder, self.net, snapshot)
+            self.history = snapshot.progress.history
 
     def say(self, text: str) -> None:
         """Print plain text, above the bar where there is one. A run goes on if nobody can read it any more."""
@@ -286,7 +294,6 @@ class _Session:
         )
 
     def on_epoch(self, record: Record) -> None:
-        self.history.append(record)
         last = str(self.recipe.epochs)
         name = f"epoch {record.epoch:{len(last)}}/{last}:"
         self.head(" " * len(name) + "    loss  accuracy  test loss  accuracy  images/s  seconds")
