@@ -1,5 +1,6 @@
 """Mutants: one small change to the code at a time, which the tests should notice.
 
+    pip install cosmic-ray
     python -m tests.mutants --count 100 --seed 0 --log mutants.jsonl
 
 Each mutant is drawn from the operators of cosmic-ray, put into a copy of the project, and shown to the tests of its
