@@ -33,7 +33,7 @@ DEEPEST = 16  # containers within containers
 LONGEST_NAME = 200
 MOST_LAYERS = 10_000
 LARGEST = 1_000_000  # channels, rows of a kernel, steps of a stride
-LARGEST_MAP = 200_000_000  # numbers in the feature maps that a layer makes of one image
+MOST_HELD = 1 << 27  # numbers in the feature maps that inference holds at once: half a gigabyte of float32
 
 KINDS: dict[str, Any] = {
     cls.kind: cls for cls in vars(layers).values() if isinstance(cls, type) and issubclass(cls, Layer) and cls.kind
@@ -132,7 +132,7 @@ def _constructor(kind: str) -> Any:
 
 def describe(net: Network) -> dict[str, Any]:
     """Return `net` as plain JSON, without its weights. MbnpError for a layer that is none of this package's."""
-    _flow(net, (net.resolution, net.resolution, net.channels), "")
+    check_flow(net, (net.resolution, net.resolution, net.channels))
     entries = describe_layers(net)
     _check_entries(entries)  # or the description could not be built from again
     return {"name": NAME, "resolution": net.resolution, "channels": net.channels, "layers": entries}
@@ -174,7 +174,7 @@ def build(description: Any, dtype: Any = np.float32, seed: int = 0, most_numbers
         raise MbnpError(f"its layers need {size:,} numbers, and there are {most_numbers:,}")
     rng = np.random.default_rng(seed)
     net = Network(_children(description["layers"], rng, dtype), resolution, channels)
-    _flow(net, (resolution, resolution, channels), "")
+    check_flow(net, (resolution, resolution, channels))
     net.arch = description
     return net
 
@@ -209,24 +209,50 @@ def _check_entries(entries: Any) -> int:
     return total
 
 
-def _flow(layer: Layer, shape: tuple[int, ...], where: str) -> tuple[int, ...]:
-    """Return `layer.output_shape(shape)`; MbnpError names the first layer that does not fit the one before it."""
-    if isinstance(layer, Sequential):
-        x_shape = shape
-        for name, child in layer.layers.items():
-            shape = _flow(child, shape, f"{where}.{name}" if where else name)
-        if isinstance(layer, Residual):
-            other = _flow(layer.shortcut, x_shape, f"{where}.shortcut") if layer.shortcut else x_shape
-            if shape != other:
-                raise MbnpError(f"{where} adds feature maps of {shape} and {other}")
-        return shape
-    try:
-        y_shape = layer.output_shape(shape)
-        if math.prod(y_shape) > LARGEST_MAP:
-            raise MbnpError(f"it makes feature maps of {y_shape}, more than {LARGEST_MAP:,} numbers")
-        return y_shape
-    except (ValueError, IndexError) as error:  # MbnpError is a ValueError
-        raise MbnpError(f"{where} cannot follow what is before it, of shape {shape}: {error}") from None
+def held(net: Layer, shape: tuple[int, ...]) -> int:
+    """Return how many numbers inference holds at once for an image: a layer's input and output, and what awaits a sum.
+
+    MbnpError names the first layer that does not take what the one before it makes.
+    """
+    return max((count for _, count, _ in _flow(net, shape, "", 0)), default=0)
+
+
+def check_flow(net: Layer, shape: tuple[int, ...]) -> None:
+    """Raise MbnpError, which names the layer, where layers do not fit one another or would hold more than MOST_HELD."""
+    for where, count, y_shape in _flow(net, shape, "", 0):
+        if count > MOST_HELD:
+            what = f"{where} makes feature maps of {y_shape} from images of {shape}"
+            raise MbnpError(f"{what}: it would hold {short(count)} numbers, more than {MOST_HELD:,}")
+
+
+def most_images(net: Layer, shape: tuple[int, ...], wanted: int) -> int:
+    """Return how many images of `shape` inference takes at a time: as many as wanted, if they fit into MOST_HELD."""
+    return max(1, min(wanted, MOST_HELD // max(held(net, shape), 1)))
+
+
+def _flow(layer: Layer, shape: tuple[int, ...], where: str, waiting: int) -> Iterator[tuple[str, int, tuple[int, ...]]]:
+    """Yield full name, numbers held and output's shape of each layer, at last those of `layer` itself.
+
+    waiting: the numbers that are kept for a sum while this layer runs.
+    """
+    if not isinstance(layer, Sequential):
+        try:
+            y_shape = layer.output_shape(shape)
+        except (ValueError, IndexError) as error:  # MbnpError is a ValueError
+            raise MbnpError(f"{where} cannot follow what is before it, of shape {shape}: {error}") from None
+        yield where, waiting + math.prod(shape) + math.prod(y_shape), y_shape
+        return
+    x_shape, kept = shape, math.prod(shape) if isinstance(layer, Residual) else 0
+    for name, child in layer.layers.items():
+        for row in _flow(child, shape, f"{where}.{name}" if where else name, waiting + kept):
+            yield row
+        *_, shape = row
+    if isinstance(layer, Residual):
+        for row in _flow(layer.shortcut or Sequential({}), x_shape, f"{where}.shortcut", waiting + math.prod(shape)):
+            yield row
+        if shape != row[-1]:
+            raise MbnpError(f"{where} adds feature maps of {shape} and {row[-1]}")
+    yield where, waiting, shape
 
 
 def _rows(entries: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
