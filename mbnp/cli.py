@@ -59,7 +59,7 @@ def _run(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _mended_streams() -> Iterator[None]:
-    """Within the block, let output be printable whatever it names, and drop what nobody takes."""
+    """Let output be printable within the block, whatever it names, and drop what nobody takes."""
     before = sys.stdout, sys.stderr
     for name, stream in zip(("stdout", "stderr"), before, strict=True):
         if stream is None:

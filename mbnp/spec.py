@@ -16,7 +16,7 @@ import inspect
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache, partial
 from operator import index
 from typing import Any, TypeGuard, get_type_hints
@@ -33,7 +33,8 @@ DEEPEST = 16  # containers within containers
 LONGEST_NAME = 200
 MOST_LAYERS = 10_000
 LARGEST = 1_000_000  # channels, rows of a kernel, steps of a stride
-MOST_HELD = 1 << 27  # numbers in the feature maps that inference holds at once: half a gigabyte of float32
+MOST_NUMBERS = 350_000_000  # in all feature maps together, which the engine keeps: 1.4 GB of float32
+VECTOR = 16  # channels that it rounds up to
 
 KINDS: dict[str, Any] = {
     cls.kind: cls for cls in vars(layers).values() if isinstance(cls, type) and issubclass(cls, Layer) and cls.kind
@@ -209,50 +210,44 @@ def _check_entries(entries: Any) -> int:
     return total
 
 
-def held(net: Layer, shape: tuple[int, ...]) -> int:
-    """Return how many numbers inference holds at once for an image: a layer's input and output, and what awaits a sum.
+def check_flow(net: Sequential, shape: tuple[int, ...]) -> int:
+    """Return how many numbers the feature maps have that inference makes of an image, with the image.
 
-    MbnpError names the first layer that does not take what the one before it makes.
+    MbnpError names the first layer that does not fit the one before it, or with which they are above MOST_NUMBERS.
     """
-    return max((count for _, count, _ in _flow(net, shape, "", 0)), default=0)
+    total = 0
+    for where, y_shape in (("the image", shape), *_flow(net, shape, "")):
+        *size, channels = y_shape
+        total += math.prod(size) * -(-channels // VECTOR) * VECTOR
+        if total > MOST_NUMBERS:
+            images = " x ".join(map(short, shape))
+            raise MbnpError(f"images of {images} make feature maps of more than {MOST_NUMBERS:,} numbers, at {where}")
+    return total
 
 
-def check_flow(net: Layer, shape: tuple[int, ...]) -> None:
-    """Raise MbnpError, which names the layer, where layers do not fit one another or would hold more than MOST_HELD."""
-    for where, count, y_shape in _flow(net, shape, "", 0):
-        if count > MOST_HELD:
-            what = f"{where} makes feature maps of {y_shape} from images of {shape}"
-            raise MbnpError(f"{what}: it would hold {short(count)} numbers, more than {MOST_HELD:,}")
+def most_images(net: Sequential, shape: tuple[int, ...], wanted: int) -> int:
+    """Return how many images of `shape` inference takes at a time: as many as wanted, within MOST_NUMBERS."""
+    return max(1, min(wanted, MOST_NUMBERS // check_flow(net, shape)))
 
 
-def most_images(net: Layer, shape: tuple[int, ...], wanted: int) -> int:
-    """Return how many images of `shape` inference takes at a time: as many as wanted, if they fit into MOST_HELD."""
-    return max(1, min(wanted, MOST_HELD // max(held(net, shape), 1)))
-
-
-def _flow(layer: Layer, shape: tuple[int, ...], where: str, waiting: int) -> Iterator[tuple[str, int, tuple[int, ...]]]:
-    """Yield full name, numbers held and output's shape of each layer, at last those of `layer` itself.
-
-    waiting: the numbers that are kept for a sum while this layer runs.
-    """
+def _flow(layer: Layer, shape: tuple, where: str) -> Generator[tuple[str, tuple], None, tuple]:
+    """Yield full name and output's shape of each layer that is no container; return that of `layer`."""
     if not isinstance(layer, Sequential):
         try:
             y_shape = layer.output_shape(shape)
         except (ValueError, IndexError) as error:  # MbnpError is a ValueError
             raise MbnpError(f"{where} cannot follow what is before it, of shape {shape}: {error}") from None
-        yield where, waiting + math.prod(shape) + math.prod(y_shape), y_shape
-        return
-    x_shape, kept = shape, math.prod(shape) if isinstance(layer, Residual) else 0
+        yield where, y_shape
+        return y_shape
+    x_shape = shape
     for name, child in layer.layers.items():
-        for row in _flow(child, shape, f"{where}.{name}" if where else name, waiting + kept):
-            yield row
-        *_, shape = row
+        shape = yield from _flow(child, shape, f"{where}.{name}" if where else name)
     if isinstance(layer, Residual):
-        for row in _flow(layer.shortcut or Sequential({}), x_shape, f"{where}.shortcut", waiting + math.prod(shape)):
-            yield row
-        if shape != row[-1]:
-            raise MbnpError(f"{where} adds feature maps of {shape} and {row[-1]}")
-    yield where, waiting, shape
+        other = (yield from _flow(layer.shortcut, x_shape, f"{where}.shortcut")) if layer.shortcut else x_shape
+        if shape != other:
+            raise MbnpError(f"{where} adds feature maps of {shape} and {other}")
+        yield where, shape
+    return shape
 
 
 def _rows(entries: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:

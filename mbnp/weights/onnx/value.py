@@ -9,7 +9,7 @@ import numpy as np
 from mbnp.errors import MbnpError
 from mbnp.layers import Flatten
 from mbnp.network import Layer
-from mbnp.spec import MOST_HELD
+from mbnp.spec import MOST_NUMBERS
 from mbnp.weights import layouts
 from mbnp.weights.onnx.constants import Array
 from mbnp.weights.onnx.read import Node
@@ -73,7 +73,7 @@ class Value:
     def add(self, node: Node, layer: Layer, weight: str = "") -> None:
         """Append a layer; `weight` is the name that the graph gives its weights."""
         shape = layer.output_shape(self.shape)
-        if not 0 < math.prod(shape) <= MOST_HELD:
+        if not 0 < math.prod(shape) <= MOST_NUMBERS:
             raise MbnpError(f"it makes a feature map of {shape}")
         self.entries.append((wanted_name(node, weight), layer))
         self.shape = shape
