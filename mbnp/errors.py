@@ -5,12 +5,15 @@ import reprlib
 import unicodedata
 from collections.abc import Iterable
 
+LONGEST = 1000  # characters of a message
+
 
 class MbnpError(ValueError):
     """The caller's input is at fault. The message is one line: the bad value, and what to do about it."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message))  # names in it may come from a file
+        line = printable(message)  # names in it may come from a file, and be of any length
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
 
 class DivergedError(MbnpError):

@@ -9,6 +9,7 @@ runs none of them: whatever it asks for beyond tensors and plain containers is r
 
 import io
 import json
+import mmap
 import pickletools
 import zipfile
 from collections.abc import Mapping
@@ -199,10 +200,11 @@ def _check_pickles(path: Path) -> None:
                     if entry.filename.lower().endswith(".pkl"):
                         _check_pickle(path, io.BytesIO(archive.read(entry)))
         elif start == _LEGACY:
-            file.seek(0)
+            # As a map of memory, which gives no more than there is: a length in the file may be anything.
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             # Magic number, protocol, system, contents, keys; then come the bytes of the storages.
             for _ in range(5):
-                _check_pickle(path, file, largest=max(size, 100_000))
+                _check_pickle(path, content, largest=max(size, 100_000))
         else:
             raise MbnpError(f"{path} is damaged or no file of PyTorch's weights")
 
