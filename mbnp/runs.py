@@ -40,7 +40,13 @@ from mbnp.weights.files import clear, flush, replacing, unfinished
 STATE = "mbnp run 1"
 # What config.json must have for a run to go on, at the top and in parts of it.
 _KINDS: dict[str, dict[str, Any]] = {
-    "": {"freeze_until": str | None, "every": int | None, "engine": str, "versions": dict, "backend": str},
+    "": {
+        **dict.fromkeys(("engine", "backend", "machine"), str),
+        "versions": dict,
+        "init": dict | None,
+        "freeze_until": str | None,
+        "every": int | None,
+    },
     "data": {"name": str, "source": str, "sha256": str, "argument": str | None},
 }
 
