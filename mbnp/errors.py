@@ -2,15 +2,33 @@
 
 import difflib
 import reprlib
+import unicodedata
 from collections.abc import Iterable
+
+LONGEST = 1000  # characters of a message
 
 
 class MbnpError(ValueError):
     """The caller's input is at fault. The message is one line: the bad value, and what to do about it."""
 
+    def __init__(self, message: str = "") -> None:
+        line = printable(message)  # names in it may come from a file, and be of any length
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
+
 
 class DivergedError(MbnpError):
     """The loss became NaN or infinite; the message names the step and the layer."""
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Return `text` with all but the characters `kept` escaped that move a terminal's cursor, hide or turn text."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in kept or _shows(c) else ascii(c)[1:-1] for c in text)
+
+
+def _shows(c: str) -> bool:
+    return c.isprintable() or unicodedata.category(c) == "Zs"  # a space, of whatever width
 
 
 def short(value: object, most: int = 60) -> str:

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import psutil
 
-from mbnp import datasets, optim
+from mbnp import datasets, optim, spec
 from mbnp.backend import one_pool
 from mbnp.errors import DivergedError, MbnpError
 from mbnp.network import Network
@@ -223,7 +224,13 @@ def _check_run(net: Network, data: datasets.Dataset, recipe: Recipe, every: int 
         raise MbnpError(f"{len(data.train)} training images do not fill one batch of {recipe.batch_size}")
     if every is not None and every < 1:
         raise MbnpError(f"every must be at least 1 step, got {every}")
-    net.output_shape(data.train.images.shape[1:])  # raises for images that the network does not take
+    shape = data.train.images.shape[1:]
+    kept = sum(
+        math.prod(y_shape) for *_, y_shape in net.walk(shape)
+    )  # raises for images that the network does not take
+    if (needed := kept * recipe.batch_size * net.dtype.itemsize) > (there := psutil.virtual_memory().total):
+        what = f"a step on {recipe.batch_size} images keeps {needed / 1e9:,.1f} GB of feature maps"
+        raise MbnpError(f"{what}, and this machine has {there / 1e9:,.1f} GB: use a smaller batch_size")
     return batches
 
 
@@ -292,6 +299,7 @@ def evaluate(
     if scale is None:
         raise MbnpError("this network does not say how its images were normalised: pass mean and std")
     total, predictions = 0.0, []
+    batch_size = spec.most_images(net, split.images.shape[1:], batch_size)
     with one_pool(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for x, y in datasets.batches(split, batch_size, **scale, dtype=net.dtype):
             logits = net.forward(x)

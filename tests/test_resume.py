@@ -260,5 +260,5 @@ def test_files_of_one_network_are_the_same_bytes(tmp_path):
     data = bytearray(found.pop())
     data[-5] ^= 4
     (tmp_path / "flipped.safetensors").write_bytes(data)
-    with pytest.raises(MbnpError, match="is damaged: its arrays are not those that were written"):
+    with pytest.raises(MbnpError, match="is damaged: its content is not what was written"):
         weights.load(tmp_path / "flipped.safetensors")

@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from mbnp import backend, models, plots
 from mbnp.bench import candidates, comparison, isa, machine, profile, report, scaling
 from mbnp.bench.workload import Workload
 from mbnp.commands import common
+from mbnp.commands.console import Console
 from mbnp.errors import MbnpError, unknown
 from mbnp.tables import hang
 from mbnp.weights.files import replacing

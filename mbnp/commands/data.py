@@ -3,10 +3,10 @@
 from argparse import Namespace
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from mbnp import datasets, tables
+from mbnp.commands.console import Console
 
 
 def run(options: Namespace) -> None:

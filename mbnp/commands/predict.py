@@ -1,13 +1,15 @@
 """`mbnp predict`: name the most probable classes of image files."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 
 import numpy as np
 
-from mbnp import tables, train, weights
+from mbnp import spec, tables, train, weights
 from mbnp.commands import common
 from mbnp.datasets.images import read_image
 from mbnp.errors import MbnpError
+from mbnp.network import Network
 
 
 def run(options: Namespace) -> None:
@@ -17,11 +19,17 @@ def run(options: Namespace) -> None:
     common.require_preprocessing(net, options.checkpoint)
     if net.channels != 3 or len(net.output_shape((net.resolution, net.resolution, 3))) != 1:
         raise MbnpError(f"{options.checkpoint} does not take colour images and give one score for each class")
-    images = np.stack([read_image(path, net.resolution) for path in options.images])
+    net = common.engine(net, options.readable)
+    count = spec.most_images(net, (net.resolution, net.resolution, 3), len(options.images))
     with common.announced(print):
-        prob = train.probabilities(common.engine(net, options.readable), images)
-    for path, p in zip(options.images, prob, strict=True):
+        for start in range(0, len(options.images), count):
+            _predict(net, options.images[start : start + count], options.top)
+
+
+def _predict(net: Network, paths: Sequence[str], top: int) -> None:
+    images = np.stack([read_image(path, net.resolution) for path in paths])
+    for path, p in zip(paths, train.probabilities(net, images), strict=True):
         print(path)
-        for k in np.argsort(-p, kind="stable")[: options.top]:
+        for k in np.argsort(-p, kind="stable")[:top]:
             name = net.classes[k] if net.classes else f"class {k}"
             print(tables.hang(f"  {100 * p[k]:6.2f} %  {name}", indent=13))

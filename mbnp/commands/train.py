@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TimeRemainingColumn
 from rich.text import Text
 
 from mbnp import datasets, models, runs, tables, train, weights
 from mbnp.commands import common
+from mbnp.commands.console import Console
 from mbnp.datasets import Dataset
 from mbnp.errors import DivergedError, MbnpError
 from mbnp.network import Network

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from mbnp import datasets, models, tables, train
 from mbnp.commands import common
+from mbnp.commands.console import Console
 from mbnp.network import Network
 from mbnp.optim import update
 

@@ -13,8 +13,25 @@ from typing import Any
 import numpy as np
 import psutil
 
+from mbnp import spec
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Raise MbnpError, that `path` is damaged, for whatever a library raises on its content within the block.
+
+    There is no list of what they raise. Errors that a file is not there or cannot be opened stay what they are.
+    """
+    path.open("rb").close()
+    try:
+        yield
+    except (MbnpError, MemoryError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a panic of Rust's is no Exception
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MbnpError(f"{path} is damaged or no {kind}: {line[:200]}") from None
 
 
 @contextmanager
@@ -89,9 +106,10 @@ def set_description(net: Network, resolution: Any, classes: Any, preprocessing: 
 
 
 def check_description(net: Network, resolution: Any, classes: Any, preprocessing: Any) -> Any:
-    """Return the preprocessing as plain JSON, or None; MbnpError unless images and classes are those of `net`."""
-    if type(resolution) is not int or not 1 <= resolution <= 10_000:
+    """Return the preprocessing as plain JSON, or None; MbnpError unless images and classes suit `net`, and memory."""
+    if type(resolution) is not int or resolution < 1:
         raise MbnpError(f"its resolution is {short(resolution)}")
+    spec.check_flow(net, (resolution, resolution, net.channels))
     if classes is not None:
         if not isinstance(classes, list) or not all(isinstance(c, str) and c.isprintable() for c in classes):
             raise MbnpError(f"its classes are {short(classes, 120)}")

@@ -44,7 +44,7 @@ def _run(path: Path) -> reader.Content:
     if done.returncode == 1 and not done.stderr.startswith(b"Traceback"):
         raise MbnpError(done.stderr.decode("utf-8", "replace"))
     if done.returncode:
-        raise MbnpError("it is damaged: the HDF5 library failed on it or asked for too much memory")
+        raise MbnpError("it is damaged: the HDF5 library failed on it, or asked for too much memory or time")
     tensors = load(done.stdout)
     whole, names, numbered = json.loads(tensors.pop("notes").tobytes())
     config = tensors.pop("config").tobytes()
