@@ -15,35 +15,41 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mbnp
-from mbnp import tables
+from mbnp import errors, tables
 from mbnp.errors import MbnpError
 
 MODELS = "mobilenet-v1-small, standard-small, mobilenet-v1-cifar, mobilenet-v1, resnet20"
 READ = ".safetensors, .pt, .pth, .h5, .keras and .onnx"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status. Bad input is one line on stderr and 2."""
-    _mend_streams()
-    argv = sys.argv[1:] if argv is None else argv
-    options = _parser().parse_args(argv)
-    options.given = {word.split("=")[0] for word in argv if word.startswith("--")}
+def main(argv: Sequence[str] | None = None, imported: Callable[[], object] = lambda: None) -> int:
+    """Run one command and return its exit status. Bad input is one line on stderr and 2.
+
+    imported() is called before the command begins.
+    """
     try:
+        _mend_streams()
+        argv = sys.argv[1:] if argv is None else argv
+        options = _parser().parse_args(argv)
+        options.given = {word.split("=")[0] for word in argv if word.startswith("--")}
+        errors.check_environment()
         if getattr(options, "isa", None) is not None:
             isa = importlib.import_module("mbnp.bench.isa")
             isa.check(options.isa)
             if not isa.held(options.isa):
                 return isa.run_again(options.isa, argv)
+            isa.begin()
         command = importlib.import_module(f"mbnp.commands.{options.command}")
         if getattr(options, "threads", None) is not None:
             mbnp.set_num_threads(options.threads)
+        imported()
         status = command.run(options) or 0
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader of our output has seen enough, as in `mbnp summary NAME | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain when it flushes at its exit
         return 141
-    except (MbnpError, OSError) as error:
+    except (MbnpError, OSError, Warning) as error:  # a warning is an error under python -W error
         line = str(error).replace("\n", "\\n")  # a name with a line break in it is still one line
         print(f"mbnp: error: {line}", file=sys.stderr)
         return 2

@@ -23,6 +23,7 @@ import numpy as np
 
 from mbnp.bench.candidates import TUNED, Arrays, Candidate, Reference
 from mbnp.bench.workload import Workload
+from mbnp.parent import end_with_parent
 
 PAUSE = 0.05  # seconds between turns
 TURN = 0.1  # seconds that a turn should take, about
@@ -75,7 +76,7 @@ class Worker(AbstractContextManager["Worker"]):
         self.printed.touch()
         spawn = multiprocessing.get_context("spawn")
         self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(theirs, self.printed, candidate, workload))
+        self.process = spawn.Process(target=_serve, args=(theirs, self.printed, candidate, workload, os.getpid()))
         with environment(candidate.allocator):
             self.process.start()
         theirs.close()
@@ -212,8 +213,9 @@ def environment(allocator: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _serve(connection: Connection, printed: Path, candidate: Candidate, workload: Workload) -> None:
+def _serve(connection: Connection, printed: Path, candidate: Candidate, workload: Workload, parent: int) -> None:
     """Answer requests in the new process, until the connection is closed."""
+    end_with_parent(parent)
     file = os.open(printed, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):  # libraries print what they like
         os.dup2(file, stream)
