@@ -47,9 +47,10 @@ def start() -> None:
         numba.get_num_threads()
     except ValueError as error:
         _started = False
-        layer = numba.config.THREADING_LAYER  # type: ignore[attr-defined]
-        advice = "unset NUMBA_THREADING_LAYER, or install it" if str(layer) != "default" else "reinstall numba"
-        raise MbnpError(f"no threads: {' '.join(str(error).split())}; {advice}") from None
+        reason = " ".join(str(error).split())
+        chosen = " and ".join(name for name in os.environ if name.startswith("NUMBA_THREADING_LAYER"))
+        advice = f"mend or unset {chosen}" if chosen else "install Numba again"
+        raise MbnpError(f"no threads: {reason} {advice}") from None
 
 
 lock = threading.RLock()

@@ -61,7 +61,7 @@ def test_python_threads_may_run_any_kernels_at_once_under_every_layer():
         lambda: ops.depthwise.backward(x, x, w, 1, 1)[1],
         lambda: ops.conv.forward(x, full, None, 1, 1),
         lambda: ops.pointwise.forward(x, full[0, 0], None),
-        lambda: train.step(net, images, labels, opt),
+        lambda: train.step(net, opt, images, labels),
     ]
     expected = [call() for call in calls]
     failed = []
@@ -318,7 +318,7 @@ def test_threads_that_there_cannot_be_are_one_line(name, value, said):
     assert err.startswith("mbnp: error: ")
     assert err.count("\n") == 1
     assert said in err
-    assert name.removesuffix("_PRIORITY") in err
+    assert name in err
 
 
 def importable(name):

@@ -23,7 +23,7 @@ def converted_and_trained(readable=False):
     run = net if readable else fused.convert(net)
     opt = optim.SGD(net.parameters(), lr=0.1)
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
-    train.step(run, images, np.array([0, 1, 2, 0]), opt)
+    train.step(run, opt, images, np.array([0, 1, 2, 0]))
     run.forward(images)
     run.forward(images, train=True)  # and not backward: what was kept for it goes, too
     return [weakref.ref(each) for each in (net, run, opt)]
