@@ -16,23 +16,26 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mbnp
-from mbnp import tables
+from mbnp import errors, tables
 from mbnp.errors import MbnpError, printable
 
 MODELS = "mobilenet-v1-small, standard-small, mobilenet-v1-cifar, mobilenet-v1, resnet20"
 READ = ".safetensors, .pt, .pth, .h5, .keras and .onnx"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status. Bad input is one line on stderr and 2."""
+def main(argv: Sequence[str] | None = None, imported: Callable[[], object] = lambda: None) -> int:
+    """Run one command and return its exit status. Bad input is one line on stderr and 2.
+
+    imported() is called before the command begins.
+    """
     with _mended_streams():
         try:
-            status = _run(sys.argv[1:] if argv is None else argv)
+            status = _run(sys.argv[1:] if argv is None else argv, imported)
             sys.stdout.flush()
             return status
         except BrokenPipeError:  # the reader of our output has seen enough, as in `mbnp summary NAME | head`
             return 141
-        except (MbnpError, OSError) as error:
+        except (MbnpError, OSError, Warning) as error:  # a warning is an error under python -W error
             print(f"mbnp: error: {printable(str(error))}", file=sys.stderr)
             return 2
         except MemoryError:
@@ -43,17 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], imported: Callable[[], object]) -> int:
     options = _parser().parse_args(argv)
     options.given = {word.split("=")[0] for word in argv if word.startswith("--")}
+    errors.check_environment()
     if getattr(options, "isa", None) is not None:
         isa = importlib.import_module("mbnp.bench.isa")
         isa.check(options.isa)
         if not isa.held(options.isa):
             return isa.run_again(options.isa, argv)
+        isa.begin()
     command = importlib.import_module(f"mbnp.commands.{options.command}")
     if getattr(options, "threads", None) is not None:
         mbnp.set_num_threads(options.threads)
+    imported()
     return command.run(options) or 0
 
 

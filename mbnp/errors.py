@@ -1,6 +1,7 @@
 """Errors in what the caller gave, each as one clear line."""
 
 import difflib
+import os
 import reprlib
 import unicodedata
 from collections.abc import Iterable
@@ -38,6 +39,20 @@ def short(value: object, most: int = 60) -> str:
     except ValueError:  # Python refuses to write out integers of thousands of digits
         text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+LAYERS = ("default", "forksafe", "omp", "safe", "tbb", "threadsafe", "workqueue")  # of Numba's threads
+MOST_THREADS = 4096
+
+
+def check_environment() -> None:
+    """Raise MbnpError if the environment asks Numba for threads that there cannot be: its own errors are tracebacks."""
+    name, count = "NUMBA_NUM_THREADS", os.environ.get("NUMBA_NUM_THREADS", "1")
+    if not (count.strip().isdecimal() and 1 <= int(count) <= MOST_THREADS):
+        raise MbnpError(f"{name} must be a whole number from 1 to {MOST_THREADS}, got {short(count)}: mend or unset it")
+    name, layer = "NUMBA_THREADING_LAYER", os.environ.get("NUMBA_THREADING_LAYER", "default")
+    if layer.lower() not in LAYERS:
+        raise MbnpError(f"{name} must be one of {', '.join(LAYERS)}, got {short(layer)}: mend or unset it")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> MbnpError:

@@ -19,7 +19,7 @@ class Variable:
     """
 
     def __init__(self, value: np.ndarray) -> None:
-        self._value = np.ascontiguousarray(value)
+        self._value = np.require(value, requirements=["C", "W"])  # a copy where it cannot be written
         self.version = 0
 
     @property

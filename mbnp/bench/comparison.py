@@ -25,6 +25,7 @@ import psutil
 
 from mbnp.bench.candidates import TUNED, Arrays, Candidate, Reference
 from mbnp.bench.workload import Workload
+from mbnp.parent import end_with_parent
 
 PAUSE = 0.05  # seconds between turns
 TURN = 0.1  # seconds that a turn should take, about
@@ -83,7 +84,7 @@ class Worker(AbstractContextManager["Worker"]):
         self.printed.touch()
         spawn = multiprocessing.get_context("spawn")
         self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(theirs, self.printed, candidate, workload))
+        self.process = spawn.Process(target=_serve, args=(theirs, self.printed, candidate, workload, os.getpid()))
         with environment(candidate.allocator):
             self.process.start()
         theirs.close()
@@ -117,7 +118,7 @@ class Load(AbstractContextManager["Load"]):
     """
 
     def __init__(self, count: int) -> None:
-        loop = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+        loop = f"from mbnp.parent import end_with_parent\nend_with_parent({os.getpid()})\nwhile True: pass"
         started = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(count)]
         self.processes = [psutil.Process(process.pid) for process in started]
         self._started = started
@@ -260,8 +261,9 @@ def environment(allocator: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _serve(connection: Connection, printed: Path, candidate: Candidate, workload: Workload) -> None:
+def _serve(connection: Connection, printed: Path, candidate: Candidate, workload: Workload, parent: int) -> None:
     """Answer requests in the new process, until the connection is closed."""
+    end_with_parent(parent)
     file = os.open(printed, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):  # libraries print what they like
         os.dup2(file, stream)

@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 
 from mbnp import datasets, models, tables, train
@@ -17,6 +18,9 @@ from mbnp.optim import update
 def run(options: Namespace) -> None:
     if options.model is not None:
         models.options(options.model)  # raises for a name that is unknown
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        print("nothing to warm up: NUMBA_DISABLE_JIT is set, and nothing is compiled")
+        return
     some_kernel: Any = update.sgd
     cache = some_kernel.stats.cache_path
     if cache is None:

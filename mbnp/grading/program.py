@@ -47,7 +47,12 @@ FLOOD = 200_000_000  # bytes that are too many
 STARTS = 4  # processes for loading a file
 LOOK = 0.05  # seconds between two looks at the process
 
-START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mbnp.grading.child import main; main()"
+START = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from mbnp.grading import child
+from mbnp.parent import end_with_parent
+end_with_parent(int(sys.argv[2]))
+child.main()"""
 
 LOOP = "is there a loop without an end?"
 
@@ -241,7 +246,7 @@ class _Process:
         self.folder = tempfile.TemporaryDirectory(prefix="mbnp-grade-", ignore_cleanup_errors=True)
         path = json.dumps([os.path.abspath(place) for place in sys.path])
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", START, path],
+            [sys.executable, "-P", "-c", START, path, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

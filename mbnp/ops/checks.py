@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mbnp.backend import of_one_type
 from mbnp.errors import MbnpError
 
 
@@ -9,7 +10,7 @@ def array(name: str, value: np.ndarray, layout: str | None = None, like: np.ndar
     """Return `value` as a C-contiguous float array (not copied if it is one already).
 
     layout: the axes it must have, such as "(N, H, W, C)"; like: the array whose dtype it must share. Kernels
-    only ever see contiguous arrays, so that a view does not compile a kernel of its own.
+    only ever see contiguous arrays that can be written, so that no view compiles a kernel of its own.
     """
     if not isinstance(value, np.ndarray):
         raise MbnpError(f"{name} must be a NumPy array, got {type(value).__name__}: use np.asarray({name})")
@@ -21,7 +22,7 @@ def array(name: str, value: np.ndarray, layout: str | None = None, like: np.ndar
         raise MbnpError(f"{name} must have the axes {layout}, got the shape {value.shape}")
     if value.size == 0:
         raise MbnpError(f"{name} is empty: its shape is {value.shape}")
-    return np.asarray(value, order="C")
+    return of_one_type(np.asarray(value, order="C"))
 
 
 def vector(name: str, value: np.ndarray, length: int, like: np.ndarray) -> np.ndarray:

@@ -145,7 +145,7 @@ def check(shape: tuple[int, ...], labels: np.ndarray, label_smoothing: float = 0
         raise MbnpError(f"labels must be 0 to {D - 1} for {D} classes, got {labels[wrong]} at position {wrong}")
     if not 0 <= label_smoothing <= 1:
         raise MbnpError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
-    return np.ascontiguousarray(labels, np.int64)
+    return backend.of_one_type(np.ascontiguousarray(labels, np.int64))
 
 
 def _advice(shape: tuple[int, ...], N: int, D: int) -> str:

@@ -1,13 +1,16 @@
 """A Keras file as parsed configuration and arrays: `reader.py`, run in a process of its own."""
 
 import importlib.util
+import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from safetensors.numpy import load
 
+from mbnp import parent
 from mbnp.errors import MbnpError
 from mbnp.weights.keras import reader
 
@@ -34,8 +37,9 @@ def read(path: Path) -> reader.Content:
 def _run(path: Path) -> reader.Content:
     if importlib.util.find_spec("h5py") is None:
         raise MbnpError('h5py reads Keras files; install it with: pip install "mbnp[keras]"')
-    # -P: the folder of the script, with its own `files` and `build`, is no place to import from.
-    command = [sys.executable, "-P", reader.__file__, str(path.absolute())]
+    # The text itself, since mbnp may be in a zip file. -P: the folder we are in is no place to import from.
+    program = f"{inspect.getsource(parent)}\nend_with_parent(int(sys.argv[2]))\n{inspect.getsource(reader)}"
+    command = [sys.executable, "-P", "-c", program, str(path.absolute()), str(os.getpid())]
     seconds = SECONDS + SECONDS_A_MEGABYTE * path.stat().st_size / 1e6
     try:
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=seconds)

@@ -1,4 +1,4 @@
-"""The bytes of a Keras file: the configuration as text and the arrays by path. `files.read` runs this as a script.
+"""The bytes of a Keras file: the configuration as text and the arrays by path. `files.read` runs this text.
 
 A file is believed only as far as it is long: an array that claims more bytes than are stored, a link that leads
 elsewhere, anything but plain numbers is refused before memory is allocated for it. Archives are read, not unpacked.
