@@ -4,6 +4,8 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
+import numpy as np
+
 
 class MbnpError(ValueError):
     """The caller's input is at fault. The message is one line: the bad value, and what to do about it."""
@@ -20,6 +22,12 @@ def short(value: object, most: int = 60) -> str:
     except ValueError:  # Python refuses to write out integers of thousands of digits
         text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def refuse_mask(name: str, value: object) -> None:
+    """Raise MbnpError for a masked array: nothing here looks at masks, and what is masked would count silently."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise MbnpError(f"{name} is a masked array, and its mask would be lost: pass {name}.filled(0), or the like")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> MbnpError:
