@@ -55,6 +55,14 @@ def check_environment() -> None:
         raise MbnpError(f"{name} must be one of {', '.join(LAYERS)}, got {short(layer)}: mend or unset it")
 
 
+def refuse_mask(name: str, value: object) -> None:
+    """Raise MbnpError for a masked array: nothing here looks at masks, and what is masked would count silently."""
+    import numpy as np  # not at the top: `mbnp --help` does without
+
+    if isinstance(value, np.ma.MaskedArray):
+        raise MbnpError(f"{name} is a masked array, and its mask would be lost: pass {name}.filled(0), or the like")
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> MbnpError:
     """Return the error for a name that is none of `known`; it suggests the nearest one.
 

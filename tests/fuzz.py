@@ -465,7 +465,7 @@ def run(kind: str, seconds: float, seed: int = 1, first: int = 0, most: int | No
                 raise SystemExit(f"{kind}: {errors[-2000:]}")
             counts["wrong"] += 1
             wrong.append(
-                f"{kind} --seed {seed} --only {begun}: ended with {process.returncode}: {output[-300:]} {errors[-1500:]}"
+                f"{kind} --seed {seed} --only {begun}: ended with {process.returncode}: {output[-300:]} {errors[-999:]}"
             )
             number = begun + 1
     return counts, wrong

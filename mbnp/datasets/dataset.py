@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, refuse_mask
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,6 +21,8 @@ class Split:
     masks: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        refuse_mask("images", self.images)
+        refuse_mask("labels", self.labels)
         if len(self.labels) != len(self.images):
             raise MbnpError(f"{len(self.images)} images have {len(self.labels)} labels")
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mbnp.backend import of_one_type
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, refuse_mask
 
 
 def array(name: str, value: np.ndarray, layout: str | None = None, like: np.ndarray | None = None) -> np.ndarray:
@@ -14,8 +14,10 @@ def array(name: str, value: np.ndarray, layout: str | None = None, like: np.ndar
     """
     if not isinstance(value, np.ndarray):
         raise MbnpError(f"{name} must be a NumPy array, got {type(value).__name__}: use np.asarray({name})")
+    refuse_mask(name, value)
     if value.dtype not in (np.float32, np.float64):
-        raise MbnpError(f"{name} must be float32 or float64, got {value.dtype}: use {name}.astype(np.float32)")
+        native = "float64" if value.dtype.name == "float64" else "float32"  # the bytes of >f8 are the other way round
+        raise MbnpError(f"{name} must be float32 or float64, got {value.dtype}: use {name}.astype(np.{native})")
     if like is not None and value.dtype != like.dtype:
         raise MbnpError(f"{name} is {value.dtype} where the input is {like.dtype}: use {name}.astype(np.{like.dtype})")
     if layout is not None and value.ndim != len(layout.split(",")):
