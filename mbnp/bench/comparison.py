@@ -55,7 +55,7 @@ class Result:
 
     @property
     def slowdown(self) -> float:
-        """How many times as long a step takes beside the load."""
+        """Return how many times as long a step takes beside the load."""
         return statistics.median(self.loaded) / self.median
 
     @property
