@@ -54,7 +54,7 @@ def test_what_a_library_raises_that_is_not_its_own_error(tmp_path, header):
     (tmp_path / "x.safetensors").write_bytes(
         len(text).to_bytes(8, "little") + text + bytes(header["a"]["data_offsets"][1])
     )
-    with pytest.raises(MbnpError, match="x.safetensors"):
+    with pytest.raises(MbnpError, match=r"x\.safetensors"):
         weights.load(tmp_path / "x.safetensors")
 
 
