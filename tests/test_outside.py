@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,25 @@ def test_a_resolution_that_would_take_gigabytes_is_refused(tmp_path, capsys, res
     Image.new("RGB", (8, 8)).save(tmp_path / "i.png")
     assert cli.main(["predict", str(tmp_path / "i.png"), "--checkpoint", str(tmp_path / "big.safetensors")]) == 2
     assert f"make feature maps of more than {spec.MOST_NUMBERS:,} numbers, at the image" in capsys.readouterr().err
+
+
+def test_other_formats_have_the_same_limit(tmp_path):
+    import onnx
+
+    weights.save(models.mobilenet_v1(num_classes=3, width_mult=0.04), tmp_path / "net.onnx")
+    graph = onnx.load(tmp_path / "net.onnx")
+    for axis in (2, 3):
+        graph.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 9999
+    onnx.save(graph, tmp_path / "net.onnx")
+    with (
+        zipfile.ZipFile(fuzz.HERE / "fixtures" / "small.keras") as old,
+        zipfile.ZipFile(tmp_path / "net.keras", "w") as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b"[null, 16, 16, 3]", b"[null, 9999, 9999, 3]"))
+    for name in ("net.onnx", "net.keras"):
+        with pytest.raises(MbnpError, match=r"images of 9999 x 9999 x 3 make feature maps of more than"):
+            weights.load(tmp_path / name)
 
 
 def test_many_layers_are_counted_together(tmp_path):
