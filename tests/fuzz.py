@@ -221,11 +221,19 @@ MUTATIONS: dict[str, Callable[[np.random.Generator, bytes], bytes]] = {
 
 def corpus(kind: str, folder: Path) -> list[Path]:
     """Write good files of a format; return their paths."""
+    fixtures = HERE / "fixtures"
+    if kind == "onnx":
+        return [fixtures / "small.onnx", fixtures / "small-nhwc.onnx"]
+    if kind in ("h5", "keras"):
+        return [fixtures / f"small.{kind}"]
+    if kind == "records":
+        return _records(folder)
+    if kind == "run":
+        return _run(folder)
     import torch
 
     from mbnp import models, weights
 
-    fixtures = HERE / "fixtures"
     net = models.mobilenet_v1_small(num_classes=4, width_mult=0.04)
     net.classes, net.preprocessing = list("abcd"), {"mean": [0.5] * 3, "std": [0.5] * 3}
     if kind == "safetensors":
@@ -235,18 +243,9 @@ def corpus(kind: str, folder: Path) -> list[Path]:
         safetensors.torch.save_file(weights.to_torch(net), folder / "torch.safetensors")
         found = [fixtures / f"{name}.safetensors" for name in ("every-kind", "resnet20")]
         return [*folder.glob("*.safetensors"), *found]
-    if kind == "pt":
-        weights.save(net, folder / "own.pt")
-        torch.save(weights.to_torch(net), folder / "old.pt", _use_new_zipfile_serialization=False)
-        return [folder / "own.pt", folder / "old.pt"]
-    if kind == "onnx":
-        return [fixtures / "small.onnx", fixtures / "small-nhwc.onnx"]
-    if kind in ("h5", "keras"):
-        return [fixtures / f"small.{kind}"]
-    if kind == "records":
-        return _records(folder)
-    assert kind == "run"
-    return _run(folder)
+    weights.save(net, folder / "own.pt")
+    torch.save(weights.to_torch(net), folder / "old.pt", _use_new_zipfile_serialization=False)
+    return [folder / "own.pt", folder / "old.pt"]
 
 
 def _records(folder: Path) -> list[Path]:
@@ -440,9 +439,8 @@ def run(kind: str, seconds: float, seed: int = 1, first: int = 0, most: int | No
             command += ["--first", str(number), "--seconds", str(ends - time.monotonic())]
             path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
             environment = os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-            )
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            process = subprocess.Popen(command, **pipes, text=True, env=environment)
             try:
                 output, errors = process.communicate(timeout=max(ends - time.monotonic(), 0) + 120)
             except subprocess.TimeoutExpired:
@@ -464,9 +462,8 @@ def run(kind: str, seconds: float, seed: int = 1, first: int = 0, most: int | No
             if begun is None:
                 raise SystemExit(f"{kind}: {errors[-2000:]}")
             counts["wrong"] += 1
-            wrong.append(
-                f"{kind} --seed {seed} --only {begun}: ended with {process.returncode}: {output[-300:]} {errors[-999:]}"
-            )
+            ended = f"ended with {process.returncode}: {output[-300:]} {errors[-1500:]}"
+            wrong.append(f"{kind} --seed {seed} --only {begun}: {ended}")
             number = begun + 1
     return counts, wrong
 

@@ -20,7 +20,7 @@ from mbnp import datasets, models, runs, tables, train, weights
 from mbnp.commands import common
 from mbnp.commands.console import Console
 from mbnp.datasets import Dataset
-from mbnp.errors import DivergedError, MbnpError
+from mbnp.errors import DivergedError, MbnpError, printable
 from mbnp.network import Network
 from mbnp.recipe import Recipe
 from mbnp.train import Record, Snapshot
@@ -233,7 +233,7 @@ class _Session:
     def draw(self) -> None:
         """Draw the curves; the run folder is worth more than they are."""
         if self.history:
-            name = self.data.name.encode(errors="replace").decode()  # of a folder, which may be no text
+            name = printable(self.data.name)  # of a folder, which may be no text
             try:
                 runs.save_curves(self.folder, self.history, f"{self.name()} on {name}")
             except OSError as error:

@@ -1,8 +1,8 @@
 """Helpers that the formats share: files replaced only by whole ones, and checks of values that were read."""
 
-import glob
 import numbers
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,6 +16,8 @@ import psutil
 from mbnp import spec
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
+
+_UNFINISHED = re.compile(r"\..+\.mbnp-(\d+)\.[a-z0-9_]{8}(\.part)?")  # as `unfinished` and tempfile make them
 
 
 @contextmanager
@@ -71,15 +73,15 @@ def flush(path: Path) -> None:
 
 def unfinished(path: Path) -> str:
     """Return how the names of files and folders begin that this process makes, and that will be `path`."""
-    return f".{path.name}.{os.getpid()}."
+    return f".{path.name[:40]}.mbnp-{os.getpid()}."
 
 
 def clear(path: Path) -> None:
-    """Remove what processes that are no more left unfinished of `path`."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
-        pid = partial.name.removeprefix(f".{path.name}.").split(".")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+    """Remove what processes that are no more left unfinished in the folder of `path`."""
+    for partial in path.parent.glob(".*.mbnp-*.*"):
+        found = _UNFINISHED.fullmatch(partial.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def check_square(net: Network, size: tuple[int, ...], out: tuple[int, ...]) -> None:

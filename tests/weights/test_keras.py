@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -593,6 +594,14 @@ def test_the_reader_gets_no_more_memory_than_the_file_justifies(tiny):
     code = "import sys, pathlib, reader; reader._limit(1000); bytearray(1 << 30)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(reader.__file__).parent, capture_output=True)
     assert b"MemoryError" in done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is known to hold on Linux only")
+def test_the_reader_gets_no_more_time_than_the_file_justifies():
+    """HDF5 walks some damaged files round and round."""
+    code = "import reader\nreader.SECONDS = 0\nreader._limit(1000)\nwhile True: pass"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(reader.__file__).parent, timeout=60)
+    assert done.returncode == -signal.SIGXCPU
 
 
 def test_single_bytes_that_are_wrong(tiny):

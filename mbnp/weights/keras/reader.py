@@ -182,7 +182,7 @@ def _limit(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         # Of a processor's time, which no other process takes: a damaged file may be walked round and round.
         seconds = math.ceil(time.process_time()) + SECONDS + size // BYTES_A_SECOND
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     except (ImportError, OSError, ValueError):
         pass
 
