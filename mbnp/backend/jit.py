@@ -9,6 +9,7 @@ import pickle
 import secrets
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,9 @@ class _Cache(caching.FunctionCache):
         content = self._stamp.digest() + serialize.dumps(self._impl.reduce(data))
         try:
             self._impl.locator.ensure_cache_path()
+            for left in path.parent.glob(f"{path.name}.tmp.*"):  # by a process that was killed while it wrote
+                if time.time() - left.stat().st_mtime > 600:
+                    left.unlink(missing_ok=True)
             partial.write_bytes(hashlib.sha256(content).digest() + content)
             os.replace(partial, path)
         except OSError as error:

@@ -29,22 +29,22 @@ def set_num_threads(n: int) -> None:
 
 def get_num_threads() -> int:
     """Return the number of threads that kernels run on."""
-    start()
-    return numba.get_num_threads()
+    return start()
 
 
 _started = False  # whether this process, or one that it was forked from, has begun to start the threads
 forked = False  # whether they were those of the process that this one was forked from, and are not there
 
 
-def start() -> None:
-    """Start the threads, unless they run. Compiled code that loops in parallel is linked with functions of theirs."""
+def start() -> int:
+    """Start the threads, unless they run, and return their number.
+
+    Compiled code that loops in parallel is linked with functions of theirs.
+    """
     global _started
-    if _started:
-        return
     _started = True  # before they are there: a process that is forked meanwhile would wait for them for ever
     try:
-        numba.get_num_threads()
+        return numba.get_num_threads()
     except ValueError as error:
         _started = False
         reason = " ".join(str(error).split())

@@ -127,6 +127,18 @@ def test_a_disk_that_is_full(call, kernel, tmp_path, monkeypatch, capfd):
     assert kernel() == 1
 
 
+def test_what_a_killed_process_left_half_written_goes(kernel, tmp_path):
+    file = file_of(tmp_path)
+    file.unlink()
+    old, young = (file.with_name(f"{file.name}.tmp.{name}") for name in ("old", "young"))
+    for left in (old, young):
+        left.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert kernel() == 0
+    assert young.exists()  # another process may be writing it
+    assert not old.exists()
+
+
 def test_the_folder_may_be_gone(kernel, tmp_path):
     file = file_of(tmp_path)
     file.unlink()

@@ -38,10 +38,11 @@ def test_nothing_is_left_of_a_network(readable, no_collector):
 
 
 def test_a_loop_that_converts_trains_and_drops_does_not_grow(no_collector):
-    for _ in range(3):
-        converted_and_trained()
+    converted_and_trained()
     gc.collect()
     before = psutil.Process().memory_info().rss
-    for _ in range(10):
+    for _ in range(5):
         converted_and_trained()
-    assert psutil.Process().memory_info().rss - before < 10e6  # one network's arrays have 20 million bytes
+    assert (
+        psutil.Process().memory_info().rss - before < 20e6
+    )  # with a reference to itself each would leave 11 million bytes
