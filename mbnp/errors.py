@@ -27,7 +27,7 @@ def short(value: object, most: int = 60) -> str:
 def refuse_mask(name: str, value: object) -> None:
     """Raise MbnpError for a masked array: nothing here looks at masks, and what is masked would count silently."""
     if isinstance(value, np.ma.MaskedArray):
-        raise MbnpError(f"{name} is a masked array, and its mask would be lost: pass {name}.filled(0), or the like")
+        raise MbnpError(f"{name} is a masked array, and its mask would be lost: pass its .filled(0), or the like")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> MbnpError:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mbnp import MbnpError, cost, fused, gradcheck, models
+from mbnp import MbnpError, cost, datasets, fused, gradcheck, models
 from mbnp.layers import (
     AveragePool,
     BatchNorm,
@@ -20,6 +20,7 @@ from mbnp.layers import (
     Sequential,
     Subsample,
 )
+from mbnp.ops import softmax_cross_entropy
 
 
 def test_assignment_copies_and_raises_the_version():
@@ -112,6 +113,31 @@ def test_gradients_agree_with_finite_differences(layer, shape):
         return layer.backward(dy)
 
     gradcheck.compare(lambda x: layer.forward(x, train=True), backward, [x])
+
+
+def masked(*shape):
+    return np.ma.masked_array(np.ones(shape, np.float32), np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda: Network({"conv": Conv(3, 4)}, resolution=4)(masked(2, 4, 4, 3)),
+        lambda: fused.convert(Network({"conv": Conv(3, 4)}, resolution=4))(masked(2, 4, 4, 3)),
+        lambda: Pad(1)(masked(2, 4, 4, 3)),
+        lambda: Subsample(3, 4)(masked(2, 4, 4, 3)),
+        lambda: Conv(3, 4)(masked(2, 4, 4, 3)),
+        lambda: setattr(Parameter(np.ones(3)), "value", masked(3)),
+        lambda: setattr(Parameter(np.ones(3)), "grad", masked(3)),
+        lambda: BatchNorm(3).load_state({"weight": masked(3)}, strict=False),
+        lambda: datasets.Split(masked(2, 4, 4, 3).astype(np.uint8), np.zeros(2, np.int64)),
+        lambda: datasets.Split(np.zeros((2, 4, 4, 3), np.uint8), masked(2).astype(np.int64)),
+        lambda: softmax_cross_entropy.forward(np.ones((2, 3)), masked(2).astype(np.int64)),
+    ],
+)
+def test_a_masked_array_is_refused(take):
+    with pytest.raises(MbnpError, match=r"is a masked array, and its mask would be lost: pass its \.filled"):
+        take()
 
 
 def test_gradients_add_up_and_frozen_ones_stay():
