@@ -10,6 +10,8 @@ from mbnp.layers import (
     Conv,
     Depthwise,
     Flatten,
+    GlobalAveragePool,
+    Linear,
     MaxPool,
     Network,
     Pad,
@@ -180,6 +182,34 @@ def test_backward_needs_its_own_forward():
     layer.backward(np.ones((1, 1, 1, 1)))
     with pytest.raises(MbnpError, match=r"ReLU\.backward has nothing to go back through"):
         layer.backward(np.ones((1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Conv(3, 3, 1),
+        Depthwise(3, 1),
+        Pointwise(3, 3),
+        BatchNorm(3),
+        ReLU(),
+        MaxPool(1),
+        AveragePool(1),
+        Flatten(order="HWC"),
+        Subsample(3, 3),
+        Linear(3, 3),
+        GlobalAveragePool(),
+        Sequential([ReLU()]),
+        Residual([ReLU()]),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_forward_is_inference_unless_it_is_told(layer):
+    """It saves nothing, which takes memory, and of a training forward before it nothing is left."""
+    x = np.ones((2, 3) if isinstance(layer, Linear) else (2, 1, 1, 3), np.float32)
+    layer.forward(x, train=True)
+    y = layer.forward(x)
+    with pytest.raises(MbnpError, match=r"\.backward has nothing to go back through"):
+        layer.backward(y)
 
 
 def test_flatten_orders_its_entries_as_it_is_told():
