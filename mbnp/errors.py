@@ -60,7 +60,7 @@ def refuse_mask(name: str, value: object) -> None:
     import numpy as np  # not at the top: `mbnp --help` does without
 
     if isinstance(value, np.ma.MaskedArray):
-        raise MbnpError(f"{name} is a masked array, and its mask would be lost: pass {name}.filled(0), or the like")
+        raise MbnpError(f"{name} is a masked array, and its mask would be lost: pass its .filled(0), or the like")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> MbnpError:

@@ -79,5 +79,5 @@ class Buffer(Variable):
 def _copy_into(array: np.ndarray, new: np.ndarray, what: str) -> None:
     if np.shape(new) != array.shape:
         raise MbnpError(f"expected {what} of shape {array.shape}, got {np.shape(new)}")
-    refuse_mask("the array", new)
+    refuse_mask(what, new)
     array[...] = new

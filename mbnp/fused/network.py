@@ -27,6 +27,11 @@ def convert(net: Network) -> "FusedNetwork":
     one another. MBNP_BACKEND or `backend.use` other than numba runs `net` itself. Copies (`copy.deepcopy`, pickle)
     are networks of their own.
 
+    A number that is not finite in the outputs of `net` is not finite here, and a NaN in an image shows in the same
+    outputs; in inference the other images of its batch do not see it. But an infinity may reach other channels of its
+    pixel, too, and statistics whose squares overflow are NaN in training; BatchNorm within weights may spare an
+    overflow before it; and the gradient of a bias before BatchNorm is 0, whatever the others are.
+
     The layers and their options (strides, padding, the bound of a ReLU6) are those of now: after replacing one, convert
     again.
     """

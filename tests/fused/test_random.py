@@ -1,5 +1,7 @@
 """Random networks: layers of all kinds in any order compute what the reference network does, in every gradient."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -210,6 +212,33 @@ def test_a_random_network_is_its_reference(seed):
                 assert_close(dx, dx_expected, TOLERANCE, "dx")
     except Exception as error:
         raise AssertionError(f"{error}\n{what}") from error
+
+
+@np.errstate(all="ignore")
+@pytest.mark.parametrize("seed", range(300 if os.environ.get("MBNP_NIGHTLY") else 40))
+def test_what_is_not_finite_shows(seed):
+    """The engine may have more that is not finite, but hides nothing, and lets no other image see it in inference."""
+    (exact, shape), (net, _) = Generator(seed).network(), Generator(seed).network()
+    fast, number = fused.convert(net), (np.nan, np.inf, -np.inf, 1e200)[seed % 4]
+    x = np.random.default_rng(seed).standard_normal((3, *shape))
+    clean = fast.forward(x)
+    x[1, shape[0] // 2, 0, 0] = number
+    for train in (False, True):
+        with backend.use("numpy"):
+            expected = exact.forward(x, train)
+        y = fast.forward(x, train)
+        shown = ~np.isfinite(expected)
+        assert not np.isfinite(y[shown]).any()
+        if np.isnan(number):
+            np.testing.assert_array_equal(~np.isfinite(y), shown)
+        if not train:
+            np.testing.assert_array_equal(y[[0, 2]], clean[[0, 2]])
+    with backend.use("numpy"):
+        exact.backward(np.ones_like(expected))
+    fast.backward(np.ones_like(y))
+    for name, gradient in gradients(exact).items():
+        hidden = ~np.isfinite(gradient) & np.isfinite(gradients(fast)[name])
+        assert not gradients(fast)[name][hidden].any(), name  # a bias before BatchNorm, whose gradient is 0
 
 
 def test_the_networks_are_of_all_kinds():
