@@ -350,3 +350,26 @@ def test_in_python_they_are_an_error_of_ours():
     status, _, err = run("import mbnp.ops", NUMBA_NUM_THREADS="two")
     assert status == 1
     assert err.splitlines()[-1].startswith("mbnp.errors.MbnpError: NUMBA_NUM_THREADS must be a whole number")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP")
+@pytest.mark.parametrize(
+    ("chosen", "turns"), [({}, "2000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
+)
+def test_threads_wait_for_a_short_time_unless_the_user_has_chosen_another(chosen, turns):
+    code = """
+    import os
+    from mbnp import backend
+    before = dict(os.environ)
+    backend.get_num_threads()
+    assert os.environ == before
+    """
+    quiet = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = quiet | {"PYTHONPATH": paths, "OMP_DISPLAY_ENV": "verbose"} | chosen
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("Numba's threads are not those of GNU's OpenMP here")
+    assert f"GOMP_SPINCOUNT = '{turns}'" in done.stderr
