@@ -93,7 +93,7 @@ def lay_out(x: np.ndarray, padding: Padding, factors: np.ndarray) -> tuple[np.nd
     Zeros of the padding are factors, too, and 0 times infinity is NaN. Implementations may leave them out, and need not
     look.
     """
-    if np.isfinite(factors).all():
+    if not np.any(padding) or np.isfinite(factors).all():
         return x, padding
     return pad(x, padding), ((0, 0), (0, 0))
 
