@@ -34,10 +34,10 @@ def get_num_threads() -> int:
     return start()
 
 
-# Turns of the loop in which a thread of GNU's OpenMP waits for the next kernel before it sleeps: about 0.1 ms, longer
-# than what lies between two kernels. By default it is some 10 ms: beside other busy programs, the thread that is waited
-# for would get no processor for that long, in each kernel again.
-SPIN = {"GOMP_SPINCOUNT": "2000"}
+# Turns of the loop in which a thread of GNU's OpenMP waits for the next kernel before it sleeps: about half a
+# millisecond, longer than what lies between two kernels. By default it is thirty times that: beside other busy programs,
+# the thread that is waited for would get no processor for as long, in each kernel again.
+SPIN = {"GOMP_SPINCOUNT": "10000"}
 
 
 @contextmanager

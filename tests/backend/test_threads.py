@@ -354,7 +354,7 @@ def test_in_python_they_are_an_error_of_ours():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP")
 @pytest.mark.parametrize(
-    ("chosen", "turns"), [({}, "2000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
+    ("chosen", "turns"), [({}, "10000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
 )
 def test_threads_wait_for_a_short_time_unless_the_user_has_chosen_another(chosen, turns):
     code = """
