@@ -35,8 +35,8 @@ def get_num_threads() -> int:
 
 
 # Turns of the loop in which a thread of GNU's OpenMP waits for the next kernel before it sleeps: about half a
-# millisecond, longer than what lies between two kernels. By default it is thirty times that: beside other busy programs,
-# the thread that is waited for would get no processor for as long, in each kernel again.
+# millisecond, longer than what lies between two kernels. By default it is thirty times that: beside other busy
+# programs, the thread that is waited for would get no processor for as long, in each kernel again.
 SPIN = {"GOMP_SPINCOUNT": "10000"}
 
 
