@@ -10,6 +10,7 @@ import numba
 import pytest
 
 import mbnp
+from tests.tally import NIGHTLY
 
 ROOT = Path(mbnp.__file__).parents[1]
 needs_jit = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
@@ -48,7 +49,7 @@ def test_nothing_is_measured_where_nothing_is_compiled():
 OPTIONS = [["-OO"], ["-W", "error"], ["-O"], ["-I", "-X", "dev"], ["-b"]]
 
 
-@pytest.mark.parametrize("options", OPTIONS if os.environ.get("MBNP_NIGHTLY") else OPTIONS[:2])
+@pytest.mark.parametrize("options", OPTIONS if NIGHTLY else OPTIONS[:2])
 def test_python_with_options(options):
     if "-I" in options:
         options = [*options, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); from mbnp.cli import main; main()"]

@@ -18,9 +18,9 @@ from mbnp import MbnpError, cli, layers, models, spec, train, weights
 from mbnp.network import Network, Residual
 from mbnp.weights import files, native
 from tests import fuzz
+from tests.tally import NIGHTLY, tally
 from tests.test_cli import write_records
 
-NIGHTLY = os.environ.get("MBNP_NIGHTLY")
 NASTY = "\x1b[2J\x1b]0;title\x07\u202e\x9b1m"
 
 
@@ -37,6 +37,7 @@ def make_net(classes="abcdefghij"):
 @pytest.mark.parametrize("kind", fuzz.FORMATS if NIGHTLY else ["safetensors", "onnx", "keras", "run"])
 def test_mutated_files_load_or_are_refused_in_one_line(kind):
     counts, wrong = fuzz.run(kind, seconds=600 if NIGHTLY else 3, seed=int(time.time()) if NIGHTLY else 1)
+    tally(f"mutated files of the format {kind}", **counts)
     print(f"{kind}: {dict(counts)}")
     assert not wrong, "\n".join(wrong)
     assert counts["refused"] > 0 or not NIGHTLY  # a busy machine may need all three seconds to begin

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 import mbnp
+from tests.tally import NIGHTLY
 
 ROOT = Path(mbnp.__file__).parents[1]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows does not tell who a process's parent is")
-LONG = bool(os.environ.get("MBNP_NIGHTLY"))
 
 
 def start(code, **environment):
@@ -140,7 +140,7 @@ def test_an_interrupt_at_any_moment_of_the_start_is_one_line(command):
     raise SystemExit(__main__.main())
     """
     stopped = 0
-    for delay in [0.0, 0.05, 0.2, 0.5] if not LONG else [k / 50 for k in range(100)]:
+    for delay in [0.0, 0.05, 0.2, 0.5] if not NIGHTLY else [k / 50 for k in range(100)]:
         process = start(code)
         assert process.stdout.readline() == "begun\n"
         time.sleep(delay)

@@ -12,9 +12,10 @@ from numba.core import config
 
 from mbnp import backend
 from mbnp.backend.jit import _Cache, _said
+from tests.tally import NIGHTLY
 
 pytestmark = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled, nor cached")
-CASES = 300 if os.environ.get("MBNP_NIGHTLY") else 12
+CASES = 300 if NIGHTLY else 12
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import pytest
 from mbnp import backend, fused, models, ops
 from mbnp.backend.jit import Kernel
 from mbnp.parameter import Parameter
+from tests.tally import NIGHTLY
 
 ROOT = Path(backend.__file__).parents[2]
 needs_jit = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-LONG = bool(os.environ.get("MBNP_NIGHTLY"))
 
 
 def run(code, seconds=240, **environment):
@@ -69,7 +69,7 @@ def test_python_threads_may_run_any_kernels_at_once_under_every_layer():
 
     def work(first):
         try:
-            for i in range({60 if LONG else 6} * len(calls)):
+            for i in range({60 if NIGHTLY else 6} * len(calls)):
                 k = (first + i) % len(calls)
                 np.testing.assert_array_equal(calls[k](), expected[k])
         except BaseException as error:
@@ -217,7 +217,7 @@ def test_a_process_forked_while_another_thread_has_the_lock_does_not_wait_for_it
             opt.zero_grad()
             opt.step()
 
-    for _ in range({60 if LONG else 6}):
+    for _ in range({60 if NIGHTLY else 6}):
         in_child(trains)
     ends.set()
     thread.join()
@@ -238,7 +238,7 @@ def test_a_process_forked_while_another_thread_runs_kernels_is_refused():
 
     thread = threading.Thread(target=go_on)
     thread.start()
-    for _ in range({100 if LONG else 10}):
+    for _ in range({100 if NIGHTLY else 10}):
         in_child(refused)
     going = False
     thread.join()

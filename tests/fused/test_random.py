@@ -1,7 +1,5 @@
 """Random networks: layers of all kinds in any order compute what the reference network does, in every gradient."""
 
-import os
-
 import numpy as np
 import pytest
 
@@ -24,6 +22,7 @@ from mbnp.layers import (
     Subsample,
 )
 from mbnp.network import Layer, Network
+from tests.tally import NIGHTLY
 from tests.twins import assert_close, assert_gradients, gradients, vary
 
 TOLERANCE = 1e-9
@@ -215,7 +214,7 @@ def test_a_random_network_is_its_reference(seed):
 
 
 @np.errstate(all="ignore")
-@pytest.mark.parametrize("seed", range(300 if os.environ.get("MBNP_NIGHTLY") else 40))
+@pytest.mark.parametrize("seed", range(300 if NIGHTLY else 40))
 def test_what_is_not_finite_shows(seed):
     """The engine may have more that is not finite, but hides nothing, and lets no other image see it in inference."""
     (exact, shape), (net, _) = Generator(seed).network(), Generator(seed).network()

@@ -6,7 +6,6 @@ one order and not in another, nothing is asked.
 """
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,8 +19,9 @@ from torch.nn import functional as F
 from mbnp import MbnpError, backend
 from mbnp.ops import batchnorm, conv, depthwise, linear, matmul, pointwise, pool, relu, softmax_cross_entropy, window
 from tests.oracle import nchw, nhwc, padded
+from tests.tally import NIGHTLY
 
-EXAMPLES = 2000 if os.environ.get("MBNP_NIGHTLY") else 200  # of each operation
+EXAMPLES = 2000 if NIGHTLY else 200  # of each operation
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
 ROOM = 1e6  # between what may be summed up and the largest number of a type
 BUDGET = 6000  # multiplications, which the loops make one by one
