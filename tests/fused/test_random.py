@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mbnp import backend, fused
+from mbnp import MbnpError, backend, fused
 from mbnp.fused import match
 from mbnp.layers import (
     AveragePool,
@@ -70,8 +70,8 @@ class Generator:
         """Return padding of any kind that layers take; some of it is wider than the engine takes."""
         kh, kw = kernel
         margins = ((kh // 2, kh - 1 - kh // 2), (kw // 2, (kw - 1) // 2))
-        wide = ((kh, 0), (1, kw))
-        return self.one_of("same", "same", margins, margins, margins, ((kh - 1, kh - 1), (0, kw - 1)), 0, wide)
+        wide = self.one_of(((kh, 0), (1, kw)), ((0, kh), (0, 0)), ((0, 0), (kw, 0)))
+        return self.one_of("same", "same", margins, margins, margins, ((kh - 1, kh - 1), (0, kw - 1)), 0, wide, wide)
 
     def batchnorm(self, channels):
         # So large an eps because few pixels may hardly vary: rounding would be amplified in both networks.
@@ -211,6 +211,15 @@ def test_a_random_network_is_its_reference(seed):
                 assert_close(dx, dx_expected, TOLERANCE, "dx")
     except Exception as error:
         raise AssertionError(f"{error}\n{what}") from error
+
+
+@pytest.mark.parametrize("array", ["weight", "bias"])
+def test_an_array_of_another_type_is_refused_by_both(array):
+    net = Network({name: Pointwise(3, 3, dtype=np.float64) for name in "ab"}, resolution=4)
+    net.variables()[f"b.{array}"].cast(np.float32)
+    for each in (net, fused.convert(net)):
+        with pytest.raises(MbnpError, match=f"{array[0]} is float32 where the input is float64"):
+            each.forward(np.ones((2, 4, 4, 3)))
 
 
 @np.errstate(all="ignore")
