@@ -245,6 +245,7 @@ def test_a_printed_network_lists_layers_shapes_and_parameters(name):
     assert [row.split()[0] for row in rows] == [row.name for row in counted.rows]
     numbers = [row.split()[-1] for row, counts in zip(rows, counted.rows, strict=True) if counts.params]
     assert sum(int(number.replace(",", "")) for number in numbers) == counted.params
+    assert len({len(row) for row, counts in zip(rows, counted.rows, strict=True) if counts.params}) == 1  # aligned
     assert max(map(len, str(net).splitlines())) <= 80
     assert str(fused.convert(net)) == str(net)
 
