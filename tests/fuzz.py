@@ -322,13 +322,15 @@ def _resume(path: Path) -> str:
 
 def audit(allowed: Path) -> None:
     """End the process at an attempt to write outside the folder, to start a program or to connect to anything."""
-    from mbnp.weights.keras import reader
+    from mbnp.weights.keras import files
+
+    program = files.command(Path())[:4]
 
     def hook(event: str, arguments: tuple) -> None:
         bad = event.split(".")[0] in ("socket", "ctypes", "webbrowser", "ftplib", "urllib", "pty", "winreg")
         bad = bad or event in ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "pickle.find_class")
         if event == "subprocess.Popen":
-            bad = list(arguments[1])[:3] != [sys.executable, "-P", reader.__file__]
+            bad = list(arguments[1])[:4] != program
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             bad = isinstance(arguments[0], str) and arguments[0] != os.devnull
             bad = bad and not Path(arguments[0]).is_relative_to(allowed)
@@ -406,7 +408,7 @@ def read_in_a_fork(command: list[str], **options: Any) -> SimpleNamespace:
             os.dup2(err.fileno(), 2)
             try:
                 sys.stdout, sys.stderr = (os.fdopen(handle, "w") for handle in (1, 2))
-                reader.main(Path(command[-1]))
+                reader.main(Path(command[-2]))
                 sys.stdout.flush()
                 os._exit(0)
             except SystemExit as error:

@@ -34,15 +34,19 @@ def read(path: Path) -> reader.Content:
     return content._replace(config=config)
 
 
+def command(path: Path) -> list[str]:
+    """Return the command that reads a file, and ends with this process."""
+    # The text itself, since mbnp may be in a zip file. -P: the folder we are in is no place to import from.
+    program = f"{inspect.getsource(parent)}\nend_with_parent(int(sys.argv[2]))\n{inspect.getsource(reader)}"
+    return [sys.executable, "-P", "-c", program, str(path.absolute()), str(os.getpid())]
+
+
 def _run(path: Path) -> reader.Content:
     if importlib.util.find_spec("h5py") is None:
         raise MbnpError('h5py reads Keras files; install it with: pip install "mbnp[keras]"')
-    # The text itself, since mbnp may be in a zip file. -P: the folder we are in is no place to import from.
-    program = f"{inspect.getsource(parent)}\nend_with_parent(int(sys.argv[2]))\n{inspect.getsource(reader)}"
-    command = [sys.executable, "-P", "-c", program, str(path.absolute()), str(os.getpid())]
     seconds = SECONDS + SECONDS_A_MEGABYTE * path.stat().st_size / 1e6
     try:
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=seconds)
+        done = subprocess.run(command(path), capture_output=True, stdin=subprocess.DEVNULL, timeout=seconds)
     except subprocess.TimeoutExpired:
         raise MbnpError(f"it is damaged: reading it has not ended after {seconds:.0f} seconds") from None
     if done.returncode == 1 and not done.stderr.startswith(b"Traceback"):
