@@ -1,13 +1,11 @@
 """Exercises of the lessons and their grader: `mbnp grade tutorials/exercises/01.py`.
 
 In the order to read them: `lessons/` has the exercises as data. `exercise.py` calls a reader's function on their cases,
-`compare.py` describes the first difference, `diagnose.py` looks for its likely reason among the faults of `faults.py`,
-and `rules.py` says what a right answer must not do. The reader's file (`source.py`) runs in a process of its own
-(`program.py`, and at its other end `child.py`). `progress.py`, `hints.py`, `watch.py` and `use.py` are what
-`mbnp grade` has besides.
+`compare.py` describes the first difference, and `diagnose.py` looks for its likely reason: a change (`changes.py`) that
+makes the function right (`mend.py`), or one that makes a right solution as wrong (`faults.py`). `rules.py` says what a
+right answer must not do. The reader's file (`source.py`) runs in a process of its own (`program.py`, and at its other
+end `child.py`). `progress.py`, `hints.py`, `watch.py` and `use.py` are what `mbnp grade` has besides.
 """
-
-import importlib
 import os
 import pkgutil
 import re
@@ -25,7 +23,6 @@ from mbnp.errors import MbnpError
 from mbnp.grading import lessons as lesson_files
 from mbnp.grading.compare import golden_key
 from mbnp.grading.exercise import Exercise, Mistake, Outcome, grade
-from mbnp.grading.rules import broken
 from mbnp.grading.source import brief, find, read
 
 SECONDS = 1.6  # of our own computing for a file, the search for likely reasons included
@@ -134,8 +131,8 @@ def _grade(program: "Program", exercise: Exercise, golden: dict[str, np.ndarray]
         reasons.append(f"the file has no function {exercise.name}: was it renamed?")
         return Outcome(exercise.name, "wrong", brief(reasons[0], 400))
     try:
-        rules = partial(program.inside, exercise.name, broken)
-        outcome = grade(exercise, program.function(exercise.name), golden, rules, seconds)
+        inside = partial(program.inside, exercise.name)
+        outcome = grade(exercise, program.function(exercise.name), golden, inside, seconds)
     except Exception as error:  # a mistake of ours must not hide what the other functions do
         what = f"{type(error).__name__}: {error}"
         outcome = Outcome(exercise.name, "wrong", f"the grader cannot judge its result; please report this: {what}")
