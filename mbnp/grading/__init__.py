@@ -6,6 +6,8 @@ makes the function right (`mend.py`), or one that makes a right solution as wron
 right answer must not do. The reader's file (`source.py`) runs in a process of its own (`program.py`, and at its other
 end `child.py`). `progress.py`, `hints.py`, `watch.py` and `use.py` are what `mbnp grade` has besides.
 """
+
+import importlib
 import os
 import pkgutil
 import re

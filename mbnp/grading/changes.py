@@ -7,13 +7,13 @@ mistake (`mend.py`). A rule of RULES works both ways: `A + B -> A` leaves a term
 import ast
 import functools
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# What is wrong where the right side stands for the left; what is wrong where it is the other way round ("": the same, and
-# None: nothing, the rule is for faults only); the two sides. A to F are any expressions, G any method, *X and **K all other arguments; ~ is each of + - * /.
+# What is wrong where the right side stands for the left; what is wrong where it is the other way round ("": the same;
+# None: nothing, the rule is for faults only); the two sides. A to F are any expressions, G is any method, *X and **K
+# are all other arguments, and ~ is each of + - * /.
 RULES: list[tuple[str, str | None, str]] = [
     ("a term is left out", "a term too many", "A + B -> A ; B"),
     ("a term is left out", "a term too many", "A - B -> A ; -B"),
@@ -227,9 +227,10 @@ def _locate(node: Any) -> None:
 
 def _cut(text: str, other: str = "", most: int = 70) -> str:
     """Return the text in one line of at most `most` characters, that where it differs from the other one included."""
-    text, same = " ".join(text.split()), os.path.commonprefix([" ".join(text.split()), " ".join(other.split())])
-    if len(text) > most and len(same) > most // 2:
-        text = "... " + text[len(same) - most // 3 :]
+    text, other = " ".join(text.split()), " ".join(other.split())
+    same = next((k for k, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    if len(text) > most and same > most // 2:
+        text = "... " + text[same - most // 3 :]
     return text if len(text) <= most else text[: most - 4] + " ..."
 
 
@@ -286,7 +287,7 @@ class _Rule(NamedTuple):
 
 @functools.cache
 def _rules() -> dict[tuple[int, type], list[_Rule]]:
-    """Return the rules of both directions by their level and the type of the node that they change; ast.expr: of any."""
+    """Return the rules of both directions by level and the type of node that they change; ast.expr: of any."""
     found: dict[tuple[int, type], list[_Rule]] = {}
     for fault, other, line in RULES:
         for op in "+-*/" if "~ " in line else "~":

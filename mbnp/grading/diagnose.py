@@ -18,6 +18,7 @@ from mbnp.grading.changes import LEVELS
 from mbnp.grading.child import limit_memory
 from mbnp.grading.compare import EVERYTHING_ZERO, Trial, as_array, equal, same
 from mbnp.grading.mend import EACH, TimeIsUpError, alarm, mended
+from mbnp.grading.observe import observed
 
 SECONDS = 1.4  # of computing, for the search of a fault
 MENDING = 0.6  # the part of it for the reader's own function
@@ -48,6 +49,7 @@ def likely(
             or _known(exercise, trials, first.output)
             or _in_part(exercise, trials, first)
             or first.likely
+            or observed(exercise, trials, first)
         )
 
 
