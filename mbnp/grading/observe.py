@@ -4,6 +4,7 @@ Each observation holds in every case: right in all cases with padding 0 and wron
 border, off by a factor for each channel, too large by a product of sizes.
 """
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,6 @@ import numpy as np
 from mbnp.grading.compare import Trial, as_array, differ
 
 TOLERANCE = 1e-4  # of factors; results are float32
-MOST = 2  # conditions that are named
 
 
 class Pair(NamedTuple):
@@ -38,6 +38,8 @@ def observed(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
         where = _cases(trials, [trial for trial in trials if trial.problem])
         return "; ".join(filter(None, (shape, where)))
     wrong = [pair for pair in pairs if pair.wrong.any()]
+    if not wrong:  # in the form only
+        return ""
     if len(pairs) < len(trials):  # some have another shape, or raised
         return _cases(trials, [trial for trial in trials if trial.problem])
     for look in (_sizes, _by_axis, _places):
@@ -95,7 +97,8 @@ def _shape(exercise: Any, first: Trial) -> str:
 
 
 def _axes(axes: Sequence[int]) -> str:
-    return f"ax{'i' if len(axes) == 1 else 'e'}s {' and '.join(map(str, axes))}"
+    *first, last = map(str, axes)
+    return f"axes {', '.join(first)} and {last}" if first else f"axis {last}"
 
 
 def _is(axes: Sequence[int]) -> str:
@@ -112,51 +115,41 @@ def _it(axes: Sequence[int]) -> str:
 def _cases(trials: Sequence[Trial], wrong: Sequence[Trial]) -> str:
     """Say what the right cases have in common, and no wrong one has."""
     right = [trial for trial in trials if not trial.problem]
-    if not right or len(trials) < 3:
-        return ""
-    found = []
-    for words, holds in _conditions(trials[0].case):
-        try:
+    for words, few, holds in _conditions(trials[0].case) if right else ():
+        if min(len(right), len(wrong)) < few:
+            continue  # by chance
+        with contextlib.suppress(TypeError, IndexError, ValueError):
             if all(holds(trial.case) for trial in right) and not any(holds(trial.case) for trial in wrong):
-                found.append(words)
-        except (TypeError, IndexError, ValueError):
-            continue
-    if not found:
-        return ""
-    return (
-        f"it is right in all cases in which {', and '.join(found[:MOST])}, and in no other: look at what that changes"
-    )
+                return f"it is right in all cases in which {words}, and in no other: look at what that changes"
+    return ""
 
 
-def _conditions(case: dict[str, Any]) -> Iterator[tuple[str, Callable[[dict[str, Any]], bool]]]:
-    """Yield conditions of a case, in words, and their negations."""
+Condition = tuple[str, int, Callable[[dict[str, Any]], bool]]
+
+
+def _conditions(case: dict[str, Any]) -> Iterator[Condition]:
+    """Yield conditions of a case: in words, how many cases it takes on either side to believe it, and the condition."""
+    numbers = [name for name, value in case.items() if type(value) is int]
     for name, value in case.items():
         if isinstance(value, bool):
-            yield f"`{name}` is true", lambda c, n=name: c[n]
-            yield f"`{name}` is false", lambda c, n=name: not c[n]
+            yield f"`{name}` is true", 1, lambda c, n=name: c[n]
+            yield f"`{name}` is false", 1, lambda c, n=name: not c[n]
         elif isinstance(value, int | float):
             for number in (0, 1):
-                yield f"`{name}` is {number}", lambda c, n=name, k=number: c[n] == k
-                yield f"`{name}` is more than {number}", lambda c, n=name, k=number: c[n] > k
-            if isinstance(value, int):
-                yield f"`{name}` is even", lambda c, n=name: c[n] % 2 == 0
-                yield f"`{name}` is odd", lambda c, n=name: c[n] % 2 == 1
+                yield f"`{name}` is {number}", 1, lambda c, n=name, k=number: c[n] == k
+                yield f"`{name}` is more than {number}", 1, lambda c, n=name, k=number: c[n] > k
         elif isinstance(value, list | tuple):
-            yield f"`{name}` has one entry", lambda c, n=name: len(c[n]) == 1
-            yield f"`{name}` has several entries", lambda c, n=name: len(c[n]) > 1
+            yield f"`{name}` has one entry", 1, lambda c, n=name: len(c[n]) == 1
         elif isinstance(value, np.ndarray):
-            for axis in range(value.ndim):
-                yield f"`{name}` has the length 1 along axis {axis}", lambda c, n=name, k=axis: c[n].shape[k] == 1
-            for a, b in itertools.combinations(range(value.ndim), 2):
-                same = f"axes {a} and {b} of `{name}` have the same length"
-                yield same, lambda c, n=name, a=a, b=b: c[n].shape[a] == c[n].shape[b]
-            yield f"`{name}` has no negative number", lambda c, n=name: (c[n] >= 0).all()
-            yield f"`{name}` has no two equal numbers", lambda c, n=name: len(np.unique(c[n])) == c[n].size
-    numbers = [name for name, value in case.items() if type(value) is int]
+            for axis in range(value.ndim - 1):
+                same = f"axes {axis} and {axis + 1} of `{name}` have the same length"
+                yield same, 2 - (axis == 0), lambda c, n=name, k=axis: c[n].shape[k] == c[n].shape[k + 1]
+            yield f"`{name}` has no negative number", 2, lambda c, n=name: (c[n] >= 0).all()
+            yield f"`{name}` has no two equal numbers", 2, lambda c, n=name: len(np.unique(c[n])) == c[n].size
     for a, b in itertools.permutations(numbers, 2):
-        yield f"`{a}` is a multiple of `{b}`", lambda c, a=a, b=b: c[b] > 0 and c[a] % c[b] == 0
-        yield f"`{a}` is less than `{b}`", lambda c, a=a, b=b: c[a] < c[b]
-        yield f"`{a}` is not less than `{b}`", lambda c, a=a, b=b: c[a] >= c[b]
+        yield f"`{a}` is 0 or `{b}` is 1", 2, lambda c, a=a, b=b: c[a] == 0 or c[b] == 1
+        yield f"`{a}` is a multiple of `{b}`", 2, lambda c, a=a, b=b: c[b] > 0 and c[a] % c[b] == 0
+        yield f"`{a}` is less than `{b}`", 2, lambda c, a=a, b=b: c[a] < c[b]
 
 
 # --- which numbers ---
@@ -287,14 +280,16 @@ def _quantities(trials: Sequence[Trial]) -> dict[str, np.ndarray]:
 
 
 def _product(wanted: np.ndarray, sizes: dict[str, np.ndarray]) -> str:
-    """Return a product of at most three quantities, and a small number, that has these values."""
+    """Return a product of at most three quantities, or twice or half of one, that has these values."""
+    found = []
     for count in (1, 2, 3):
         for names in itertools.combinations_with_replacement(sizes, count):
             values = np.prod([sizes[name] for name in names], axis=0)
-            for number in (1, 2, 3, 4, 0.5):
+            for number in (1, 2, 0.5):
                 if (np.abs(number * values - wanted) <= TOLERANCE * np.abs(wanted)).all():
-                    return " * ".join(([f"{number:g}"] if number != 1 else []) + list(names))
-    return ""
+                    text = " * ".join(([f"{number:g}"] if number != 1 else []) + list(names))
+                    found.append((len({name.split(".")[0] for name in names}), count, text))
+    return min(found)[2] if found else ""  # of one array rather than of several
 
 
 def _order(wrong: Sequence[Pair]) -> str:
