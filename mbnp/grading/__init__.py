@@ -43,6 +43,7 @@ __all__ = [
     "grade",
     "grade_file",
     "lessons",
+    "names",
 ]
 
 
@@ -76,6 +77,12 @@ def exercises(lesson: int) -> Sequence[Exercise]:
     return importlib.import_module(f"mbnp.grading.lessons.lesson_{lesson:02}").EXERCISES
 
 
+def names(lesson: int) -> list[str]:
+    """Return the names of a lesson's exercises, without loading what the exercises need."""
+    text = (resources.files(lesson_files) / f"lesson_{lesson:02}.py").read_text(encoding="utf-8")
+    return re.findall(r'Exercise\(\s*"(\w+)"', text)
+
+
 def golden(lesson: int) -> dict[str, np.ndarray]:
     """Return what PyTorch computed, by `golden_key`; empty where it has no such operation."""
     file = resources.files(lesson_files) / "golden" / f"{lesson:02}.npz"
@@ -103,7 +110,7 @@ def grade_file(path: str | Path) -> Report:
 
 
 def _report(program: "Program", path: str | Path, begin: float) -> Report:
-    known = {lesson: {exercise.name for exercise in exercises(lesson)} for lesson in lessons()}
+    known = {lesson: set(names(lesson)) for lesson in lessons()}
     file = find(path, known)
     source = read(file)
     # A lesson or a notebook also trains and draws.
@@ -114,7 +121,7 @@ def _report(program: "Program", path: str | Path, begin: float) -> Report:
     outcomes = []
     for exercise in exercises(lesson):
         # What all else has left of the time for the whole file, but never nothing.
-        left = max(SECONDS - (time.process_time() - begin), SECONDS / 10)
+        left = max(SECONDS - (time.process_time() - begin) - program.inside_seconds, SECONDS / 10)
         outcomes.append(_grade(program, exercise, values, left))
     notes = [f"{program.where(problem)}; the rest was run without it" for problem in program.problems[:1]]
     return Report(lesson, outcomes, file, [brief(note, 400) for note in notes], program.seconds)

@@ -61,6 +61,7 @@ class Program:
         self.problems: list[child.Problem] = []  # what does not run in the file
         self.names: set[str] = set()  # its functions
         self.seconds = 0.0  # what the reader's own program took
+        self.inside_seconds = 0.0  # what checks of ours took in its process
         self._left = 0.0  # of the time for the call that came back last
         self._printed = ""
         self._skipped: list[int] = []
@@ -120,8 +121,13 @@ class Program:
         if self._process is None:
             self._load(SECONDS)
         assert self._process is not None
-        self._process.ask("inside", name, pickle.dumps((check, arguments)))
-        return self._result(self._wait(SECONDS), {})
+        begin, own = time.monotonic(), self.seconds
+        try:
+            self._process.ask("inside", name, pickle.dumps((check, arguments)))
+            return self._result(self._wait(SECONDS), {})
+        finally:
+            self.seconds = own
+            self.inside_seconds += time.monotonic() - begin
 
     def done(self) -> str:
         """End an exercise: return what was printed since the last. A process that it left unclean is replaced."""
