@@ -136,7 +136,7 @@ def _overview(console: Console) -> int:
 def _watch(console: Console, file: Path, hint: bool) -> int:
     """Grade the file now and after each save, and go on to the next lesson's when all is solved, until q is typed."""
     lines = watch.typed()
-    known = {lesson: set(grading.names(lesson)) for lesson in grading.lessons()}
+    known = {lesson: {exercise.name for exercise in grading.exercises(lesson)} for lesson in grading.lessons()}
     while True:
         file = source.find(file, known)
         console.print(Text(_say(f"watching {progress.shown(file.absolute())}: Enter shows a hint, q and Enter ends")))

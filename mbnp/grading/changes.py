@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 RULES: list[tuple[str, str | None, str]] = [
     ("a term is left out", "a term too many", "A + B -> A ; B"),
     ("a term is left out", "a term too many", "A - B -> A ; -B"),
+    ("it is not subtracted from 1", "it is subtracted from 1", "1 - A -> A"),
     ("sign", "sign", "A + B -> A - B"),
     ("the difference is the other way round", "", "A - B -> B - A"),
     ("absolute values", "absolute values are left out", "A - B -> abs(A - B)"),
@@ -49,12 +50,12 @@ RULES: list[tuple[str, str | None, str]] = [
     ("order", "order", "F(A).G(*X, **K) -> F(A.G(*X, **K))"),
     ("a step is left out", "a step too many", "F(A).G(*X, **K) -> A.G(*X, **K)"),
     ("a step is left out", "a step too many", "A.G(*X, **K) -> A"),
-    ("only one of the two", "the larger or the smaller of two for one", "max(A, B) -> A ; B"),
-    ("only one of the two", "the larger or the smaller of two for one", "min(A, B) -> A ; B"),
-    ("only one of the two", "the larger or the smaller of two for one", "np.maximum(A, B) -> A ; B"),
-    ("only one of the two", "the larger or the smaller of two for one", "np.minimum(A, B) -> A ; B"),
     ("what is below 0 is kept", "what is below 0 becomes 0, and should not", "max(A, 0) -> A"),
     ("what is below 0 is kept", "what is below 0 becomes 0, and should not", "np.maximum(A, 0) -> A"),
+    ("only one of the two", "the larger or the smaller of two is taken", "max(A, B) -> A ; B"),
+    ("only one of the two", "the larger or the smaller of two is taken", "min(A, B) -> A ; B"),
+    ("only one of the two", "the larger or the smaller of two is taken", "np.maximum(A, B) -> A ; B"),
+    ("only one of the two", "the larger or the smaller of two is taken", "np.minimum(A, B) -> A ; B"),
     ("the root is left out", "a root too many", "np.sqrt(A) -> A"),
     ("a step is left out", "absolute values", "np.abs(A) -> A"),
     ("a step is left out", "a step too many", "np.exp(A) -> A"),
@@ -75,11 +76,11 @@ RULES: list[tuple[str, str | None, str]] = [
     ("it is not turned round", "its columns are turned round", "A[:, ::-1] -> A"),
     ("it is not rotated", "it is rotated by 180 degrees: a flipped kernel", "A[::-1, ::-1] -> A"),
     ("it is not transposed", "it is transposed", "A.T -> A"),
-    ("rows only", "columns too", "A[:, ::B, ::B] -> A[:, ::B]"),
-    ("rows only", "columns too", "A[::B, ::B] -> A[::B]"),
-    ("one side only", "both sides", "(A, A) -> (0, A) ; (A, 0)"),
+    ("rows only", "rows only", "A[:, ::B, ::B] -> A[:, ::B]"),
+    ("rows only", "rows only", "A[::B, ::B] -> A[::B]"),
+    ("one side only", "one side only", "(A, A) -> (0, A) ; (A, 0)"),
     ("one side gets all", None, "(A, A) -> (0, 2 * A) ; (2 * A, 0)"),
-    ("this axis is left out", "this axis, too", "(A, A) -> (0, 0)"),
+    ("this axis is left out", "this axis is not to be padded", "(A, A) -> (0, 0)"),
     ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "edge")'),
     ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "reflect")'),
     ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "symmetric")'),
@@ -155,11 +156,12 @@ class Change(NamedTuple):
         texts = self.texts()
         if not texts[0][1]:
             return f"{kind}: `{_cut(texts[0][0])}`"
-        pairs = [f"`{_cut(after, before)}` in place of `{_cut(before, after)}`" for before, after in texts]
+        pairs = [f"`{_cut(after, before)}` in place of `{_cut(before, after)}`" for before, after in texts[:SHOWN]]
         return f"{kind}: {what} with {', and '.join(pairs)}"
 
 
 LEVELS = 1, 2, 3
+SHOWN = 2  # of changes that are alike
 
 
 def changes(function: ast.FunctionDef, level: int, case: Mapping[str, Any]) -> list[Change]:
@@ -341,8 +343,10 @@ def _by_rule(
 
 def _is_value(owner: Any, field: str, node: ast.expr) -> bool:
     """Return whether a node stands for a value, and not for a function, a module or a shape's part."""
-    if field in ("func", "keywords") or isinstance(owner, ast.keyword | ast.Attribute | ast.For):
-        return isinstance(owner, ast.Attribute) and isinstance(node, ast.BinOp)
+    if field in ("func", "keywords") or isinstance(owner, ast.keyword | ast.For):
+        return False
+    if isinstance(owner, ast.Attribute) and (owner.attr == "shape" or getattr(node, "id", "") == "np"):
+        return False
     return isinstance(node, ast.Name | ast.BinOp | ast.Call | ast.Subscript | ast.Attribute)
 
 
@@ -356,7 +360,8 @@ def _match(pattern: Any, node: Any, bound: dict[str, Any]) -> bool:
     if type(pattern) is not type(node):
         return False
     for field in pattern._fields:
-        a, b = getattr(pattern, field, None), getattr(node, field, None)
+        a: Any = getattr(pattern, field, None)
+        b: Any = getattr(node, field, None)
         if field == "attr" and a == "G":
             a = bound.setdefault("G", b)
         if isinstance(a, list):
@@ -389,10 +394,15 @@ def _build(template: Any, bound: Mapping[str, Any]) -> Any:
 
 def _by_code(node: ast.expr) -> Iterator[tuple[Kind, ast.expr]]:
     """Yield (kind, what stands in place of the node) for the kinds that no template describes."""
-    same = {ast.BinOp: _regrouped, ast.Compare: _of_comparison, ast.Call: _of_call, ast.Constant: _of_constant}
+    same: dict[type, Callable[[Any], Variants]] = {
+        ast.BinOp: _regrouped,
+        ast.Compare: _of_comparison,
+        ast.Call: _of_call,
+        ast.Constant: _of_constant,
+    }
     same |= {ast.Subscript: _of_index, ast.Tuple: _of_tuple, ast.BoolOp: _of_condition}
     same |= {ast.UnaryOp: _of_constant} if is_number(node) else {}
-    for *kind, new in same.get(type(node), lambda node: ())(node):
+    for *kind, new in same[type(node)](node) if type(node) in same else ():
         yield Kind(kind[0], kind[-1], rank=kind[0] == "a number"), new
 
 
@@ -535,7 +545,7 @@ def _of_index(node: ast.Subscript) -> Variants:
             ("off by one", "off by one", _operation(place, ast.Sub(), ast.Constant(1))),
             ("always the first", "the first was meant", ast.Constant(0)),
             ("always the last", "the last was meant", ast.Constant(-1)),
-            ("all of them, and not one", "all were meant", ast.Slice()),
+            ("all of them, and not one", "all of them were meant, not one", ast.Slice()),
         ):
             index: ast.expr = ast.Tuple([*places[:k], new, *places[k + 1 :]], ast.Load()) if whole else new
             yield kind, other, ast.Subscript(node.value, index, node.ctx)
@@ -560,7 +570,8 @@ def _statements(function: ast.FunctionDef) -> Iterator[Change]:
                 continue
             for fault, mend, before, after, new in _bodies(body, isinstance(owner, ast.For | ast.While)):
                 kind = Kind(fault, mend, 1 if fault or mend in LIKELY else 3)
-                yield _whole(owner, field, new or [ast.Pass()], kind, before, after)
+                alike = (kind, before) if kind.mend == BREAK else None
+                yield _whole(owner, field, new or [ast.Pass()], kind, before, after)._replace(alike=alike)
     yield from _late_returns(function)
 
 
@@ -570,7 +581,8 @@ def _whole(owner: Any, field: str, new: list[ast.stmt], kind: Kind, before: str,
 
 
 EARLY = "early return: it stands inside the loop, which ends at its first step; it belongs behind it"
-LIKELY = "it is assigned, and should be added", EARLY
+BREAK = "break ends the loop: continue goes on to its next step"
+LIKELY = "it is assigned, and should be added", EARLY, BREAK
 Bodies = Iterator[tuple[str, str, str, str, list[ast.stmt]]]
 
 
@@ -594,7 +606,7 @@ def _bodies(body: list[ast.stmt], in_loop: bool) -> Bodies:
                 kind = "only the first step of the loop is made: it returns in any case"
                 yield kind, "", text, "", [*before, node, *after, ast.Return(ast.Constant(-1))]
         if isinstance(node, ast.Break):
-            yield "", "break ends the loop: continue goes on to its next step", "break", "", [*before, ast.Continue()]
+            yield "", BREAK, "break", "continue", [*before, ast.Continue()]
         if isinstance(node, ast.For):
             yield from _of_loop(before, node, after, text)
 
@@ -697,9 +709,9 @@ def _names(function: ast.FunctionDef, uses: dict[str, list[ast.Name]], lists: se
             for name in uses:
                 if name != node.id and (name in lists) == (node.id in lists) and not isinstance(owner, ast.Attribute):
                     yield _change(owner, field, at, node, ast.Name(name, ast.Load()), other)
-            for number in (0, 1):
-                kind = f"`{node.id}` is left out, as if it were {number}", f"`{node.id}` does not belong there"
-                yield _change(owner, field, at, node, ast.Constant(number), Kind(*kind, 2))
+            for number in (0, 1, -1):
+                zero = Kind(f"`{node.id}` is left out, as if it were {number}", f"`{node.id}` does not belong there", 2)
+                yield _change(owner, field, at, node, ast.Constant(number), zero)
         elif is_number(node):
             for name in uses.keys() - lists:
                 kind = Kind("another number", "a number in place of a name", 2, 1)

@@ -40,15 +40,14 @@ def likely(
     seconds = SECONDS if seconds is None else seconds
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        begin = time.perf_counter()
         return (
             _known(exercise, trials)
             or _zeros(trials)
             or (inside and _mended(exercise, trials, first, inside, MENDING * seconds))
-            or _found(exercise, trials, first, seconds - (time.perf_counter() - begin))
+            or _found(exercise, trials, first, (1 - MENDING) * seconds if inside else seconds)
             or _known(exercise, trials, first.output)
             or _in_part(exercise, trials, first)
-            or first.likely
+            or _common(trials, first)
             or observed(exercise, trials, first)
         )
 
@@ -70,6 +69,12 @@ def _known(exercise: Any, trials: Sequence[Trial], output: int | None = None) ->
     """Name the exercise's mistakes that explain every trial, or one of several results in every trial."""
     rtol = exercise.rtol
     return _either(m.message for m in exercise.mistakes if all(_explains(m.wrong, t, rtol, output) for t in trials))
+
+
+def _common(trials: Sequence[Trial], first: Trial) -> str:
+    """Return what the first wrong result looks like, if all wrong ones do."""
+    alike = all(trial.likely == first.likely for trial in trials if trial.problem)
+    return first.likely if alike or first.only_type else ""
 
 
 def _zeros(trials: Sequence[Trial]) -> str:

@@ -25,6 +25,7 @@ from mbnp.grading.faults import changed
 
 EACH = 0.2  # seconds by the clock
 FIRST = 0.7  # the part of the time for one change; the rest is for a second one
+TWO = "there are two mistakes, and only with both of them mended all cases come out right"
 NEVER = {"open", "exec", "eval", "input", "os", "sys", "subprocess", "shutil", "Path", "__import__"}
 
 
@@ -50,10 +51,10 @@ def mended(
         one.change.do()  # and another one on top of it
         two = search.best(begin + seconds, one.right)
     if two and two.right.all():
-        return f"{one.said}; and {two.said}"
+        return f"{TWO}: {one.said}; and then: {two.said}"
     if 3 * one.gained < 2 * (len(cases) - one.right.sum() + one.gained):
         return ""
-    return one.said.replace("all cases", f"{one.right.sum()} of {len(cases)} cases") + "; there is another mistake"
+    return one.said.replace("all cases", "more cases") + "; there is another mistake"
 
 
 class _Mend(NamedTuple):
@@ -76,7 +77,7 @@ class _Search:
         expected: Sequence[Any],
         rtol: float,
     ) -> None:
-        self.tree, self.name, self.names = tree, function.__name__, function.__globals__  # type: ignore[attr-defined]
+        self.tree, self.name, self.names = tree, function.__name__, function.__globals__
         self.cases = [{name: _frozen(value) for name, value in case.items()} for case in cases]
         self.expected, self.rtol = expected, rtol
 
@@ -106,7 +107,7 @@ class _Search:
     def right(self, change: Change, all_of_them: bool = False) -> np.ndarray:
         """Return which cases come out right with a change; none of them if the first does not."""
         found = np.zeros(len(self.cases), bool)
-        names = changed(self.tree, change, self.names)
+        names = changed(self.tree, change, self.names) or {}
         for k, (case, expected) in enumerate(zip(self.cases, self.expected, strict=True) if names else ()):
             with contextlib.suppress(Exception, TimeIsUpError), alarm(EACH):
                 case = {name: list(value) if isinstance(value, list) else value for name, value in case.items()}

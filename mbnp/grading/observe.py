@@ -4,6 +4,9 @@ Each observation holds in every case: right in all cases with padding 0 and wron
 border, off by a factor for each channel, too large by a product of sizes.
 """
 
+# mypy: disable-error-code="misc"
+# (it cannot infer the types of lambdas with defaults)
+
 import contextlib
 import copy
 import itertools
@@ -36,7 +39,7 @@ def observed(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
     if not any(pair.trial is first for pair in pairs):
         shape = _shape(exercise, first)
         where = _cases(trials, [trial for trial in trials if trial.problem])
-        return "; ".join(filter(None, (shape, where)))
+        return "; ".join(filter(None, (shape or first.likely, where)))
     wrong = [pair for pair in pairs if pair.wrong.any()]
     if not wrong:  # in the form only
         return ""
@@ -90,9 +93,9 @@ def _shape(exercise: Any, first: Trial) -> str:
         return "the result has too many axes"
     wrong = [k for k, (m, n) in enumerate(zip(mine, wanted, strict=True)) if m != n]
     if len(wrong) < len(mine):
-        more = "longer" if all(mine[k] > wanted[k] for k in wrong) else "shorter"
-        more = more if more == "longer" or all(mine[k] < wanted[k] for k in wrong) else "of another length"
-        return f"only {_axes(wrong)} of the result {_is(wrong)} {more} than {_it(wrong)} should be"
+        longer = {mine[k] > wanted[k] for k in wrong}
+        length = "of another length" if len(longer) > 1 else "longer" if True in longer else "shorter"
+        return f"only {_axes(wrong)} of the result {_is(wrong)} {length} than {_it(wrong)} should be"
     return "entries are left out" if a.size < b.size else "there are entries too many"
 
 
@@ -161,7 +164,9 @@ def _places(wrong: Sequence[Pair]) -> str:
     if len(dims) > 1 or any(pair.wrong.all() for pair in wrong):
         return ""
     for axis in range(dims.pop()):
-        masks = [pair.wrong.any(axis=tuple(k for k in range(pair.wrong.ndim) if k != axis)) for pair in wrong]
+        masks: list[Any] = [
+            pair.wrong.any(axis=tuple(k for k in range(pair.wrong.ndim) if k != axis)) for pair in wrong
+        ]
         if any(len(mask) < 2 for mask in masks):
             continue
         for words, holds in (

@@ -1,14 +1,14 @@
 """Mistakes planted in the lessons' own solutions: none is accepted, and each message leads to its mistake."""
 
 import inspect
-from functools import partial
+import linecache
 
 import numpy as np
 import pytest
 
 from mbnp import grading
 from mbnp.grading import diagnose, faults
-from mbnp.grading.rules import broken
+from mbnp.grading.changes import LEVELS
 from mbnp.models.article import BLOCKS, STEM
 from tests.tutorials.helpers import LESSONS, solutions
 
@@ -25,8 +25,14 @@ def said(name, right="", wrong="", code=""):
         assert right in code, "the lesson's solution is written in another way now"
         code = code.replace(right, wrong)
     names = {"np": np, "BLOCKS": BLOCKS, "STEM": STEM}
+    linecache.cache["answers.py"] = (len(code), None, code.splitlines(keepends=True), "answers.py")
     exec(compile(code, "answers.py", "exec"), names)
-    return grading.grade(exercise, names[name], grading.golden(number), partial(broken, names[name]))
+    return graded(exercise, names[name], grading.golden(number))
+
+
+def graded(exercise, function, golden):
+    """Grade a function, which may be looked into."""
+    return grading.grade(exercise, function, golden, lambda check, *arguments: check(function, *arguments))
 
 
 # The exercise; what stands in the lesson's solution, and in its place; words of the message.
@@ -42,7 +48,7 @@ PLANTED = [
         "conv_pixel",
         "range(KH):\n        for v in range(KW)",
         "range(1, KH):\n        for v in range(1, KW)",
-        "columns alike",
+        "`range(1, KW)` in place of `range(KW)`",
     ),
     ("conv_pixel", "0 <= p < H and 0 <= q < W", "0 <= p < H - 1 and 0 <= q < W - 1", "the border of a"),
     ("conv_pixel", "p, q = i * stride + u - padding, j", "p, q = j * stride + u - padding, i", "i and j are exchanged"),
@@ -272,9 +278,9 @@ def test_solutions_are_right(name):
 def test_faults_leave_the_solution_as_it_was(name):
     """Each is one change of the right text: a message in one line, and names that the solution has."""
     _, exercise = EXERCISES[name]
-    solution = exercise.solutions[0]
+    solution, case = exercise.solutions[0], exercise.make_cases()[0]
     before = inspect.getsource(solution)
-    messages = {fault.message for fault in faults.of_source(solution)}
+    messages = {fault.message for level in LEVELS for fault in faults.of_source(solution, case, level)}
     assert inspect.getsource(solution) == before
     assert messages
     assert all("\n" not in message for message in messages)
