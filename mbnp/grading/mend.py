@@ -34,7 +34,7 @@ def mended(
 ) -> str:
     """Return what is wrong with a function, in a line, or nothing if it is not found in so many seconds.
 
-    expected: what it should return in each of the cases; put those first in which it does not
+    expected: what it should return in each of the cases
     """
     try:
         tree = _tree(function)
@@ -49,12 +49,16 @@ def mended(
         if one is None or one.right.all():
             return one.said if one else ""
         one.change.do()  # and another one on top of it
-        two = search.best(begin + seconds, one.right)
+        search.before = one.right
+        two = search.best(begin + seconds)
     if two and two.right.all():
         return f"{TWO}: {one.said}; and then: {two.said}"
     if 3 * one.gained < 2 * (len(cases) - one.right.sum() + one.gained):
         return ""
     return one.said.replace("all cases", "more cases") + "; there is another mistake"
+
+
+NOTHING = Change(Kind("", ""), lambda: None, lambda: None, list)
 
 
 class _Mend(NamedTuple):
@@ -80,16 +84,19 @@ class _Search:
         self.tree, self.name, self.names = tree, function.__name__, function.__globals__
         self.cases = [{name: _frozen(value) for name, value in case.items()} for case in cases]
         self.expected, self.rtol = expected, rtol
+        right = self.right(NOTHING, all_of_them=True)
+        # Wrong ones first, and small ones: a change that does not help is left at the first.
+        order = sorted(range(len(cases)), key=lambda k: (right[k], _size(cases[k])))
+        self.cases, self.expected = [self.cases[k] for k in order], [expected[k] for k in order]
+        self.before = right[order]
 
-    def best(self, end: float, before: np.ndarray | None = None) -> _Mend | None:
+    def best(self, end: float) -> _Mend | None:
         """Return the first change that makes all cases right, or else the one that makes most of them right.
 
-        end: the time when the search ends; before: the cases that are right without a change, which must stay so
+        end: the time when the search ends
         """
         function = self.tree.body[0]
         assert isinstance(function, ast.FunctionDef)
-        if before is None:
-            before = self.right(Change(Kind("", ""), lambda: None, lambda: None, list), all_of_them=True)
         most: _Mend | None = None
         for level in LEVELS:
             for change in changes(function, level, self.cases[0]):
@@ -97,8 +104,8 @@ class _Search:
                     return most
                 if not change.kind.mend or not (right := self.right(change)).any():
                     continue
-                gained = int(right.sum() - before.sum())
-                if right.all() or (gained > (most.gained if most else 0) and right[before].all()):
+                gained = int(right.sum() - self.before.sum())
+                if right.all() or (gained > (most.gained if most else 0) and right[self.before].all()):
                     most = _Mend(change, right, gained, change.said("all cases come out right", fault=False))
                     if right.all():
                         return most
@@ -118,6 +125,18 @@ class _Search:
             if not found[0] and not all_of_them:
                 break
         return found
+
+
+def _size(case: Mapping[str, Any]) -> float:
+    """Return how much there is in a case: numbers, and how large single ones are."""
+    return sum(
+        abs(value)
+        if isinstance(value, int | float)
+        else np.size(value)
+        if isinstance(value, np.ndarray)
+        else len(value)
+        for value in case.values()
+    )
 
 
 def _frozen(value: Any) -> Any:

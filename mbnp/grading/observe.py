@@ -161,8 +161,8 @@ def _conditions(case: dict[str, Any]) -> Iterator[Condition]:
 def _places(wrong: Sequence[Pair]) -> str:
     """Say which of the numbers are right: those of the first image, off the border, where the right one is 0."""
     dims = {pair.wrong.ndim for pair in wrong}
-    if len(dims) > 1 or any(pair.wrong.all() for pair in wrong):
-        return ""
+    if len(dims) > 1 or len(wrong) < 2 or any(pair.wrong.all() or pair.wrong.sum() < 2 for pair in wrong):
+        return ""  # nothing, or what may be by chance
     for axis in range(dims.pop()):
         masks: list[Any] = [
             pair.wrong.any(axis=tuple(k for k in range(pair.wrong.ndim) if k != axis)) for pair in wrong
@@ -212,7 +212,7 @@ def _by_axis(wrong: Sequence[Pair]) -> str:
             for p in wrong
             if np.isfinite(p.got).all()
         ]
-        if len(rows) < len(wrong) or any(b.shape[1] < 3 or b.std() == 0 for _, b in rows):
+        if len(rows) < len(wrong) or any(b.shape[1] < 4 or b.std() == 0 for _, b in rows):
             continue
         each = f"each entry along axis {axis} has"
         look = "look at the numbers of which there is one for each, such as a mean, a scale or a bias"
@@ -299,7 +299,7 @@ def _product(wanted: np.ndarray, sizes: dict[str, np.ndarray]) -> str:
 
 def _order(wrong: Sequence[Pair]) -> str:
     """Say that the results are a function of the right ones: another function stands at the end."""
-    if any(pair.got.size < 6 or np.isnan(pair.got).any() for pair in wrong):
+    if any(pair.got.size < 8 or np.isnan(pair.got).any() for pair in wrong):
         return ""
     for pair in wrong:
         order = np.argsort(pair.expected.ravel(), kind="stable")

@@ -48,7 +48,7 @@ PLANTED = [
         "conv_pixel",
         "range(KH):\n        for v in range(KW)",
         "range(1, KH):\n        for v in range(1, KW)",
-        "`range(1, KW)` in place of `range(KW)`",
+        "`range(KW)` in place of `range(1, KW)`",
     ),
     ("conv_pixel", "0 <= p < H and 0 <= q < W", "0 <= p < H - 1 and 0 <= q < W - 1", "the border of a"),
     ("conv_pixel", "p, q = i * stride + u - padding, j", "p, q = j * stride + u - padding, i", "i and j are exchanged"),
@@ -77,7 +77,7 @@ PLANTED = [
     ("depthwise_intensity", "(itemsize * numbers)", "(itemsize * 2 * n * h * w * c + k * k * c)", "Weights take bytes"),
     # sentinels, numbers, units
     ("taps", "u, -1)", "u, 0)", "0 stands where an output does not use the row"),
-    ("taps", "u, -1)", "u, kernel)", "of `-1`"),
+    ("taps", "u, -1)", "u, kernel)", "`-1` in place of `kernel`"),
     ("one_cycle", "np.pi * s", "2 * np.pi * s", "a whole cosine"),
     ("one_cycle", "peak / 25, peak / 25", "peak / 10, peak / 10", "begins at peak / 10"),
     ("attainable", "bandwidth * intensity", "8 * bandwidth * intensity", "bits"),
@@ -147,7 +147,7 @@ FORMS = [
     ("map_sizes", "return sizes", "return (size for size in sizes)", "no values until it is gone through"),
     ("map_sizes", "return sizes", "return [[1], [2, 3]]", "rows have different lengths"),
     ("running_statistics", "return mean, var", "return {'mean': mean, 'var': var}", "its values in a tuple"),
-    ("batchnorm_forward", "return ", "return x[None] + ", "an axis of length 1 is left over"),
+    ("batchnorm_forward", "return ", "return x[None] * 0 + ", "an axis of length 1 is left over"),
 ]
 
 
