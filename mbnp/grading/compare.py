@@ -26,6 +26,14 @@ class Trial:
     output: int | None = None  # which of several results is wrong
 
 
+class StoppedError(BaseException):
+    """The function did not come back: it ended its process, or exceeded a limit. `line` is the reader's, or 0."""
+
+    def __init__(self, why: str, line: int = 0) -> None:
+        super().__init__(why)
+        self.line = line
+
+
 # --- comparing ---
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbnp.grading.compare import Trial, compare, describe, same
+from mbnp.grading.compare import StoppedError, Trial, compare, describe, same
 from mbnp.grading.diagnose import likely
 from mbnp.grading.rules import broken
 
@@ -90,8 +90,8 @@ def grade(
     """Run the reader's function on every case.
 
     golden: arrays by the keys that `golden_key` gives
-    inside(check, *arguments): returns check(function, *arguments) from where the function runs; without it nothing is
-        looked for in the function itself
+    inside(check, *arguments, limit=seconds): returns check(function, *arguments) from where the function runs; without
+        it nothing is looked for in the function itself
     seconds: for the search for a likely reason, as `likely` has it
     """
     outcome = Outcome(exercise.name, "solved")
@@ -160,14 +160,6 @@ def _line_of(error: BaseException, function: Callable) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if code and frame.filename == code.co_filename]
     return f" (line {own[-1].lineno}: {own[-1].line})" if own else ""
-
-
-class StoppedError(BaseException):
-    """The function did not come back: it ended its process, or exceeded a limit. `line` is the reader's, or 0."""
-
-    def __init__(self, why: str, line: int = 0) -> None:
-        super().__init__(why)
-        self.line = line
 
 
 class UnusableError(Exception):

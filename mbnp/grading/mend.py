@@ -43,8 +43,10 @@ def mended(
     if tree is None:
         return ""
     begin = time.process_time()
-    search = _Search(tree, function, cases, expected, rtol)
     with _quiet():
+        search = _Search(tree, function, cases, expected, rtol)
+        if time.process_time() - begin > seconds / 2:
+            return ""  # it is too slow to be called again and again
         one = search.best(begin + FIRST * seconds)
         if one is None or one.right.all():
             return one.said if one else ""

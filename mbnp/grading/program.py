@@ -33,7 +33,8 @@ import psutil
 
 from mbnp.errors import MbnpError
 from mbnp.grading import child
-from mbnp.grading.exercise import StoppedError, UnusableError
+from mbnp.grading.compare import StoppedError
+from mbnp.grading.exercise import UnusableError
 from mbnp.grading.source import Source, brief
 
 SECONDS = 20.0  # more than this for one exercise, or for the file, is an endless loop; compiling does not count
@@ -116,15 +117,18 @@ class Program:
 
         return call
 
-    def inside(self, name: str, check: Callable, *arguments: Any) -> Any:
-        """Return what check(function, *arguments) returns in the process. check: a function of one of our modules."""
+    def inside(self, name: str, check: Callable, *arguments: Any, limit: float = SECONDS) -> Any:
+        """Return what check(function, *arguments) returns in the process, in so many seconds.
+
+        check: a function of one of our modules
+        """
         if self._process is None:
             self._load(SECONDS)
         assert self._process is not None
         begin, own = time.monotonic(), self.seconds
         try:
             self._process.ask("inside", name, pickle.dumps((check, arguments)))
-            return self._result(self._wait(SECONDS), {})
+            return self._result(self._wait(limit), {})
         finally:
             self.seconds = own
             self.inside_seconds += time.monotonic() - begin

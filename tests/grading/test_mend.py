@@ -143,7 +143,7 @@ def found(name, *changes, seconds=5):
 def test_two_mistakes():
     text = found("receptive_field", ("(k - 1)", "(k + 1)"), ("j *= s", "j += s"))
     assert text.startswith("there are two mistakes")
-    assert "`k - 1` in place of `k + 1`" in text
+    assert "`j *= s` in place of `j += s`" in text
 
 
 def test_the_function_stays_as_it_is_and_its_arguments_too():
