@@ -10,6 +10,7 @@ gives exactly the reader's numbers in every case is the likely reason.
 # (it cannot infer the types of lambdas with defaults)
 
 import ast
+import functools
 import inspect
 import itertools
 import textwrap
@@ -98,14 +99,9 @@ def _changes(value: Any) -> Iterator[Named]:
         yield "the numbers are those of half of {name}", lambda v: v // 2 if isinstance(v, int) else v / 2
         yield "the numbers are those of {name} squared", lambda v: v * v
         yield "the numbers are those of 1 - {name}", lambda v: 1 - v
-        for factor in (10, 4, 8):
-            yield f"the numbers are those of {factor} * {{name}}: another unit?", lambda v, f=factor: f * v
-            yield f"the numbers are those of {{name}} / {factor}: another unit?", lambda v, f=factor: v / f
-        if isinstance(value, float):
-            yield "the numbers are those of 1000 * {name}: another unit?", lambda v: 1000 * v
-            yield "the numbers are those of {name} / 1000: another unit?", lambda v: v / 1000
-            yield "the numbers are those of the root of {name}", lambda v: v**0.5
-            yield "`{name}` is rounded to a whole number", lambda v: float(round(v))
+        yield "the numbers are those of 1000 * {name}: another unit?", lambda v: 1000 * v
+        yield "the numbers are those of {name} / 1000: another unit?", lambda v: v / 1000
+        yield "the numbers are those of 8 * {name}: bits for bytes?", lambda v: 8 * v
     elif isinstance(value, list | tuple):
         yield "`{name}` is gone through from its end: its last entry comes first", lambda v: v[::-1]
         yield "the first entry of `{name}` is left out", lambda v: v[1:]
@@ -127,21 +123,18 @@ def _array_changes(value: np.ndarray) -> Iterator[Named]:
         yield "`{name}` runs backwards along axes 0 and 1: it is rotated", lambda v: v[::-1, ::-1].copy()
     for a, b in itertools.combinations(range(value.ndim), 2):
         yield f"axes {a} and {b} of `{{name}}` are exchanged", lambda v, a=a, b=b: np.swapaxes(v, a, b).copy()
+    true, false = ("true everywhere", "false everywhere") if value.dtype.kind == "b" else ("ones", "zeros")
+    yield f"`{{name}}` is not used: the numbers are those for {false}", np.zeros_like
+    yield f"`{{name}}` is not used: the numbers are those for {true}", np.ones_like
     if value.dtype.kind == "b":
         yield "`{name}` is reversed", np.logical_not
-        yield "`{name}` is not used: the numbers are those for true everywhere", np.ones_like
-        yield "`{name}` is not used: the numbers are those for false everywhere", np.zeros_like
         return
-    yield "`{name}` is not used: the numbers are those for zeros", np.zeros_like
-    yield "`{name}` is not used: the numbers are those for ones", np.ones_like
     yield "sign: the numbers are those of -{name}", np.negative
     yield "the numbers are those of the absolute values of `{name}`", np.abs
     yield "`{name}` is cut at 0: its negative numbers count as 0", lambda v: np.maximum(v, 0)
     yield "`{name}` is sorted first, and should not be", lambda v: np.sort(v, axis=0)
     if value.dtype.kind == "f":
-        yield "the numbers are those of 2 * {name}: does it count twice?", lambda v: 2 * v
         yield "the numbers are those of the square of `{name}`", np.square
-        yield "the numbers are those of the root of `{name}`", np.sqrt
         yield "the mean of `{name}` is used for all of them", lambda v: np.full_like(v, v.mean())
         yield "the numbers are those of 1 / {name}", np.reciprocal
     else:
@@ -209,6 +202,26 @@ def _result_changes(result: Any) -> Iterator[Named]:
         yield from _axis_changes(array)
 
 
+def _all_along(of: Callable) -> Callable:
+    return lambda v, axis: np.broadcast_to(of(v, axis), v.shape)
+
+
+AXIS_CHANGES: list[tuple[str, Callable]] = [
+    ("axis {} of the result runs backwards", np.flip),
+    ("axis {} is summed over, and should stay", np.sum),
+    ("axis {} is averaged over, and should stay", np.mean),
+    ("the result is the same all along axis {}: its sum", _all_along(lambda v, k: v.sum(k, keepdims=True))),
+    ("the result is the same all along axis {}: its mean", _all_along(lambda v, k: v.mean(k, keepdims=True))),
+    ("only the first along axis {} is returned", lambda v, axis: v.take(0, axis)),
+    ("the result of the first is repeated along axis {}", _all_along(lambda v, k: v.take([0], k))),
+    ("the result of the last is repeated along axis {}", _all_along(lambda v, k: v.take([-1], k))),
+    ("the result is shifted by one along axis {}", lambda v, axis: np.roll(v, 1, axis)),
+    ("the result is shifted by one along axis {}", lambda v, axis: np.roll(v, -1, axis)),
+    ("the first along axis {} is missing", lambda v, axis: np.delete(v, 0, axis)),
+    ("the last along axis {} is missing", lambda v, axis: np.delete(v, -1, axis)),
+]
+
+
 def _axis_changes(array: np.ndarray) -> Iterator[Named]:
     for a, b in itertools.combinations(range(array.ndim), 2):
         yield f"axes {a} and {b} of the result are exchanged", lambda v, a=a, b=b: np.swapaxes(v, a, b)
@@ -217,29 +230,7 @@ def _axis_changes(array: np.ndarray) -> Iterator[Named]:
             lambda v, a=a, b=b: v.reshape(np.swapaxes(v, a, b).shape),
         )
     for axis in range(array.ndim):
-        yield f"axis {axis} of the result runs backwards", lambda v, axis=axis: np.flip(v, axis)
-        yield f"axis {axis} is summed over, and should stay", lambda v, axis=axis: v.sum(axis)
-        yield f"axis {axis} is averaged over, and should stay", lambda v, axis=axis: v.mean(axis)
-        yield (
-            f"the result is the same all along axis {axis}: its sum",
-            lambda v, axis=axis: np.broadcast_to(v.sum(axis, keepdims=True), v.shape),
-        )
-        yield (
-            f"the result is the same all along axis {axis}: its mean",
-            lambda v, axis=axis: np.broadcast_to(v.mean(axis, keepdims=True), v.shape),
-        )
-        yield f"only the first along axis {axis} is returned", lambda v, axis=axis: v.take(0, axis)
-        yield (
-            f"the result of the first is repeated along axis {axis}",
-            lambda v, axis=axis: np.broadcast_to(v.take([0], axis), v.shape),
-        )
-        yield (
-            f"the result of the last is repeated along axis {axis}",
-            lambda v, axis=axis: np.broadcast_to(v.take([-1], axis), v.shape),
-        )
-        yield f"the result is shifted by one along axis {axis}", lambda v, axis=axis: np.roll(v, 1, axis)
-        yield f"the result is shifted by one along axis {axis}", lambda v, axis=axis: np.roll(v, -1, axis)
-        yield f"the first along axis {axis} is missing", lambda v, axis=axis: np.delete(v, 0, axis)
-        yield f"the last along axis {axis} is missing", lambda v, axis=axis: np.delete(v, -1, axis)
+        for said, change in AXIS_CHANGES:
+            yield said.format(axis), functools.partial(change, axis=axis)
     yield "the numbers are right, in one long row: give the result its shape", np.ravel
     yield "the numbers are sorted, and should not be", lambda v: np.sort(v, axis=0)

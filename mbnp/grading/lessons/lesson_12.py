@@ -308,8 +308,35 @@ def _relative_to_ours(ours, theirs, tolerance):
     return -1
 
 
+def _each_by_itself(rtol, atol):
+    """Measure every number by itself, and not by the largest of the layer."""
+
+    def wrong(ours, theirs, tolerance):
+        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            b = b.transpose(0, 2, 3, 1) if b.ndim == 4 else b
+            if not np.allclose(a, b, rtol=rtol(tolerance), atol=atol(tolerance)):
+                return k
+        return -1
+
+    return wrong
+
+
 _SIGN = "sign: without abs, differences downwards are never found, or hide in the sum: np.abs(a - b).max()"
+_EACH = (
+    "each number is measured by itself (np.allclose does that, too), so that one near 0 may not be off at all. The "
+    "tolerance is one for the whole layer: times the largest of theirs"
+)
 FIRST_MISTAKES = [
+    Mistake(_EACH, _each_by_itself(lambda tolerance: tolerance, lambda tolerance: 0)),
+    Mistake(_EACH, _each_by_itself(lambda tolerance: tolerance, lambda tolerance: 1e-8)),
+    Mistake(
+        "means are compared, which hide a few wrong numbers: take the largest difference, and the largest of theirs",
+        _first_with(lambda difference: np.abs(difference).mean(), lambda b: np.abs(b).mean()),
+    ),
+    Mistake(
+        "the number of layers that differ is returned; the index of the first one is asked for",
+        _first_with(choose=len),
+    ),
     Mistake("relative to ours: the tolerance is measured by the largest of *their* output", _relative_to_ours),
     Mistake(
         "sign: the scale is b.max(), without abs. Where their numbers are negative, that is too small or negative: "
