@@ -2,9 +2,10 @@
 
 In the order to read them: `lessons/` has the exercises as data. `exercise.py` calls a reader's function on their cases,
 `compare.py` describes the first difference, and `diagnose.py` looks for its likely reason: a change (`changes.py`) that
-makes the function right (`mend.py`), or one that makes a right solution as wrong (`faults.py`). `rules.py` says what a
-right answer must not do. The reader's file (`source.py`) runs in a process of its own (`program.py`, and at its other
-end `child.py`). `progress.py`, `hints.py`, `watch.py` and `use.py` are what `mbnp grade` has besides.
+makes the function right (`mend.py`), one that makes a right solution as wrong (`faults.py`), or else what the wrong
+results have in common (`observe.py`). `rules.py` says what a right answer must not do. The reader's file
+(`source.py`) runs in a process of its own (`program.py`, and at its other end `child.py`). `progress.py`, `hints.py`,
+`watch.py` and `use.py` are what `mbnp grade` has besides.
 """
 
 import importlib
@@ -27,7 +28,7 @@ from mbnp.grading.compare import golden_key
 from mbnp.grading.exercise import Exercise, Mistake, Outcome, grade
 from mbnp.grading.source import brief, find, read
 
-SECONDS = 1.6  # of our own computing for a file, the search for likely reasons included
+SECONDS = 1.4  # of our own computing for a file, the search for likely reasons included
 
 if TYPE_CHECKING:
     from mbnp.grading.program import Program

@@ -153,7 +153,7 @@ class Change(NamedTuple):
     def said(self, what: str, fault: bool) -> str:
         """Return the message. what: a sentence before "with `this` in place of `that`"."""
         kind = self.kind.fault if fault else self.kind.mend
-        texts = self.texts()
+        texts = [(_short(before), _short(after)) for before, after in self.texts()]
         if not texts[0][1]:
             return f"{kind}: `{_cut(texts[0][0])}`"
         pairs = [f"`{_cut(after, before)}` in place of `{_cut(before, after)}`" for before, after in texts[:SHOWN]]
@@ -227,9 +227,13 @@ def _locate(node: Any) -> None:
             _locate(getattr(node, field, None))
 
 
+def _short(text: str) -> str:
+    """Return the text in one line, without what adds up to nothing."""
+    return " ".join(text.split()).replace(" - 1 + 1", "").replace(" + 1 - 1", "")
+
+
 def _cut(text: str, other: str = "", most: int = 70) -> str:
-    """Return the text in one line of at most `most` characters, that where it differs from the other one included."""
-    text, other = " ".join(text.split()), " ".join(other.split())
+    """Return at most `most` characters of the text, those where it differs from the other one included."""
     same = next((k for k, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     if len(text) > most and same > most // 2:
         text = "... " + text[same - most // 3 :]
@@ -306,7 +310,10 @@ def _add(found: dict[tuple[int, type], list[_Rule]], kind: Kind, pattern: ast.ex
     free = sorted(_wild(new) - _wild(pattern))
     if len(free) > 1 or not set(free) <= set("ABC"):
         return  # "A -> A.G()": which method?
-    kind = kind._replace(level=3) if free else kind
+    if free:
+        kind = kind._replace(level=3)
+    elif isinstance(pattern, ast.Name):
+        kind = kind._replace(fault="")  # nobody puts a logarithm where nothing belongs; who did has it in the text
     key = kind.level, ast.expr if isinstance(pattern, ast.Name) else type(pattern)
     found.setdefault(key, []).append(_Rule(kind, pattern, new, "".join(free)))
 
