@@ -125,13 +125,14 @@ class Program:
         if self._process is None:
             self._load(SECONDS)
         assert self._process is not None
-        begin, own = time.monotonic(), self.seconds
+        begin, own = _computed(self._process.process.pid), self.seconds
         try:
             self._process.ask("inside", name, pickle.dumps((check, arguments)))
             return self._result(self._wait(limit), {})
         finally:
             self.seconds = own
-            self.inside_seconds += time.monotonic() - begin
+            now = _computed(self._process.process.pid) if self._process else begin
+            self.inside_seconds += max(now - begin, 0.0)
 
     def done(self) -> str:
         """End an exercise: return what was printed since the last. A process that it left unclean is replaced."""
@@ -380,6 +381,14 @@ class _Process:
                 with suppress(OSError):
                     stream.close()
         self.folder.cleanup()
+
+
+def _computed(pid: int) -> float:
+    """Return the seconds of computing that a process has had, 0 if it has ended."""
+    try:
+        return sum(psutil.Process(pid).cpu_times()[:2])
+    except psutil.Error:
+        return 0.0
 
 
 def _memory(process: psutil.Process | None, kind: str) -> int:
