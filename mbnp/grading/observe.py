@@ -146,7 +146,7 @@ def _conditions(case: dict[str, Any]) -> Iterator[Condition]:
         elif isinstance(value, np.ndarray):
             for axis in range(value.ndim - 1):
                 same = f"axes {axis} and {axis + 1} of `{name}` have the same length"
-                yield same, 2 - (axis == 0), lambda c, n=name, k=axis: c[n].shape[k] == c[n].shape[k + 1]
+                yield same, 2, lambda c, n=name, k=axis: c[n].shape[k] == c[n].shape[k + 1]
             yield f"`{name}` has no negative number", 2, lambda c, n=name: (c[n] >= 0).all()
             yield f"`{name}` has no two equal numbers", 2, lambda c, n=name: len(np.unique(c[n])) == c[n].size
     for a, b in itertools.permutations(numbers, 2):
