@@ -54,6 +54,7 @@ def _run(argv: Sequence[str], imported: Callable[[], object]) -> int:
         isa = importlib.import_module("mbnp.bench.isa")
         isa.check(options.isa)
         if not isa.held(options.isa):
+            imported()
             return isa.run_again(options.isa, argv)
         isa.begin()
     command = importlib.import_module(f"mbnp.commands.{options.command}")
@@ -309,7 +310,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
     work += "224 x 224) (default: the first two, or with --against all that suit)"
     _add(p, "--work LIST", f"what to compare: {work}")
     _add(p, "--isa NAME", "hold all but ONNX Runtime to the instruction set of an older processor: avx2")
-    _add(p, "--load N", "time everything beside N busy processes, too", default=0)
+    _add(p, "--load N", "time the comparisons beside N busy processes, too", default=0)
     _add(p, "--no-compile", "leave out torch.compile, whose set-up takes a minute")
     _add(p, "--scaling", "instead: time per image over batch size, width, resolution and threads")
     _add(p, "--rounds N", "rounds of each", default=15)

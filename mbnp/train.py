@@ -183,8 +183,8 @@ def fit(
     opt = recipe.optimiser(net)
     rates = recipe.rates(total=recipe.epochs * batches)
     rng = np.random.default_rng(recipe.seed)
-    _take_over(net, data)
     at = Progress(generator=rng.bit_generator.state) if resume is None else _go_on(resume, net, opt, rng)
+    _take_over(net, data)
 
     def kept() -> None:
         if keep is not None:
@@ -236,9 +236,9 @@ def _check_run(net: Network, data: datasets.Dataset, recipe: Recipe, every: int 
 
 def _go_on(snapshot: Snapshot, net: Network, opt: optim.Optimiser, rng: np.random.Generator) -> Progress:
     """Let the network, the optimiser and the generator be as they were; return how far they are."""
-    net.load_state(snapshot.network)
-    opt.load_state(snapshot.optimiser)
+    opt.load_state(snapshot.optimiser)  # first: if it does not fit, the network is as it was
     rng.bit_generator.state = snapshot.progress.generator
+    net.load_state(snapshot.network)
     return copy.deepcopy(snapshot.progress)
 
 

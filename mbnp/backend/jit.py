@@ -100,9 +100,9 @@ class Kernel(CPUDispatcher):
 
     _cache: Any
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         with threads.lock:
-            return self._run(*arguments)
+            return self._run(*arguments, **named)
 
     @functools.cached_property
     def _run(self) -> Any:
@@ -119,7 +119,7 @@ class Kernel(CPUDispatcher):
         return not isinstance(self._cache, _Cache) or self._cache.holds(sig, self.targetctx)
 
 
-def _refuse(kernel: Any, *arguments: Any) -> Any:
+def _refuse(kernel: Any, *arguments: Any, **named: Any) -> Any:
     raise MbnpError(
         f"{kernel.py_func.__name__} cannot run: this process was forked from one in which kernels ran, and a fork has "
         'no copy of their threads: start it by multiprocessing.get_context("spawn"), or fork before the first kernel'
@@ -211,7 +211,8 @@ class _Cache(caching.FunctionCache):
         except OSError as error:
             _say_once("cannot be kept", error, path)
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
 
 @functools.cache

@@ -49,7 +49,7 @@ def _short_spin() -> Iterator[None]:
         yield
     finally:
         for name in chosen:
-            del os.environ[name]
+            os.environ.pop(name, None)
 
 
 _started = False  # whether this process, or one that it was forked from, has begun to start the threads

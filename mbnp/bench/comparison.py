@@ -118,15 +118,19 @@ class Load(AbstractContextManager["Load"]):
     """
 
     def __init__(self, count: int) -> None:
-        loop = f"from mbnp.parent import end_with_parent\nend_with_parent({os.getpid()})\nwhile True: pass"
-        started = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(count)]
-        self.processes = [psutil.Process(process.pid) for process in started]
-        self._started = started
+        watch = f"from mbnp.parent import end_with_parent\nend_with_parent({os.getpid()})"
+        command = [sys.executable, "-c", f"{watch}\nprint(flush=True)\nwhile True: pass"]
+        self._started = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(count)]
+        for process in self._started:
+            assert process.stdout is not None
+            process.stdout.readline()  # it watches its parent: not before may it be suspended
+            process.stdout.close()
+        self.processes = [psutil.Process(process.pid) for process in self._started]
         self._each(psutil.Process.suspend)
 
     def __exit__(self, *_: object) -> None:
-        self._each(psutil.Process.kill)
         for process in self._started:
+            process.kill()
             process.wait()
 
     @contextmanager

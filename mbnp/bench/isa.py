@@ -27,7 +27,7 @@ KNOWN = {
         "OPENBLAS_CORETYPE": "Haswell",
     }
 }
-PARENT = "MBNP_PARENT"  # the variable with the number of the process that is to be outlived by none
+PARENT = "MBNP_PARENT"  # the variable with the number of the process that this one must not outlive
 NOT_HELD = "not held"  # what is said of a library that has no such variable
 
 

@@ -1,5 +1,6 @@
 """Helpers that the formats share: files replaced only by whole ones, and checks of values that were read."""
 
+import contextlib
 import numbers
 import os
 import re
@@ -61,14 +62,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk. Windows has no such call for folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Wait until a file, or the names in a folder, are on disk. Not all systems can do that for folders."""
+    folder = path.is_dir()
+    with contextlib.suppress(*[OSError] * folder):
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def unfinished(path: Path) -> str:
