@@ -47,7 +47,7 @@ MOST_THREADS = 4096
 
 def check_environment() -> None:
     """Raise MbnpError if the environment asks Numba for threads that there cannot be: its own errors are tracebacks."""
-    name, count = "NUMBA_NUM_THREADS", os.environ.get("NUMBA_NUM_THREADS") or "1"
+    name, count = "NUMBA_NUM_THREADS", os.environ.get("NUMBA_NUM_THREADS", "1")
     if not (count.strip().isdecimal() and 1 <= int(count) <= MOST_THREADS):
         raise MbnpError(f"{name} must be a whole number from 1 to {MOST_THREADS}, got {short(count)}: mend or unset it")
     name, layer = "NUMBA_THREADING_LAYER", os.environ.get("NUMBA_THREADING_LAYER", "default")
