@@ -62,7 +62,7 @@ GUARANTEES = (
         ("tests/backend/test_cache.py",),
     ),
     Guarantee(
-        "No process that mbnp started outlives it, and an interrupt at its start is one line",
+        "No process that mbnp started outlives it (on Linux and macOS), and an interrupt at its start is one line",
         "parents that are killed, 100 interrupts in the first two seconds",
         ("tests/test_parent.py", "tests/test_environment.py", "tests/test_warmup.py"),
     ),

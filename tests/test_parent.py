@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -14,20 +11,10 @@ import pytest
 
 import mbnp
 from tests.tally import NIGHTLY
+from tests.test_warmup import start
 
 ROOT = Path(mbnp.__file__).parents[1]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows does not tell who a process's parent is")
-
-
-def start(code, **environment):
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": paths} | environment,
-    )
 
 
 def children_end(code, count, settled=lambda children: True, **environment):
