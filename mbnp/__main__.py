@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import threading
 from typing import NoReturn
 
 
@@ -13,8 +15,14 @@ def _stop(*_: object) -> NoReturn:
 
 
 # An import that is interrupted passes on an error of its own, or none, and there is nothing to tidy up before the
-# command begins. Where interrupts are ignored, as under nohup, they stay so.
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+# command begins. Where interrupts are ignored, as under nohup, they stay so; and processes that the command starts,
+# which import this file, too, leave it to the command to say that it was stopped.
+_started = sys.modules.get("multiprocessing.process")
+if (
+    signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    and threading.current_thread() is threading.main_thread()
+    and not (_started and _started.parent_process())
+):
     signal.signal(signal.SIGINT, _stop)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbnp.weights.files import replacing
+from mbnp.storage import replacing
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import: inside the functions
     from matplotlib.axes import Axes

@@ -33,9 +33,9 @@ from mbnp.datasets import Dataset
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
 from mbnp.recipe import Recipe
+from mbnp.storage import clear, flush, replacing, unfinished
 from mbnp.train import Progress, Record, Snapshot
 from mbnp.weights import native
-from mbnp.weights.files import clear, flush, replacing, unfinished
 
 STATE = "mbnp run 1"
 # What config.json must have for a run to go on, at the top and in parts of it.

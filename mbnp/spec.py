@@ -227,7 +227,7 @@ def check_flow(net: Sequential, shape: tuple[int, ...]) -> int:
 
 def most_images(net: Sequential, shape: tuple[int, ...], wanted: int) -> int:
     """Return how many images of `shape` inference takes at a time: as many as wanted, within MOST_NUMBERS."""
-    return max(1, min(wanted, MOST_NUMBERS // check_flow(net, shape)))
+    return min(wanted, MOST_NUMBERS // check_flow(net, shape))
 
 
 def _flow(layer: Layer, shape: tuple, where: str) -> Generator[tuple[str, tuple], None, tuple]:

@@ -225,10 +225,11 @@ def _check_run(net: Network, data: datasets.Dataset, recipe: Recipe, every: int 
     if every is not None and every < 1:
         raise MbnpError(f"every must be at least 1 step, got {every}")
     shape = data.train.images.shape[1:]
-    # This raises, too, for images that the network does not take.
+    # These raise, too, for images that the network does not take, or that a test would not have the memory for.
+    spec.check_flow(net, data.test.images.shape[1:])
     kept = sum(math.prod(y_shape) for *_, y_shape in net.walk(shape))
     if (needed := kept * recipe.batch_size * net.dtype.itemsize) > (there := psutil.virtual_memory().total):
-        what = f"a step on {recipe.batch_size} images keeps {needed / 1e9:,.1f} GB of feature maps"
+        what = f"a step on {recipe.batch_size} images keeps up to {needed / 1e9:,.1f} GB of feature maps"
         raise MbnpError(f"{what}, and this machine has {there / 1e9:,.1f} GB: use a smaller batch_size")
     return batches
 

@@ -89,7 +89,7 @@ def test_large_inputs_are_sampled():
         return x**2
 
     gradcheck.compare(count, lambda dy, x: 2 * x * dy, [np.ones((50, 50))], entries=7)
-    assert len(calls) == 1 + 2 * 7
+    assert len(calls) == 2 + 2 * 7
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,11 @@ def write(x):
         (np.tanh, lambda dy, x: write(dy), "backward writes into dy"),
         (write, lambda dy, x: 2 * dy, "forward writes into input 0"),
         (lambda x: (x, x), lambda dy, x: dy, "forward must return an array of numbers, got a tuple of 2"),
-        (lambda x: x.astype(np.float32), lambda dy, x: dy, "given float64 and returns float32"),
+        (lambda x: x.astype(np.float32), lambda dy, x: dy, "forward gives float32: finite differences need float64"),
+        (lambda x: x.astype(np.float16), lambda dy, x: dy, "forward gives float16: finite differences need float64"),
+        (lambda x: x.astype(int), lambda dy, x: dy, "forward gives int64: finite differences need float64"),
+        (lambda x: x > 0, lambda dy, x: dy, "forward gives bool: finite differences need float64"),
+        (lambda x: x + np.random.default_rng().random(), lambda dy, x: dy, "forward gives other numbers each time"),
         (lambda x: x / 0 if x[0, 0] else x, lambda dy, x: dy, r"forward returns -?inf at \(0, 0\)"),
         (lambda x: x[x != X.max()], lambda dy, x: 0 * x, r"forward returned the shape .* and then"),
     ],

@@ -326,9 +326,6 @@ class Plain(optim.Optimiser):
     def update(self, t, w, g):
         w[...] = w - self.lr * t * g
 
-    def _memory(self, name):
-        return []
-
 
 @pytest.mark.parametrize("name", backend.BACKENDS)
 def test_a_rule_of_ones_own_is_what_runs(name):
@@ -340,6 +337,11 @@ def test_a_rule_of_ones_own_is_what_runs(name):
                 p.grad[...] = 5
                 opt.step()
                 assert p.value == value
+
+
+def test_a_rule_that_says_by_the_old_name_what_it_keeps_is_refused():
+    with pytest.raises(MbnpError, match=r"Old defines _memory: say what the rule keeps by memory = "):
+        type("Old", (optim.SGD,), {"_memory": lambda self, name: []})
 
 
 def run_python(code, **variables):

@@ -142,6 +142,27 @@ def test_an_interrupt_at_any_moment_of_the_start_is_one_line(command):
     assert stopped
 
 
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        'multiprocessing.get_context("spawn").Pool(1).apply(exec, (code,))',
+        "thread = threading.Thread(target=lambda: found.append(exec(code))); thread.start(); thread.join(); found[0]",
+    ],
+    ids=["process", "thread"],
+)
+def test_only_the_process_of_the_command_answers_interrupts_while_it_starts(elsewhere):
+    code = f"""
+    import multiprocessing, threading
+    found = []
+    code = "import signal; from mbnp import __main__; "
+    code += "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    {elsewhere}
+    """
+    process = start(code)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+
+
 def test_a_process_that_ignores_interrupts_goes_on_doing_so():
     code = """
     import signal, sys

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,6 @@ def checkpoint_agrees(folder):
 KILLED = """
 import itertools, os, signal, sys
 from mbnp import cli
-from mbnp.weights import files
 count, first, last, number = itertools.count(1), *map(int, sys.argv[1:4])
 def killing(function):
     def wrapped(*arguments, **options):
@@ -183,6 +183,32 @@ def test_a_run_killed_before_it_had_a_folder_leaves_nothing_for_long(records, wh
     assert not (tmp_path / "run").exists()
     assert cli.main(arguments) == 0
     assert os.listdir(tmp_path) == ["run"]
+    is_like(tmp_path / "run", whole)
+
+
+def test_a_signal_while_the_folder_gets_its_name_is_for_the_run_that_it_then_is(
+    records, whole, tmp_path, capsys, monkeypatch
+):
+    folder, flush, came = tmp_path / "run", runs.flush, []
+
+    def flushed(path):
+        flush(path)
+        if path == tmp_path and not came:
+            came.append(signal.raise_signal(signal.SIGTERM))
+
+    monkeypatch.setattr(runs, "flush", flushed)
+    assert cli.main(["train", *ARGUMENTS, "--data", str(records), "--out", str(folder)]) == 143
+    assert capsys.readouterr().err.endswith(f"; to go on: mbnp train --resume {folder}\n")
+    assert cli.main(["train", "--resume", str(folder)]) == 0
+    is_like(folder, whole)
+
+
+def test_a_run_in_a_thread_which_no_signal_reaches(records, whole, tmp_path):
+    arguments, status = ["train", *ARGUMENTS, "--data", str(records), "--out", str(tmp_path / "run")], []
+    thread = threading.Thread(target=lambda: status.append(cli.main(arguments)))
+    thread.start()
+    thread.join()
+    assert status == [0]
     is_like(tmp_path / "run", whole)
 
 
@@ -240,7 +266,9 @@ def test_more_epochs_of_a_constant_schedule(records, tmp_path):
         assert cli.main([*arguments, "--epochs", epochs, "--out", str(tmp_path / name)]) == 0
     assert cli.main(["train", "--resume", str(tmp_path / "short"), "--epochs", "2"]) == 0
     is_like(tmp_path / "short", tmp_path / "long")
-    assert json.loads((tmp_path / "short" / "config.json").read_text())["recipe"]["epochs"] == 2
+    config = json.loads((tmp_path / "short" / "config.json").read_text())
+    assert config["recipe"]["epochs"] == 2
+    assert "--epochs 2 " in config["command"]
 
 
 @pytest.mark.parametrize("epochs", ["0", "-1"])

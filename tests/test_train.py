@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from mbnp import datasets, models, optim, train
+from mbnp import datasets, models, optim, spec, train
 from mbnp.errors import DivergedError, MbnpError
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 
@@ -253,6 +253,12 @@ def test_the_default_recipe():
 def test_bad_recipes(change, message):
     with pytest.raises(MbnpError, match=message):
         train.fit(make_net(), make_data(), dataclasses.replace(RECIPE, **change))
+
+
+def test_images_too_large_to_be_tested_on_are_refused_before_the_first_step(monkeypatch):
+    monkeypatch.setattr(spec, "MOST_NUMBERS", 1000)
+    with pytest.raises(MbnpError, match="make feature maps of more than 1,000 numbers"):
+        train.fit(make_net(), make_data(), RECIPE, on_batch=pytest.fail)
 
 
 def test_weights_that_break_in_an_epochs_last_step_are_not_reported_as_good():

@@ -6,10 +6,8 @@ import hashlib
 import inspect
 import os
 import pickle
-import secrets
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.registry import CPUDispatcher
 
+from mbnp import storage
 from mbnp.backend import threads
 from mbnp.errors import MbnpError
 
@@ -199,20 +198,13 @@ class _Cache(caching.FunctionCache):
         if not self._impl.check_cachable(data):
             return
         path = self._path(sig, data.codegen)
-        partial = path.with_name(f"{path.name}.tmp.{secrets.token_hex(8)}")
         content = self._stamp.digest() + serialize.dumps(self._impl.reduce(data))
         try:
             self._impl.locator.ensure_cache_path()
-            for left in path.parent.glob(f"{path.name}.tmp.*"):  # by a process that was killed while it wrote
-                if time.time() - left.stat().st_mtime > 600:
-                    left.unlink(missing_ok=True)
-            partial.write_bytes(hashlib.sha256(content).digest() + content)
-            os.replace(partial, path)
+            with storage.replacing(path, lasting=False) as partial:
+                partial.write_bytes(hashlib.sha256(content).digest() + content)
         except OSError as error:
             _say_once("cannot be kept", error, path)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink()
 
 
 @functools.cache

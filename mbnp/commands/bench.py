@@ -17,8 +17,8 @@ from mbnp.bench.workload import Workload
 from mbnp.commands import common
 from mbnp.commands.console import Console
 from mbnp.errors import MbnpError, unknown
+from mbnp.storage import replacing
 from mbnp.tables import hang
-from mbnp.weights.files import replacing
 
 DEFAULT = "mobilenet-v1-small"
 WORKS = ("training", "inference", "single", "mobilenet-v1")  # single: a batch of one image
@@ -31,6 +31,8 @@ def run(options: Namespace) -> int:
     candidates.check_peers(peers)
     if options.rounds < 1:
         raise MbnpError(f"--rounds must be at least 1, got {options.rounds}")
+    if options.scaling and options.load:
+        raise MbnpError("--load is for comparisons, which --scaling is instead of: leave out one of them")
     if options.load < 0:
         raise MbnpError(f"--load must be at least 0 busy processes, got {options.load}")
     for path in filter(None, (options.json, options.out)):  # before minutes of measuring, not after

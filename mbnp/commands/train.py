@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 import shlex
 import signal
 import sys
+import threading
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,7 @@ def _go_on(options: Namespace) -> int:
         net.freeze_until(last)
     if recipe.epochs != config["recipe"]["epochs"]:
         config["recipe"]["epochs"] = recipe.epochs
+        config["command"] = re.sub(r"--epochs \d+", f"--epochs {recipe.epochs}", config["command"])
         runs.save_config(folder, config)
     now = runs.environment()
     if changed := [key for key in now if key != "threads" and now[key] != config[key]]:
@@ -146,32 +149,34 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
+def _on_signals(call: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
+    """Let `call` be what signals call within the block; only the main thread may say, and gets them."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, call) for number in numbers if main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _stoppable() -> Iterator[None]:
     """Let SIGTERM raise _Terminated within the block."""
 
     def stop(*_: Any) -> None:
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
+    with _on_signals(stop, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def _unstoppable(later: bool = False) -> Iterator[None]:
     """Ignore Ctrl-C and SIGTERM within the block, which is short and leaves nothing half done; later: put them off."""
     came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
+    with _on_signals(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if later and came:
         signal.raise_signal(came[0])
 
@@ -282,8 +287,9 @@ class _Session:
         if not self.made:
             # Not before: bad input of whatever kind shows in the first step, and leaves no folder behind.
             assert self.snapshot is not None  # from before that step
-            self.folder = runs.make(self.options.out, self.name(), self.config(), self.snapshot, self.net)
-            self.made = True
+            with _unstoppable(later=True):
+                self.folder = runs.make(self.options.out, self.name(), self.config(), self.snapshot, self.net)
+                self.made = True
             self.lock.enter_context(runs.locked(self.folder))
             self.say(f"run folder: {self.folder}")
         self.bar.update(

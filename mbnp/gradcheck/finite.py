@@ -156,11 +156,16 @@ def output(forward: Forward, inputs: Sequence[np.ndarray], names: Sequence[str])
     if isinstance(y, tuple):
         raise MbnpError(f"{must}, got {_kind(y)}")
     y = _numbers(y, must)
-    if y.dtype in (np.float16, np.float32):
-        raise MbnpError(f"forward is given float64 and returns {y.dtype}: compute in the dtype of the input")
+    if y.dtype.kind != "f" or y.itemsize < 8:
+        raise MbnpError(f"forward gives {y.dtype}: finite differences need float64, as it is given")
     if not np.isfinite(y).all():
         at = tuple(int(k) for k in np.argwhere(~np.isfinite(y))[0])
         raise MbnpError(f"forward returns {y[at]} at {at}: give it inputs where it has a derivative")
+    again = _pure("forward", forward, inputs, names)
+    if not np.array_equal(y, again):
+        raise MbnpError(
+            "forward gives other numbers each time: finite differences need the same, so seed what is random"
+        )
     return y
 
 

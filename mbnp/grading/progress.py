@@ -64,7 +64,7 @@ def _checked(entries: Any) -> Progress:
 
 def save(progress: Progress) -> None:
     """Write the file, whole or not at all."""
-    from mbnp.weights.files import replacing  # needs Numba
+    from mbnp.storage import replacing  # needs psutil, which is slow to import
 
     path().parent.mkdir(parents=True, exist_ok=True)
     with replacing(path()) as partial:

@@ -141,8 +141,7 @@ def forward_numba(x, w, b, stride, padding):
     _, _, (OH, OW) = resolve(x, w.shape[:2], stride, padding)
     y = np.empty((N, OH, OW, padded(D, x.dtype)), x.dtype)
     b = np.zeros(y.shape[-1], x.dtype) if b is None else matmul.fill_vectors(b)
-    with backend.one_pool():
-        _forward_kernel(x, w, b, stride, padding, y)
+    _forward_kernel(x, w, b, stride, padding, y)
     return np.ascontiguousarray(y[..., :D])
 
 
@@ -167,8 +166,7 @@ def _forward_kernel(x, w, b, stride, padding, y):
 def backward_numba(dy, x, w, stride, padding):
     D = w.shape[3]
     dx = np.zeros_like(x)
-    with backend.one_pool():
-        dw, db = _backward_kernel(matmul.fill_vectors(dy), x, w, stride, padding, dx)
+    dw, db = _backward_kernel(matmul.fill_vectors(dy), x, w, stride, padding, dx)
     dw, db = (partial.sum(axis=0, dtype=np.float64).astype(x.dtype)[..., :D] for partial in (dw, db))
     return dx, dw.reshape(w.shape), db.copy()
 

@@ -309,8 +309,7 @@ def forward_bias(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> np.nd
     N = b.shape[1]
     y = np.empty((len(a), padded(N, a.dtype)), a.dtype)
     bias = np.zeros(y.shape[1], a.dtype) if bias is None else fill_vectors(bias)
-    with backend.one_pool():
-        _forward_kernel(a, np.ascontiguousarray(b), bias, y)
+    _forward_kernel(a, np.ascontiguousarray(b), bias, y)
     return np.ascontiguousarray(y[:, :N])
 
 
@@ -334,8 +333,7 @@ def backward_numba(dy, a, b):
 
 def backward_bias(dy: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return da, db, and the sums of the columns of dy, which are the gradient of a bias."""
-    with backend.one_pool():
-        db, sums = _backward_kernel(a, fill_vectors(dy))
+    db, sums = _backward_kernel(a, fill_vectors(dy))
     N = b.shape[1]
     db, sums = (partial.sum(axis=0, dtype=np.float64).astype(a.dtype)[..., :N] for partial in (db, sums))
     return forward_bias(dy, b.T, None), np.ascontiguousarray(db), sums.copy()

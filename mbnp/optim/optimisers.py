@@ -31,6 +31,10 @@ class Optimiser:
     kernel: Callable[..., None] | None = None  # `update` for all parameters at once
     memory: tuple[str, ...] = ()  # attributes with the arrays {parameter's name: array} that the rule keeps
 
+    def __init_subclass__(cls) -> None:
+        if "_memory" in vars(cls):  # what a rule keeps was said by this method, which nothing calls any more
+            raise MbnpError(f'{cls.__name__} defines _memory: say what the rule keeps by memory = ("velocity",)')
+
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         if not isinstance(parameters, Mapping) or not parameters:
             raise MbnpError("an optimiser takes the parameters of a network by name: pass net.parameters()")

@@ -1,24 +1,16 @@
-"""Helpers that the formats share: files replaced only by whole ones, and checks of values that were read."""
+"""Helpers that the formats share: errors of reading in one line, and checks of values that were read."""
 
-import contextlib
 import numbers
-import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from mbnp import spec
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
-
-_UNFINISHED = re.compile(r"\..+\.mbnp-(\d+)\.[a-z0-9_]{8}(\.part)?")  # as `unfinished` and tempfile make them
 
 
 @contextmanager
@@ -35,54 +27,6 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except BaseException as error:  # a panic of Rust's is no Exception
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MbnpError(f"{path} is damaged or no {kind}: {line[:200]}") from None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file beside `path` to write into; it replaces `path` when the block ends without an error.
-
-    It is on disk before it gets the name, and the name before this returns: whatever is killed or cut off when, there
-    is the old file or the new one, whole. What a killed process left in the middle of this is removed.
-    """
-    clear(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=unfinished(path), suffix=".part")
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        # mkstemp makes files that only their owner can read; give the checkpoint the mode any other file gets.
-        os.umask(mask := os.umask(0))
-        os.chmod(partial, 0o666 & ~mask)
-        flush(partial)
-        os.replace(partial, path)
-        flush(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk. Not all systems can do that for folders."""
-    folder = path.is_dir()
-    with contextlib.suppress(*[OSError] * folder):
-        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def unfinished(path: Path) -> str:
-    """Return how the names of files and folders begin that this process makes, and that will be `path`."""
-    return f".{path.name[:40]}.mbnp-{os.getpid()}."
-
-
-def clear(path: Path) -> None:
-    """Remove what processes that are no more left unfinished in the folder of `path`."""
-    for partial in path.parent.glob(".*.mbnp-*.*"):
-        found = _UNFINISHED.fullmatch(partial.name)
-        if found and not psutil.pid_exists(int(found[1])):
-            shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def check_square(net: Network, size: tuple[int, ...], out: tuple[int, ...]) -> None:

@@ -18,6 +18,7 @@ import safetensors.numpy
 from mbnp import models
 from mbnp.errors import MbnpError
 from mbnp.network import Network
+from mbnp.storage import replacing
 from mbnp.weights import files, torch_files
 
 FORMAT = "mbnp 1"
@@ -73,7 +74,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(dict(sorted(header.items())), ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with files.replacing(path) as partial, partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(memoryview(data)[8 + size :])
 

@@ -21,6 +21,7 @@ import numpy as np
 from mbnp import models, spec
 from mbnp.errors import MbnpError
 from mbnp.network import Network
+from mbnp.storage import replacing
 from mbnp.weights import files
 from mbnp.weights.torch_names import array_of, from_torch, is_timm, to_torch
 
@@ -80,7 +81,7 @@ def save(net: Network, path: Path, names: str | None = None) -> None:
         raise MbnpError(f"{path}: {problem}: write .safetensors or .onnx, or take weights.to_torch(net)")
     content = io.BytesIO()  # torch's own writer raises a RuntimeError on a full disk
     torch.save(tensors, content)
-    with files.replacing(path) as partial:
+    with replacing(path) as partial:
         partial.write_bytes(content.getbuffer())
 
 

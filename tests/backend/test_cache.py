@@ -10,7 +10,7 @@ import numba
 import pytest
 from numba.core import config
 
-from mbnp import backend
+from mbnp import backend, storage
 from mbnp.backend.jit import _Cache, _said
 from tests.tally import NIGHTLY
 
@@ -131,13 +131,15 @@ def test_a_disk_that_is_full(call, kernel, tmp_path, monkeypatch, capfd):
 def test_what_a_killed_process_left_half_written_goes(kernel, tmp_path):
     file = file_of(tmp_path)
     file.unlink()
-    old, young = (file.with_name(f"{file.name}.tmp.{name}") for name in ("old", "young"))
-    for left in (old, young):
+    running = file.with_name(f"{storage.unfinished(file)}abcd_123.part")
+    killed = file.with_name(
+        running.name.replace(f"-{os.getpid()}.", f"-{2**22 + 1}.")
+    )  # more than any process's number
+    for left in (running, killed):
         left.write_bytes(b"half")
-    os.utime(old, (0, 0))
     assert kernel() == 0
-    assert young.exists()  # another process may be writing it
-    assert not old.exists()
+    assert running.exists()
+    assert not killed.exists()
 
 
 def test_the_folder_may_be_gone(kernel, tmp_path):

@@ -13,6 +13,7 @@ from mbnp import layers, models
 from mbnp.errors import MbnpError
 from mbnp.network import Layer, Network, Residual, Sequential
 from mbnp.ops import window
+from mbnp.storage import replacing
 from mbnp.weights import files, layouts
 from mbnp.weights.onnx.nodes import ELEMENTWISE
 from mbnp.weights.onnx.read import METADATA, library
@@ -36,7 +37,7 @@ def save(net: Network, path: str | os.PathLike, layout: str = "NCHW", fold: bool
         raise MbnpError(f"layout must be 'NCHW' or 'NHWC', got {layout!r}")
     model = _model(onnx, net, layout, fold)
     onnx.checker.check_model(model, full_check=True)
-    with files.replacing(Path(path)) as partial:
+    with replacing(Path(path)) as partial:
         partial.write_bytes(model.SerializeToString())
 
 
