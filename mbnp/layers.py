@@ -15,8 +15,20 @@ import numpy as np
 
 from mbnp import renamed
 from mbnp.errors import MbnpError, refuse_mask
-from mbnp.network import Layer, Network, Residual, Sequential
-from mbnp.ops import batchnorm, conv, depthwise, linear, pointwise, pool, relu, window
+from mbnp.network import Gate, Layer, Network, Residual, Sequential
+from mbnp.ops import (
+    batchnorm,
+    conv,
+    depthwise,
+    dropout,
+    hard_sigmoid,
+    hard_swish,
+    linear,
+    pointwise,
+    pool,
+    relu,
+    window,
+)
 from mbnp.ops.window import Margin, Pair, Size
 from mbnp.parameter import Buffer, Parameter
 
@@ -26,8 +38,12 @@ __all__ = [
     "Buffer",
     "Conv",
     "Depthwise",
+    "Dropout",
     "Flatten",
+    "Gate",
     "GlobalAveragePool",
+    "HardSigmoid",
+    "HardSwish",
     "Layer",
     "Linear",
     "MaxPool",
@@ -38,6 +54,7 @@ __all__ = [
     "ReLU",
     "Residual",
     "Sequential",
+    "Squeeze",
     "Subsample",
 ]
 
@@ -276,6 +293,66 @@ class ReLU(Layer):
         return lambda x, train: F.relu(x) if most is None else F.hardtanh(x, 0.0, most)
 
 
+class _Elementwise(Layer):
+    """y = op(x), without parameters or options."""
+
+    op: ModuleType
+
+    def __init__(self) -> None:
+        self.x: np.ndarray | None = None
+
+    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
+        self.x = x if train else None
+        return self.op.forward(x)
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        return self.op.backward(dy, self.pop_saved("x"))
+
+
+class HardSigmoid(_Elementwise):
+    """min(max(x + 3, 0), 6) / 6. `ops.hard_sigmoid`."""
+
+    kind, op = "hard-sigmoid", hard_sigmoid
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        return lambda x, train: F.relu6(x + 3) / 6  # F.hardsigmoid's gradient has float32's 1/6, in float64, too
+
+
+class HardSwish(_Elementwise):
+    """x * min(max(x + 3, 0), 6) / 6. `ops.hard_swish`."""
+
+    kind, op = "hard-swish", hard_swish
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        return lambda x, train: F.hardswish(x)
+
+
+class Dropout(Layer):
+    """In training, set a share of `rate` of all entries to zero and scale the others up; nothing else. `ops.dropout`.
+
+    seed: of the layer's own generator, whose masks differ from call to call. A layer that is frozen around it still
+    drops, as in PyTorch.
+    """
+
+    kind = "dropout"
+
+    def __init__(self, rate: float = 0.2, seed: int = 0) -> None:
+        self.rate, self.seed = rate, seed
+        self.generator = np.random.default_rng(seed)
+        self.mask: np.ndarray | None = None
+
+    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
+        self.mask = dropout.draw(x.shape, self.rate, self.generator, x.dtype.type) if train else None
+        return x if self.mask is None else dropout.forward(x, self.mask)
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        return dropout.backward(dy, self.pop_saved("mask"))
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        """Return PyTorch's dropout, which draws other masks."""
+        return lambda x, train: F.dropout(x, self.rate, train)
+
+
 class _Pool(Layer):
     """A window of `size` that moves by `stride` (the size, where there is none) over each channel."""
 
@@ -361,6 +438,24 @@ class GlobalAveragePool(Layer):
 
     def torch(self, F: Any) -> Callable[..., Any]:
         return lambda x, train: x.mean((2, 3))
+
+
+class Squeeze(GlobalAveragePool):
+    """The same mean, which keeps its axes: (N, H, W, C) -> (N, 1, 1, C), for 1x1 convolutions after it."""
+
+    kind = "squeeze"
+
+    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
+        return super().forward(x, train)[:, None, None, :]
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        return super().backward(dy[:, 0, 0, :])
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return 1, 1, shape[-1]
+
+    def torch(self, F: Any) -> Callable[..., Any]:
+        return lambda x, train: x.mean((2, 3), keepdim=True)
 
 
 class Flatten(Layer):

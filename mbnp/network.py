@@ -16,6 +16,7 @@ import numpy as np
 
 from mbnp import parameter, renamed, tables
 from mbnp.errors import MbnpError, refuse_mask
+from mbnp.ops import gate
 
 __getattr__ = renamed.module_names(
     __name__, {name: f"mbnp.parameter:{name}" for name in ("Variable", "Parameter", "Buffer")}
@@ -100,6 +101,15 @@ class Layer:
     def buffers(self) -> dict[str, parameter.Buffer]:
         """Return the running statistics by name."""
         return {name: v for name, v in self.variables().items() if isinstance(v, parameter.Buffer)}
+
+    def generators(self) -> dict[str, np.random.Generator]:
+        """Return by name what draws random numbers in training: the generators of dropout."""
+        return {
+            f"{name}.{key}" if name else key: value
+            for name, layer in self.leaves()
+            for key, value in vars(layer).items()
+            if isinstance(value, np.random.Generator)
+        }
 
     def trainable(self) -> bool:
         """Return whether there is a parameter that is not frozen."""
@@ -320,6 +330,45 @@ class Residual(Sequential):
         yield from super()._walk(shape, name)
         if self.shortcut:
             yield from self.shortcut._walk(shape, _join(name, "shortcut"))
+
+
+class Gate(Sequential):
+    """x * s, where the layers inside make of x a factor s for each image and channel: squeeze-and-excite. `ops.gate`.
+
+    The gradient goes back through both factors and is added. Hu et al., arXiv:1709.01507; the layers are an average
+    over each feature map (squeeze), and two 1x1 convolutions that end in a sigmoid (excite).
+    """
+
+    def __init__(self, layers: Mapping[str, Layer] | Sequence[Layer]) -> None:
+        super().__init__(layers)
+        self.x: np.ndarray | None = None
+        self.s: np.ndarray | None = None
+
+    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
+        s = super().forward(x, train)
+        self.x, self.s = (x, s) if train else (None, None)
+        return gate.forward(x, s.reshape(len(s), -1))
+
+    def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
+        s = self.pop_saved("s")
+        dx, ds = gate.backward(dy, self.pop_saved("x"), s.reshape(len(s), -1))
+        through = super().backward(ds.reshape(s.shape))
+        return None if through is None else dx + through
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        check_factors("a gate", super().output_shape(shape), shape)
+        return shape
+
+    def _visit(self, x: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
+        *inner, (_, s) = super()._visit(x, name)
+        yield from inner
+        yield name, gate.forward(x, s.reshape(len(s), -1))
+
+
+def check_factors(where: str, factors: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Raise MbnpError unless `factors`, what the layers of a gate make, is a number for each channel of `shape`."""
+    if factors not in (shape[-1:], (1, 1, *shape[-1:])):
+        raise MbnpError(f"{where} needs a factor for each of {shape[-1]} channels, and its layers make {factors}")
 
 
 class Network(Sequential):

@@ -25,7 +25,7 @@ import numpy as np
 
 from mbnp import layers
 from mbnp.errors import MbnpError, short, unknown
-from mbnp.network import Layer, Network, Residual, Sequential
+from mbnp.network import Gate, Layer, Network, Residual, Sequential, check_factors
 from mbnp.ops import window
 
 NAME = "layers"  # the name of an architecture that lists its layers, where others have their builder's
@@ -39,7 +39,7 @@ VECTOR = 16  # channels that it rounds up to
 KINDS: dict[str, Any] = {
     cls.kind: cls for cls in vars(layers).values() if isinstance(cls, type) and issubclass(cls, Layer) and cls.kind
 }
-_CONTAINERS = {"sequential": ("layers",), "residual": ("layers", "shortcut")}  # and their keys
+_CONTAINERS = {"sequential": ("layers",), "gate": ("layers",), "residual": ("layers", "shortcut")}  # and their keys
 
 
 # Checks of options: each returns the value as plain JSON has it, or raises TypeError or ValueError.
@@ -114,7 +114,7 @@ _BY_TYPE: dict[Any, Callable] = {
     str: _text,
     str | None: _order,
 }
-_BY_NAME = {"new_channels": _margin}
+_BY_NAME = {"new_channels": _margin, "seed": _margin}
 _KEYS = {"max_value": "cap"}  # keys of files that are older than the option's name
 
 
@@ -145,8 +145,8 @@ def describe_layers(net: Sequential, where: str = "") -> list[dict[str, Any]]:
 
 
 def _describe(name: str, layer: Any, where: str) -> dict[str, Any]:
-    if type(layer) is Sequential:
-        return {"name": name, "kind": "sequential", "layers": describe_layers(layer, f"{where}.")}
+    if type(layer) in (Sequential, Gate):
+        return {"name": name, "kind": type(layer).__name__.lower(), "layers": describe_layers(layer, f"{where}.")}
     if type(layer) is Residual:
         shortcut = layer.shortcut and _describe("shortcut", layer.shortcut, f"{where}.shortcut")
         inner = describe_layers(layer, f"{where}.")
@@ -247,6 +247,10 @@ def _flow(layer: Layer, shape: tuple, where: str) -> Generator[tuple[str, tuple]
         if shape != other:
             raise MbnpError(f"{where} adds feature maps of {shape} and {other}")
         yield where, shape
+    if isinstance(layer, Gate):
+        check_factors(where, shape, x_shape)
+        shape = x_shape
+        yield where, shape
     return shape
 
 
@@ -290,8 +294,8 @@ def _children(entries: list[dict[str, Any]], rng: np.random.Generator, dtype: An
 
 
 def _make(entry: dict[str, Any], rng: np.random.Generator, dtype: Any) -> Layer:
-    if entry["kind"] == "sequential":
-        return Sequential(_children(entry["layers"], rng, dtype))
+    if entry["kind"] in ("sequential", "gate"):
+        return (Gate if entry["kind"] == "gate" else Sequential)(_children(entry["layers"], rng, dtype))
     if entry["kind"] == "residual":
         body, shortcut = _children(entry["layers"], rng, dtype), entry["shortcut"]
         return Residual(body, shortcut and _make(shortcut, rng, dtype))

@@ -62,6 +62,7 @@ class Progress:
     seconds: float = 0.0  # that they took
     order: Mapping[str, Any] = field(default_factory=dict)  # the generator as the epoch began
     generator: Mapping[str, Any] = field(default_factory=dict)  # as it is now
+    dropout: Mapping[str, Any] = field(default_factory=dict)  # the network's generators, by name
     history: list[Record] = field(default_factory=list)  # of the epochs that are over
 
 
@@ -124,6 +125,7 @@ def _step(
     # What NumPy would warn of on the way to an infinite loss, the DivergedError says better.
     with one_pool(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         before = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
+        drawn = {name: g.bit_generator.state for name, g in net.generators().items()}
         opt.zero_grad()
         try:
             outputs = net.forward(x, train=True)
@@ -132,19 +134,21 @@ def _step(
                 net.backward(criterion.backward(outputs, y, *smoothing))
                 on_gradients(net)
         except BaseException:
-            _restore(net, before)
+            _restore(net, before, drawn)
             raise
         if not np.isfinite(value):
-            _restore(net, before)
+            _restore(net, before, drawn)
             what = f"the loss is {value} at step {opt.steps + 1}: {_first_not_finite(net, x)}"
             raise DivergedError(f"{what}; try a lower learning rate")
         opt.step()
     return value, outputs
 
 
-def _restore(net: Network, statistics: dict[str, np.ndarray]) -> None:
+def _restore(net: Network, statistics: dict[str, np.ndarray], drawn: dict[str, Any]) -> None:
     for name, buffer in net.buffers().items():
         buffer.value = statistics[name]
+    for name, generator in net.generators().items():
+        generator.bit_generator.state = drawn[name]
 
 
 def _first_not_finite(net: Network, x: np.ndarray) -> str:
@@ -189,6 +193,7 @@ def fit(
     def kept() -> None:
         if keep is not None:
             at.generator = rng.bit_generator.state
+            at.dropout = {name: g.bit_generator.state for name, g in net.generators().items()}
             keep(Snapshot(net.state(), opt.state(), copy.deepcopy(at)))
 
     if resume is None:
@@ -239,6 +244,8 @@ def _go_on(snapshot: Snapshot, net: Network, opt: optim.Optimiser, rng: np.rando
     opt.load_state(snapshot.optimiser)  # first: if it does not fit, the network is as it was
     rng.bit_generator.state = snapshot.progress.generator
     net.load_state(snapshot.network)
+    for name, state in snapshot.progress.dropout.items():
+        net.generators()[name].bit_generator.state = state
     return copy.deepcopy(snapshot.progress)
 
 

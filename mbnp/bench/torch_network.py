@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mbnp.network import Layer, Residual, Sequential
+from mbnp.network import Gate, Layer, Residual, Sequential
 from mbnp.parameter import Parameter
 from mbnp.weights import layouts
 
@@ -18,7 +18,7 @@ def torch_network(layer: Layer) -> nn.Module:
     """
     if not isinstance(layer, Sequential):
         return _Leaf(layer)
-    module = _Residual() if isinstance(layer, Residual) else nn.Sequential()
+    module = _Residual() if isinstance(layer, Residual) else _Gate() if isinstance(layer, Gate) else nn.Sequential()
     for name, child in layer.layers.items():
         module.add_module(name.replace(".", "_"), torch_network(child))
     if isinstance(layer, Residual):
@@ -50,3 +50,8 @@ class _Residual(nn.Sequential):
         for name, module in self.named_children():
             y = y if name == "shortcut" else module(y)
         return y + self.shortcut(x)
+
+
+class _Gate(nn.Sequential):
+    def forward(self, x: Any) -> Any:
+        return x * super().forward(x).flatten(1)[:, :, None, None]

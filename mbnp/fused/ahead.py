@@ -67,10 +67,13 @@ def signatures(net: Network) -> dict[str, tuple]:
     if all(operation.kind == "layer" for operation in operations):
         return {}
     x = np.zeros(shape, net.dtype)
+    drawn = {name: generator.bit_generator.state for name, generator in net.generators().items()}
     with _recording() as calls:
         plan = Plan(operations, shape, net.dtype, needs_dx=False)
         plan.backward(np.zeros_like(plan.forward(x)))
         Inference(operations, shape, net.dtype).forward(x)
+    for name, generator in net.generators().items():
+        generator.bit_generator.state = drawn[name]
     order = [name for name in LONGEST if name in calls] + [name for name in calls if name not in LONGEST]
     return {name: calls[name] for name in order}
 

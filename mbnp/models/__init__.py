@@ -16,8 +16,11 @@ from mbnp import spec
 from mbnp.errors import MbnpError, short, unknown
 from mbnp.models.article import mobilenet_v1_small, standard_small
 from mbnp.models.mobilenet_v1 import mobilenet_v1, mobilenet_v1_cifar
+from mbnp.models.mobilenet_v2 import mobilenet_v2, mobilenet_v2_cifar
+from mbnp.models.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small, mobilenet_v3_small_cifar
 from mbnp.models.new_head import with_new_head
 from mbnp.models.resnet import resnet20
+from mbnp.models.xception import xception, xception_cifar
 from mbnp.network import Network
 
 __all__ = [
@@ -27,15 +30,35 @@ __all__ = [
     "mobilenet_v1",
     "mobilenet_v1_cifar",
     "mobilenet_v1_small",
+    "mobilenet_v2",
+    "mobilenet_v2_cifar",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "mobilenet_v3_small_cifar",
     "names",
     "resnet20",
     "standard_small",
     "with_new_head",
+    "xception",
+    "xception_cifar",
 ]
 
 _BUILDERS: dict[str, Callable[..., Network]] = {
     builder.__name__.replace("_", "-"): builder
-    for builder in (mobilenet_v1_small, standard_small, mobilenet_v1_cifar, mobilenet_v1, resnet20)
+    for builder in (
+        mobilenet_v1_small,
+        standard_small,
+        mobilenet_v1_cifar,
+        mobilenet_v1,
+        mobilenet_v2,
+        mobilenet_v2_cifar,
+        mobilenet_v3_large,
+        mobilenet_v3_small,
+        mobilenet_v3_small_cifar,
+        xception,
+        xception_cifar,
+        resnet20,
+    )
 }
 
 

@@ -1,4 +1,4 @@
-"""The blocks of a MobileNet: depthwise separable, and the standard convolution that it takes the place of."""
+"""The blocks of MobileNets: depthwise separable, the standard convolution that it takes the place of, and inverted."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -23,6 +23,18 @@ def scaled(channels: int, width_mult: float) -> int:
     return int(channels * width_mult)
 
 
+def divisible(channels: float, by: int = 8) -> int:
+    """Return the multiple of `by` nearest to `channels`, at least `by`, and at most a tenth below `channels`.
+
+    So do the code of the papers' authors and all that follow it round what a width multiplier makes, for the vectors of
+    processors.
+    """
+    if not 0 < channels <= MOST_CHANNELS:
+        raise MbnpError(f"{channels:g} channels: a width_mult must leave more than 0 and at most {MOST_CHANNELS:,}")
+    near = max(by, int(channels + by / 2) // by * by)
+    return near + by if near < 0.9 * channels else near
+
+
 def begin(num_classes: int, seed: int, dtype: Any) -> np.random.Generator:
     """Check the options that every builder has, and return the generator that initial weights are drawn from."""
     for name, value, least in (("num_classes", num_classes, 1), ("seed", seed, 0)):

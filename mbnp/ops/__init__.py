@@ -1,4 +1,4 @@
-"""The operations of a MobileNet, one file each, forward and backward, written out by hand.
+"""The operations of a MobileNet and its successors, one file each, forward and backward, written out by hand.
 
 Read a file from top to bottom: the formula and its gradients, the loops that define the operation, the same
 in vectorised NumPy, a kernel where that is faster than NumPy, and the public pair `forward`, `backward` that picks
@@ -40,12 +40,30 @@ places, with two exceptions: a sum that overflows on the way may do so in one or
 Operations never write into their arguments, and what they return belongs to the caller.
 """
 
-from mbnp.ops import batchnorm, conv, depthwise, linear, pointwise, pool, relu, softmax_cross_entropy, window
+from mbnp.ops import (
+    batchnorm,
+    conv,
+    depthwise,
+    dropout,
+    gate,
+    hard_sigmoid,
+    hard_swish,
+    linear,
+    pointwise,
+    pool,
+    relu,
+    softmax_cross_entropy,
+    window,
+)
 
 __all__ = [
     "batchnorm",
     "conv",
     "depthwise",
+    "dropout",
+    "gate",
+    "hard_sigmoid",
+    "hard_swish",
     "linear",
     "pointwise",
     "pool",

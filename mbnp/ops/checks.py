@@ -30,14 +30,14 @@ def array(name: str, value: np.ndarray, layout: str | None = None, like: np.ndar
 def vector(name: str, value: np.ndarray, length: int, like: np.ndarray) -> np.ndarray:
     """Return `value`, which must be `length` numbers, one a channel, in the dtype of `like`."""
     value = array(name, value, like=like)
-    _shape(name, value, (length,))
+    shape(name, value, (length,))
     return value
 
 
 def gradient(dy: np.ndarray, expected: tuple[int, ...], like: np.ndarray) -> np.ndarray:
     """Return dy as a C-contiguous array; it must have the output's shape, `expected`, and the dtype of `like`."""
     dy = array("dy", dy, like=like)
-    _shape("dy", dy, expected)
+    shape("dy", dy, expected)
     return dy
 
 
@@ -51,7 +51,8 @@ def operands(
     return x, w, None if b is None else vector("b", b, w.shape[-1], x)
 
 
-def _shape(name: str, value: np.ndarray, expected: tuple[int, ...]) -> None:
+def shape(name: str, value: np.ndarray, expected: tuple[int, ...]) -> None:
+    """Raise MbnpError unless `value` has the expected shape."""
     if value.shape != expected:
         raise MbnpError(f"{name} must have the shape {expected}, got {value.shape}")
 

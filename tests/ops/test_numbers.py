@@ -17,7 +17,21 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from mbnp import MbnpError, backend
-from mbnp.ops import batchnorm, conv, depthwise, linear, matmul, pointwise, pool, relu, softmax_cross_entropy, window
+from mbnp.ops import (
+    batchnorm,
+    conv,
+    depthwise,
+    gate,
+    hard_sigmoid,
+    hard_swish,
+    linear,
+    matmul,
+    pointwise,
+    pool,
+    relu,
+    softmax_cross_entropy,
+    window,
+)
 from tests.oracle import nchw, nhwc, padded
 from tests.tally import NIGHTLY
 
@@ -109,6 +123,11 @@ def _average_pool(draw):
     return Case((x,), options | {"count_padding": draw(st.booleans())})
 
 
+def _gated(draw):
+    x = _map(draw)
+    return Case((x, (x[0], x[3])), {})
+
+
 def _normalised(draw):
     x = _map(draw)
     assume(math.prod(x[:3]) > 1)
@@ -175,6 +194,11 @@ def _torch_infer(x, gamma, beta, mean, var, eps):
 def _torch_relu(x, max_value):
     y = torch.relu(x)  # hardtanh's gradient at NaN is 0 in the middle of an array and dy at its end
     return y if max_value is None else torch.where(x >= max_value, torch.full_like(x, max_value), y)
+
+
+def _torch_hard_sigmoid(x):
+    y = F.relu6(x + 3) / 6  # F.hardsigmoid's gradient in float64 has float32's 1/6
+    return torch.where(x.isnan(), 0 * x, y)
 
 
 # ---- what is not linear: another gradient's arguments, another measure of rounding -----------------------------------
@@ -248,6 +272,13 @@ OPERATIONS = {
         relu.forward, _alone(relu.backward), _torch_relu,
         lambda draw: Case((_map(draw),), {"max_value": draw(st.sampled_from([None, 6.0, 0.5]))}),
     ),
+    "hard-sigmoid": Operation(
+        hard_sigmoid.forward, _alone(hard_sigmoid.backward), _torch_hard_sigmoid, lambda draw: Case((_map(draw),), {})
+    ),
+    "hard-swish": Operation(
+        hard_swish.forward, _alone(hard_swish.backward), F.hardswish, lambda draw: Case((_map(draw),), {})
+    ),
+    "gate": Operation(gate.forward, gate.backward, lambda x, s: x * s[:, None, None, :], _gated),
     "max pool": Operation(
         pool.max_forward, _alone(pool.max_backward), _torch_max, _pool,
         _max_bounds,

@@ -1,0 +1,209 @@
+"""MobileNetV2, MobileNetV3 and Xception in PyTorch, written from their papers; names of modules as in torchvision.
+
+Nothing of mbnp is used here, channels included: the tables are copied once more, and are to be compared with the paper.
+"""
+
+import torch
+from torch import nn
+
+
+def to_multiple(value: float, by: int = 8) -> int:
+    near = max(by, int(value + by / 2) // by * by)
+    return near + by if near < 0.9 * value else near
+
+
+def unit(
+    c_in: int, c_out: int, kernel: int, stride: int, groups: int, activation: nn.Module | None, **bn
+) -> nn.Sequential:
+    conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out, **bn), *([activation] if activation else []))
+
+
+class Inverted(nn.Module):
+    """What a block adds to its input, where it may; `name` is what torchvision calls the layers inside."""
+
+    def __init__(self, name: str, layers: list[nn.Module], adds: bool) -> None:
+        super().__init__()
+        self.name, self.adds = name, adds
+        setattr(self, name, nn.Sequential(*layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = getattr(self, self.name)(x)
+        return x + y if self.adds else y
+
+
+class Classified(nn.Module):
+    def __init__(self, features: list[nn.Module], classifier: list[nn.Module]) -> None:
+        super().__init__()
+        self.features, self.classifier = nn.Sequential(*features), nn.Sequential(*classifier)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def mobilenet_v2(width: float, classes: int) -> nn.Module:
+    """Sandler et al., table 2."""
+    table = "1 16 1 1, 6 24 2 2, 6 32 3 2, 6 64 4 2, 6 96 3 1, 6 160 3 2, 6 320 1 1"
+    c = to_multiple(32 * width)
+    features: list[nn.Module] = [unit(3, c, 3, 2, 1, nn.ReLU6())]
+    for row in table.split(", "):
+        t, c_out, n, s = map(int, row.split())
+        for i in range(n):
+            out, wide, stride = to_multiple(c_out * width), c * t, s if i == 0 else 1
+            layers = [unit(c, wide, 1, 1, 1, nn.ReLU6())] if t != 1 else []
+            layers += [unit(wide, wide, 3, stride, wide, nn.ReLU6())]
+            layers += [nn.Conv2d(wide, out, 1, bias=False), nn.BatchNorm2d(out)]
+            features.append(Inverted("conv", layers, stride == 1 and c == out))
+            c = out
+    head = to_multiple(1280 * max(1.0, width))
+    features.append(unit(c, head, 1, 1, 1, nn.ReLU6()))
+    return Classified(features, [nn.Dropout(0.2), nn.Linear(head, classes)])
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, c: int, few: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Conv2d(c, few, 1), nn.Conv2d(few, c, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True))))
+        return x * (torch.clamp(z + 3, 0, 6) / 6)
+
+
+V3 = {  # Howard et al., tables 1 and 2: input, kernel, widened, out, SE, activation, stride; the last layers
+    "large": (
+        "16 3 16 16 - RE 1, 16 3 64 24 - RE 2, 24 3 72 24 - RE 1, 24 5 72 40 SE RE 2, 40 5 120 40 SE RE 1, "
+        "40 5 120 40 SE RE 1, 40 3 240 80 - HS 2, 80 3 200 80 - HS 1, 80 3 184 80 - HS 1, 80 3 184 80 - HS 1, "
+        "80 3 480 112 SE HS 1, 112 3 672 112 SE HS 1, 112 5 672 160 SE HS 2, 160 5 960 160 SE HS 1, "
+        "160 5 960 160 SE HS 1",
+        960,
+        1280,
+    ),
+    "small": (
+        "16 3 16 16 SE RE 2, 16 3 72 24 - RE 2, 24 3 88 24 - RE 1, 24 5 96 40 SE HS 2, 40 5 240 40 SE HS 1, "
+        "40 5 240 40 SE HS 1, 40 5 120 48 SE HS 1, 48 5 144 48 SE HS 1, 48 5 288 96 SE HS 2, 96 5 576 96 SE HS 1, "
+        "96 5 576 96 SE HS 1",
+        576,
+        1024,
+    ),
+}
+
+
+def mobilenet_v3(size: str, width: float, classes: int) -> nn.Module:
+    """Width as Keras has it: the stem stays, widened channels follow from the scaled input."""
+    table, last_conv, last = V3[size]
+    bn = {"eps": 1e-3, "momentum": 0.01}
+    c = 16
+    features: list[nn.Module] = [unit(3, c, 3, 2, 1, nn.Hardswish(), **bn)]
+    for row in table.split(", "):
+        c_in, kernel, wide, c_out, se, activation, stride = (int(v) if v.isdigit() else v for v in row.split())
+        wide, out = to_multiple(c * (wide / c_in)), to_multiple(c_out * width)
+        activate = nn.ReLU if activation == "RE" else nn.Hardswish
+        layers = [unit(c, wide, 1, 1, 1, activate(), **bn)] if wide != c else []
+        layers += [unit(wide, wide, kernel, stride, wide, activate(), **bn)]
+        layers += [SqueezeExcite(wide, to_multiple(wide / 4))] if se == "SE" else []
+        layers += [unit(wide, out, 1, 1, 1, None, **bn)]
+        features.append(Inverted("block", layers, stride == 1 and c == out))
+        c = out
+    wide, last = to_multiple(6 * c), to_multiple(last * max(1.0, width))
+    assert width != 1 or wide == last_conv
+    features.append(unit(c, wide, 1, 1, 1, nn.Hardswish(), **bn))
+    return Classified(features, [nn.Linear(wide, last), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(last, classes)])
+
+
+class Separable(nn.Sequential):
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(c_in, c_in, 3, padding=1, groups=c_in, bias=False)
+        self.pointwise = nn.Conv2d(c_in, c_out, 1, bias=False)
+
+
+class Xception(nn.Module):
+    """Chollet, figure 5; names of layers as Keras has them, but for the 1x1 convolutions of the shortcuts."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv("block1_conv1", nn.Conv2d(3, 32, 3, 2, bias=False))
+        self.conv("block1_conv2", nn.Conv2d(32, 64, 3, bias=False))
+        c = 64
+        self.blocks = []
+        for number, outs in enumerate([(128,) * 2, (256,) * 2, (728,) * 2, *[(728,) * 3] * 8, (728, 1024)], start=2):
+            self.blocks.append((number, len(outs), len(outs) == 2))
+            body = {}
+            for i, out in enumerate(outs, start=1):
+                body |= {f"block{number}_sepconv{i}": Separable(c if i == 1 else outs[i - 2], out)}
+                body |= {f"block{number}_sepconv{i}_bn": nn.BatchNorm2d(out, eps=1e-3)}
+            module = nn.ModuleDict(body)
+            if len(outs) == 2:
+                module["shortcut"] = nn.Sequential(
+                    nn.Conv2d(c, outs[1], 1, 2, bias=False), nn.BatchNorm2d(outs[1], eps=1e-3)
+                )
+            self.add_module(f"block{number}", module)
+            c = outs[-1]
+        self.conv("block14_sepconv1", Separable(1024, 1536))
+        self.conv("block14_sepconv2", Separable(1536, 2048))
+        self.predictions = nn.Linear(2048, classes)
+
+    def conv(self, name: str, conv: nn.Module) -> None:
+        channels = (conv.pointwise if isinstance(conv, Separable) else conv).out_channels
+        self.add_module(name, conv)
+        self.add_module(f"{name}_bn", nn.BatchNorm2d(channels, eps=1e-3))
+
+    def run(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.relu(getattr(self, f"{name}_bn")(getattr(self, name)(x)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.run(self.run(x, "block1_conv1"), "block1_conv2")
+        for number, count, pooled in self.blocks:
+            module, y = getattr(self, f"block{number}"), x
+            for i in range(1, count + 1):
+                name = f"block{number}_sepconv{i}"
+                y = y if number == 2 and i == 1 else torch.relu(y)
+                y = module[f"{name}_bn"](module[name](y))
+            if pooled:  # the padding of TensorFlow: where it is odd, one more below and to the right
+                sides = [max(0, (-(-n // 2) - 1) * 2 + 3 - n) for n in y.shape[2:]]
+                padding = (sides[1] // 2, sides[1] - sides[1] // 2, sides[0] // 2, sides[0] - sides[0] // 2)
+                y = nn.functional.max_pool2d(nn.functional.pad(y, padding, value=-torch.inf), 3, 2)
+            x = y + (module["shortcut"](x) if pooled else x)
+        return self.predictions(self.run(self.run(x, "block14_sepconv1"), "block14_sepconv2").mean((2, 3)))
+
+
+class CifarBlock(nn.Module):
+    """The inverted residual of kuangliu/pytorch-cifar."""
+
+    def __init__(self, c_in: int, t: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        wide = c_in * t
+        self.stride = stride
+        self.conv1, self.bn1 = nn.Conv2d(c_in, wide, 1, bias=False), nn.BatchNorm2d(wide)
+        self.conv2 = nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False)
+        self.bn2 = nn.BatchNorm2d(wide)
+        self.conv3, self.bn3 = nn.Conv2d(wide, c_out, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.shortcut = nn.Sequential()
+        if stride == 1 and c_in != c_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+        y = self.bn3(self.conv3(y))
+        return y + self.shortcut(x) if self.stride == 1 else y
+
+
+class MobileNetV2Cifar(nn.Module):
+    def __init__(self, width: float, classes: int) -> None:
+        super().__init__()
+        table = "1 16 1 1, 6 24 2 1, 6 32 3 2, 6 64 4 2, 6 96 3 1, 6 160 3 2, 6 320 1 1"
+        c = to_multiple(32 * width)
+        self.conv1, self.bn1, layers = nn.Conv2d(3, c, 3, 1, 1, bias=False), nn.BatchNorm2d(c), []
+        for row in table.split(", "):
+            t, c_out, n, s = map(int, row.split())
+            for i in range(n):
+                layers.append(CifarBlock(c, t, to_multiple(c_out * width), s if i == 0 else 1))
+                c = to_multiple(c_out * width)
+        self.layers, head = nn.Sequential(*layers), to_multiple(1280 * max(1.0, width))
+        self.conv2, self.bn2 = nn.Conv2d(c, head, 1, bias=False), nn.BatchNorm2d(head)
+        self.linear = nn.Linear(head, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layers(torch.relu(self.bn1(self.conv1(x))))
+        return self.linear(torch.relu(self.bn2(self.conv2(x))).mean((2, 3)))
