@@ -19,7 +19,10 @@ import mbnp
 from mbnp import errors, tables
 from mbnp.errors import MbnpError, printable
 
-MODELS = "mobilenet-v1-small, standard-small, mobilenet-v1-cifar, mobilenet-v1, resnet20"
+MODELS = (
+    "mobilenet-v1-small, standard-small, mobilenet-v1-cifar, mobilenet-v1, mobilenet-v2, mobilenet-v2-cifar, "
+    "mobilenet-v3-large, mobilenet-v3-small, mobilenet-v3-small-cifar, xception, xception-cifar, resnet20"
+)
 READ = ".safetensors, .pt, .pth, .h5, .keras and .onnx"
 
 

@@ -241,11 +241,14 @@ def _check_run(net: Network, data: datasets.Dataset, recipe: Recipe, every: int 
 
 def _go_on(snapshot: Snapshot, net: Network, opt: optim.Optimiser, rng: np.random.Generator) -> Progress:
     """Let the network, the optimiser and the generator be as they were; return how far they are."""
+    generators = net.generators()
+    if snapshot.progress.dropout.keys() != generators.keys():
+        raise MbnpError("the snapshot is of another network: its dropouts are not this one's")
     opt.load_state(snapshot.optimiser)  # first: if it does not fit, the network is as it was
     rng.bit_generator.state = snapshot.progress.generator
     net.load_state(snapshot.network)
     for name, state in snapshot.progress.dropout.items():
-        net.generators()[name].bit_generator.state = state
+        generators[name].bit_generator.state = state
     return copy.deepcopy(snapshot.progress)
 
 

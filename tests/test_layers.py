@@ -9,8 +9,12 @@ from mbnp.layers import (
     BatchNorm,
     Conv,
     Depthwise,
+    Dropout,
     Flatten,
+    Gate,
     GlobalAveragePool,
+    HardSigmoid,
+    HardSwish,
     Linear,
     MaxPool,
     Network,
@@ -20,9 +24,28 @@ from mbnp.layers import (
     ReLU,
     Residual,
     Sequential,
+    Squeeze,
     Subsample,
 )
 from mbnp.ops import softmax_cross_entropy
+
+
+def gate(*layers):
+    return Gate([*layers, HardSigmoid()])
+
+
+def test_a_gate_wants_a_factor_for_each_channel():
+    with pytest.raises(MbnpError, match=r"a gate needs a factor for each of 3 channels, .* make \(1, 1, 2\)"):
+        gate(Squeeze(), Pointwise(3, 2)).output_shape((4, 4, 3))
+
+
+def test_a_gate_shows_what_is_inside():
+    net = Network({"se": gate(Squeeze()), "pool": GlobalAveragePool()}, 4)
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)
+    found = net.activations(x)
+    assert list(found) == ["se.0", "se.1", "se", "pool"]
+    np.testing.assert_array_equal(found["se"], x * found["se.1"])
+    assert [name for name, *_ in net.walk((4, 4, 3))] == ["se.0", "se.1", "pool"]
 
 
 def test_assignment_copies_and_raises_the_version():
@@ -105,6 +128,9 @@ def test_walk_names_the_bad_shape():
         (Sequential([Pad(((1, 0), (2, 3)), (1, 2)), Flatten(order="CHW")]), (2, 3, 2, 2)),
         (Sequential([Pad(1), Flatten(order="HWC")]), (2, 1, 3, 2)),
         (Subsample(2, 5, (3, 2)), (2, 5, 4, 2)),
+        (gate(Squeeze(), Pointwise(3, 3, dtype=np.float64)), (2, 4, 3, 3)),
+        (gate(GlobalAveragePool(), Linear(3, 3, dtype=np.float64)), (2, 4, 3, 3)),
+        (Sequential([HardSwish(), Residual([HardSigmoid()])]), (2, 3, 3, 2)),
     ],
 )
 def test_gradients_agree_with_finite_differences(layer, shape):
@@ -198,6 +224,11 @@ def test_backward_needs_its_own_forward():
         Subsample(3, 3),
         Linear(3, 3),
         GlobalAveragePool(),
+        HardSigmoid(),
+        HardSwish(),
+        Dropout(),
+        Squeeze(),
+        gate(Squeeze()),
         Sequential([ReLU()]),
         Residual([ReLU()]),
     ],

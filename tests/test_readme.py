@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mbnp import datasets, layers, weights
+from mbnp import cost, datasets, layers, models, weights
 from mbnp.datasets import Dataset, Split
 
 README = Path(__file__).parent.parent / "README.md"
@@ -83,6 +83,17 @@ def test_every_file_it_names_is_there():
     text = README.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:mbnp|tests|data)/[\w/.]*)`", text) + re.findall(r"\]\(([\w./-]+)\)", text):
         assert (README.parent / name).exists() or name == "data/small", name
+
+
+def test_the_table_of_models_is_what_is_counted():
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| ([\d,]+) \| ([\d,]+) \| (\d+)x\4 \|", README.read_text(encoding="utf-8"), re.M
+    )
+    assert {row[0] for row in rows} == set(models.names())
+    for name, parameters, macs, side in rows:
+        net = models.create(name)
+        counted = cost.of(net)
+        assert (f"{counted.params:,}", f"{counted.macs:,}", str(net.resolution)) == (parameters, macs, side)
 
 
 def test_the_table_of_guarantees_is_that_of_the_long_run():

@@ -17,6 +17,7 @@ import pytest
 import mbnp
 from mbnp import cli, fused, optim, runs, train
 from mbnp.errors import MbnpError
+from mbnp.layers import Conv, Dropout, GlobalAveragePool, HardSwish, Linear, Network
 from mbnp.weights import native
 from tests.test_cli import SMALL, fails, write_records
 from tests.test_train import RECIPE, make_data, make_net
@@ -55,6 +56,21 @@ def test_every_snapshot_leads_to_the_same_end(engine):
         same(other.state(), net.state())
         same(again[-1].optimiser, kept[-1].optimiser)
         assert other.classes == data.classes
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_dropout_goes_on_with_the_masks_that_it_would_have_drawn(engine):
+    def make(seed):
+        rng = np.random.default_rng(seed)
+        body = {"conv": Conv(3, 8, 3, 2, rng=rng), "swish": HardSwish(), "pool": GlobalAveragePool()}
+        return ENGINES[engine](Network({**body, "drop": Dropout(0.5, seed), "fc": Linear(8, 3, rng=rng)}, 20))
+
+    data, kept, net, other = make_data(), [], make(1), make(2)
+    history = train.fit(net, data, RECIPE, keep=kept.append, every=1)
+    assert timeless(train.fit(other, data, RECIPE, resume=kept[3])) == timeless(history)
+    same(other.state(), net.state())
+    with pytest.raises(MbnpError, match="its dropouts are not this one's"):
+        train.fit(make_net(), data, RECIPE, resume=kept[3])
 
 
 def test_a_snapshot_is_not_changed_by_the_run_that_goes_on():

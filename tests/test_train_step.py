@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mbnp import MbnpError, backend, fused, models, optim, train
+from mbnp.layers import Dropout, GlobalAveragePool, Linear, Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 from tests.twins import batch
 
@@ -56,6 +57,21 @@ def test_label_smoothing_beside_a_loss_is_refused():
         gradients_and_loss(net, squared, np.zeros((4, 10)), label_smoothing=0.1)
     for name, array in net.state().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_an_error_in_a_step_leaves_the_masks_of_dropout_as_they_were():
+    net = Network({"pool": GlobalAveragePool(), "drop": Dropout(0.5), "fc": Linear(3, 2)}, 4)
+    opt, x = optim.SGD(net.parameters(), 0.1), np.ones((2, 4, 4, 3), np.float32)
+    before = net["drop"].generator.bit_generator.state
+    with pytest.raises(KeyboardInterrupt):
+        train.step(net, opt, x, [0, 1], on_gradients=stop)
+    assert net["drop"].generator.bit_generator.state == before
+    train.step(net, opt, x, [0, 1])
+    assert net["drop"].generator.bit_generator.state != before
+
+
+def stop(net):
+    raise KeyboardInterrupt
 
 
 def test_a_loss_that_is_not_finite_changes_nothing():

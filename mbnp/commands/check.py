@@ -22,6 +22,7 @@ from mbnp.commands import common
 from mbnp.errors import MbnpError
 from mbnp.gradcheck import finite
 from mbnp.network import Layer
+from mbnp.ops import gate
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 from mbnp.parameter import Parameter
 from mbnp.weights import layouts
@@ -50,14 +51,14 @@ LABELS = np.array([2, 0, 3, 3])
 class Case(NamedTuple):
     """One operation: forward(*inputs) -> y, and backward(dy, *inputs) -> a gradient for each input.
 
-    torch(torch, *inputs) -> y, the same for PyTorch's tensors.
+    torch(torch, *inputs) -> y, the same for PyTorch's tensors; None where that draws numbers of its own.
     """
 
     name: str
     inputs: list[np.ndarray]
     forward: Callable
     backward: Callable
-    torch: Callable
+    torch: Callable | None
 
 
 def run(options: Namespace) -> int:
@@ -72,7 +73,7 @@ def run(options: Namespace) -> int:
     print(tables.hang(TITLE, indent=0) + "\n")
     rows = [
         # Written so that NaN fails.
-        [name, *(f"{errors[c]:.1e}{' ' if errors[c] <= ALLOWED[c] else '!'}" for c in columns)]
+        [name, *(f"{errors[c]:.1e}{' ' if errors[c] <= ALLOWED[c] else '!'}" if c in errors else "" for c in columns)]
         for name, errors in results.items()
     ]
     print(tables.table(["", *columns], rows))
@@ -84,7 +85,7 @@ def run(options: Namespace) -> int:
 
 
 def cases() -> Iterator[Case]:
-    """Yield every kind of layer with every variant of its options, and the loss."""
+    """Yield every kind of layer with every variant of its options, a gate's product, and the loss."""
     for kind, layer in spec.KINDS.items():
         parameters = inspect.signature(layer).parameters
         required = {n: REQUIRED.get(n, 2) for n, p in parameters.items() if p.default is p.empty}
@@ -94,6 +95,14 @@ def cases() -> Iterator[Case]:
                 yield _layer_case(kind + variant, make)
                 if make(np.float64).buffers():
                     yield _layer_case(kind + variant + FIXED, partial(make, fixed=True))
+    rng = np.random.default_rng(0)
+    yield Case(
+        "gate",
+        [rng.standard_normal((2, 3, 4, 5)), rng.standard_normal((2, 5))],
+        gate.forward,
+        gate.backward,
+        lambda torch, x, s: x * s[:, None, None, :],
+    )
     yield Case(
         "softmax cross-entropy",
         [np.random.default_rng(0).standard_normal((4, 5))],
@@ -128,7 +137,8 @@ def _layer_case(name: str, make: Callable[..., Any]) -> Case:
     layer = make(np.float64)
     x = np.random.default_rng(0).standard_normal(_shape(layer))
     inputs = [x, *(p.value for p in _learning(layer).values())]
-    return Case(name, inputs, lambda *a: run(*a)[1], backward, partial(_torch_layer, layer))
+    torch = None if layer.generators() else partial(_torch_layer, layer)
+    return Case(name, inputs, lambda *a: run(*a)[1], backward, torch)
 
 
 def _learning(layer: Layer) -> dict[str, Parameter]:
@@ -158,7 +168,7 @@ def _errors(case: Case, torch: Any) -> dict[str, float]:
         cast = [a.astype(np.float32 if name == "float32" else np.float64) for a in (dy, *inputs)]
         with backend.use("numpy" if name == "numpy" else "numba"):
             errors[name] = _largest([case.forward(*cast[1:]), *case.backward(*cast)], truth)
-    if torch:
+    if torch and case.torch:
         tensors = [torch.tensor(a, requires_grad=True) for a in inputs]
         y = case.torch(torch, *tensors)
         y.backward(torch.tensor(dy))

@@ -43,7 +43,7 @@ def with_new_head(net: Network, num_classes: int, seed: int = 0) -> Network:
 def _last_with_weights(entries: list[dict[str, Any]]) -> tuple[str, dict[str, Any]] | None:
     """Return the full name and entry of the last layer that holds numbers."""
     for entry in reversed(entries):
-        if entry["kind"] in ("sequential", "residual"):
+        if "layers" in entry:
             found = _last_with_weights(entry["layers"])
             if found:
                 return f"{entry['name']}.{found[0]}", found[1]

@@ -7,9 +7,10 @@ It is 0 up to -3, x from 3 on, and a parabola between, which is below zero left 
 
     dx = 0                  where x <= -3
     dx = dy * (x / 3 + 1/2) where -3 < x < 3         (x + 3) / 6 + x / 6
-    dx = dy                 where x >= 3, or NaN
+    dx = dy                 where x >= 3
 
-At the corners there is no derivative; these are PyTorch's values.
+At the corners there is no derivative; these are PyTorch's values. The factor is divided by 6 before it meets x, so that
+y is x itself from 3 on, however large.
 
 Source: Howard et al., "Searching for MobileNetV3", 2019, arXiv:1905.02244, section 5.2; swish, x * sigmoid(x), is
 Ramachandran et al., "Searching for Activation Functions", 2017, arXiv:1710.05941.
@@ -27,7 +28,7 @@ from mbnp.ops import checks
 def forward_loops(x):
     y = np.empty_like(x)
     for k in np.ndindex(x.shape):
-        y[k] = x[k] * min(max(x[k] + 3, 0), 6) / 6
+        y[k] = x[k] * (min(max(x[k] + 3, 0), 6) / 6)
     return y
 
 
@@ -36,10 +37,10 @@ def backward_loops(dy, x):
     for k in np.ndindex(x.shape):
         if x[k] <= -3:
             dx[k] = 0
-        elif x[k] < 3:
-            dx[k] = dy[k] * (x[k] / 3 + 0.5)
-        else:
+        elif x[k] >= 3:
             dx[k] = dy[k]
+        else:
+            dx[k] = dy[k] * (x[k] / 3 + 0.5)
     return dx
 
 
@@ -47,13 +48,13 @@ def backward_loops(dy, x):
 
 
 def forward_numpy(x):
-    return x * np.clip(x + 3, 0, 6) / 6
+    return x * (np.clip(x + 3, 0, 6) / 6)
 
 
 def backward_numpy(dy, x):
     half = x.dtype.type(0.5)
     inside = dy * (x / 3 + half)
-    return np.where(x <= -3, 0, np.where(x < 3, inside, dy))
+    return np.where(x <= -3, 0, np.where(x >= 3, dy, inside))
 
 
 # --- Numba: one pass over the memory, on all threads ---
@@ -71,7 +72,7 @@ def _forward_kernel(x, y):
     for k in numba.prange(x.size):
         # Two selections without a branch: this is what the compiler turns into vector instructions.
         above = zero if x[k] <= -three else x[k] + three
-        y[k] = x[k] * (six if above > six else above) / six
+        y[k] = x[k] * ((six if above > six else above) / six)
 
 
 def backward_numba(dy, x):
@@ -85,7 +86,7 @@ def _backward_kernel(dy, x, dx):
     zero, three, half = x.dtype.type(0), x.dtype.type(3), x.dtype.type(0.5)
     for k in numba.prange(x.size):
         inside = dy[k] * (x[k] / three + half)
-        right = inside if x[k] < three else dy[k]
+        right = dy[k] if x[k] >= three else inside
         dx[k] = zero if x[k] <= -three else right
 
 

@@ -201,6 +201,13 @@ def _torch_hard_sigmoid(x):
     return torch.where(x.isnan(), 0 * x, y)
 
 
+def _torch_hard_swish(x):
+    inside = torch.where(
+        x.abs() < 3, x, torch.where(x.isnan(), x, 0)
+    )  # at NaN F.hardswish's gradient depends on the place
+    return torch.where(x >= 3, x, torch.where(x <= -3, 0 * x.detach(), inside * (inside + 3) / 6))
+
+
 # ---- what is not linear: another gradient's arguments, another measure of rounding -----------------------------------
 
 
@@ -276,7 +283,7 @@ OPERATIONS = {
         hard_sigmoid.forward, _alone(hard_sigmoid.backward), _torch_hard_sigmoid, lambda draw: Case((_map(draw),), {})
     ),
     "hard-swish": Operation(
-        hard_swish.forward, _alone(hard_swish.backward), F.hardswish, lambda draw: Case((_map(draw),), {})
+        hard_swish.forward, _alone(hard_swish.backward), _torch_hard_swish, lambda draw: Case((_map(draw),), {})
     ),
     "gate": Operation(gate.forward, gate.backward, lambda x, s: x * s[:, None, None, :], _gated),
     "max pool": Operation(

@@ -10,7 +10,8 @@ import numpy as np
 
 from mbnp import models, spec
 from mbnp.errors import MbnpError, short
-from mbnp.network import Layer, Network, Residual, Sequential
+from mbnp.layers import Dropout
+from mbnp.network import Gate, Layer, Network, Residual, Sequential
 from mbnp.weights import files
 from mbnp.weights.onnx import constants, nodes
 from mbnp.weights.onnx.names import Names
@@ -231,10 +232,12 @@ def _plain(net: Sequential, name: str = "") -> list[Any]:
     """Return full name, kind and options of the layers of `net`, without the containers that only group them."""
     rows: list[Any] = []
     for at, layer in net.flat(name):
-        if isinstance(layer, Residual):
+        if isinstance(layer, Gate):
+            rows.append((at, "gate", _plain(layer, at)))
+        elif isinstance(layer, Residual):
             shortcut = Sequential({"shortcut": layer.shortcut} if layer.shortcut else {})
             rows.append((at, _plain(layer, at), _plain(shortcut, at)))
-        else:
+        elif not isinstance(layer, Dropout):  # which a graph for inference does not have
             options = {key: _collapsed(value) for key, value in layer.config().items() if key != "hint"}
             rows.append((at, layer.kind, options))
     return rows

@@ -191,7 +191,7 @@ def cast(node: Node, x: Value) -> None:
 
 
 # Activations, layers without weights that are one operation of ONNX: read and written with their default options.
-ELEMENTWISE: dict[str, type[Layer]] = {"Relu": layers.ReLU}
+ELEMENTWISE: dict[str, type[Layer]] = {"HardSwish": layers.HardSwish, "Relu": layers.ReLU}
 
 OPERATIONS: dict[str, Callable[..., None]] = {
     **{op: partial(_elementwise, kind) for op, kind in ELEMENTWISE.items()},

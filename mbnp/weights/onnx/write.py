@@ -11,7 +11,7 @@ import numpy as np
 import mbnp
 from mbnp import layers, models
 from mbnp.errors import MbnpError
-from mbnp.network import Layer, Network, Residual, Sequential
+from mbnp.network import Gate, Layer, Network, Residual, Sequential
 from mbnp.ops import window
 from mbnp.storage import replacing
 from mbnp.weights import files, layouts
@@ -119,6 +119,15 @@ class _Graph:
             case layers.MaxPool() | layers.AveragePool():
                 op = "MaxPool" if isinstance(layer, layers.MaxPool) else "AveragePool"
                 return self.node(op, name, [x], **_window(layer.size, layer.options))
+            case Gate():
+                factors, each = self.sequence(layer.flat(name), x), self.array(f"{name}.each", [0, -1, 1, 1], np.int64)
+                return self.node("Mul", name, [x, self.node("Reshape", f"{name}.reshape", [factors, each])])
+            case layers.HardSigmoid():
+                return self.node("HardSigmoid", name, [x], alpha=1 / 6, beta=0.5)
+            case layers.Dropout():
+                return x
+            case layers.Squeeze():
+                return self.node("GlobalAveragePool", name, [x])
             case layers.GlobalAveragePool():
                 return self.node("Flatten", f"{name}.flatten", [self.node("GlobalAveragePool", name, [x])])
             case layers.Flatten():
