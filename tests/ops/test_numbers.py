@@ -202,10 +202,8 @@ def _torch_hard_sigmoid(x):
 
 
 def _torch_hard_swish(x):
-    inside = torch.where(
-        x.abs() < 3, x, torch.where(x.isnan(), x, 0)
-    )  # at NaN F.hardswish's gradient depends on the place
-    return torch.where(x >= 3, x, torch.where(x <= -3, 0 * x.detach(), inside * (inside + 3) / 6))
+    y = F.hardswish(torch.where(x.isnan(), 0, x))  # whose gradient at NaN depends on the place in the array
+    return torch.where(x.isnan(), x * math.nan, y)
 
 
 # ---- what is not linear: another gradient's arguments, another measure of rounding -----------------------------------
