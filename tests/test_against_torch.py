@@ -14,13 +14,20 @@ from mbnp.fused import training
 from mbnp.layers import BatchNorm, Conv, Depthwise, GlobalAveragePool, Linear, ReLU, Residual
 from mbnp.network import Network
 from mbnp.ops import conv
-from tests.twins import frozen_twin, torch_network, vary
+from tests.twins import frozen_twin, torch_network, undropped, vary
 
 CASES = {
     "mobilenet-v1-small": ({}, 32),
     "standard-small": ({}, 32),
     "mobilenet-v1-cifar": ({}, 32),
     "mobilenet-v1": ({"num_classes": 12}, 65),
+    "mobilenet-v2": ({"num_classes": 12, "width_mult": 0.35}, 65),
+    "mobilenet-v2-cifar": ({"width_mult": 0.25}, 32),
+    "mobilenet-v3-large": ({"num_classes": 12, "width_mult": 0.25}, 65),
+    "mobilenet-v3-small": ({"num_classes": 12, "width_mult": 0.5}, 65),
+    "mobilenet-v3-small-cifar": ({"width_mult": 0.5}, 32),
+    "xception": ({"num_classes": 12, "width_mult": 0.125}, 71),
+    "xception-cifar": ({"width_mult": 0.5}, 32),
     "resnet20": ({}, 32),
 }
 ENGINES = {"readable": lambda net: net, "fused": fused.convert}
@@ -34,7 +41,8 @@ def batch(size, n=4, dtype=np.float32):
 def pair(name="mobilenet-v1-small", **options):
     """A network, by default narrow, and a module of the same layers with other weights."""
     options = options or {"width_mult": 0.25}
-    return vary(models.create(name, **options)), torch_network(models.create(name, seed=1, **options))
+    ours, theirs = (models.create(name, seed=seed, **options) for seed in (0, 1))
+    return vary(undropped(ours)), torch_network(undropped(theirs))
 
 
 def own(channels=5):
@@ -63,6 +71,15 @@ OWN_NAMES = {"stem": "first", "block.a.conv": "conv", "block.a.bn": "norm", "fc"
 
 def test_every_model_is_here():
     assert CASES.keys() == set(models.names())
+
+
+def test_dropout_is_refused():
+    net = models.mobilenet_v3_small_cifar(width_mult=0.25)
+    module = torch_network(undropped(models.mobilenet_v3_small_cifar(width_mult=0.25)))
+    with pytest.raises(
+        MbnpError, match=r"classifier.2 drops at random in training, and others than PyTorch: set its rate"
+    ):
+        gradcheck.against_torch(net, module, *batch(32))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

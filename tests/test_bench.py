@@ -25,6 +25,7 @@ from mbnp.commands import bench
 from mbnp.layers import BatchNorm, Conv, GlobalAveragePool, Linear
 from mbnp.network import Network, Residual
 from tests.candidates import Idle, OnnxWithoutTorch, WrongWeights
+from tests.tally import NIGHTLY
 
 SMALL = Workload("training", "mobilenet-v1-small", 2, 32, threads=1, width_mult=0.25)
 PEAKS = machine.Peaks(100.0, 90.0, 100.0, 20.0, 60.0, 32 << 20)
@@ -142,7 +143,7 @@ def test_every_model_has_a_profile(model, engine):
 
 def small(model):
     """Return a workload of two images and few channels, of the smallest resolution that the model trains on."""
-    size = 64 if model == "mobilenet-v1" else 32
+    size = 64 if "resolution" in models.options(model) else 32
     width_mult = 1.0 if model == "resnet20" else 0.25
     return dataclasses.replace(SMALL, model=model, resolution=size, width_mult=width_mult)
 
@@ -651,7 +652,7 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", models.names())
+@pytest.mark.parametrize("model", models.names() if NIGHTLY else ["standard-small", "mobilenet-v3-small-cifar"])
 def test_the_whole_command_on_every_model(model, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(machine, "measure", lambda threads: PEAKS)
     work = small(model)

@@ -639,7 +639,7 @@ def test_check_compares_every_operation(capsys):
     assert columns.pop("dropout") == 4  # PyTorch draws other masks
     assert set(columns.values()) == {5}
     names = {row.split(",")[0].split("  ")[0] for row in rows}
-    assert names == {*spec.KINDS, "softmax cross-entropy"}
+    assert names == {*spec.KINDS, "gate", "softmax cross-entropy"}
     assert max(map(len, output.splitlines())) <= 80
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mbnp import backend, fused
 from mbnp.bench.torch_network import torch_network as torch_network
 from mbnp.bench.workload import vary as vary  # offered from here, beside what tests add to it
-from mbnp.layers import BatchNorm
+from mbnp.layers import BatchNorm, Dropout
 from mbnp.network import Network
 
 
@@ -149,3 +149,11 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float, wha
 def kinds(fast: fused.FusedNetwork) -> list[str]:
     """The kinds of the steps of a converted network, from its report."""
     return [line[:13].strip() for line in fast.report().splitlines()]
+
+
+def undropped(net: Network) -> Network:
+    """`net`, whose dropouts drop nothing."""
+    for _, layer in net.leaves():
+        if isinstance(layer, Dropout):
+            layer.rate = 0.0
+    return net

@@ -8,7 +8,7 @@ import numpy as np
 
 from mbnp import models
 from mbnp.errors import MbnpError
-from mbnp.layers import BatchNorm
+from mbnp.layers import BatchNorm, Dropout
 from mbnp.network import Network
 from mbnp.optim import SGD
 
@@ -49,13 +49,19 @@ class Workload:
         return self.resolution, self.resolution, 3
 
     def network(self, dtype: Any = np.float32) -> Network:
-        """Return the network, its weights rounded to float32 whatever the dtype."""
+        """Return the network, its weights rounded to float32 whatever the dtype.
+
+        Its dropouts drop nothing: each candidate would draw masks of its own.
+        """
         options: dict[str, Any] = {"width_mult": self.width_mult, "seed": self.weights_seed}
         if "resolution" in models.options(self.model):
             options["resolution"] = self.resolution
         net = vary(models.create(self.model, **options, dtype=dtype))
         for variable in net.variables().values():
             variable.value = variable.value.astype(np.float32)
+        for _, layer in net.leaves():
+            if isinstance(layer, Dropout):
+                layer.rate = 0.0
         return net
 
     def batch(self, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:

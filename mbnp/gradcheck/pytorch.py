@@ -13,7 +13,7 @@ import numpy as np
 from mbnp.errors import MbnpError
 from mbnp.gradcheck import finite
 from mbnp.gradcheck.report import Errors, worst
-from mbnp.layers import BatchNorm
+from mbnp.layers import BatchNorm, Dropout
 from mbnp.network import Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 from mbnp.parameter import Parameter
@@ -114,6 +114,9 @@ def _checked(torch: Any, net: Any, module: Any, x: Any, labels: Any) -> tuple[np
     for name, part in module.named_modules():
         if isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
             raise MbnpError(f"the module's {name or 'dropout'} drops at random in training: set its p to 0")
+    for name, layer in net.leaves():
+        if isinstance(layer, Dropout) and layer.rate > 0:
+            raise MbnpError(f"{name} drops at random in training, and others than PyTorch: set its rate to 0")
     if not isinstance(x, np.ndarray):
         net.check_input(x)
     (x,), labels = finite.in_float64([x]), np.asarray(labels)

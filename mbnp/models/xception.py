@@ -4,6 +4,7 @@ Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", 2016, 
 half a year before MobileNet, and has the same convolution in a network made for accuracy and not for phones.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,16 @@ def xception(
 ) -> Network:
     """Build Xception: 22,855,952 parameters and 8,357,403,496 MACs at width 1 and 299 pixels, with 1000 classes.
 
-    Names are Keras's, `blockB_sepconvS` with `depthwise` and `pointwise` inside. The width multiplier is not the
-    paper's. `resolution` only says what images the network is meant for.
+    Names are Keras's but for a dot, `blockB.sepconvS` with `depthwise` and `pointwise` inside. The width multiplier is
+    not the paper's. `resolution` only says what images the network is meant for.
     """
     make = _Maker(begin(num_classes, seed, dtype), dtype, width_mult)
-    stem = make.stem(3, 32, "block1_conv1", 2, 0) | make.stem(32, 64, "block1_conv2", 1, 0)
-    layers = stem | make.body(64, ENTRY, MIDDLE, EXIT) | make.head(EXIT[-1], "predictions", num_classes)
+    stem = make.stem(3, 32, "conv1", 2, 0) | make.stem(32, 64, "conv2", 1, 0)
+    layers = (
+        {"block1": Sequential(stem)}
+        | make.body(64, ENTRY, MIDDLE, EXIT)
+        | make.head(EXIT[-1], "predictions", num_classes)
+    )
     options = {"num_classes": num_classes, "width_mult": width_mult, "resolution": resolution}
     return finish(Network(layers, resolution), "xception", **options)
 
@@ -35,7 +40,9 @@ def xception(
 def xception_cifar(num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32) -> Network:
     """Build a small Xception for 32x32 images: one stem convolution, of stride 1, two blocks of each flow."""
     make = _Maker(begin(num_classes, seed, dtype), dtype, width_mult)
-    layers = make.stem(3, 32, "block1_conv1", 1, 1) | make.body(32, CIFAR_ENTRY, CIFAR_MIDDLE, CIFAR_EXIT)
+    layers = {"block1": Sequential(make.stem(3, 32, "conv1", 1, 1))} | make.body(
+        32, CIFAR_ENTRY, CIFAR_MIDDLE, CIFAR_EXIT
+    )
     layers |= make.head(CIFAR_EXIT[-1], "predictions", num_classes)
     options = {"num_classes": num_classes, "width_mult": width_mult}
     return finish(Network(layers, resolution=32), "xception-cifar", **options)
@@ -62,45 +69,41 @@ class _Maker:
         return {name: conv, f"{name}_bn": self.bn(c_out), f"{name}_act": ReLU()}
 
     def separable(self, c_in: int, c_out: int, name: str) -> dict[str, Layer]:
-        """A separable convolution without activation between (the paper's section 4.7), and BatchNorm."""
+        """Build a separable convolution without activation between (the paper's section 4.7), and BatchNorm."""
         wide, out = self.scaled(c_in), self.scaled(c_out)
         depthwise = Depthwise(wide, 3, 1, padding=1, bias=False, rng=self.rng, dtype=self.dtype)
         pointwise = Pointwise(wide, out, bias=False, rng=self.rng, dtype=self.dtype)
         return {name: Sequential({"depthwise": depthwise, "pointwise": pointwise}), f"{name}_bn": self.bn(c_out)}
 
-    def block(self, number: int, channels: tuple[int, ...], pooled: bool, begins: bool) -> Residual:
-        """ReLU, separable convolution, BatchNorm for each pair of `channels`; begins: without the first ReLU.
+    def block(self, channels: tuple[int, ...], pooled: bool, begins: bool = False) -> Residual:
+        """Build ReLU, separable convolution, BatchNorm for each pair of `channels`; begins: without the first ReLU.
 
         pooled: a maximum at stride 2 follows, and the shortcut is a 1x1 convolution of stride 2 and BatchNorm.
         """
         layers: dict[str, Layer] = {}
         for i in range(1, len(channels)):
-            name = f"block{number}_sepconv{i}"
+            name = f"sepconv{i}"
             if i > 1 or not begins:
                 layers[f"{name}_act"] = ReLU()
             layers |= self.separable(channels[i - 1], channels[i], name)
         if not pooled:
             return Residual(layers)
-        layers[f"block{number}_pool"] = MaxPool(3, 2, "same")
+        layers["pool"] = MaxPool(3, 2, "same")
         across = self.conv(channels[0], channels[-1], 1, 2, "same")
         return Residual(layers, Sequential([across, self.bn(channels[-1])]))
 
     def body(self, c_in: int, entry: tuple, middle: int, last: tuple) -> dict[str, Layer]:
-        """Return the blocks from the second on; names of blocks are `block2`, ..."""
+        """Return the blocks from the second on, by name."""
         blocks: list[Layer] = []
         for c_out in entry:
-            blocks.append(self.block(2 + len(blocks), (c_in, c_out, c_out), True, begins=not blocks))
+            blocks.append(self.block((c_in, c_out, c_out), pooled=True, begins=not blocks))
             c_in = c_out
-        for _ in range(middle):
-            blocks.append(self.block(2 + len(blocks), (c_in,) * 4, False, begins=False))
-        blocks.append(self.block(2 + len(blocks), (c_in, *last[:2]), True, begins=False))
-        layers: dict[str, Layer] = {f"block{number}": block for number, block in enumerate(blocks, start=2)}
-        number, c_in = 2 + len(blocks), last[1]
-        for i, c_out in enumerate(last[2:], start=1):
-            name = f"block{number}_sepconv{i}"
-            layers |= {**self.separable(c_in, c_out, name), f"{name}_act": ReLU()}
-            c_in = c_out
-        return layers
+        blocks += [self.block((c_in,) * 4, pooled=False) for _ in range(middle)]
+        blocks.append(self.block((c_in, *last[:2]), pooled=True))
+        end: dict[str, Layer] = {}
+        for i, channels in enumerate(itertools.pairwise(last[1:]), start=1):
+            end |= {**self.separable(*channels, f"sepconv{i}"), f"sepconv{i}_act": ReLU()}
+        return {f"block{number}": block for number, block in enumerate([*blocks, Sequential(end)], start=2)}
 
     def head(self, c_in: int, name: str, num_classes: int) -> dict[str, Layer]:
         linear = Linear(self.scaled(c_in), num_classes, rng=self.rng, dtype=self.dtype)

@@ -119,20 +119,19 @@ class Separable(nn.Sequential):
 
 
 class Xception(nn.Module):
-    """Chollet, figure 5; names of layers as Keras has them, but for the 1x1 convolutions of the shortcuts."""
+    """Chollet, figure 5; names of layers as Keras has them, with a dot after the block's."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.conv("block1_conv1", nn.Conv2d(3, 32, 3, 2, bias=False))
-        self.conv("block1_conv2", nn.Conv2d(32, 64, 3, bias=False))
+        self.block1 = self.convs("conv", nn.Conv2d(3, 32, 3, 2, bias=False), nn.Conv2d(32, 64, 3, bias=False))
         c = 64
         self.blocks = []
         for number, outs in enumerate([(128,) * 2, (256,) * 2, (728,) * 2, *[(728,) * 3] * 8, (728, 1024)], start=2):
             self.blocks.append((number, len(outs), len(outs) == 2))
             body = {}
             for i, out in enumerate(outs, start=1):
-                body |= {f"block{number}_sepconv{i}": Separable(c if i == 1 else outs[i - 2], out)}
-                body |= {f"block{number}_sepconv{i}_bn": nn.BatchNorm2d(out, eps=1e-3)}
+                body |= {f"sepconv{i}": Separable(c if i == 1 else outs[i - 2], out)}
+                body |= {f"sepconv{i}_bn": nn.BatchNorm2d(out, eps=1e-3)}
             module = nn.ModuleDict(body)
             if len(outs) == 2:
                 module["shortcut"] = nn.Sequential(
@@ -140,24 +139,27 @@ class Xception(nn.Module):
                 )
             self.add_module(f"block{number}", module)
             c = outs[-1]
-        self.conv("block14_sepconv1", Separable(1024, 1536))
-        self.conv("block14_sepconv2", Separable(1536, 2048))
+        self.block14 = self.convs("sepconv", Separable(1024, 1536), Separable(1536, 2048))
         self.predictions = nn.Linear(2048, classes)
 
-    def conv(self, name: str, conv: nn.Module) -> None:
-        channels = (conv.pointwise if isinstance(conv, Separable) else conv).out_channels
-        self.add_module(name, conv)
-        self.add_module(f"{name}_bn", nn.BatchNorm2d(channels, eps=1e-3))
+    def convs(self, name: str, *convs: nn.Module) -> nn.ModuleDict:
+        modules = {}
+        for i, conv in enumerate(convs, start=1):
+            channels = (conv.pointwise if isinstance(conv, Separable) else conv).out_channels
+            modules |= {f"{name}{i}": conv, f"{name}{i}_bn": nn.BatchNorm2d(channels, eps=1e-3)}
+        return nn.ModuleDict(modules)
 
-    def run(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return torch.relu(getattr(self, f"{name}_bn")(getattr(self, name)(x)))
+    def run(self, x: torch.Tensor, module: nn.ModuleDict) -> torch.Tensor:
+        for name in [name for name in module if not name.endswith("_bn")]:
+            x = torch.relu(module[f"{name}_bn"](module[name](x)))
+        return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.run(self.run(x, "block1_conv1"), "block1_conv2")
+        x = self.run(x, self.block1)
         for number, count, pooled in self.blocks:
             module, y = getattr(self, f"block{number}"), x
             for i in range(1, count + 1):
-                name = f"block{number}_sepconv{i}"
+                name = f"sepconv{i}"
                 y = y if number == 2 and i == 1 else torch.relu(y)
                 y = module[f"{name}_bn"](module[name](y))
             if pooled:  # the padding of TensorFlow: where it is odd, one more below and to the right
@@ -165,7 +167,7 @@ class Xception(nn.Module):
                 padding = (sides[1] // 2, sides[1] - sides[1] // 2, sides[0] // 2, sides[0] - sides[0] // 2)
                 y = nn.functional.max_pool2d(nn.functional.pad(y, padding, value=-torch.inf), 3, 2)
             x = y + (module["shortcut"](x) if pooled else x)
-        return self.predictions(self.run(self.run(x, "block14_sepconv1"), "block14_sepconv2").mean((2, 3)))
+        return self.predictions(self.run(x, self.block14).mean((2, 3)))
 
 
 class CifarBlock(nn.Module):

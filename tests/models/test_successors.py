@@ -7,10 +7,9 @@ from torch.nn import functional as F
 
 from mbnp import cost, fused, models, optim, train, weights
 from mbnp.fused import ahead
-from mbnp.layers import Dropout
 from tests.models import papers
 from tests.tally import NIGHTLY
-from tests.twins import assert_gradients, batch, gradients, relative, tensor, torch_network, vary
+from tests.twins import assert_gradients, batch, gradients, relative, tensor, torch_network, undropped, vary
 
 COUNTS = [  # parameters, and MACs at the paper's resolution
     ("mobilenet-v2", 3_504_872, 300_774_272),
@@ -49,14 +48,6 @@ PAPERS = {
 SIZE = {"mobilenet-v2": 67, "mobilenet-v2-cifar": 31, "xception": 75} | dict.fromkeys(list(PAPERS)[2:4], 66)
 IMAGES = 4
 CASES = [(name, width) for name, widths in WIDTHS.items() for width in (widths if NIGHTLY else widths[:1])]
-
-
-def undropped(net):
-    """`net`, whose dropouts drop nothing."""
-    for _, layer in net.leaves():
-        if isinstance(layer, Dropout):
-            layer.rate = 0.0
-    return net
 
 
 def pair(name, width, classes=7):

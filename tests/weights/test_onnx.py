@@ -36,7 +36,7 @@ FOLD = pytest.mark.parametrize("fold", [True, False], ids=["folded", "kept"])
 
 
 def small(name, dtype=np.float32):
-    options = {"resolution": 33} if name == "mobilenet-v1" else {}
+    options = {"resolution": 33} if "resolution" in models.options(name) else {}
     net = vary(models.create(name, num_classes=4, width_mult=0.25, dtype=dtype, **options))
     net.classes = ["cat", "dog", "écureuil", "鳥"]
     net.preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "order": "bgr"}
