@@ -28,11 +28,7 @@ def xception(
     """
     make = _Maker(begin(num_classes, seed, dtype), dtype, width_mult)
     stem = make.stem(3, 32, "conv1", 2, 0) | make.stem(32, 64, "conv2", 1, 0)
-    layers = (
-        {"block1": Sequential(stem)}
-        | make.body(64, ENTRY, MIDDLE, EXIT)
-        | make.head(EXIT[-1], "predictions", num_classes)
-    )
+    layers = {"block1": Sequential(stem)} | make.body(64, ENTRY, MIDDLE, EXIT) | make.head(EXIT[-1], num_classes)
     options = {"num_classes": num_classes, "width_mult": width_mult, "resolution": resolution}
     return finish(Network(layers, resolution), "xception", **options)
 
@@ -43,7 +39,7 @@ def xception_cifar(num_classes: int = 10, width_mult: float = 1.0, seed: int = 0
     layers = {"block1": Sequential(make.stem(3, 32, "conv1", 1, 1))} | make.body(
         32, CIFAR_ENTRY, CIFAR_MIDDLE, CIFAR_EXIT
     )
-    layers |= make.head(CIFAR_EXIT[-1], "predictions", num_classes)
+    layers |= make.head(CIFAR_EXIT[-1], num_classes)
     options = {"num_classes": num_classes, "width_mult": width_mult}
     return finish(Network(layers, resolution=32), "xception-cifar", **options)
 
@@ -105,6 +101,6 @@ class _Maker:
             end |= {**self.separable(*channels, f"sepconv{i}"), f"sepconv{i}_act": ReLU()}
         return {f"block{number}": block for number, block in enumerate([*blocks, Sequential(end)], start=2)}
 
-    def head(self, c_in: int, name: str, num_classes: int) -> dict[str, Layer]:
+    def head(self, c_in: int, num_classes: int) -> dict[str, Layer]:
         linear = Linear(self.scaled(c_in), num_classes, rng=self.rng, dtype=self.dtype)
-        return {"avg_pool": GlobalAveragePool(), name: linear}
+        return {"avg_pool": GlobalAveragePool(), "predictions": linear}
