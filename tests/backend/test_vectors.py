@@ -25,6 +25,7 @@ from mbnp.backend.vectors import (
     where_inside,
     width,
 )
+from tests.tally import NIGHTLY
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,7 +186,9 @@ def test_vectors_may_have_another_width(tmp_path):
 
     All widths but the one that the rest of the suite runs with, at once: each compiles every kernel.
     """
-    chosen = "test_vectors or (test_matmul and (packed or tile) and float32) or test_reference_equation[case2-float32]"
+    chosen = "(test_matmul and (packed or tile) and float32) or test_reference_equation[case2-float32]"
+    if NIGHTLY:
+        chosen += " or test_vectors"
     tests = "tests/backend/test_vectors.py", "tests/ops/test_matmul.py", "tests/fused/test_fused.py"
     arguments = "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen, *tests
     widths = {"16", "32", "64"} - {str(vectors.BYTES)}
