@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ MOST_LAYERS, DEEPEST = 10_000, 12
 KNOWN = {*nodes.OPERATIONS, *constants.OPERATIONS, "Add", "Shape"}
 
 
-def load(path: str | os.PathLike) -> Network:
+def load(path: str | os.PathLike, say: Callable[[str], object] = lambda text: None) -> Network:
     """Return the network in an ONNX file, with its weights. Its forward gives logits, before a closing softmax.
 
     Images are (N, H, W, C) for mbnp whatever the graph's layout. Layers are called what PyTorch's exporters wrote of
