@@ -39,11 +39,13 @@ _OTHERS = {
 }
 
 
-def load(path: str | os.PathLike, which: str | None = None, say: Callable[[str], object] = lambda text: None) -> Network:
+def load(
+    path: str | os.PathLike, which: str | None = None, say: Callable[[str], object] = lambda text: None
+) -> Network:
     """Return the network that a file describes, with its weights, in the dtype they are stored in.
 
     Its forward gives logits, before any softmax. which: "averaged" (the default) or "raw", of a PyTorch file that has
-    both, or the name of the place in the file where the weights are. say: gets a line for all that was chosen or left out.
+    both, or the name of the place in the file where the weights are. say: gets a line for what was chosen or left out.
     Raises FileNotFoundError, or MbnpError for a file that is damaged, of no known kind, or describes a network that
     mbnp cannot run.
     """

@@ -35,8 +35,8 @@ def choose(
 ) -> dict[str, Any] | None:
     """Return the arrays of the one network in `content`, None if there is none.
 
-    ends: two names that each kind of network has. which: "averaged" (the default), which are
-    the raw ones where there are no others; "raw"; or where the network is. most: bytes that its arrays may have. say: gets what there is to know.
+    ends: two names that each kind of network has. which: "averaged" (the default), which are the raw ones where there
+    are no others; "raw"; or where the network is. most: bytes that its arrays may have. say: gets notes on the choice.
     """
     networks = [found for at, level in _levels(content) for found in _networks(at, level, ends)]
     if not networks:

@@ -95,7 +95,7 @@ def _other(path: Path, what: str, asks: str = "") -> MbnpError:
 
 
 def _check(path: Path, file: Any, largest: int | None = None) -> None:
-    """Follow one pickle on a stack of names, numbers, texts and tuples of them; anything else is None there.
+    """Follow one pickle on a stack of names, numbers, texts, bytes and tuples of them; anything else is None there.
 
     largest: how many numbers its storages may have, where room is made before they are read.
     """
@@ -103,8 +103,9 @@ def _check(path: Path, file: Any, largest: int | None = None) -> None:
     memo: dict[int, Any] = {}
     refused: list[str] = []
     storages: dict[Any, int] = {}
+    argument: Any
     for opcode, argument, _ in pickletools.genops(file):
-        op, made = opcode.name, None
+        op, made = opcode.name, None  # type: str, Any
         if op == "PROTO" and argument > 2:
             problem = f"is written in protocol {argument} of pickle, and PyTorch's weights-only loader reads 2"
             raise MbnpError(f"{path} {problem}: not loaded")
@@ -121,6 +122,7 @@ def _check(path: Path, file: Any, largest: int | None = None) -> None:
         elif op in ("REDUCE", "NEWOBJ"):
             if taken[0] not in refused:
                 _check_call(path, *taken)
+            made = b"" if taken[0] == "_codecs.encode" else None
         elif op == "BINPERSID" and isinstance(taken[0], tuple) and len(taken[0]) > 1:
             kind, made, *rest = taken[0]  # ("module", its class, its code) in old files
             if kind == "storage" and len(rest) > 2:
@@ -158,8 +160,8 @@ def _check_call(path: Path, function: Any, arguments: Any) -> None:
     """Raise MbnpError for a call of anything but the functions that a state dict is made by."""
     inner = arguments[0] if isinstance(arguments, tuple) and arguments else None
     wrong = function not in _CALLED
-    if function == "builtins.bytearray":  # a number is a length, of which there may be room for none
-        wrong = not isinstance(arguments, tuple) or isinstance(inner, int)
+    if function == "builtins.bytearray":  # of a number it is so many bytes, for which there may be no room
+        wrong = arguments != () and not isinstance(inner, str | bytes)
     if function == "torch._tensor._rebuild_from_type_v2":  # calls its first argument
         wrong = not str(inner).startswith("torch._utils._rebuild_")
     if wrong or not isinstance(function, _Name):

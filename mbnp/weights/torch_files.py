@@ -48,8 +48,8 @@ FAMILIES = (
 def load(path: Path, which: str | None = None, say: Callable[[str], object] = lambda text: None) -> Network:
     """Return the network that a state dict in a file of PyTorch's is of. Needs PyTorch.
 
-    which: "averaged" (the default) or "raw" weights, where a file has both, or the name of the place where they are; say: gets
-    notes on what was left out.
+    which: "averaged" (the default) or "raw" weights, where a file has both, or the name of the place where they are;
+    say: gets notes on what was left out.
     """
     torch = _torch(path)
     with files.reading(path, "file of PyTorch's weights"):
@@ -79,7 +79,9 @@ def save(net: Network, path: Path, names: str | None = None) -> None:
         partial.write_bytes(content.getbuffer())
 
 
-def recognise(content: Any, path: Path, which: str | None, say: Callable[[str], object], most: float = math.inf) -> Network:
+def recognise(
+    content: Any, path: Path, which: str | None, say: Callable[[str], object], most: float = math.inf
+) -> Network:
     """Return the network whose arrays are somewhere in `content`; MbnpError if it is none of FAMILIES.
 
     most: how many bytes they may have.
@@ -88,10 +90,10 @@ def recognise(content: Any, path: Path, which: str | None, say: Callable[[str], 
         found = nested.choose(content, [(f.widest, f.classifier) for f in FAMILIES], which, say, most)
     except MbnpError as error:
         raise MbnpError(f"{path} cannot be used: {error}") from None
-    if found is None:
-        raise _unknown(content, path)
-    arrays = {name: array_of(x) for name, x in found.items()}
+    arrays = {name: array_of(x) for name, x in (found or {}).items()}
     arch = _architecture({name: x.shape for name, x in arrays.items()})
+    if arch is None:
+        raise _unknown(content, path)
     try:
         dtype = np.float64 if {x.dtype for x in arrays.values()} == {np.dtype(np.float64)} else np.float32
         net = models.from_description(arch, dtype, sum(x.size for x in arrays.values()))
@@ -168,7 +170,7 @@ def _add_timm_config(net: Network, config: Path, say: Callable[[str], object]) -
     for key, value in (*top.items(), *arguments.items()):
         if key not in _HARMLESS and (key not in expected or value != expected[key]):
             has = f"the network has {expected[key]!r}" if key in expected else "mbnp does not know what that changes"
-            raise MbnpError(f"{config} says {short(key)} {short(value)}, and {has}: mend it, or take it away")
+            raise MbnpError(f"{config} says {short(key)[1:-1]} {short(value)}, and {has}: mend it, or take it away")
     if not isinstance(shape, list) or len(shape) != 3 or shape[0] != net.channels or shape[1] != shape[2]:
         raise MbnpError(f"{config} says input_size {short(shape)}; mbnp takes square images of {net.channels} channels")
     preprocessing = {"mean": trained.get("mean"), "std": trained.get("std")}
