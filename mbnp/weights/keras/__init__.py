@@ -47,8 +47,8 @@ def load(path: str | os.PathLike, say: Callable[[str], object] = lambda text: No
     try:
         saved = files.read(path)
         if saved.config is None:
-            return network(defaults.layers(saved))
-        return network(arrays.match(graph.layers(saved.config), saved))
+            return network(defaults.layers(saved), say)
+        return network(arrays.match(graph.layers(saved.config), saved), say)
     except MbnpError as error:
         problem = str(error)
     except RecursionError:
