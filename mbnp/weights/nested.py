@@ -17,7 +17,8 @@ DEEPEST, MOST = 5, 100_000  # levels, and containers, that are looked into
 # Arrays that belong to no layer: counters of thop and of averaging, BatchNorm's; and what stands beside a network.
 _COUNTERS = {"total_ops", "total_params", "n_averaged", "num_updates", "decay"}
 _BESIDE = re.compile(r"[^.]*(criterion|loss|metric|accuracy)[^.]*\..*|[^.]*_?(acc|auroc|f1)\..*", re.IGNORECASE)
-_AVERAGES = re.compile(r"(?:^|[^a-z])(?:swa|averaged?|avg|shadow|polyak)(?:[^a-z]|$)|ema(?:[^a-z]|$)|(?:^|[^a-z])ema")
+_NET = "(model|net|weights?|state)?"
+_AVERAGES = re.compile(rf"(?<![a-z])({_NET}ema{_NET}|swa|averaged?|avg|shadow|polyak)(?![a-z])")
 
 
 class Found(NamedTuple):

@@ -465,6 +465,13 @@ def test_graphs_that_are_no_sequences(here, tiny, layers, match):
     refused(tiny(config=json.dumps(functional(layers))), match)
 
 
+@pytest.mark.parametrize("arguments", [{"training": True}, {"kwargs": {"training": True}}])
+def test_layers_that_are_called_for_training_are_refused(here, tiny, arguments):
+    config = functional([("a", "InputLayer", []), ("c", "Dropout", ["a"])])
+    config["config"]["layers"][1]["inbound_nodes"][0][0][3] = arguments
+    refused(tiny(config=json.dumps(config)), "'c' .Dropout. is called with training=True")
+
+
 def test_models_nested_too_deeply(tiny):
     model = config_of(TINY)
     for _ in range(20):

@@ -3,7 +3,9 @@
 import builtins
 import collections
 import io
+import os
 import pickle
+import random as python_random
 import re
 import shutil
 from pathlib import Path
@@ -12,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch._weights_only_unpickler import _get_allowed_globals
+from torch import _weights_only_unpickler
 
 from mbnp import MbnpError, cli, weights
-from mbnp.weights import pickles
+from mbnp.weights import nested, pickles
 from tests.weights.test_torch_files import Cifar, archive, random
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -76,6 +78,38 @@ def test_a_state_dict_is_found_where_it_is(tmp_path, content, which, note):
     taken, notes = loaded(tmp_path / "checkpoint.pth.tar", content)
     assert taken == which
     assert re.search(note, notes)
+
+
+WORDS = ("net", "module", "backbone", "encoder_q", "schema", "x", "0", "averages_of_what")
+NOISE = {"total_ops": np.zeros(1), "criterion.weight": np.ones(3), "epoch": 3, "args": None, "val_loss.sum": np.ones(1)}
+TIMES = 2000 if os.environ.get("MBNP_NIGHTLY") else 50
+
+
+def test_random_nesting_prefixes_and_noise():
+    """Whatever is around a state dict, it is found, and what is left out is said."""
+    ends, rng = [("conv.weight", "fc.weight")], python_random.Random(0)
+    state = {name: np.ones(i + 1) for i, name in enumerate(("conv.weight", "bn.running_mean", "fc.weight"))}
+    for _ in range(TIMES):
+        prefix = "".join(f"{word}." for word in rng.choices(WORDS, k=rng.randrange(4)))
+        noise = dict(rng.sample(sorted(NOISE.items(), key=str), rng.randrange(4)))
+        pairs = [*under(prefix, state).items(), *noise.items()]
+        rng.shuffle(pairs)
+        content = dict(pairs)
+        for word in rng.choices(WORDS, k=rng.randrange(4)):
+            content = rng.choice(
+                [{"epoch": 1, word: content, "optimizer": {0: {"step": np.ones(1)}}}, [3, content], (content,)]
+            )
+        notes = []
+        assert nested.choose(content, ends, None, notes.append, 1e9) == state
+        assert len(notes) == bool(noise)
+
+
+def test_a_maze_of_containers_comes_to_an_end():
+    maze = []
+    for _ in range(50):
+        maze = [maze] * 50
+    maze.append(maze)
+    assert nested.choose(maze, [("a", "b")], None, print, 1e9) is None
 
 
 @pytest.mark.parametrize("nest", ["state_dict", "model_state_dict", "model", "net", "module", "ema", "whatever"])
@@ -150,6 +184,33 @@ def pickled(*opcodes):
     return b"\x80\x02" + b"".join(opcodes) + b"."
 
 
+def something(rng, depth=0):
+    """Return what a checkpoint may hold beside tensors, of any kind and depth."""
+    if depth < 4 and rng.random() < 0.6:
+        inside = [something(rng, depth + 1) for _ in range(rng.randrange(4))]
+        return rng.choice([list, tuple, lambda x: dict(enumerate(x)), lambda x: collections.OrderedDict(enumerate(x))])(
+            inside
+        )
+    plain = [
+        rng.getrandbits(rng.randrange(1, 90)),
+        rng.random(),
+        None,
+        True,
+        "é" * rng.randrange(300),
+        b"ab",
+        bytearray(b"c"),
+    ]
+    return rng.choice([*plain, {1, "a"}, set(), collections.Counter("aab"), 1 + 2j, torch.float16, torch.Size([3])])
+
+
+def test_random_pickles_that_pytorchs_loader_loads_are_loaded():
+    rng = python_random.Random(0)
+    for _ in range(TIMES):
+        data = pickle.dumps(something(rng), 2)
+        _weights_only_unpickler.load(io.BytesIO(data), encoding="utf-8")
+        pickles._check(Path("net.pt"), io.BytesIO(data), largest=0)
+
+
 def asking(name):
     module, _, attribute = name.rpartition(".")
     return b"c" + f"{module}\n{attribute}\n".encode()
@@ -164,7 +225,7 @@ def allowed(path, data):
 
 
 def test_the_names_that_a_file_may_ask_for_are_those_of_pytorchs_loader(tmp_path):
-    known, path = _get_allowed_globals(), tmp_path / "net.pt"
+    known, path = _weights_only_unpickler._get_allowed_globals(), tmp_path / "net.pt"
     assert len(known) > 100
     modules = (torch, torch._utils, torch.storage, builtins, collections)
     names = {f"{module.__name__}.{name}" for module in modules for name in dir(module)}
