@@ -120,14 +120,14 @@ def augmented() -> keras.Model:
     Keras on PyTorch can save these, and not all others.
     """
     names = ("Identity", "RandomRotation", "RandomTranslation", "RandomContrast", "RandomErasing", "GaussianNoise")
-    body = [*map(identity, names), L.RandomCrop(12, 12), L.Pipeline([L.RandomFlip(), L.RandomZoom(0.5)])]
+    body = [*map(identity, names), L.RandomCrop(12, 12), L.RandomFlip()]
     body += [L.RandAugment(), L.Conv2D(6, 3), L.SpatialDropout2D(0.5), L.ActivityRegularization()]
     return keras.Sequential([L.Input((12, 12, 3)), *body, L.GlobalMaxPooling2D(), L.Dense(1, activation="sigmoid")])
 
 
 def resized() -> keras.Model:
     """Build a model that brings images of any size to its own, and answers for every class by itself."""
-    body = [L.Resizing(20, 20), L.Rescaling(1 / 255), L.CenterCrop(16, 16), L.Conv2D(6, 3), L.GlobalAveragePooling2D()]
+    body = [L.Resizing(20, 20), L.Rescaling(1 / 255), L.CenterCrop(16, 16), L.Conv2D(6, 3), L.Flatten()]
     return keras.Sequential([L.Input((None, None, 3)), *body, L.Dense(4), L.Activation("sigmoid")])
 
 
@@ -137,7 +137,7 @@ def renamed() -> keras.Model:
     inside = keras.Sequential([L.Input((8, 8, 6)), *inner])
     for i, layer in enumerate(inside.layers):
         layer.trainable = i > 1
-        layer._name = f"new_{layer.name}"
+        layer.name = f"new_{layer.name}"
     return keras.Sequential([L.Input((8, 8, 3)), L.Conv2D(6, 1), inside, L.GlobalAveragePooling2D(), L.Dense(3)])
 
 

@@ -465,6 +465,16 @@ def test_graphs_that_are_no_sequences(here, tiny, layers, match):
     refused(tiny(config=json.dumps(functional(layers))), match)
 
 
+def test_a_pipeline_is_its_layers(here, tiny):
+    """Keras on PyTorch takes seconds to make one."""
+    flip = {"class_name": "RandomFlip", "config": {"name": "f"}}
+    scale = {"class_name": "Rescaling", "config": {"name": "s", "scale": 0.01, "offset": 0.0}}
+    net = keras.load(tiny(with_layer(1, "Pipeline", "p", {"layers": [flip, scale]})))
+    assert net.preprocessing == keras.load(tiny(with_layer(1, "Rescaling", "s", {"scale": 0.01}))).preprocessing
+    auto = {"class_name": "AutoContrast", "config": {"name": "a"}}
+    refused(tiny(with_layer(1, "Pipeline", "p", {"layers": [flip, auto]})), "'a' .AutoContrast. changes images")
+
+
 @pytest.mark.parametrize("arguments", [{"training": True}, {"kwargs": {"training": True}}])
 def test_layers_that_are_called_for_training_are_refused(here, tiny, arguments):
     config = functional([("a", "InputLayer", []), ("c", "Dropout", ["a"])])
