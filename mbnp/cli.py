@@ -23,7 +23,7 @@ MODELS = (
     "mobilenet-v1-small, standard-small, mobilenet-v1-cifar, mobilenet-v1, mobilenet-v2, mobilenet-v2-cifar, "
     "mobilenet-v3-large, mobilenet-v3-small, mobilenet-v3-small-cifar, xception, xception-cifar, resnet20"
 )
-READ = ".safetensors, .pt, .pth, .h5, .keras and .onnx"
+READ = "safetensors, PyTorch's, Keras's and ONNX files"
 
 
 def main(argv: Sequence[str] | None = None, imported: Callable[[], object] = lambda: None) -> int:
@@ -184,6 +184,7 @@ def _train(p: argparse.ArgumentParser) -> None:
     _share(p, "--width-mult X")
     kept = "go on from these weights, in any format that mbnp reads, with their architecture and normalisation"
     _add(p, "--init CHECKPOINT", f"{kept}; the last layer begins afresh where the data has other classes")
+    _share(p, "--weights WHICH")
     _add(p, "--freeze-until LAYER", "with --init: this layer or block and all before it stay as they are")
     _share(p, "--data PATH")
     _add(p, "--epochs N", "times through the data (default: what the data needs)")
@@ -207,7 +208,7 @@ def _evaluate(p: argparse.ArgumentParser) -> None:
       mbnp evaluate runs/mobilenet-v1-small-1/model.safetensors
     """
     _add(p, "checkpoint CHECKPOINT", f"weights that mbnp train wrote, or others: {READ}")
-    _share(p, "--data PATH", "--threads N", "--readable")
+    _share(p, "--weights WHICH", "--data PATH", "--threads N", "--readable")
 
 
 def _predict(p: argparse.ArgumentParser) -> None:
@@ -222,7 +223,7 @@ def _predict(p: argparse.ArgumentParser) -> None:
     _add(p, "images IMAGE", "an image file of any kind that Pillow reads", nargs="+")
     _add(p, "--checkpoint FILE", f"weights from mbnp train, or others: {READ}", required=True)
     _add(p, "--top K", "number of classes", default=3)
-    _share(p, "--threads N", "--readable")
+    _share(p, "--weights WHICH", "--threads N", "--readable")
 
 
 def _summary(p: argparse.ArgumentParser) -> None:
@@ -237,7 +238,7 @@ def _summary(p: argparse.ArgumentParser) -> None:
       mbnp summary runs/mobilenet-v1-small-1/model.safetensors
     """
     _add(p, "model MODEL", f"{MODELS}, or a file: {READ}")
-    _share(p, "--resolution N", "--width-mult X")
+    _share(p, "--weights WHICH", "--resolution N", "--width-mult X")
     _add(p, "--num-classes N", "default: the network's own")
 
 
@@ -346,6 +347,7 @@ def _convert(p: argparse.ArgumentParser) -> None:
     _add(p, "file IN", f"a network: {READ}")
     _add(p, "out OUT", "a file that does not exist: .safetensors, .pt or .onnx")
     _add(p, "--force", "replace OUT if it exists")
+    _share(p, "--weights WHICH")
     _add(p, "--layout", "of an ONNX graph's input (default: NCHW)", choices=("NCHW", "NHWC"))
     _add(p, "--keep-batchnorm", "do not fold BatchNorm into an ONNX graph's convolutions")
     _add(p, "--names", "of a PyTorch file's arrays (default: the network's own)", choices=("mbnp", "timm"))
@@ -394,6 +396,8 @@ SHARED = {
     "names or what is in ./data or the user's cache, or else shapes10, images that mbnp draws itself)",
     "--width-mult X": "all channels times X (default: 1)",
     "--resolution N": "images of N x N (default: the network's own)",
+    "--weights WHICH": "averaged or raw, where a PyTorch file has both, or the name of their place in it "
+    "(default: averaged)",
     "--threads N": "default: as many as there are processors",
     "--readable": "run the layers of layers.py, not the fast engine",
 }

@@ -1,8 +1,11 @@
 """Plain text for a terminal of 80 columns: tables, and long lines with a hanging indent."""
 
 import re
+import sys
 import textwrap
 from collections.abc import Sequence
+
+from mbnp.errors import printable
 
 WIDTH = 80
 WIDE = "\u2e80-\ua4cf\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60"  # Chinese characters and punctuation: two columns each
@@ -44,6 +47,11 @@ def hang(text: str, indent: int = 2) -> str:
     wrap = _Wrapper(WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
     text = re.sub(f"([{WIDE}])", "\\1\0", text)  # as many characters as columns
     return "\n".join(wrap.fill(line) for line in text.split("\n")).replace("\0", "")
+
+
+def note(text: str) -> None:
+    """Say on stderr what one may want to know of what is being done."""
+    print(hang(f"mbnp: {printable(text)}"), file=sys.stderr)
 
 
 class _Wrapper(textwrap.TextWrapper):

@@ -18,7 +18,7 @@ def run(options: Namespace) -> None:
     if target.exists() and not options.force:
         raise MbnpError(f"{target} exists: --force replaces it")
     how = _how(target.suffix.lower(), options)
-    net = weights.load(source)
+    net = weights.load(source, options.weights, tables.note)
     try:
         _add(net, options)
     except MbnpError as error:

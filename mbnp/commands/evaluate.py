@@ -10,7 +10,7 @@ from mbnp.errors import MbnpError
 
 
 def run(options: Namespace) -> None:
-    net = weights.load(options.checkpoint)
+    net = weights.load(options.checkpoint, options.weights, tables.note)
     data = datasets.load(options.data)
     if net.classes is not None and net.classes != list(data.classes):
         raise MbnpError(

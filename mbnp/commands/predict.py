@@ -15,7 +15,7 @@ from mbnp.network import Network
 def run(options: Namespace) -> None:
     if options.top < 1:
         raise MbnpError(f"--top must be at least 1, got {options.top}")
-    net = weights.load(options.checkpoint)
+    net = weights.load(options.checkpoint, options.weights, tables.note)
     common.require_preprocessing(net, options.checkpoint)
     if net.channels != 3 or len(net.output_shape((net.resolution, net.resolution, 3))) != 1:
         raise MbnpError(f"{options.checkpoint} does not take colour images and give one score for each class")

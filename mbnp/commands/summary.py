@@ -1,6 +1,7 @@
 """`mbnp summary`: count what a network costs, layer by layer."""
 
 from argparse import Namespace
+from pathlib import Path
 
 from mbnp import cost, models, tables, weights
 from mbnp.errors import MbnpError
@@ -58,11 +59,11 @@ def _totals(net: Network, counted: cost.Cost) -> dict[str, str]:
 def _network(options: Namespace) -> Network:
     chosen = {"width_mult": options.width_mult, "num_classes": options.num_classes}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    if "." not in options.model and "/" not in options.model:
+    if options.model in models.names() or not (set("./") & set(options.model) or Path(options.model).is_file()):
         return models.create(options.model, **chosen)
     if chosen:
         raise MbnpError(f"a checkpoint has its own {' and '.join(chosen)}: leave the option out")
-    return weights.load(options.model)
+    return weights.load(options.model, options.weights, tables.note)
 
 
 def _scaling(mean: list[float], std: list[float], order: str = "rgb") -> str:

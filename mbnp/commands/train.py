@@ -39,7 +39,7 @@ def run(options: Namespace) -> int:
     if options.out is not None:
         runs.require_new(options.out)
     _check(options)
-    loaded = None if options.init is None else weights.load(options.init)
+    loaded = None if options.init is None else weights.load(options.init, options.weights, tables.note)
     data = datasets.load(options.data)
     recipe = _recipe(options, data)
     net, notes = (_fresh(options, data), []) if loaded is None else _fine_tuned(loaded, options, data)
@@ -91,6 +91,8 @@ def _check(options: Namespace) -> None:
     if options.init is None:
         if options.freeze_until is not None:
             raise MbnpError("--freeze-until keeps what was learned before: name a checkpoint with --init")
+        if options.weights is not None:
+            raise MbnpError("--weights chooses among those of a checkpoint: name one with --init")
         options.model = options.model or "mobilenet-v1-small"
         options.width_mult = 1.0 if options.width_mult is None else options.width_mult
         models.options(options.model)  # an unknown name shows before the data is loaded

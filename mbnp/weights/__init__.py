@@ -1,6 +1,6 @@
-"""Weights in and out, one file or folder per format; `load` and `save` go by the file's suffix.
+"""Weights in and out, one file or folder per format; `load` goes by the file's content, `save` by its suffix.
 
-net = weights.load("mobilenet.h5")           .safetensors (mbnp's and PyTorch's), .pt, .pth, .h5, .keras, .onnx
+net = weights.load("mobilenet.h5")           safetensors (mbnp's and PyTorch's), PyTorch's, Keras's and ONNX files
 weights.save(net, "model.safetensors")       also .pt and .onnx
 weights.from_torch(net, state_dict); state_dict = weights.to_torch(net)
 gradients = weights.grads_to_torch(net)      by the names of named_parameters()
@@ -10,6 +10,9 @@ Nothing in a file is ever executed or unpickled. A load that fails leaves everyt
 
 import importlib
 import os
+import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +28,70 @@ _WRITERS = {".safetensors": "native", ".pt": "torch_files", ".pth": "torch_files
 _READERS = {**_WRITERS, ".h5": "keras", ".hdf5": "keras", ".keras": "keras"}
 
 
-def load(path: str | os.PathLike) -> Network:
+# What is no checkpoint and still is often found under the name of one, by how it begins.
+_OTHERS = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: git lfs pull",
+    b"<!DOCTYPE": "a web page: the download was none",
+    b"<html": "a web page: the download was none",
+    b"\x1f\x8b": "compressed: unpack it first",
+    b"\x93NUMPY": "one array of NumPy's",
+    b"GGUF": "a GGUF file, which mbnp does not read",
+}
+
+
+def load(
+    path: str | os.PathLike, which: str | None = None, say: Callable[[str], object] = lambda text: None
+) -> Network:
     """Return the network that a file describes, with its weights, in the dtype they are stored in.
 
-    Its forward gives logits, before any softmax. Raises FileNotFoundError, or MbnpError for a file that is
-    damaged, of no known kind, or describes a network that mbnp cannot run.
+    Its forward gives logits, before any softmax. which: "averaged" (the default) or "raw", of a PyTorch file that has
+    both, or the name of the place in the file where the weights are. say: gets a line for what was chosen or left out.
+    Raises FileNotFoundError, or MbnpError for a file that is damaged, of no known kind, or describes a network that
+    mbnp cannot run.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         raise MbnpError(f"{path} is no file")
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        known = ", ".join(_READERS)
-        raise MbnpError(f"{path}: unknown kind of checkpoint {path.suffix!r}; known are {known}")
-    net = importlib.import_module(f"mbnp.weights.{reader}").load(path)
+    reader = _reader(path)
+    options = {"which": which} if reader in ("native", "torch_files") else {}
+    net = importlib.import_module(f"mbnp.weights.{reader}").load(path, say=say, **options)
     try:
         files.check_description(net, net.resolution, net.classes, net.preprocessing)
     except MbnpError as error:
         raise MbnpError(f"{path} cannot be used: {error}") from None
     return net
+
+
+def _reader(path: Path) -> str:
+    """Return the module that reads a file: by its content, and by its suffix only where that says nothing."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    for magic, what in _OTHERS.items():
+        if start.startswith(magic):
+            raise MbnpError(f"{path} is {what}")
+    if start[4:8] == b"TFL3":
+        raise MbnpError(f"{path} is a TensorFlow Lite file, which mbnp does not read")
+    if start.startswith(b"\x89HDF"):
+        return "keras"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return "native"
+    if start.startswith(b"PK") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith(".npy") for name in names):
+            raise MbnpError(f"{path} is an archive of NumPy's arrays; mbnp reads .safetensors")
+        return "keras" if "config.json" in names or "model.weights.h5" in names else "torch_files"
+    if re.match(rb"\x80[\x02-\x05]", start):
+        return "torch_files"
+    if re.match(rb"\x08[\x03-\x20]", start):  # ONNX's first field, the version of the format
+        return "onnx"
+    known = _READERS.get(path.suffix.lower())
+    if known is None:
+        kinds = "safetensors, PyTorch's, Keras's and ONNX files"
+        raise MbnpError(f"{path}: unknown kind of checkpoint; known are {kinds}")
+    return known
 
 
 def save(net: Network, path: str | os.PathLike, **options: Any) -> None:

@@ -7,7 +7,7 @@ file is ever executed.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ def save(net: Network, path: Path) -> None:
     write(path, net.state(), describe(net))
 
 
-def load(path: Path) -> Network:
+def load(path: Path, which: str | None = None, say: Callable[[str], object] = lambda text: None) -> Network:
     """Return the network that a file describes; one of PyTorch's is recognised by its names and shapes.
 
-    Raises MbnpError for a file that is damaged or does not fit the architecture it names.
+    Raises MbnpError for a file that is damaged or does not fit the architecture it names. which, say: as for PyTorch's.
     """
     metadata, arrays = read(path)
-    return build(metadata, arrays, path) if metadata.get("format") == FORMAT else torch_files.recognise(arrays, path)
+    if metadata.get("format") == FORMAT:
+        return build(metadata, arrays, path)
+    return torch_files.recognise(arrays, path, which, say)
 
 
 def describe(net: Network) -> dict[str, str]:

@@ -3,41 +3,26 @@
 Known are the state dicts of the article's class (and of the same class with full convolutions), of kuangliu's CIFAR
 MobileNet, of timm's mobilenetv1_*, of ResNet-20, and those that mbnp writes of `models.mobilenet_v1`.
 
-A `.pt` file is a pickle. It is read by PyTorch's weights-only loader, and only after a look at its opcodes, which
-runs none of them: whatever it asks for beyond tensors and plain containers is refused.
+Where in the file the state dict is, `nested.py` finds. A `.pt` file is a pickle: PyTorch's weights-only loader reads
+it, and only after a look at its opcodes (`pickles.py`).
 """
 
 import io
 import json
-import mmap
-import pickletools
-import zipfile
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mbnp import models, spec
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, short
 from mbnp.network import Network
 from mbnp.storage import replacing
-from mbnp.weights import files
+from mbnp.weights import files, nested, pickles
 from mbnp.weights.torch_names import array_of, from_torch, is_timm, to_torch
-
-# Where checkpoints keep the state dict, and what wrappers put before every name.
-NESTS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-
-# Names that the pickle of a state dict may ask for. torch.Size and dtypes come with optimisers' states.
-_TYPES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-_DTYPES = ("Size", "float64", "float32", "float16", "bfloat16", "int64", "int32")
-_HARMLESS = {
-    *("collections OrderedDict", "collections defaultdict", "builtins dict", "__builtin__ dict"),
-    *(f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
-    *(f"torch {name}" for name in (*_DTYPES, *(f"{kind}Storage" for kind in _TYPES))),
-}
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file from before PyTorch 1.6 begins
 
 
 class Family(NamedTuple):
@@ -61,9 +46,19 @@ FAMILIES = (
 )
 
 
-def load(path: Path) -> Network:
-    """Return the network that the state dict in a `.pt` or `.pth` file is of. Needs PyTorch."""
-    return recognise(_tensors(path), path)
+def load(path: Path, which: str | None = None, say: Callable[[str], object] = lambda text: None) -> Network:
+    """Return the network that a state dict in a file of PyTorch's is of. Needs PyTorch.
+
+    which: "averaged" (the default) or "raw" weights, where a file has both, or the name of the place where they are;
+    say: gets notes on what was left out.
+    """
+    torch = _torch(path)
+    with files.reading(path, "file of PyTorch's weights"):
+        pickles.check(path)
+        # By a name, PyTorch would go by the suffix. It warns of kinds of tensors that no network here has.
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        return recognise(content, path, which, say, path.stat().st_size)
 
 
 def save(net: Network, path: Path, names: str | None = None) -> None:
@@ -85,27 +80,43 @@ def save(net: Network, path: Path, names: str | None = None) -> None:
         partial.write_bytes(content.getbuffer())
 
 
-def recognise(arrays: Mapping[str, Any], path: Path) -> Network:
-    """Return the network of a state dict of arrays, with its weights; MbnpError if it is none of FAMILIES."""
-    arrays = {name: array_of(x) for name, x in _without_prefix(arrays).items()}
-    arrays = {name: x for name, x in arrays.items() if not name.endswith("num_batches_tracked")}
+def recognise(
+    content: Any, path: Path, which: str | None, say: Callable[[str], object], most: float = math.inf
+) -> Network:
+    """Return the network whose arrays are somewhere in `content`; MbnpError if it is none of FAMILIES.
+
+    most: how many bytes they may have.
+    """
+    try:
+        found = nested.choose(content, [(f.widest, f.classifier) for f in FAMILIES], which, say, most)
+    except MbnpError as error:
+        raise MbnpError(f"{path} cannot be used: {error}") from None
+    arrays = {name: array_of(x) for name, x in (found or {}).items()}
     arch = _architecture({name: x.shape for name, x in arrays.items()})
     if arch is None:
-        names = ", ".join([*map(ascii, list(arrays)[:3]), *(["..."] if len(arrays) > 3 else [])]) or "none"
-        known = ", ".join(family.whose for family in FAMILIES)
-        problem = f"its names ({names}) are of no state dict that mbnp knows ({known})"
-        advice = "build the network and call weights.from_torch(net, state_dict)"
-        raise MbnpError(f"{path} has no mbnp architecture in its metadata, and {problem}: {advice}")
+        raise _unknown(content, path)
     try:
         dtype = np.float64 if {x.dtype for x in arrays.values()} == {np.dtype(np.float64)} else np.float32
         net = models.from_description(arch, dtype, sum(x.size for x in arrays.values()))
         from_torch(net, arrays)
         files.check_values(net.state())
         if "relu_cap" in arch:
-            _add_timm_config(net, path.with_name("config.json"))
+            _add_timm_config(net, path.with_name("config.json"), say)
     except (MbnpError, OverflowError) as error:
         raise MbnpError(f"{path} looks like {arch['name']} in PyTorch, but {error}") from None
     return net
+
+
+def _unknown(content: Any, path: Path) -> MbnpError:
+    """Return the error for a file without a network that mbnp knows."""
+    arrays = max(nested.levels(content), key=len, default=None)
+    if arrays is None:
+        return MbnpError(f"{path} holds no state dict but a {type(content).__name__}")
+    names = ", ".join([*map(ascii, list(arrays)[:3]), *(["..."] if len(arrays) > 3 else [])])
+    known = ", ".join(family.whose for family in FAMILIES)
+    problem = f"its names ({names}) are of no state dict that mbnp knows ({known})"
+    advice = "build the network and call weights.from_torch(net, state_dict)"
+    return MbnpError(f"{path} has no mbnp architecture in its metadata, and {problem}: {advice}")
 
 
 def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
@@ -131,31 +142,42 @@ def _width(channels: int, at_width_1: int) -> float:
     return exact
 
 
-def _without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove from the names what wrappers put before all of them."""
-    names = list(arrays)
-    prefix = next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None)
-    if prefix is None:
-        return dict(arrays)
-    return _without_prefix({name.removeprefix(prefix): x for name, x in arrays.items()})
+# What timm's model_args may say that changes nothing in inference.
+_HARMLESS = ("drop_rate", "drop_path_rate", "pretrained", "checkpoint_path", "scriptable", "exportable")
 
 
-def _add_timm_config(net: Network, config: Path) -> None:
-    """Add preprocessing and resolution from the config.json that timm's downloads have beside the weights."""
+def _add_timm_config(net: Network, config: Path, say: Callable[[str], object]) -> None:
+    """Add preprocessing and classes from the config.json that timm's downloads have beside the weights.
+
+    All of it is honoured, or MbnpError says what cannot be; a file of another network's is left alone.
+    """
     if not config.is_file() or config.stat().st_size > 10_000_000:
         return
     try:
         said = json.loads(config.read_bytes())
-        if not str(said["architecture"]).startswith("mobilenetv1"):
-            return
-        pretrained = said["pretrained_cfg"]
-        preprocessing = {"mean": pretrained["mean"], "std": pretrained["std"]}
-        resolution, classes = pretrained["input_size"][1], said.get("label_names")
-    except (KeyError, TypeError, ValueError, IndexError, RecursionError):
-        return  # somebody else's file
-    if not isinstance(classes, list) or len(classes) != net.num_classes:
-        classes = None
-    files.set_description(net, resolution, classes, preprocessing)
+        architecture = str(said["architecture"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        architecture = "none"
+    if not architecture.startswith("mobilenetv1"):
+        say(f"{config.name} beside it is of {short(architecture)}: not used")
+        return
+    trained = said.get("pretrained_cfg", said)  # before timm 0.9 in one level
+    arguments = said.get("model_args") or {}
+    if not isinstance(trained, dict) or not isinstance(arguments, dict):
+        raise MbnpError(f"{config} has no table of {'pretrained_cfg' if isinstance(arguments, dict) else 'model_args'}")
+    classes, shape = said.get("label_names") or trained.get("label_names"), trained.get("input_size")
+    expected = {"num_classes": net.num_classes, "in_chans": net.channels, "global_pool": "avg"}
+    top = {key: said[key] for key in expected if key in said}
+    for key, value in (*top.items(), *arguments.items()):
+        if key not in _HARMLESS and (key not in expected or value != expected[key]):
+            has = f"the network has {expected[key]!r}" if key in expected else "mbnp does not know what that changes"
+            raise MbnpError(f"{config} says {short(key)[1:-1]} {short(value)}, and {has}: mend it, or take it away")
+    if not isinstance(shape, list) or len(shape) != 3 or shape[0] != net.channels or shape[1] != shape[2]:
+        raise MbnpError(f"{config} says input_size {short(shape)}; mbnp takes square images of {net.channels} channels")
+    preprocessing = {"mean": trained.get("mean"), "std": trained.get("std")}
+    files.set_description(net, shape[1], classes, preprocessing)
+    if (part := trained.get("crop_pct", 1)) != 1:
+        say(f"{config.name} crops images to {short(part)} of their side, which mbnp predict does not")
 
 
 def _torch(path: Path) -> Any:
@@ -164,61 +186,3 @@ def _torch(path: Path) -> Any:
     except ImportError:
         raise MbnpError(f'{path}: such files need PyTorch: pip install "torch"; or take .safetensors') from None
     return torch
-
-
-def _tensors(path: Path) -> dict[str, Any]:
-    """Return the state dict in a file, read by the weights-only loader."""
-    torch = _torch(path)
-    with files.reading(path, "file of PyTorch's weights"):
-        _check_pickles(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    for nest in NESTS:
-        if isinstance(content, dict) and isinstance(content.get(nest), dict):
-            content = content[nest]
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise MbnpError(f"{path} holds no state dict but a {type(content).__name__}")
-    strange = next((name for name, x in content.items() if not isinstance(x, torch.Tensor)), None)
-    if strange is not None:
-        raise MbnpError(f"{path} holds no state dict: {ascii(strange)[:80]} is no tensor")
-    # A view of one number can claim any shape, and would be copied in full.
-    if sum(x.numel() * x.element_size() for x in content.values()) > path.stat().st_size:
-        raise MbnpError(f"{path} is not a usable state dict: its tensors are larger than the file")
-    return content
-
-
-def _check_pickles(path: Path) -> None:
-    """Raise MbnpError unless the pickles in a file ask for nothing but tensors, and no archive expands when read."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(len(_LEGACY))
-        if start.startswith(b"PK"):
-            with zipfile.ZipFile(file) as archive:
-                entries = archive.infolist()
-                packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-                if packed or sum(entry.file_size for entry in entries) > size:
-                    raise MbnpError(f"{path} is an archive that expands when it is read; PyTorch writes none")
-                for entry in entries:
-                    if entry.filename.lower().endswith(".pkl"):
-                        _check_pickle(path, io.BytesIO(archive.read(entry)))
-        elif start == _LEGACY:
-            # As a map of memory, which gives no more than there is: a length in the file may be anything.
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            # Magic number, protocol, system, contents, keys; then come the bytes of the storages.
-            for _ in range(5):
-                _check_pickle(path, content, largest=max(size, 100_000))
-        else:
-            raise MbnpError(f"{path} is damaged or no file of PyTorch's weights")
-
-
-def _check_pickle(path: Path, file: Any, largest: int | None = None) -> None:
-    for opcode, argument, _ in pickletools.genops(file):
-        name = opcode.name
-        if name in ("INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "OBJ", "NEWOBJ", "NEWOBJ_EX"):
-            raise MbnpError(f"{path} asks to run {name} of a pickle, which no state dict needs: not loaded")
-        if name == "GLOBAL" and argument not in _HARMLESS:
-            asked = ascii(str(argument).replace(" ", "."))[:80]
-            raise MbnpError(f"{path} asks for {asked}, which no state dict needs: not loaded")
-        # The old format reserves memory for as many numbers as it says.
-        number = argument if name.startswith(("BININT", "LONG1")) and type(argument) is int else 0
-        if largest is not None and largest < number < 1 << 64:
-            raise MbnpError(f"{path} is damaged: it speaks of {number:,} numbers")

@@ -5,6 +5,7 @@ A script of its own, so that Keras, its threads and its warnings stay out of the
     KERAS_BACKEND=torch python tests/weights/keras_models.py FOLDER
 """
 
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers as L
+
+from mbnp.weights.keras.build import IDENTITIES
 
 
 def mobilenet(alpha: float, size: int, classes: int, **options: Any) -> keras.Model:
@@ -94,6 +97,50 @@ def odds_and_ends() -> keras.Model:
     return keras.Sequential([L.Input((17, 17, 3)), *body, L.Dense(8, activation="relu6"), L.Dense(4)])
 
 
+# What layers need to be made, where that is not nothing.
+_RATE = ("Dropout", "SpatialDropout2D", "GaussianDropout", "AlphaDropout")
+_FACTOR = ("Rotation", "Contrast", "Brightness", "Hue", "Saturation", "Sharpness", "ColorDegeneration")
+NEEDS: dict[str, dict[str, Any]] = {
+    **{name: {"rate": 0.5} for name in _RATE},
+    **{f"Random{name}": {"factor": 0.5} for name in _FACTOR},
+    "RandomTranslation": {"height_factor": 0.5, "width_factor": 0.5},
+    "RandomZoom": {"height_factor": 0.5},
+    "RandomPosterization": {"factor": 3},
+    "GaussianNoise": {"stddev": 0.5},
+}
+
+
+def identity(name: str) -> L.Layer:
+    return getattr(L, name)(**NEEDS.get(name, {}))
+
+
+def augmented() -> keras.Model:
+    """Build a model with layers that do nothing in inference, and a sigmoid of one output.
+
+    Keras on PyTorch can save these, and not all others.
+    """
+    names = ("Identity", "RandomRotation", "RandomTranslation", "RandomContrast", "RandomErasing", "GaussianNoise")
+    body = [*map(identity, names), L.RandomCrop(12, 12), L.RandomFlip()]
+    body += [L.RandAugment(), L.Conv2D(6, 3), L.SpatialDropout2D(0.5), L.ActivityRegularization()]
+    return keras.Sequential([L.Input((12, 12, 3)), *body, L.GlobalMaxPooling2D(), L.Dense(1, activation="sigmoid")])
+
+
+def resized() -> keras.Model:
+    """Build a model that brings images of any size to its own, and answers for every class by itself."""
+    body = [L.Resizing(20, 20), L.Rescaling(1 / 255), L.CenterCrop(16, 16), L.Conv2D(6, 3), L.Flatten()]
+    return keras.Sequential([L.Input((None, None, 3)), *body, L.Dense(4), L.Activation("sigmoid")])
+
+
+def renamed() -> keras.Model:
+    """Build a model with a model inside whose layers were renamed since, and are frozen in part."""
+    inner = [L.Conv2D(6, 1), L.BatchNormalization(), L.ReLU(), L.Conv2D(6, 1), L.BatchNormalization(), L.Conv2D(6, 1)]
+    inside = keras.Sequential([L.Input((8, 8, 6)), *inner])
+    for i, layer in enumerate(inside.layers):
+        layer.trainable = i > 1
+        layer.name = f"new_{layer.name}"
+    return keras.Sequential([L.Input((8, 8, 3)), L.Conv2D(6, 1), inside, L.GlobalAveragePooling2D(), L.Dense(3)])
+
+
 def numbered_mobilenet() -> keras.Model:
     """Build MobileNet as one may from the paper: biases, numbers for names, a Dense classifier."""
     x = inputs = L.Input((64, 64, 3))
@@ -124,14 +171,13 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "separable": separable,
     "one-pixel": one_pixel,
     "odds-and-ends": odds_and_ends,
+    "augmented": augmented,
+    "resized": resized,
+    "renamed": renamed,
     "numbered-mobilenet": numbered_mobilenet,
 }
-TAKE_PIXELS = (
-    "transfer",
-    "transfer-half-frozen",
-    "sequential",
-    "rescaled",
-)  # the others take pixels / 127.5 - 1
+# The others take pixels / 127.5 - 1.
+TAKE_PIXELS = ("transfer", "transfer-half-frozen", "sequential", "rescaled", "resized")
 
 
 def randomise(model: keras.Model, rng: np.random.Generator) -> None:
@@ -149,14 +195,24 @@ def randomise(model: keras.Model, rng: np.random.Generator) -> None:
 
 def write(folder: Path) -> None:
     rng = np.random.default_rng(0)
+    x = rng.uniform(0, 255, (4, 9, 9, 3)).astype(np.float32)
+    for name in IDENTITIES:
+        layer = identity(name)
+        training = {"training": False} if "training" in inspect.signature(layer.call).parameters else {}
+        if not np.array_equal(keras.ops.convert_to_numpy(layer(x, **training)), x):
+            raise AssertionError(f"{name} changes images in inference")
     for name, make in MODELS.items():
         model = make()
         randomise(model, rng)
-        pixels = rng.uniform(0, 255, (3, *model.input_shape[1:])).astype(np.float32)
+        shape = model.input_shape[1:] if model.input_shape[1] else (30, 26, 3)
+        pixels = rng.uniform(0, 255, (3, *shape)).astype(np.float32)
         y = model.predict(pixels if name in TAKE_PIXELS else pixels / 127.5 - 1, verbose=0)
-        softmax = getattr(model.layers[-1], "activation", None) is keras.activations.softmax
-        softmax = softmax or isinstance(model.layers[-1], L.Softmax)
-        np.savez(folder / f"{name}.npz", pixels=pixels, y=y, softmax=softmax)
+        last = model.layers[-1]
+        activation = "softmax" if isinstance(last, L.Softmax) else getattr(last, "activation", keras.activations.linear)
+        for layer in model.layers:
+            if isinstance(layer, L.Resizing | L.CenterCrop):  # which mbnp leaves to whoever reads the images
+                pixels = keras.ops.convert_to_numpy(layer(pixels))
+        np.savez(folder / f"{name}.npz", pixels=pixels, y=y, activation=getattr(activation, "__name__", activation))
         model.save(folder / f"{name}.h5")
         model.save_weights(folder / f"{name}.weights.h5")
         model.save(folder / f"{name}.keras")

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
+from types import MappingProxyType
 
 import h5py
 import numpy as np
@@ -28,6 +30,7 @@ MOBILENETS = [
     *("mobilenet-no-top", "transfer", "transfer-half-frozen", "numbered-mobilenet"),
 ]
 OTHERS = ["sequential", "rescaled", "handmade", "separable", "one-pixel", "odds-and-ends"]
+OTHERS += ["augmented", "resized", "renamed"]
 
 
 @pytest.fixture(scope="session")
@@ -40,14 +43,16 @@ def folder(tmp_path_factory):
 
 
 def outputs(folder, name, path):
-    """Return the network, logits of the reference and the fast network, and Keras's; logarithms after a softmax."""
+    """Return the network, logits of the reference and the fast network, and Keras's (after a softmax, logarithms)."""
     net, saved = keras.load(path), np.load(folder / f"{name}.npz")
     mean, std = (np.array(net.preprocessing[key]) for key in ("mean", "std"))
     x = ((saved["pixels"] / 255 - mean) / std).astype(np.float32)
     ours, y = [net(x), fused.convert(net)(x)], saved["y"]
     if y.ndim == 4:  # a body without a classifier: its last feature map, averaged
         y = y.mean((1, 2))
-    if saved["softmax"]:
+    if saved["activation"] == "sigmoid":
+        y = np.log(y / (1 - y))
+    if saved["activation"] == "softmax":
         ours, y = [z - np.log(np.exp(z).sum(1, keepdims=True)) for z in ours], np.log(y)
     return net, ours, y
 
@@ -82,6 +87,22 @@ def test_what_comes_with_the_weights(folder):
     scaled = keras.load(folder / "sequential.keras").preprocessing
     np.testing.assert_allclose(scaled["mean"], np.array([120, 110, 100]) / 255)
     np.testing.assert_allclose(scaled["std"], np.sqrt([3600, 3900, 4100]) / 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "notes"),
+    [
+        ("augmented", []),
+        ("resized", [r"\(Resizing\) is left to mbnp predict", r"\(CenterCrop\) is left", "answers for every class"]),
+    ],
+)
+def test_what_mbnp_does_not_do_is_said(folder, name, notes):
+    said = []
+    net = weights.load(folder / f"{name}.keras", say=said.append)
+    assert net.resolution == {"augmented": 12, "resized": 16}[name]
+    assert len(said) == len(notes)
+    for line, note in zip(said, notes, strict=True):
+        assert re.search(note, line)
 
 
 def test_becomes_a_checkpoint_and_trains(folder, tmp_path):
@@ -209,10 +230,10 @@ TINY = [
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Return write(layers, config, **arrays) -> path: a small whole-model file, written without Keras."""
+    """Return write(layers, config, order, **arrays) -> path: a small whole-model file, written without Keras."""
     path = tmp_path / "tiny.h5"
 
-    def write(layers=TINY, config=None, **arrays):
+    def write(layers=TINY, config=None, order=MappingProxyType({}), **arrays):
         plain = {
             "conv/conv/kernel": np.ones((3, 3, 3, 4), "f"),
             "conv/conv/bias": np.zeros(4, "f"),
@@ -224,6 +245,8 @@ def tiny(tmp_path):
             for name, array in (plain | {k.replace("__", "/"): v for k, v in arrays.items()}).items():
                 if array is not None:
                     file[f"model_weights/{name}"] = array
+            for group, names in order.items():
+                file[f"model_weights/{group}"].attrs["weight_names"] = np.array(names, "S")
         return path
 
     return write
@@ -252,6 +275,38 @@ def refused(path, match):
 
 def with_layer(at, *layer):
     return TINY[:at] + [layer] + TINY[at:]
+
+
+ORDER = {"conv": ["conv/kernel", "conv/bias"], "dense": ["dense/kernel", "dense/bias"]}
+
+
+@pytest.mark.parametrize(
+    ("order", "match"),
+    [
+        (ORDER, None),
+        ({"conv": ORDER["conv"]}, "lists 0 arrays for 'dense', whose configuration has 2"),
+        (ORDER | {"conv": ["conv/kernel"]}, "lists 1 arrays for 'conv'"),
+        (
+            ORDER | {"conv": ["conv/bias", "conv/kernel"]},
+            "'conv/conv/bias' stands where layer 'conv' .* has its kernel",
+        ),
+        (ORDER | {"conv": ["conv/kernel", "other/bias"]}, "lists 'conv/other/bias' and does not have it"),
+        (ORDER | {"conv": ["conv/kernel", "../dense/dense/bias"]}, "lists 'conv/../dense/dense/bias' and does not"),
+    ],
+)
+def test_arrays_are_taken_in_the_order_that_the_file_lists(here, tiny, order, match):
+    if match:
+        refused(tiny(order=order), match)
+    else:
+        assert keras.load(tiny(order=order))(np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 2)
+
+
+def test_a_list_of_names_that_is_none_is_refused(tiny):
+    path = tiny()
+    for names in (np.arange(3), np.array([["a"]], "S"), "conv/kernel"):
+        with h5py.File(path, "a") as file:
+            file["model_weights/conv"].attrs["weight_names"] = names
+        refused(path, "'weight_names' of 'conv' is no list of names")
 
 
 def changed(name, **changes):
@@ -321,7 +376,13 @@ def test_tiny_file_is_good(tiny):
         (changed("conv", kernel_size=[5, 5]), "kernel is"),
         (changed("conv", activation="swish"), "activation 'swish'"),
         (changed("conv", activation="softmax"), "of a feature map"),
-        (changed("dense", activation="sigmoid"), "answers for every class by itself"),
+        (with_layer(1, "AutoContrast", "a", {}), "'a' .AutoContrast. changes images in inference"),
+        (with_layer(1, "ContrastLimitedAdaptiveHistogramEqualization", "c", {}), "'c' .* changes images in inference"),
+        (with_layer(1, "RandomCrop", "r", {"height": 4, "width": 4}), "'r' .RandomCrop. gets images of .8, 8."),
+        (with_layer(2, "Resizing", "r", {"height": 4, "width": 4}), "'r' .Resizing. comes after other layers"),
+        (with_layer(1, "Resizing", "r", {"height": 4, "width": 4, "pad_to_aspect_ratio": True}), "pads images"),
+        (with_layer(1, "Resizing", "r", {"height": 0, "width": 4}), "height 0, where"),
+        (with_layer(3, "GlobalMaxPooling2D", "g", {}), "comes after the pooling"),
         (with_layer(2, "ReLU", "r", {"max_value": [6, 6]}), "max_value .6, 6., where one number"),
         (changed("conv", padding="reflect"), "padding 'reflect'"),
         (changed("dense", units=3), "3 units and has 2"),
@@ -402,6 +463,23 @@ def functional(layers, output="c"):
 )
 def test_graphs_that_are_no_sequences(here, tiny, layers, match):
     refused(tiny(config=json.dumps(functional(layers))), match)
+
+
+def test_a_pipeline_is_its_layers(here, tiny):
+    """Keras on PyTorch takes seconds to make one."""
+    flip = {"class_name": "RandomFlip", "config": {"name": "f"}}
+    scale = {"class_name": "Rescaling", "config": {"name": "s", "scale": 0.01, "offset": 0.0}}
+    net = keras.load(tiny(with_layer(1, "Pipeline", "p", {"layers": [flip, scale]})))
+    assert net.preprocessing == keras.load(tiny(with_layer(1, "Rescaling", "s", {"scale": 0.01}))).preprocessing
+    auto = {"class_name": "AutoContrast", "config": {"name": "a"}}
+    refused(tiny(with_layer(1, "Pipeline", "p", {"layers": [flip, auto]})), "'a' .AutoContrast. changes images")
+
+
+@pytest.mark.parametrize("arguments", [{"training": True}, {"kwargs": {"training": True}}])
+def test_layers_that_are_called_for_training_are_refused(here, tiny, arguments):
+    config = functional([("a", "InputLayer", []), ("c", "Dropout", ["a"])])
+    config["config"]["layers"][1]["inbound_nodes"][0][0][3] = arguments
+    refused(tiny(config=json.dumps(config)), "'c' .Dropout. is called with training=True")
 
 
 def test_models_nested_too_deeply(tiny):

@@ -105,8 +105,8 @@ def test_bad_files(tmp_path, net):
         weights.save(net, tmp_path / "net.bin")
     with pytest.raises(FileNotFoundError, match="no folder"):
         weights.save(net, tmp_path / "none" / "net.safetensors")
-    (tmp_path / "net.xyz").write_bytes(whole)
-    with pytest.raises(MbnpError, match=r"unknown kind of checkpoint '\.xyz'"):
+    (tmp_path / "net.xyz").write_bytes(b"what is this?")
+    with pytest.raises(MbnpError, match="unknown kind of checkpoint"):
         weights.load(tmp_path / "net.xyz")
 
 

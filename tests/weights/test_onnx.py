@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto, helper
 
 from mbnp import MbnpError, fused, models, weights
+from mbnp.datasets import normalise
 from mbnp.layers import (
     AveragePool,
     BatchNorm,
@@ -295,6 +296,38 @@ def i64(*values):
     return np.array(values, np.int64)
 
 
+def bounded(*operations):
+    """Return a graph that clips the output of a convolution, whose numbers are small; _ is the value before."""
+    numbers = {"zero": 0.0, "most": 0.3, "one": 1.0, "lowest": -3.4028234663852886e38}
+    nodes = [node("Conv", "x w", "c")]
+    for op, inputs in operations:
+        nodes.append(node(op, inputs.replace("_", nodes[-1].output[0]), f"c{len(nodes)}"))
+    nodes[-1].output[0] = "h"
+    return {
+        "nodes": [*nodes, *GLOBAL],
+        "arrays": {"w": CONV, "last": LAST} | {k: np.float32(v) for k, v in numbers.items()},
+    }
+
+
+def meaning(*operations):
+    """Return a graph that makes one number a channel of a feature map of 4 x 4: by axes, or with a constant."""
+    arrays = {"sixteen": np.float32(16), "sixteenth": np.float32(1 / 16), "four": np.float32(4), "last": LAST}
+    arrays |= {"pixels": i64(0, 4, -1), "map": i64(0, 4, 4, 4)}
+    nodes, at = [C], "h"
+    for i, (op, *how) in enumerate(operations):
+        if len(how) == 1:
+            made = node(op, f"{at} {how[0]}", f"h{i}")
+        elif op == "ReduceSum":
+            arrays[f"axes{i}"] = i64(*how[1])
+            made = node(op, f"{at} axes{i}", f"h{i}", keepdims=how[0])
+        elif op == "GlobalMaxPool":
+            made = node(op, at, f"h{i}")
+        else:
+            made = node(op, at, f"h{i}", keepdims=how[0], axes=how[1])
+        nodes, at = [*nodes, made], f"h{i}"
+    return {"nodes": [*nodes, node("Flatten", at, "f"), GLOBAL[-1]], "arrays": {"w": CONV, **arrays}}
+
+
 POOLED = node("AveragePool", "h", "p", kernel_shape=[4, 4])
 GOOD = {
     "groups": convolved(rand(3, 1, 3, 3), group=3, last=rand(3, 5)),
@@ -482,6 +515,53 @@ GOOD = {
         "nodes": [node("Conv", "x a", "p"), node("Add", "p x", "h"), *GLOBAL],
         "arrays": {"a": rand(3, 3, 1, 1), "last": rand(3, 5)},
     },
+    "relu6-min": bounded(("Relu", "c"), ("Min", "_ most")),
+    "relu6-min-first": bounded(("Min", "most c"), ("Relu", "_")),
+    "relu6-max-min": bounded(("Max", "c zero"), ("Min", "most _")),
+    "relu6-min-max": bounded(("Min", "c most"), ("Max", "zero _")),
+    "relu6-clip-above": bounded(("Relu", "c"), ("Clip", "_ - most")),
+    "relu6-clip-first": bounded(("Clip", "c lowest most"), ("Relu", "_")),
+    "relu6-twice": bounded(("Clip", "c zero one"), ("Clip", "_ zero most")),
+    "clip-of-nothing": bounded(("Clip", "c")),
+    "mean-then-mean": meaning(("ReduceMean", 1, [2]), ("ReduceMean", 1, [3])),
+    "mean-then-mean-0": meaning(("ReduceMean", 0, [3]), ("ReduceMean", 0, [-1])),
+    "mean-then-mean-mixed": meaning(("ReduceMean", 0, [2]), ("ReduceMean", 1, [2])),
+    "shape-between-the-means": ending(
+        node("ReduceMean", "h", "g", axes=[2]),
+        node("Shape", "g", "s"),
+        node("Gather", "s two", "one", axis=0),
+        node("Concat", "rest one", "t", axis=0),
+        node("ReduceMean", "g", "m", axes=[3]),
+        node("Reshape", "m t", "r"),
+        node("Flatten", "r", "f"),
+        node("MatMul", "f k", "y"),
+        two=i64(2),
+        rest=i64(0, 4),
+        k=LAST,
+    ),
+    "max-at-once": meaning(("ReduceMax", 0, [2, 3])),
+    "sum-divided": meaning(("ReduceSum", 1, [2, 3]), ("Div", "sixteen")),
+    "sum-multiplied": meaning(("ReduceSum", 0, [2, 3]), ("Mul", "sixteenth")),
+    "sum-then-sum": meaning(("ReduceSum", 0, [2]), ("ReduceSum", 0, [2]), ("Div", "four"), ("Div", "four")),
+    "map-in-one-axis": meaning(("Reshape", "pixels"), ("ReduceMean", 0, [2])),
+    "map-in-one-axis-sum": meaning(("Reshape", "pixels"), ("ReduceSum", 1, [-1]), ("Mul", "sixteenth")),
+    "map-in-one-axis-and-back": meaning(("Reshape", "pixels"), ("Reshape", "map"), ("GlobalMaxPool", 1, [])),
+    "map-in-one-axis-flat": ending(
+        node("Reshape", "h s", "p"),
+        node("Flatten", "p", "f"),
+        node("MatMul", "f k", "y"),
+        s=i64(0, 4, -1),
+        k=rand(64, 5),
+    ),
+    "map-in-one-axis-last": ending(
+        node("Reshape", "h s", "p"),
+        node("Transpose", "p", "q", perm=[0, 2, 1]),
+        node("MatMul", "q k", "r"),
+        node("ReduceMean", "r", "y", axes=[1], keepdims=0),
+        s=i64(0, 4, 16),
+        k=LAST,
+    ),
+    "global-max": meaning(("GlobalMaxPool", 1, [])),
     "unused-nodes": ending(
         node("Relu", "h", "dead"), node("Flatten", "h", "f"), node("MatMul", "f k", "y"), k=rand(64, 5)
     ),
@@ -557,6 +637,48 @@ def test_a_softmax_at_the_end_is_left_out(tmp_path, op, of_feature_map, opset):
     assert relative(net(x), expected) < 1e-5
 
 
+@pytest.mark.parametrize("classes", [1, 5])
+def test_a_sigmoid_at_the_end_is_left_out(tmp_path, classes):
+    nodes = [node("Conv", "x w", "h"), *GLOBAL[:2], node("MatMul", "f last", "z"), node("Sigmoid", "z", "y")]
+    path = written(tmp_path / "net.onnx", model(nodes, {"w": CONV, "last": LAST[:, :classes]}))
+    notes = []
+    net, x = weights.load(path, say=notes.append), rand(2, 6, 6, 3)
+    assert relative(1 / (1 + np.exp(-net(x))), run(path, x)) < 1e-5
+    assert len(notes) == (classes > 1)
+
+
+MEAN, STD = np.float32([0.5, 0.4, 0.3]), np.float32([0.2, 0.25, 0.3])
+PIXELS = {
+    "to 1": ([("Sub", MEAN), ("Div", STD)], 1),
+    "to 1, one number": ([("Mul", np.float32(2)), ("Add", np.float32(-1))], 1),
+    "to 255": ([("Div", np.float32(127.5)), ("Sub", np.float32(1))], 255),
+    "to 255, two steps": ([("Mul", np.float32(1 / 255)), ("Sub", MEAN), ("Div", STD)], 255),
+    "to 255, the mean": ([("Sub", 255 * MEAN)], 255),
+    "to 255, division only": ([("Div", np.float32(255))], 255),
+}
+
+
+@pytest.mark.parametrize("case", PIXELS)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_arithmetic_at_the_start_is_preprocessing(tmp_path, case, layout):
+    operations, most = PIXELS[case]
+    nodes, arrays = [], {"w": CONV, "last": LAST}
+    for i, (op, constant) in enumerate(operations):
+        arrays[f"a{i}"] = constant.reshape(-1, 1, 1) if constant.ndim and layout == "NCHW" else constant
+        nodes.append(node(op, f"x{i} a{i}" if op != "Mul" else f"a{i} x{i}", f"x{i + 1}"))
+    nodes[0].input[list(nodes[0].input).index("x0")] = "x"
+    last, dims = f"x{len(operations)}", ("N", 3, 6, 6)
+    if layout == "NHWC":
+        nodes, last, dims = [*nodes, node("Transpose", last, "t", perm=[0, 3, 1, 2])], "t", ("N", 6, 6, 3)
+    path = written(tmp_path / "net.onnx", model([*nodes, node("Conv", f"{last} w", "h"), *GLOBAL], arrays, dims=dims))
+    notes = []
+    net = weights.load(path, say=notes.append)
+    assert notes == [f"its arithmetic before all layers is taken for preprocessing, of pixels from 0 to {most}"]
+    images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3)).astype(np.uint8)
+    x = normalise(images, **net.preprocessing)
+    assert relative(net(x), run(path, (images * (most / 255)).astype(np.float32), layout)) < 1e-5
+
+
 def test_half_precision_becomes_float32(tmp_path):
     nodes = [node("Conv", "x w b", "h"), *GLOBAL[:2], node("Gemm", "f last", "y", alpha=0.3)]
     arrays = {"w": CONV.astype(np.float16), "b": rand(4).astype(np.float16), "last": LAST.astype(np.float16)}
@@ -622,9 +744,9 @@ def test_no_two_arrays_get_one_name(tmp_path):
 def test_what_is_unknown_is_named_all_at_once(tmp_path):
     nodes = [
         C,
-        node("Sigmoid", "h", "s"),
-        node("Mul", "h s", "m"),
-        node("Mul", "m m", "n"),
+        node("Tanh", "h", "s"),
+        node("Elu", "s", "m"),
+        helper.make_node("Elu", ["m"], ["n"]),
         node("Flatten", "n", "y"),
     ]
     nodes.append(helper.make_node("Magic", ["h"], ["z"], "magic", domain="com.example"))
@@ -632,7 +754,7 @@ def test_what_is_unknown_is_named_all_at_once(tmp_path):
     with pytest.raises(MbnpError) as caught:
         weights.load(path)
     line = str(caught.value)
-    assert "Sigmoid ('the sigmoid'), Mul ('the mul', 'the mul 3'), com.example.Magic ('magic')" in line
+    assert "Tanh ('the tanh'), Elu ('the elu', 'n'), com.example.Magic ('magic')" in line
     assert "\n" not in line
 
 
@@ -643,7 +765,24 @@ BAD = {
     "3 groups for 3 channels and 6 outputs": convolved(rand(6, 1, 3, 3), group=3),
     "for 3 channels": convolved(rand(4, 5, 3, 3)),
     "clips to -1.0 and 1.0": through("Clip", "c", 10, min=-1.0, max=1.0),
-    "clips to None and 6.0": through("Clip", "c - high", 13, {"high": np.float32(6)}),
+    "comes after a clip to None and 6.0": through("Clip", "c - high", 13, {"high": np.float32(6)}),
+    "Min 'the min': mbnp has it with one number": bounded(("Min", "c w")),
+    "comes after a clip to None and 0.3": bounded(("Min", "c most"), ("Identity", "_")),
+    "'y': it comes after a clip to None": ending(node("Flatten", "h", "f"), node("Min", "f m", "y"), m=np.float32(6)),
+    "comes after a mean over H alone": meaning(("ReduceMean", 1, [2])),
+    r"takes the max over the axes \[?\(?2": meaning(("ReduceMax", 1, [2])),
+    "comes after a sum over pixels which no division": meaning(("ReduceSum", 1, [2, 3]), ("Div", "four")),
+    "it scales by a constant": meaning(("Mul", "four")),
+    "turns pixels over": {
+        "nodes": [node("Mul", "x m", "x1"), node("Conv", "x1 w", "h"), *GLOBAL],
+        "arrays": {"m": np.float32(-1), "w": CONV, "last": LAST},
+    },
+    "Sub 'the sub': mbnp has it with one input": {
+        "nodes": [node("Sub", "m x", "x1"), node("Conv", "x1 w", "h"), *GLOBAL],
+        "arrays": {"m": np.float32(1), "w": CONV, "last": LAST},
+    },
+    r"it makes \[16, 4\] of an image": ending(node("Reshape", "h s", "p"), node("Flatten", "p", "y"), s=i64(0, 16, 4)),
+    "Sigmoid 'the sigmoid': it is of a feature map": ending(node("Sigmoid", "h", "s"), node("Flatten", "s", "y")),
     "ceil_mode": through("MaxPool", "c", kernel_shape=[2, 2], ceil_mode=1),
     "not smaller than its window": through("MaxPool", "c", kernel_shape=[2, 2], pads=[2, 2, 2, 2]),
     "pads in mode reflect": through("Pad", "c p", 13, {"p": i64(0, 0, 1, 1, 0, 0, 1, 1)}, mode="reflect"),

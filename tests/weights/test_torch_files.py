@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mbnp import MbnpError, fused, layers, models, optim, train, weights
 from mbnp.network import Network
-from mbnp.weights import torch_files
+from mbnp.weights import pickles, torch_files
 from tests.twins import Article, batch, relative, tensor, vary
 
 WIDTH = 0.25
@@ -189,17 +189,6 @@ def test_training_goes_on_with_pytorchs_losses(tmp_path):
         assert train.step(net, ours, x, y) == pytest.approx(step(theirs, x, y), rel=1e-8)
 
 
-@pytest.mark.parametrize("nest", ["state_dict", "model_state_dict", "model", "net"])
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.module."])
-def test_wrappers_are_taken_off(tmp_path, nest, prefix):
-    module = random(Cifar)
-    state = {prefix + name: x for name, x in module.state_dict().items()}
-    write(tmp_path / "net.pth", {nest: state, "epoch": 7, "acc": 91.5})
-    np.testing.assert_array_equal(
-        weights.load(tmp_path / "net.pth").state()["linear.bias"], module.linear.bias.detach()
-    )
-
-
 def test_what_timm_puts_beside_its_weights(tmp_path):
     write(tmp_path / "model.safetensors", random(Timm, num_classes=2).state_dict())
     said = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "input_size": [3, 160, 160]}
@@ -211,8 +200,39 @@ def test_what_timm_puts_beside_its_weights(tmp_path):
     for other in ("[]", "{", json.dumps(config | {"architecture": "resnet18"})):
         (tmp_path / "config.json").write_text(other)
         assert weights.load(tmp_path / "model.safetensors").preprocessing is None
-    (tmp_path / "config.json").write_text(json.dumps(config | {"pretrained_cfg": said | {"std": [0, 0, 0]}}))
-    with pytest.raises(MbnpError, match="its preprocessing is"):
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"model_args": {"drop_rate": 0.2, "in_chans": 3, "global_pool": "avg"}, "num_classes": 2}, None),
+        ({"pretrained_cfg": None, "mean": [0.5] * 3, "std": [0.2] * 3, "input_size": [3, 64, 64]}, None),
+        ({"global_pool": "max"}, "global_pool 'max', and the network has 'avg'"),
+        ({"num_classes": 1000}, "num_classes 1000, and the network has 2"),
+        ({"model_args": {"bn_eps": 1e-3}}, "bn_eps 0.001, and mbnp does not know what that changes"),
+        ({"model_args": {"in_chans": 1}}, "in_chans 1"),
+        ({"model_args": {"global_pool": "avgmax"}}, "global_pool 'avgmax'"),
+        ({"model_args": [1]}, "no table of model_args"),
+        ({"label_names": ["cat"]}, "names 1 classes for 2 outputs"),
+        ({"pretrained_cfg": {"mean": [0, 0, 0], "std": [0, 0, 0], "input_size": [3, 8, 8]}}, "its preprocessing is"),
+        (
+            {"pretrained_cfg": {"mean": [0, 0, 0], "std": [1, 1, 1], "input_size": [3, 8, 9]}},
+            "mbnp takes square images",
+        ),
+        ({"pretrained_cfg": {"mean": [0, 0, 0], "std": [1, 1, 1]}}, "input_size None"),
+    ],
+)
+def test_a_config_of_timms_is_honoured_whole_or_refused(tmp_path, change, message):
+    write(tmp_path / "model.safetensors", random(Timm, num_classes=2).state_dict())
+    said = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "input_size": [3, 64, 64]}
+    config = {"architecture": "mobilenetv1_100", "global_pool": "avg", "pretrained_cfg": said} | change
+    config = {key: value for key, value in config.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if message is None:
+        assert weights.load(tmp_path / "model.safetensors").resolution == 64
+        return
+    with pytest.raises(MbnpError, match=message):
         weights.load(tmp_path / "model.safetensors")
 
 
@@ -315,7 +335,7 @@ def test_a_pickle_is_never_run(tmp_path, kind, protocol):
     if kind == "archive":
         archive(path, data)
     elif kind == "legacy":
-        path.write_bytes(torch_files._LEGACY + pickle.dumps(1001, 2) + pickle.dumps({}, 2) + data)
+        path.write_bytes(pickles.LEGACY + pickle.dumps(1001, 2) + pickle.dumps({}, 2) + data)
     else:
         path.write_bytes(data)
     refused(path, "not loaded" if kind != "bare" else "damaged or no file")
@@ -332,7 +352,7 @@ def test_an_archive_that_expands_is_refused(tmp_path):
 
 def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
     one = torch.zeros(1).expand(40_000, 40_000)
-    torch.save({"linear.weight": one}, tmp_path / "view.pt")
+    torch.save(random(Cifar).state_dict() | {"linear.weight": one}, tmp_path / "view.pt")
     refused(tmp_path / "view.pt", "its tensors are larger than the file")
     buffer = io.BytesIO()
     torch.save({"linear.weight": torch.zeros(4)}, buffer)
@@ -348,7 +368,7 @@ def test_an_old_file_that_claims_much_is_refused(tmp_path):
     data = (tmp_path / "net.pt").read_bytes()
     assert data.count(b"K\x04") >= 2
     (tmp_path / "net.pt").write_bytes(data.replace(b"K\x04", b"\x8a\x06\x00\x00\x00\x00\x00\x01"))
-    refused(tmp_path / "net.pt", "damaged")
+    refused(tmp_path / "net.pt", "damaged: it speaks of")
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -20,6 +20,7 @@ for the layouts.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from mbnp.errors import MbnpError
@@ -30,7 +31,7 @@ from mbnp.weights.keras.build import network
 __all__ = ["load"]
 
 
-def load(path: str | os.PathLike) -> Network:
+def load(path: str | os.PathLike, say: Callable[[str], object] = lambda text: None) -> Network:
     """Return the network that a Keras file describes, with its weights; x is (N, H, W, C), logits (N, classes).
 
     A closing softmax or sigmoid is left out. A network without a classifier (include_top=False) ends with its
@@ -46,8 +47,8 @@ def load(path: str | os.PathLike) -> Network:
     try:
         saved = files.read(path)
         if saved.config is None:
-            return network(defaults.layers(saved))
-        return network(arrays.match(graph.layers(saved.config), saved))
+            return network(defaults.layers(saved), say)
+        return network(arrays.match(graph.layers(saved.config), saved), say)
     except MbnpError as error:
         problem = str(error)
     except RecursionError:

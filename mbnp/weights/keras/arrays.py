@@ -1,9 +1,10 @@
 """Give each layer of the sequence its arrays of the file.
 
-Older files name an array after its layer (`conv1/conv1/kernel:0`; inside a model, `mobilenet_1.00_224/conv1/...`).
-Keras 3's name the layer's class and number it (`layers/conv2d_3/vars/0`), TensorFlow 2.12 to 2.15 with gaps; there
-the n-th group of a class is the n-th layer of that class, and where the file notes names they must agree. No
-array may be missing or left over.
+Whole-model `.h5` files have a group for each layer of the outermost model, and list its arrays in order: of a model
+inside, those that are trained come first. Without a list, the names must tell (`conv1/conv1/kernel:0`; inside a model,
+`mobilenet_1.00_224/conv1/...`). Keras 3's other files name the layer's class and number it (`layers/conv2d_3/vars/0`),
+TensorFlow 2.12 to 2.15 with gaps; there the n-th group of a class is the n-th layer of that class, and where the file
+notes names they must agree. No array may be missing or left over.
 """
 
 import re
@@ -11,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from mbnp.errors import MbnpError, short
-from mbnp.weights.keras.layer import KerasLayer
+from mbnp.weights.keras.layer import STATISTICS, KerasLayer
 from mbnp.weights.keras.reader import CONTAINERS, Content
 
 # A function of a layer and the names of its arrays that returns the path of each.
@@ -20,7 +21,11 @@ _Paths = Callable[[KerasLayer, tuple[str, ...]], dict[str, str]]
 
 def match(layers: list[KerasLayer], saved: Content) -> list[KerasLayer]:
     """Return the same layers with their arrays."""
-    paths, left = (_by_number if saved.numbered else _by_name)(saved), dict(saved.arrays)
+    left = dict(saved.arrays)
+    if saved.order:
+        paths = _by_order(layers, saved)
+    else:
+        paths = (_by_number if saved.numbered else _by_name)(saved)
     for layer in layers:
         expected = layer.expected_arrays()
         for variable, path in (paths(layer, expected) if expected else {}).items():
@@ -31,6 +36,28 @@ def match(layers: list[KerasLayer], saved: Content) -> list[KerasLayer]:
         more = f" and {len(left) - 1} more arrays" if len(left) > 1 else ""
         raise MbnpError(f"no layer of its configuration takes {short(min(left))}{more}")
     return layers
+
+
+def _by_order(layers: list[KerasLayer], saved: Content) -> _Paths:
+    """Return the function for a file that lists the arrays of each layer or model in the outermost one."""
+    members: dict[str, list[KerasLayer]] = defaultdict(list)
+    for layer in sorted(layers, key=lambda layer: layer.place):
+        members[layer.owners[0]].append(layer)
+    found: dict[tuple[int, ...], dict[str, str]] = defaultdict(dict)
+    for owner, inside in members.items():
+        slots = [(layer, variable) for layer in inside for variable in layer.expected_arrays()]
+        slots.sort(key=lambda slot: slot[1] in STATISTICS or not slot[0].trainable)
+        listed = saved.order.get(owner, [])
+        if len(listed) != len(slots):
+            raise MbnpError(f"it lists {len(listed)} arrays for {short(owner)}, whose configuration has {len(slots)}")
+        for (layer, variable), path in zip(slots, listed, strict=True):
+            leaf = path.rpartition("/")[2].partition(":")[0]
+            if variable != (leaf.removeprefix("depthwise_") if layer.kind == "DepthwiseConv2D" else leaf):
+                raise MbnpError(f"its order does not fit: {short(path)} stands where {layer} has its {variable}")
+            if path not in saved.arrays:
+                raise MbnpError(f"it lists {short(path)} and does not have it")
+            found[layer.place][variable] = path
+    return lambda layer, expected: found[layer.place]
 
 
 def _by_name(saved: Content) -> _Paths:

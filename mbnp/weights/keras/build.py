@@ -6,6 +6,7 @@ after the pooling. Every array is checked against it, so layers that do not fit 
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,18 +30,25 @@ KERNELS: dict[str, dict[str, type[Layer]]] = {
     "Dense": {"kernel": layers.Linear},
 }
 STEM, BLOCK = "conv batchnorm relu", "depthwise batchnorm relu pointwise batchnorm relu"  # of MobileNetV1
-ON_FEATURE_MAPS = ("ZeroPadding2D", "MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D")
-TRAINING_ONLY = {
-    *("InputLayer", "Dropout", "SpatialDropout2D", "GaussianDropout", "AlphaDropout", "GaussianNoise"),
-    *("ActivityRegularization", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation"),
-    *("RandomContrast", "RandomBrightness"),
-}
+GLOBAL = ("GlobalAveragePooling2D", "GlobalMaxPooling2D")
+ON_FEATURE_MAPS = ("ZeroPadding2D", "MaxPooling2D", "AveragePooling2D", *GLOBAL)
+# Layers that do nothing in inference; the tests run each of them with training=False.
+IDENTITIES = (
+    *("Identity", "Dropout", "SpatialDropout2D", "GaussianDropout", "AlphaDropout", "GaussianNoise"),
+    *("ActivityRegularization", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomContrast"),
+    *("RandomBrightness", "RandomHue", "RandomSaturation", "RandomSharpness", "RandomShear", "RandomGrayscale"),
+    *("RandomInvert", "RandomErasing", "RandomPerspective", "RandomPosterization", "RandomColorDegeneration"),
+    *("RandomColorJitter", "RandomElasticTransform", "RandomGaussianBlur", "RandAugment", "AugMix", "MixUp", "CutMix"),
+    *("Equalization", "Solarization"),
+)
+ACT_IN_INFERENCE = ("AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization")
+SIZES = ("Resizing", "CenterCrop", "RandomCrop")
 
 
-def network(sequence: list[KerasLayer]) -> Network:
+def network(sequence: list[KerasLayer], say: Callable[[str], object]) -> Network:
     """Return the network; its dtype is float64 if all its arrays are, else float32."""
     dtypes = {array.dtype for layer in sequence for array in layer.arrays.values()}
-    build = _Build(_input_shape(sequence), np.float64 if dtypes == {np.dtype(np.float64)} else np.float32)
+    build = _Build(_input_shape(sequence), np.float64 if dtypes == {np.dtype(np.float64)} else np.float32, say)
     for layer in sequence:
         build.add(layer)
     return build.finish()
@@ -69,8 +77,8 @@ def _input_shape(sequence: list[KerasLayer]) -> tuple[int, int, int]:
 
 
 class _Build:
-    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self.shape = shape
+    def __init__(self, shape: tuple[int, ...], dtype: Any, say: Callable[[str], object]) -> None:
+        self.shape, self.say = shape, say
         (*self.size, self.channels), self.dtype = shape, dtype
         self.layers: dict[str, Layer] = {}
         # Of pixels 0 to 255, before any layer.
@@ -80,16 +88,21 @@ class _Build:
         self.closed: KerasLayer | None = None  # the closing softmax or sigmoid
 
     def add(self, layer: KerasLayer) -> None:
-        if layer.kind in TRAINING_ONLY:
+        if layer.kind == "InputLayer" or layer.kind in IDENTITIES:
             return
         if layer.config.get("data_format", "channels_last") not in ("channels_last", None):
             raise MbnpError(f"{layer} has channels first; mbnp reads networks with channels last")
         if layer.kind in pixels.KINDS:
             self.scale_pixels(layer)
             return
+        if layer.kind in SIZES:
+            self.resize(layer)
+            return
         handler = self.weighted if layer.kind in KERNELS else getattr(self, f"_{layer.kind}", None)
         if layer.kind == "Lambda":
             raise MbnpError(f"{layer} holds code of its author's, which mbnp does not run")
+        if layer.kind in ACT_IN_INFERENCE:
+            raise MbnpError(f"{layer} changes images in inference, too, and has no counterpart in mbnp")
         if handler is None or not layer.kind.isalnum():
             raise MbnpError(f"{layer} has no counterpart in mbnp")
         if self.closed and layer.kind not in ("Flatten", "Reshape"):
@@ -127,6 +140,20 @@ class _Build:
         self.scale, self.shift = self.scale * scale, self.shift * scale + shift
         self.scaled = True
 
+    def resize(self, layer: KerasLayer) -> None:
+        """Let the network take images of the size that a layer at its beginning brings them to."""
+        size = layer.pair("height", 0)[0], layer.pair("width", 0)[0]
+        if self.layers or self.margin:
+            raise MbnpError(f"{layer} comes after other layers; mbnp reads it before them")
+        if size == self.shape[:2]:
+            return
+        if layer.kind == "RandomCrop":
+            raise MbnpError(f"{layer} gets images of {self.shape[:2]}: in inference, Keras's versions differ on that")
+        if layer.config.get("pad_to_aspect_ratio"):
+            raise MbnpError(f"{layer} pads images to their shape, which mbnp does not")
+        self.size, self.shape = list(size), (*size, self.channels)
+        self.say(f"{layer} is left to mbnp predict, which resizes the shorter side and crops the middle")
+
     def put(self, name: str, layer: Layer) -> None:
         name = "".join(c if c.isalnum() or c in "_-" else "_" for c in name[:80]) or "layer"
         if name in self.layers:  # two models inside this one may use the same names
@@ -144,7 +171,7 @@ class _Build:
         if len(self.shape) == 3 and self.shape[:2] != (1, 1):
             raise MbnpError(f"the closing activation of {layer} is of a feature map; mbnp reads classifiers")
         if layer.config.get("activation") == "sigmoid" and self.shape[-1] > 1:
-            raise MbnpError(f"{layer} answers for every class by itself; mbnp reads a softmax over them")
+            self.say(f"{layer} answers for every class by itself; the probabilities of mbnp predict add up to 1")
         self.closed = layer
 
     # --- convolutions and Dense ---
@@ -244,6 +271,10 @@ class _Build:
 
     def _GlobalAveragePooling2D(self, layer: KerasLayer) -> None:
         self.put(layer.name, layers.GlobalAveragePool())
+
+    def _GlobalMaxPooling2D(self, layer: KerasLayer) -> None:
+        self.put(layer.name, layers.MaxPool((self.shape[0], self.shape[1])))
+        self._Flatten(KerasLayer("Flatten", f"{layer.name}_flat", {}))
 
     def _AveragePooling2D(self, layer: KerasLayer) -> None:
         average = layer.kind == "AveragePooling2D"

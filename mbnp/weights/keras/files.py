@@ -54,7 +54,7 @@ def _run(path: Path) -> reader.Content:
     if done.returncode:
         raise MbnpError("it is damaged: the HDF5 library failed on it, or asked for too much memory or time")
     tensors = load(done.stdout)
-    whole, names, numbered = json.loads(tensors.pop("notes").tobytes())
+    whole, names, numbered, order = json.loads(tensors.pop("notes").tobytes())
     config = tensors.pop("config").tobytes()
     arrays = {name.removeprefix("array "): array for name, array in tensors.items()}
-    return reader.Content(config if whole else None, arrays, names, numbered)
+    return reader.Content(config if whole else None, arrays, names, numbered, order)

@@ -13,7 +13,8 @@ from typing import Any
 from mbnp.errors import MbnpError, short
 from mbnp.weights.keras.layer import KerasLayer
 
-MODELS = ("Functional", "Model", "Sequential")
+SEQUENCES = ("Sequential", "Pipeline")
+MODELS = ("Functional", "Model", *SEQUENCES)
 DEEPEST_MODEL = 8
 
 # Arithmetic with a constant, which is how `preprocess_input` appears in a model.
@@ -40,7 +41,7 @@ def layers(model: Any, depth: int = 0) -> list[KerasLayer]:
         raise MbnpError(f"its model {short(name)} lists no layers")
     found: dict[str, list[KerasLayer]] = {}
     counts: Counter[str] = Counter()
-    for entry in entries:
+    for at, entry in enumerate(entries):
         kind_of, config_of, name_of = _described(entry)
         if name_of in found:
             raise MbnpError(f"its configuration has two layers {short(name_of)}")
@@ -54,9 +55,12 @@ def layers(model: Any, depth: int = 0) -> list[KerasLayer]:
             step = ((snake, counts[snake]),)
             counts[snake] += 1
         for layer in inner:
+            layer.place = (at, *layer.place)
+            frozen = isinstance(config_of, dict) and config_of.get("trainable") is False
+            layer.trainable = layer.trainable and not frozen
             layer.owners, layer.steps = (name_of, *layer.owners), (*step, *layer.steps)
         found[name_of] = inner
-    if kind == "Sequential":
+    if kind in SEQUENCES:
         return [layer for inner in found.values() for layer in inner]
     calls = {_described(entry)[2]: entry.get("inbound_nodes") for entry in entries}
     return _follow(config, found, calls)
@@ -83,6 +87,8 @@ def _follow(config: dict[str, Any], found: dict[str, list[KerasLayer]], calls: d
             call = 0  # Keras 2 counts the making of a nested model as its call 0
         if not isinstance(uses, list) or not 0 <= call < len(uses):
             raise MbnpError(f"{inner[-1]} has no input")
+        if _trains(uses[call]):
+            raise MbnpError(f"{inner[-1]} is called with training=True: it acts in inference, too")
         operands = _operands(uses[call])
         if len(inner) == 1:
             inner[0].operands = [INPUT if isinstance(o, tuple) else o for o in operands]
@@ -98,6 +104,13 @@ def _follow(config: dict[str, Any], found: dict[str, list[KerasLayer]], calls: d
         if times[at] > 1 and any(layer.expected_arrays() for layer in inner):
             raise MbnpError(f"layer {short(at)} is used twice with the same weights, which mbnp cannot")
     return found[name] + [layer for inner in reversed(backwards) for layer in inner]
+
+
+def _trains(value: Any) -> bool:
+    """Return whether a call has training=True among its arguments."""
+    if isinstance(value, dict):
+        return value.get("training") is True or any(map(_trains, value.values()))
+    return isinstance(value, list) and any(map(_trains, value))
 
 
 def _inputs(value: Any) -> list[tuple[str, int]]:

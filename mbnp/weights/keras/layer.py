@@ -18,6 +18,7 @@ WEIGHTS = {
     "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
     "Normalization": ("mean", "variance", "count"),
 }
+STATISTICS = ("moving_mean", "moving_variance", *WEIGHTS["Normalization"])  # are not trained
 
 
 @dataclass
@@ -27,6 +28,8 @@ class KerasLayer:
     kind: str  # Keras's class
     name: str
     config: dict[str, Any]
+    place: tuple[int, ...] = ()  # in the lists of layers of the models it is nested in, from the outside
+    trainable: bool = True  # and so are those models
     owners: tuple[str, ...] = ()  # the models it is nested in, from the outside, then its own name
     steps: tuple[tuple[str, int], ...] = ()  # the same, as (class in snake case, which of its class)
     operands: list[Any] = field(default_factory=list)  # what it was called with: INPUT or a number

@@ -37,6 +37,7 @@ class Content(NamedTuple):
     arrays: dict[str, np.ndarray]
     names: dict[str, str]  # the layer's own name by the path of its group, where a numbered file notes it
     numbered: bool
+    order: dict[str, list[str]]  # by top group of a file that names layers: its paths as `weight_names` has them
 
 
 def read(path: Path) -> Content:
@@ -95,11 +96,16 @@ def _read_hdf5(source: Any, size: int) -> Content:
         compressed = any(dataset.chunks is not None for dataset in walk.datasets.values())
         if claimed > size * (COMPRESSION if compressed else 1):
             raise Refused(f"its arrays claim {claimed:,} bytes of {size:,}: the file is truncated or forged")
+        order = (
+            {name: found for name in root if name not in NO_WEIGHTS and (found := _order(h5py, root[name], name, size))}
+            if whole
+            else {}
+        )
         names = {at: name for at, attrs in walk.named.items() if (name := _text(h5py, attrs, "name", size))}
         arrays = {at: np.asarray(d[()], d.dtype.newbyteorder("=")) for at, d in walk.datasets.items()}
     if not arrays:
         raise Refused("it holds no weights")
-    return Content(config, arrays, names, bool(numbered))
+    return Content(config, arrays, names, bool(numbered), order)
 
 
 class _Walk:
@@ -171,6 +177,22 @@ def _text(h5py: Any, attrs: Any, name: str, size: int) -> str | None:
     return text.decode() if isinstance(text, bytes) else str(text)
 
 
+def _order(h5py: Any, group: Any, at: str, size: int) -> list[str]:
+    """Return the paths of the arrays of a group in the order in which Keras wrote them; [] if it does not say."""
+    found: list[str] = []
+    for name in ("weight_names", *(f"weight_names{i}" for i in range(len(group.attrs)))):  # in parts where it is long
+        if name not in group.attrs:
+            continue
+        attribute = group.attrs.get_id(name)
+        if attribute.shape == (0,):
+            continue
+        if len(attribute.shape) != 1 or attribute.dtype.kind not in "SO" or attribute.get_storage_size() > size:
+            raise Refused(f"its attribute {name!r} of {at[:80]!r} is no list of names")
+        texts = [text.decode() if isinstance(text, bytes) else str(text) for text in group.attrs[name]]
+        found += [f"{at}/{text}" for text in texts]
+    return found
+
+
 def _limit(size: int) -> None:
     """Refuse this process more memory and time than a file of `size` bytes justifies, where the system can."""
     try:
@@ -199,7 +221,7 @@ def main(path: Path) -> None:
         sys.stderr.buffer.write(str(error).encode("utf-8", "backslashreplace"))
         sys.exit(1)
     config = content.config.encode() if isinstance(content.config, str) else content.config
-    notes = json.dumps([config is not None, content.names, content.numbered]).encode()
+    notes = json.dumps([config is not None, content.names, content.numbered, content.order]).encode()
     arrays = {f"array {at}": array for at, array in content.arrays.items()}
     arrays |= {"notes": np.frombuffer(notes, np.uint8), "config": np.frombuffer(config or b"", np.uint8)}
     sys.stdout.buffer.write(save(arrays))

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from mbnp.weights import files
 from mbnp.weights.onnx import constants, nodes
 from mbnp.weights.onnx.names import Names
 from mbnp.weights.onnx.read import METADATA, Graph, Node, read
-from mbnp.weights.onnx.value import Value
+from mbnp.weights.onnx.value import Pixels, Value
 
+LARGEST_OF_ONE = 2.0
 RESOLUTIONS = (224, 32)  # of a graph that takes images of any size: the first that fits
 LARGEST_IMAGE = 10_000
 MOST_LAYERS, DEEPEST = 10_000, 12
+_BEFORE_TRANSPOSE = ("Add", "Cast", "Clip", "Div", "Identity", "Mul", "Pad", "Sub")
 KNOWN = {*nodes.OPERATIONS, *constants.OPERATIONS, "Add", "Shape"}
 
 
-def load(path: str | os.PathLike) -> Network:
+def load(path: str | os.PathLike, say: Callable[[str], object] = lambda text: None) -> Network:
     """Return the network in an ONNX file, with its weights. Its forward gives logits, before a closing softmax.
 
     Images are (N, H, W, C) for mbnp whatever the graph's layout. Layers are called what PyTorch's exporters wrote of
@@ -35,7 +38,7 @@ def load(path: str | os.PathLike) -> Network:
     with files.reading(path, "ONNX file"):
         try:
             graph = _read(path)
-            return _described(graph, _network(graph))
+            return _described(graph, _network(graph, say))
         except MbnpError as error:
             raise MbnpError(f"{path} cannot be imported: {error}") from None
 
@@ -47,7 +50,7 @@ def _read(path: Path) -> Graph:
         raise MbnpError("it is damaged: it has names that are no text") from None
 
 
-def _network(graph: Graph) -> Network:
+def _network(graph: Graph, say: Callable[[str], object]) -> Network:
     axes = _input_axes(graph)
     sizes = dict(zip(axes, graph.dims, strict=True))
     channels = sizes["C"]
@@ -59,7 +62,7 @@ def _network(graph: Graph) -> Network:
         if max(size) > LARGEST_IMAGE:
             raise MbnpError(f"its images are {size[0]} x {size[1]}, and mbnp takes up to {LARGEST_IMAGE}")
         try:
-            return _Builder(graph).network(Value("", (*size, channels), axes, sizes["N"], graph.dtype))
+            return _Builder(graph, say).network(Value("", (*size, channels), axes, sizes["N"], graph.dtype))
         except MbnpError as error:
             refusals.append(error)
     raise refusals[0]
@@ -72,7 +75,7 @@ def _input_axes(graph: Graph) -> str:
         if at in node.inputs:
             if node.op == "Transpose":
                 return "NHWC" if node.attributes.get("perm") == [0, 3, 1, 2] else "NCHW"
-            if node.op not in (*nodes.ELEMENTWISE, "Add", "Cast", "Clip", "Identity", "Pad"):
+            if node.op not in (*nodes.ELEMENTWISE, *_BEFORE_TRANSPOSE):
                 break
             at = node.outputs[0]
     return "NCHW"
@@ -81,8 +84,8 @@ def _input_axes(graph: Graph) -> str:
 class _Builder:
     """A run through the nodes, in order, with values in place of numbers."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, say: Callable[[str], object]) -> None:
+        self.graph, self.say = graph, say
         self.constants = dict(graph.constants)
         self.values: dict[str, Value] = {}
         self.dims: dict[str, list[int]] = {}  # of each value when it was new; its consumer goes on with it
@@ -107,13 +110,33 @@ class _Builder:
         y = self.values.get(self.graph.output)
         if y is None or y.root:
             raise MbnpError(f"its output {short(self.graph.output)} does not come from all of its branches")
+        try:
+            y.check("the output")
+        except MbnpError as error:
+            raise MbnpError(f"its output {short(self.graph.output)}: {error}") from None
         if y.shape[:2] == (1, 1) and not y.flat:
             y.flatten(self.live[-1])
         net = Network(Names().layers(y.entries), min(size[:2]), size[2])
         if not net.variables():
             raise MbnpError("it has no weights")
         files.check_square(net, size, y.shape)
+        net.preprocessing = self.preprocessing(x.pixels, net.channels)
+        if any(node.op == "Sigmoid" for node in self.live) and net.num_classes > 1:
+            self.say("its sigmoid answers for every class by itself; the probabilities of mbnp predict add up to 1")
         return net
+
+    def preprocessing(self, pixels: Pixels, channels: int) -> dict[str, Any] | None:
+        """Return pixel * scale + shift as mean and standard deviation on a scale of 0 to 1; None if it is nothing."""
+        scale, shift = (np.broadcast_to(a, channels).astype(np.float64) for a in (pixels.scale, pixels.shift))
+        if (scale == 1).all() and not shift.any():
+            return None
+        if not (np.isfinite(scale).all() and np.isfinite(shift).all() and (scale > 0).all()):
+            raise MbnpError("its arithmetic before all layers turns pixels over, makes them equal or infinite")
+        mean, std = -shift / scale, 1 / scale
+        # No mean or deviation of pixels from 0 to 1 is more than 1, and hardly one of pixels to 255 is less than 2.
+        most = 255 if max(np.abs(mean).max(), std.max()) > LARGEST_OF_ONE else 1
+        self.say(f"its arithmetic before all layers is taken for preprocessing, of pixels from 0 to {most}")
+        return {"mean": (mean / most).tolist(), "std": (std / most).tolist()}
 
     def run(self, node: Node) -> None:
         """Give the node's first output a value, or a constant."""
@@ -136,11 +159,14 @@ class _Builder:
     def apply(self, node: Node, arrays: list[np.ndarray | None], absent: list[str]) -> Value:
         operation: Any = nodes.add_constant if node.op == "Add" else nodes.OPERATIONS.get(node.op)
         at = node.inputs.index(absent[0]) if absent else 0
-        if operation is None or len(absent) != 1 or (at and node.op != "Add"):
+        if operation is None or len(absent) != 1 or (at and node.op not in nodes.COMMUTE):
             raise MbnpError("mbnp has it with one input that depends on the images and constants after it")
+        if node.op in ("Max", "Min") and (len(arrays) != 2 or arrays[1 - at].size != 1):  # type: ignore[union-attr]
+            raise MbnpError("mbnp has it with one number")
         x = self.take(absent[0])
         if x.probabilities and node.op not in nodes.KEEP_VALUES:
             raise MbnpError("it comes after a softmax, which mbnp leaves out at the end and has nowhere else")
+        x.check(node.op, node.op in nodes.KEEP_VALUES)
         before = x.last
         operation(node, x, *(a for i, a in enumerate(arrays) if i != at))
         if isinstance(x.last, Layer) and x.last is not before:
@@ -174,6 +200,8 @@ class _Builder:
             raise MbnpError("it adds a tensor to itself, which mbnp's sums of branches do not")
         if a.probabilities or b.probabilities:
             raise MbnpError("it adds what comes from a softmax, which mbnp leaves out at the end")
+        for branch in (a, b):
+            branch.check("Add")
         if a.dims() != b.dims() or a.axes != b.axes or a.shape != b.shape:
             raise MbnpError(f"it adds feature maps of {a.shape} and {b.shape}")
         fork = self.forks[a.root]
@@ -206,11 +234,11 @@ def _live(graph: Graph) -> list[Node]:
 
 def _described(graph: Graph, net: Network) -> Network:
     """Return `net` with its images and classes as the file says, built as it was before where that is the same."""
-    net.arch = spec.describe(net)
+    net.arch, found = spec.describe(net), net.preprocessing
     try:
         said = {key.removeprefix(METADATA): json.loads(value) for key, value in graph.metadata.items()}
         same = _rebuilt(net, said.get("arch"))
-        files.set_description(same, net.resolution, said.get("classes"), said.get("preprocessing"))
+        files.set_description(same, net.resolution, said.get("classes"), said.get("preprocessing") or found)
     except (ValueError, RecursionError) as error:
         raise MbnpError(f"what it says of its classes and images is damaged: {error}") from None
     return same

@@ -42,19 +42,48 @@ def matmul(node: Node, x: Value, w: np.ndarray) -> None:
 
 
 def add_constant(node: Node, x: Value, constant: np.ndarray) -> None:
-    """Add the bias of the layer before, which has a node of its own."""
+    """Add the bias of the layer before, which has a node of its own; at the start, what preprocessing adds."""
+    bias = _channels(x, constant)
+    if x.at_start:
+        x.pixels.shift = x.pixels.shift + bias
+        return
+    layer: Any = x.last
+    if not isinstance(layer, layers.BatchNorm) and not layouts.axes(type(layer)):
+        raise MbnpError("it adds a constant after a layer without a bias")
+    if layer.bias is None:
+        layer.bias = Parameter(bias.copy())
+    else:
+        layer.bias.value = layer.bias.value + bias
+
+
+def subtract(node: Node, x: Value, constant: np.ndarray) -> None:
+    add_constant(node, x, -constant)
+
+
+def multiply(node: Node, x: Value, constant: np.ndarray) -> None:
+    """Scale pixels at the start, and a sum to the mean."""
+    factor = _channels(x, constant)
+    if x.at_start:
+        x.pixels.scale, x.pixels.shift = x.pixels.scale * factor, x.pixels.shift * factor
+    elif x.scale != 1 and constant.size == 1:
+        x.scale *= constant.item()
+        x.scale = 1.0 if math.isclose(x.scale, 1, rel_tol=1e-6) else x.scale
+    else:
+        raise MbnpError("it scales by a constant, which mbnp has for pixels only, before all layers")
+
+
+def divide(node: Node, x: Value, constant: np.ndarray) -> None:
+    with np.errstate(all="ignore"):
+        multiply(node, x, 1 / constant.astype(np.float64))
+
+
+def _channels(x: Value, constant: np.ndarray) -> np.ndarray:
+    """Return a constant as one number for each channel."""
     shape = (1,) * (len(x.axes) - constant.ndim) + constant.shape
     expected = [x.channels if axis == "C" else 1 for axis in x.axes]
     if constant.size != 1 and list(shape) != expected:
         raise MbnpError(f"it adds a constant of shape {constant.shape}, no bias of {x.channels} channels")
-    layer: Any = x.last
-    if not isinstance(layer, layers.BatchNorm) and not layouts.axes(type(layer)):
-        raise MbnpError("it adds a constant after a layer without a bias")
-    bias = _per_channel(numbers("bias", constant, x.dtype).reshape(-1), x.channels)
-    if layer.bias is None:
-        layer.bias = Parameter(bias)
-    else:
-        layer.bias.value = layer.bias.value + bias
+    return _per_channel(numbers("constant", constant, x.dtype).reshape(-1), x.channels)
 
 
 def _per_channel(b: np.ndarray, channels: int) -> np.ndarray:
@@ -92,14 +121,50 @@ def _elementwise(kind: type[Layer], node: Node, x: Value) -> None:
     x.add(node, kind())
 
 
+def relu(node: Node, x: Value) -> None:
+    _bound(node, x, 0.0, None)
+
+
 def clip(node: Node, x: Value, low: Array = None, high: Array = None) -> None:
     least = node.attributes.get("min") if low is None else low.item()
     most = node.attributes.get("max") if high is None else high.item()
-    if least != 0 or (most is not None and not most > 0):
+    _bound(node, x, least, most)
+
+
+def maximum(node: Node, x: Value, least: np.ndarray) -> None:
+    _bound(node, x, least.item(), None)
+
+
+def minimum(node: Node, x: Value, most: np.ndarray) -> None:
+    _bound(node, x, None, most.item())
+
+
+def _bound(node: Node, x: Value, least: float | None, most: float | None) -> None:
+    """Clip the values: a ReLU, or the max_value of the ReLU before or after."""
+    lowest = np.finfo(np.float32).min
+    least, most = (None if b is None or abs(b) >= -lowest else b for b in (least, most))
+    if least is None and most is None:
+        return
+    if least not in (None, 0) or (most is not None and not most > 0):
         raise MbnpError(f"it clips to {least} and {most}; mbnp has ReLU, from 0 up to a max_value")
     if most is not None and x.dtype == np.float32:
         most = _decimal(most)
-    x.add(node, layers.ReLU(None if most is None or most >= np.finfo(np.float32).max else most))
+    before = x.last
+    known = [b for b in (most, x.most, before.max_value if isinstance(before, layers.ReLU) else None) if b is not None]
+    x.most = min(known, default=None)
+    if isinstance(before, layers.ReLU):
+        x.entries[-1] = (x.entries[-1][0], layers.ReLU(x.most))
+    elif least == 0:
+        x.add(node, layers.ReLU(x.most))
+    else:
+        return  # and the ReLU comes after
+    x.most = None
+
+
+def sigmoid(node: Node, x: Value) -> None:
+    if not x.flat and x.shape[:2] != (1, 1):
+        raise MbnpError("it is of a feature map; mbnp leaves out one at the end")
+    x.probabilities = True
 
 
 def softmax(node: Node, x: Value) -> None:
@@ -112,21 +177,38 @@ def softmax(node: Node, x: Value) -> None:
 # Pooling over all pixels, and the shape
 
 
-def global_average_pool(node: Node, x: Value) -> None:
+def global_pool(pool: Callable, node: Node, x: Value) -> None:
     x.expect_nchw(feature_map=False)
     if not x.flat:
-        x.add(node, layers.GlobalAveragePool())
+        pool(node, x)
 
 
-def reduce_mean(node: Node, x: Value, axes: Array = None) -> None:
+def mean(node: Node, x: Value) -> None:
+    x.add(node, layers.GlobalAveragePool())
+
+
+def largest(node: Node, x: Value) -> None:
+    """Take the largest pixel of each channel: a window of the whole feature map, flattened."""
+    h, w, _ = x.shape
+    x.add(node, layers.MaxPool((h, w)))
+    x.add(node, layers.Flatten(f"this network takes feature maps of {h} x {w} there"))
+
+
+def reduce(pool: Callable, node: Node, x: Value, axes: Array = None) -> None:
     named = named_axes(node, axes)
     reduced = {x.axes[at] for at in named or ()}
-    if reduced != {"H", "W"}:
-        raise MbnpError(f"it takes the mean over the axes {named} of {x.axes}; mbnp over H and W")
+    pixels = {*"".join(reduced).replace("P", "HW")}
+    if not pixels or not pixels <= {"H", "W"} or (pool is largest and pixels != {"H", "W"}):
+        raise MbnpError(f"it takes the {node.op[6:].lower()} over the axes {named} of {x.axes}; mbnp over H and W")
     if not x.flat:
-        x.add(node, layers.GlobalAveragePool())
+        if node.op == "ReduceSum":
+            x.scale *= math.prod(size for axis, size in zip("HW", x.shape, strict=False) if axis in pixels)
+        x.averaged |= pixels
+        if x.averaged == {"H", "W"}:
+            x.averaged = frozenset()
+            pool(node, x)
     if not node.attributes.get("keepdims", 1):
-        x.axes = "NC"
+        x.axes = "".join(axis for axis in x.axes if axis not in reduced)
 
 
 def flatten(node: Node, x: Value) -> None:
@@ -152,16 +234,20 @@ def reshape(node: Node, x: Value, shape: Array = None) -> None:
     if len(rest) == 1:
         x.flatten(node)
     elif rest != dims[1:]:
-        if numbers_each != x.channels or rest not in ([x.channels, 1, 1], [1, 1, x.channels]):
+        whole = {"C": x.channels, "P": numbers_each // x.channels}
+        whole |= {"H": 1, "W": 1} if x.flat else dict(zip("HW", x.shape, strict=False))
+        alike = ("NCHW", "NCP", "NHWC", "NPC") if x.flat else ("NCHW", "NCP") if x.axes[1] == "C" else ("NHWC", "NPC")
+        found = [axes for axes in alike if rest == [whole[axis] for axis in axes[1:]]]
+        if not found:
             raise MbnpError(f"it makes {rest} of an image of {dims[1:]}; mbnp flattens it")
-        x.axes = "NCHW" if rest[0] == x.channels else "NHWC"
+        x.axes = found[0]
 
 
 def squeeze(node: Node, x: Value, axes: Array = None) -> None:
     named = named_axes(node, axes)
     if named is None:
         named = tuple(i for i, size in enumerate(x.dims()) if size == 1)
-    if not {x.axes[at] for at in named} <= {"H", "W"} or any(x.dims()[at] != 1 for at in named):
+    if not {x.axes[at] for at in named} <= {"H", "W", "P"} or any(x.dims()[at] != 1 for at in named):
         raise MbnpError(f"it removes the axes {named} of {x.axes}; mbnp those of one pixel")
     rest = "".join(axis for i, axis in enumerate(x.axes) if i not in {at % len(x.axes) for at in named})
     if rest == "NC":
@@ -200,21 +286,32 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "Cast": cast,
     "Clip": clip,
     "Conv": windows.conv,
+    "Div": divide,
     "Dropout": dropout,
     "Flatten": flatten,
     "Gemm": gemm,
-    "GlobalAveragePool": global_average_pool,
+    "GlobalAveragePool": partial(global_pool, mean),
+    "GlobalMaxPool": partial(global_pool, largest),
     "Identity": lambda node, x: None,
     "LogSoftmax": softmax,
     "MatMul": matmul,
+    "Max": maximum,
     "MaxPool": partial(windows.pool, layers.MaxPool),
+    "Min": minimum,
+    "Mul": multiply,
     "Pad": windows.pad,
-    "ReduceMean": reduce_mean,
+    "ReduceMax": partial(reduce, largest),
+    "ReduceMean": partial(reduce, mean),
+    "ReduceSum": partial(reduce, mean),
+    "Relu": relu,
     "Reshape": reshape,
+    "Sigmoid": sigmoid,
     "Slice": windows.slice_,
     "Softmax": softmax,
     "Squeeze": squeeze,
+    "Sub": subtract,
     "Transpose": transpose,
 }
+COMMUTE = ("Add", "Max", "Min", "Mul")
 # Operations that may come after the softmax at the end.
 KEEP_VALUES = ("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose")

@@ -119,12 +119,11 @@ def _node(onnx: Any, arrays: "_Arrays", proto: Any, opset: int) -> Node:
         try:
             value = onnx.helper.get_attribute_value(attribute)
         except ValueError as error:
-            raise MbnpError(f"an attribute of {short(proto.name)} is damaged: {short(str(error))}") from None
+            raise MbnpError(f"an attribute of {short(_name(proto))} is damaged: {short(str(error))}") from None
         if isinstance(value, onnx.TensorProto):
             value = arrays.read(value)
         attributes[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    name = proto.name or (proto.output[0] if proto.output else "")
-    return Node(proto.op_type, name, tuple(proto.input), tuple(proto.output), attributes, opset)
+    return Node(proto.op_type, _name(proto), tuple(proto.input), tuple(proto.output), attributes, opset)
 
 
 def _input(onnx: Any, value: Any) -> tuple[tuple[int | None, ...], type]:
@@ -140,7 +139,12 @@ def _input(onnx: Any, value: Any) -> tuple[tuple[int | None, ...], type]:
 def _listed(values: Any) -> str:
     """Return the names of the first few of `values`, and how many more there are."""
     more = f" and {len(values) - MOST_LISTED} more" if len(values) > MOST_LISTED else ""
-    return (", ".join(short(value.name) for value in values[:MOST_LISTED]) or "none") + more
+    return (", ".join(short(_name(value)) for value in values[:MOST_LISTED]) or "none") + more
+
+
+def _name(value: Any) -> str:
+    """Return the name of something in a graph; of a node without one, that of what it makes."""
+    return value.name or next(iter(getattr(value, "output", ())), "")
 
 
 class _Arrays:

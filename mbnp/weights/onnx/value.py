@@ -24,6 +24,14 @@ class Sum(NamedTuple):
     shortcut: list["Entry"]
 
 
+@dataclass
+class Pixels:
+    """The arithmetic before all layers: pixel * scale + shift, numbers or one for each channel."""
+
+    scale: Any = 1.0
+    shift: Any = 0.0
+
+
 Entry = tuple[str, Layer | Sum]  # and the name that it would like to have
 
 
@@ -33,7 +41,8 @@ class Value:
 
     root: "" for the graph's input, or the name of a tensor that branches
     shape: of one image in mbnp, (H, W, C) or (C,)
-    axes: the graph's, "NCHW", "NHWC" or "NC"; what mbnp has as (C,) may still have an H and a W of 1 there
+    axes: the graph's, "NCHW", "NHWC" or "NC", with P for H and W in one; what mbnp has as (C,) may still have an H and
+        a W of 1 there
     batch: how many images the graph is made for, or None for any number
     """
 
@@ -43,9 +52,18 @@ class Value:
     batch: int | None
     dtype: type
     entries: list[Entry] = field(default_factory=list)
-    probabilities: bool = False  # whether a softmax was left out
+    probabilities: bool = False  # whether a softmax or sigmoid was left out
+    most: float | None = None  # what it is clipped to from above, while no ReLU has taken that in
+    scale: float = 1.0  # of a sum that is on its way to be a mean
+    averaged: frozenset[str] = frozenset()  # H or W, of a mean that is taken in two steps
+    pixels: Pixels = field(default_factory=Pixels)  # of the graph's input, which all values share
     open: int = 0  # where it branches: the branches that are not joined yet
     depth: int = 0  # and the branches that it is within, with its own
+
+    @property
+    def at_start(self) -> bool:
+        """Return whether it is the graph's input, before all layers."""
+        return not self.entries and self.root == ""
 
     @property
     def flat(self) -> bool:
@@ -63,12 +81,25 @@ class Value:
     def dims(self) -> list[int]:
         """Return the shape in the graph."""
         h, w, c = (1, 1, *self.shape) if self.flat else self.shape
-        sizes = {"N": BATCH if self.batch is None else self.batch, "H": h, "W": w, "C": c}
+        sizes = {"N": BATCH if self.batch is None else self.batch, "H": h, "W": w, "C": c, "P": h * w}
+        sizes |= dict.fromkeys(self.averaged, 1)
         return [sizes[axis] for axis in self.axes]
 
     def branch(self, root: str) -> "Value":
         """Return the same tensor as a place to begin at."""
         return replace(self, root=root, entries=[])
+
+    def check(self, op: str, keeps: bool = False) -> None:
+        """Raise MbnpError if an operation comes before what the last ones began is at its end.
+
+        keeps: whether it moves values and changes none.
+        """
+        if self.most is not None and op not in ("Clip", "Max", "Min", "Relu"):
+            raise MbnpError(f"it comes after a clip to None and {self.most}; mbnp has ReLU, from 0 up to a max_value")
+        if self.averaged and op not in ("ReduceMean", "ReduceSum"):
+            raise MbnpError(f"it comes after a mean over {min(self.averaged)} alone; mbnp has it over H and W")
+        if self.scale != 1 and not keeps and op not in ("Div", "Mul", "ReduceSum"):
+            raise MbnpError("it comes after a sum over pixels which no division makes a mean")
 
     def add(self, node: Node, layer: Layer, weight: str = "") -> None:
         """Append a layer; `weight` is the name that the graph gives its weights."""
@@ -99,7 +130,8 @@ class Value:
     def flatten(self, node: Node) -> None:
         """Make it (N, C), its entries in the graph's order."""
         if not self.flat:
-            self.add(node, Flatten(order=None if self.shape[:2] == (1, 1) else self.axes[1:]))
+            order = self.axes[1:].replace("P", "HW")
+            self.add(node, Flatten(order=None if self.shape[:2] == (1, 1) else order))
         self.axes = "NC"
 
 
