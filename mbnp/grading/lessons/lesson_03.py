@@ -159,6 +159,10 @@ def _arrays(seed: int):
         w = rng.standard_normal((*kernel, 2, 3), dtype=np.float32)
         y = conv.forward(x, w, None, stride, padding)
         yield rng.standard_normal(y.shape, dtype=np.float32), x, w, stride, padding
+    for shape, kernel, stride, padding in (((3, 4, 7, 3), (3, 2, 3, 2), 1, 1), ((1, 7, 4, 1), (1, 3, 1, 4), 2, 1)):
+        x, w = (rng.standard_normal(axes, dtype=np.float32) for axes in (shape, kernel))
+        y = conv.forward(x, w, None, stride, padding)
+        yield rng.standard_normal(y.shape, dtype=np.float32), x, w, stride, padding
 
 
 def _dx_cases(seed: int) -> list[Case]:
