@@ -4,7 +4,10 @@ First the exercise's own mistakes, then the faults that `faults.py` makes of a r
 every case, those that came out right too; where several do, all are named, since the numbers do not tell them apart.
 """
 
+import ast
 import copy
+import inspect
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +20,7 @@ from mbnp.grading.changes import LEVELS
 from mbnp.grading.child import limit_memory
 from mbnp.grading.compare import EVERYTHING_ZERO, StoppedError, Trial, as_array, equal, same
 from mbnp.grading.mend import EACH, TimeIsUpError, alarm, mended
+from mbnp.grading.noticed import noticed
 from mbnp.grading.observe import observed
 
 SECONDS = 1.4  # of computing, for the search of a fault
@@ -43,6 +47,7 @@ def likely(
             _known(exercise, trials)
             or _zeros(trials)
             or (inside and _mended(exercise, trials, first, inside, MENDING * seconds))
+            or (inside and _noticed(exercise, trials, inside))
             or _found(exercise, trials, first, (1 - MENDING) * seconds if inside else seconds)
             or _known(exercise, trials, first.output)
             or _in_part(exercise, trials, first)
@@ -62,6 +67,26 @@ def _mended(exercise: Any, trials: Sequence[Trial], first: Trial, inside: Callab
         return inside(mended, cases, expected, exercise.rtol, seconds, limit=4 * seconds + 2)
     except (Exception, StoppedError):  # changed, it ended its process
         return ""
+
+
+def _noticed(exercise: Any, trials: Sequence[Trial], inside: Callable[..., str]) -> str:
+    """Name what the text of the reader's function shows."""
+    cases = [trial.case for trial in trials]
+    used = [
+        set(solution.__code__.co_varnames[: solution.__code__.co_argcount]) & _read(solution)
+        for solution in exercise.solutions
+    ]
+    needed = [name for name in cases[0] if all(name in names for names in used)]
+    try:
+        return inside(noticed, cases, [not trial.problem for trial in trials], needed)
+    except (Exception, StoppedError):
+        return ""
+
+
+def _read(function: Callable) -> set[str]:
+    """Return the names that a function's own code reads."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
 def _known(exercise: Any, trials: Sequence[Trial], output: int | None = None) -> str:

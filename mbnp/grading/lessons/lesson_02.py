@@ -134,7 +134,13 @@ def _pointwise_cases(seed: int) -> list[Case]:
             "x": rng.standard_normal((*size, C), dtype=np.float32),
             "w": rng.standard_normal((C, D), dtype=np.float32),
         }
-        for size, C, D in (((2, 3, 4), 3, 3), ((2, 4, 3), 2, 5), ((2, 5, 5), 4, 4), ((3, 2, 5), 5, 2), ((1, 6, 2), 1, 3))
+        for size, C, D in (
+            ((2, 3, 4), 3, 3),
+            ((2, 4, 3), 2, 5),
+            ((2, 5, 5), 4, 4),
+            ((3, 2, 5), 5, 2),
+            ((1, 6, 2), 1, 3),
+        )
     ]
 
 
