@@ -95,7 +95,7 @@ def _lead(console: Console, kept: progress.Progress, after: grading.Report | Non
         console.print(Text(_say(f"all {len(kept)} lessons are solved")))
         return
     console.print(Text(_say(f"next: lesson {lesson}, {progress.to_do(kept, lesson)[0]}")))
-    file, page = progress.file_of(kept, lesson, after and after.file), progress.page_of(lesson)
+    file, page = progress.file_of(kept, lesson, after.file if after else None), progress.page_of(lesson)
     if page:
         console.print(Text(_say(f"  read {progress.shown(page)}")))
     stubs = f"tutorials/exercises/{lesson:02}.py of mbnp's repository"

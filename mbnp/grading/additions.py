@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mbnp.grading.changes import Change, Kind, change_of, places, put, together, uses
+from mbnp.grading.changes import Change, Kind, Place, change_of, places, put, together, uses
 
 SIZE = "a number where a size belongs"
 OUTSIDE = "indices outside of the array: a negative one counts from its end, and one too large fails"
@@ -58,9 +58,8 @@ def _sizes(case: Mapping[str, Any]) -> list[list[str]]:
     return found
 
 
-def _sized(function: ast.FunctionDef, sizes: Sequence[Sequence[str]], names: Sequence[str]) -> Iterator[Change]:
-    """Yield a name or a size in place of a number: at one place, at all places of the number, by rows and columns."""
-    found: dict[int, list[tuple[Any, str, int | None, ast.expr]]] = {}
+def numbers_of(function: ast.FunctionDef) -> Iterator[Place]:
+    """Yield the places of whole numbers that may stand for a size: not an axis, an index, or 1 outside of a range."""
     for place in places(function):
         owner, field, _, node = place
         axis = isinstance(owner, ast.keyword) or getattr(getattr(owner, "func", None), "attr", "") in AXES
@@ -68,16 +67,23 @@ def _sized(function: ast.FunctionDef, sizes: Sequence[Sequence[str]], names: Seq
         if isinstance(node, ast.Constant) and type(node.value) is int and not (axis or at_index):
             in_range = isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "range"
             if node.value > 1 or (node.value == 1 and in_range):
-                found.setdefault(node.value, []).append(place)
+                yield place
+
+
+def _sized(function: ast.FunctionDef, sizes: Sequence[Sequence[str]], names: Sequence[str]) -> Iterator[Change]:
+    """Yield a name or a size in place of a number: at one place, at all places of the number, by rows and columns."""
+    found: dict[int, list[Place]] = {}
+    for place in numbers_of(function):
+        found.setdefault(place[3].value, []).append(place)  # type: ignore[attr-defined]
     texts = [*names, *itertools.chain(*sizes)]
     for number, where in found.items():
         kind = Kind("", SIZE, 2, 0)
         squares = [f"{name} * {name}" for name in names] if number in (4, 9, 25) else []
         for text in [*texts, *squares]:
             every = [change_of(place, _expression(text), kind) for place in where]
-            yield from every
-            if len(every) > 1:
-                yield together(every)
+            for count in {1, 2, len(where)} if len(where) < 6 else {1, len(where)}:
+                for some in itertools.combinations(every, count):
+                    yield together(some)
         pairs = [*itertools.pairwise(names), *itertools.chain(*map(itertools.pairwise, sizes))]
         for two in pairs if len(where) > 1 else []:
             yield together([change_of(place, _expression(two[k % 2]), kind) for k, place in enumerate(where)])

@@ -112,6 +112,7 @@ RULES: list[tuple[str, str | None, str]] = [
     ("the step of a slice is left out", "a slice has a step too many", "[::A] -> [:]"),
     ("the step of a slice is left out", "a slice has a step too many", "[A:B:C] -> [A:B]"),
 ]
+LIKELY_AROUND = "what is below 0 is kept", "the root is left out", "sign"  # of what stands around any value
 WILD = frozenset("ABCDEFGXK")
 
 # A function in place of another of the same row.
@@ -337,7 +338,7 @@ def _add(found: dict[tuple[int, type], list[_Rule]], kind: Kind, pattern: ast.ex
         kind = kind._replace(level=3)
     elif isinstance(pattern, ast.Name):
         # Nobody puts a logarithm where nothing belongs; who did has it in the text.
-        kind = kind._replace(fault="", rank=3)
+        kind = kind._replace(fault="", rank=0 if kind.mend in LIKELY_AROUND else 3)
     key = kind.level, ast.expr if isinstance(pattern, ast.Name) else type(pattern)
     found.setdefault(key, []).append(_Rule(kind, pattern, new, "".join(free)))
 
@@ -755,8 +756,9 @@ def _names(
 
     for place in places(function):
         owner, _, _, node = place
-        # In a comparison a wrong name is likelier than a wrong border.
-        level, rank = (1, -1) if isinstance(owner, ast.Compare) else (2, 2)
+        # In a comparison of numbers a wrong name is likelier than a wrong border.
+        compared = isinstance(owner, ast.Compare) and isinstance(node, ast.Name) and kinds.get(node.id) == "int"
+        level, rank = (1, -1) if compared else (2, 2)
         if isinstance(node, ast.Name) and node.id in used:
             for name in used:
                 if name != node.id and fit(name, node.id) and not isinstance(owner, ast.Attribute):

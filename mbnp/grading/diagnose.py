@@ -5,12 +5,14 @@ every case, those that came out right too; where several do, all are named, sinc
 """
 
 import ast
+import contextlib
 import copy
 import inspect
+import itertools
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ SECONDS = 1.4  # of computing, for the search of a fault
 MENDING = 0.6  # the part of it for the reader's own function
 MEMORY = 512 << 20  # bytes for it: another may fill a list as long as it can
 NAMED = 3  # more reasons than that tell nothing
+FOUND = 2  # of faults, which are only guessed
 
 
 def likely(
@@ -47,8 +50,8 @@ def likely(
             _known(exercise, trials)
             or _zeros(trials)
             or (inside and _mended(exercise, trials, first, inside, MENDING * seconds))
-            or (inside and _noticed(exercise, trials, inside))
-            or _found(exercise, trials, first, (1 - MENDING) * seconds if inside else seconds)
+            or (inside and not first.only_type and _noticed(exercise, trials, inside))
+            or _found(exercise, trials, first, (1 - MENDING) * seconds if inside else seconds, inside)
             or _known(exercise, trials, first.output)
             or _in_part(exercise, trials, first)
             or _common(trials, first)
@@ -109,39 +112,67 @@ def _zeros(trials: Sequence[Trial]) -> str:
     return ""
 
 
-def _found(exercise: Any, trials: Sequence[Trial], first: Trial, seconds: float) -> str:
+def _found(
+    exercise: Any, trials: Sequence[Trial], first: Trial, seconds: float, inside: Callable[..., Any] | None
+) -> str:
     """Name the faults of a right solution that explain every trial, or else the wrong one of several results."""
     trials = [trial for trial in trials if not (trial.only_type or trial.error or "wrote into" in trial.problem)]
     numbers = isinstance(first.result, tuple | list) or as_array(first.result) is not None
     if not numbers or not any(trial is first for trial in trials):
         return ""  # such a problem says more than a fault in the numbers would
     trials = sorted(trials, key=lambda trial: not trial.problem)  # wrong ones first: they exclude more
-    whole: list[str] = []
-    in_part: list[str] = []
+    whole: list[faults.Fault] = []
+    in_part: list[faults.Fault] = []
     lift = limit_memory(MEMORY, for_good=False)
     end = time.process_time() + seconds
     try:
-        for fault in _candidates(exercise, first):
-            if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
-                whole.append(fault.message)
-            elif first.output is not None and all(
-                _explains(fault.wrong, trial, exercise.rtol, first.output) for trial in trials
-            ):
-                in_part.append(fault.message)
-            if len(set(whole)) == NAMED or time.process_time() > end:
+        for candidates in _candidates(exercise, first):
+            for fault in candidates:
+                if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
+                    whole += _another_place(fault, whole)
+                elif first.output is not None and all(
+                    _explains(fault.wrong, trial, exercise.rtol, first.output) for trial in trials
+                ):
+                    in_part += _another_place(fault, in_part)
+                if len(whole) == FOUND or time.process_time() > end:
+                    break
+            if whole or time.process_time() > end:
                 break
     finally:
         lift()
-    return _either(whole or in_part)
+    return _in_their_names((whole or in_part)[:FOUND], trials[0].case, inside)
 
 
-def _candidates(exercise: Any, first: Trial) -> Iterator[faults.Fault]:
+def _another_place(fault: faults.Fault, known: Sequence[faults.Fault]) -> list[faults.Fault]:
+    """Return the fault in a list, unless one is known at the same place of the text, which is likelier."""
+    for other in known:
+        pairs = itertools.product(fault.texts, other.texts)
+        if fault.solution is not other.solution or any(a in b or b in a for (a, _), (b, _) in pairs):
+            return []
+    return [fault]
+
+
+def _in_their_names(found: Sequence[faults.Fault], case: Mapping[str, Any], inside: Callable[..., Any] | None) -> str:
+    """Return the messages of faults, with the reader's names for the variables of a solution."""
+    theirs: dict[str, str] = {}
+    if inside and any(fault.texts for fault in found):
+        with contextlib.suppress(Exception, StoppedError):
+            theirs = inside(faults.values, case) or {}
+    messages = []
+    for fault in found:
+        ours = faults.values(fault.solution, case) if fault.solution and theirs else {}
+        messages.append(fault.said(faults.names_of(ours, theirs, case)))
+    return _either(messages)
+
+
+def _candidates(exercise: Any, first: Trial) -> Iterator[Iterator[faults.Fault]]:
+    """Yield faults of one sort after the other, the plainest sort first."""
     right = exercise.solutions[0] if exercise.solutions else exercise.reference
-    yield from faults.of_result(right, exercise.reference(**copy.deepcopy(first.case)))
-    yield from faults.of_arguments(right, first.case)
+    yield faults.of_result(right, exercise.reference(**copy.deepcopy(first.case)))
+    yield faults.of_arguments(right, first.case)
     for level in LEVELS[:2]:  # there are many more of the latter, and they are less likely
         for solution in exercise.solutions:
-            yield from faults.of_source(solution, first.case, level)
+            yield faults.of_source(solution, first.case, level)
 
 
 def _in_part(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mbnp.grading.additions import numbers_of
+
 
 def noticed(
     function: Callable, cases: Sequence[Mapping[str, Any]], right: Sequence[bool], needed: Sequence[str]
@@ -27,7 +29,8 @@ def noticed(
     read = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
     unused = [name for name in needed if name not in read]
     if unused:
-        return f"`{unused[0]}` is never used in it: every case in which it matters comes out wrong"
+        names = " and ".join(f"`{name}`" for name in unused[:3])
+        return f"{names} {'is' if len(unused) == 1 else 'are'} never used in it: where that matters it comes out wrong"
     return _number(node, cases, right) or _idle(node, read)
 
 
@@ -43,7 +46,8 @@ def _idle(node: ast.FunctionDef, read: set[str]) -> str:
 
 def _number(node: ast.FunctionDef, cases: Sequence[Mapping[str, Any]], right: Sequence[bool]) -> str:
     """Name a number of the text if all cases are right, and no others, in which one axis or two have that length."""
-    numbers = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and type(part.value) is int]
+    places = [place for place in numbers_of(node) if not isinstance(place[0], ast.Tuple | ast.List)]
+    numbers = [ast.literal_eval(place[3]) for place in places]
     lengths = [_lengths(case) for case in cases]
     arrays = [list(names) for _, names in itertools.groupby(lengths[0], lambda name: name.partition("[")[0])]
     some = [names for array in arrays for names in [*((one,) for one in array), *itertools.pairwise(array)]]
@@ -56,7 +60,7 @@ def _number(node: ast.FunctionDef, cases: Sequence[Mapping[str, Any]], right: Se
 
 
 def _lengths(case: Mapping[str, Any]) -> dict[str, int]:
-    found = {}
+    found: dict[str, int] = {}
     for name, value in case.items():
         shape = value.shape if isinstance(value, np.ndarray) else value if isinstance(value, tuple) else ()
         word = f"{name}.shape" if isinstance(value, np.ndarray) else name

@@ -126,7 +126,9 @@ def test_mistakes_that_give_the_same_numbers_are_both_named():
 
 def test_no_reason_is_named_that_does_not_explain_every_case():
     """A constant is right in some cases, and some mistake gives it in others; none does in all."""
-    assert said("output_size", code="def output_size(size, kernel, stride, padding):\n    return 4").likely == ""
+    code = "def output_size(size, kernel, stride, padding):\n    {}\n    return 4"
+    assert said("output_size", code=code.format("size, kernel, stride, padding")).likely == ""
+    assert said("output_size", code=code.format("size, kernel, stride")).likely.startswith("`padding` is never used")
 
 
 # --- another form of the right answer, or no answer ---

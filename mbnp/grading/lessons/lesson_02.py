@@ -27,8 +27,8 @@ def _depthwise_cases(seed: int) -> list[Case]:
         x = rng.standard_normal((2, *size, 3), dtype=np.float32)
         w = rng.standard_normal((kernel, kernel if len(cases) < 4 else 3, 3), dtype=np.float32)
         cases.append({"x": x, "w": w, "stride": stride, "padding": padding})
-    for shape, kernel, stride, padding in (((3, 4, 7, 2), (3, 2, 2), 1, 1), ((1, 7, 4, 4), (1, 3, 4), 2, 1)):
-        x, w = (rng.standard_normal(axes, dtype=np.float32) for axes in (shape, kernel))
+    for shape, weights, stride, padding in (((3, 4, 7, 1), (3, 2, 1), 1, 1), ((1, 7, 4, 5), (2, 3, 5), 2, 1)):
+        x, w = (rng.standard_normal(axes, dtype=np.float32) for axes in (shape, weights))
         cases.append({"x": x, "w": w, "stride": stride, "padding": padding})
     return cases
 
