@@ -33,6 +33,10 @@ RULES: list[tuple[str, str | None, str]] = [
     ("upside down", "", "A // B -> B // A"),
     ("integer division", "integer division", "A / B -> A // B"),
     ("it divides twice", "it divides once", "A / B -> A / B / B"),
+    ("it is not halved", "it is halved", "A / 2 -> A"),
+    ("it is not doubled", "it is doubled", "2 * A -> A"),
+    ("1 is not added", "1 is added", "A + 1 -> A"),
+    ("1 is not subtracted", "1 is subtracted", "A - 1 -> A"),
     ("it is rounded up", "it is rounded up", "A // B -> -(-A // B)"),
     ("it is rounded", "it is rounded", "A // B -> round(A / B)"),
     ("the remainder is taken", "", "A // B -> A % B"),
@@ -113,6 +117,7 @@ RULES: list[tuple[str, str | None, str]] = [
     ("the step of a slice is left out", "a slice has a step too many", "[A:B:C] -> [A:B]"),
 ]
 LIKELY_AROUND = "what is below 0 is kept", "the root is left out", "sign"  # of what stands around any value
+RARE = {"a division is left out": 1, "a power is left out": 2, "a condition is left out": 2}
 WILD = frozenset("ABCDEFGXK")
 
 # A function in place of another of the same row.
@@ -159,6 +164,7 @@ class Change(NamedTuple):
     undo: Callable[[], None]
     texts: Callable[[], list[tuple[str, str]]]
     alike: Any = None  # changes with the same here differ in their names only
+    text: str = ""  # of what is changed
     joint: str = "in place of"  # between the text after it and the text before it
 
     def said(self, what: str, fault: bool) -> str:
@@ -191,7 +197,7 @@ def changes(
     local names stand for, "int", "float", "array", ..., if that is known
     """
     used, lists = uses(function), _lists(function, case)
-    found = [*_expressions(function, level, [name for name in used if name not in lists])]
+    found = [*_expressions(function, level, [name for name in used if name not in lists], kinds or {})]
     found += [change for change in _statements(function) if change.kind.level == level]
     found += _alike(found)
     found += [change for change in _names(function, used, lists, kinds or {}) if change.kind.level == level]
@@ -205,7 +211,14 @@ def _alike(found: list[Change]) -> Iterator[Change]:
         if change.alike:
             groups.setdefault(change.alike, []).append(change)
     for group in groups.values():
-        if 2 <= len(group) <= 6:
+        if len(group) > 6:  # only where the names are the same, too
+            by_text: dict[str, list[Change]] = {}
+            for change in group:
+                by_text.setdefault(change.text, []).append(change)
+            group = []
+            for some in (some for some in by_text.values() if 2 <= len(some) <= 4):
+                yield from map(together, [*itertools.combinations(some, 2), *([some] if len(some) > 2 else [])])
+        elif len(group) >= 2:
             for some in itertools.chain(itertools.combinations(group, 2), [group] if len(group) > 2 else []):
                 yield together(some)
 
@@ -279,15 +292,19 @@ def places(function: ast.FunctionDef) -> Iterator[Place]:
                     yield owner, field, at, node
 
 
-def _expressions(function: ast.FunctionDef, level: int, names: Sequence[str]) -> Iterator[Change]:
+def _expressions(
+    function: ast.FunctionDef, level: int, names: Sequence[str], kinds: Mapping[str, str]
+) -> Iterator[Change]:
     for owner, field, at, node in places(function):
+        fit = _fitting(node, names, kinds) if level == 3 else names
+        counts = isinstance(node, ast.Name) and kinds.get(node.id) == "int"  # nobody takes its logarithm
         form = re.sub(r"\bid='\w+'", "", text := ast.dump(node))
-        known = {text}
+        known, before = {text}, text
         coded = _by_code(node) if level == 1 else ()
-        for number, (kind, new) in enumerate(itertools.chain(coded, _by_rule(owner, field, node, level, names))):
+        for number, (kind, new) in enumerate(itertools.chain(coded, _by_rule(owner, field, node, level, fit, counts))):
             if level > 1 or (text := ast.dump(new)) not in known:
                 known.add(text)
-                yield change_of((owner, field, at, node), new, kind)._replace(alike=(kind, number, form))
+                yield change_of((owner, field, at, node), new, kind)._replace(alike=(kind, number, form), text=before)
 
 
 def change_of(place: Place, new: ast.expr, kind: Kind) -> Change:
@@ -306,6 +323,14 @@ def change_of(place: Place, new: ast.expr, kind: Kind) -> Change:
         return [(before, after)]
 
     return Change(kind, do, undo, texts)
+
+
+def _fitting(node: ast.expr, names: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
+    """Return the names that may be missing beside an expression: numbers beside numbers, arrays beside arrays."""
+    inside = {kinds.get(part.id) for part in ast.walk(node) if isinstance(part, ast.Name)} - {None}
+    if inside == {"int"}:
+        return [name for name in names if kinds.get(name, "int") == "int"]
+    return [name for name in names if kinds.get(name) != "int"] if "array" in inside else list(names)
 
 
 class _Rule(NamedTuple):
@@ -335,7 +360,10 @@ def _add(found: dict[tuple[int, type], list[_Rule]], kind: Kind, pattern: ast.ex
     if len(free) > 1 or not set(free) <= set("ABC"):
         return  # "A -> A.G()": which method?
     if free:
-        kind = kind._replace(level=3)
+        commutes = isinstance(new, ast.BinOp) and isinstance(new.op, ast.Add | ast.Mult | ast.BitAnd | ast.BitOr)
+        if commutes and free == ["A"]:
+            return  # as with B
+        kind = kind._replace(level=3, rank=RARE.get(kind.mend, 0))
     elif isinstance(pattern, ast.Name):
         # Nobody puts a logarithm where nothing belongs; who did has it in the text.
         kind = kind._replace(fault="", rank=0 if kind.mend in LIKELY_AROUND else 3)
@@ -357,10 +385,10 @@ def _wild(template: ast.expr) -> set[str]:
 
 
 def _by_rule(
-    owner: Any, field: str, node: ast.expr, level: int, names: Sequence[str]
+    owner: Any, field: str, node: ast.expr, level: int, names: Sequence[str], counts: bool
 ) -> Iterator[tuple[Kind, ast.expr]]:
     rules = _rules().get((level, type(node)), [])
-    if _is_value(owner, field, node):
+    if _is_value(owner, field, node) and not (counts and level == 2):
         rules = [*rules, *_rules().get((level, ast.expr), [])]
     for kind, pattern, new, free in rules:
         bound: dict[str, Any] = {}

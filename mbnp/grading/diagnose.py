@@ -26,7 +26,7 @@ from mbnp.grading.noticed import noticed
 from mbnp.grading.observe import observed
 
 SECONDS = 1.4  # of computing, for the search of a fault
-MENDING = 0.6  # the part of it for the reader's own function
+MENDING = 0.75  # the part of it for the reader's own function
 MEMORY = 512 << 20  # bytes for it: another may fill a list as long as it can
 NAMED = 3  # more reasons than that tell nothing
 FOUND = 2  # of faults, which are only guessed

@@ -92,7 +92,7 @@ MENDED = [
     ("convolve", "+ b", "+ b.sum()", "a step too many"),
     ("convolve", "return y + b", "return np.maximum(y + b, 0)", "what is below 0 becomes 0"),
     ("output_size", "<=", "<", "the border of a comparison: all cases come out right with `start + kernel <= size"),
-    ("output_size", "n, start = 0, 0", "n, start = 1, 0", "a number"),
+    ("output_size", "n, start = 0, 0", "n, start = 1, 0", "1 too large"),
     ("pareto_front", "not d.any()", "d.any()", "reversed"),
     ("pareto_front", "    return", "        return", "early return"),
     ("batchnorm_forward", "x.mean(", "np.median(x, ", "another function: all cases come out right with `np.mean"),
