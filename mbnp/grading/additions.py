@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mbnp.grading.changes import Change, Kind, Place, change_of, places, put, together, uses
+from mbnp.grading.changes import REDUCE, Change, Kind, Place, change_of, places, put, together, uses
 
 SIZE = "a number where a size belongs"
 OUTSIDE = "indices outside of the array: a negative one counts from its end, and one too large fails"
@@ -28,6 +28,8 @@ def additions(
     sizes = _sizes(case)
     if level == 1:
         yield from _guarded(function)
+        yield from _kept(function)
+        yield from _bounded(function, [name for name, kind in kinds.items() if kind == "int"])
     elif level == 2:
         numbers = [name for name in uses(function) if kinds.get(name) == "int"]
         yield from _padded(function, case)
@@ -133,6 +135,38 @@ def _conditions(node: ast.stmt, counted: set[str]) -> Iterator[str]:
             if (condition := " and ".join(some)) not in known:
                 known.add(condition)
                 yield condition
+
+
+def _bounded(function: ast.FunctionDef, names: Sequence[str]) -> Iterator[Change]:
+    """Yield a comparison with one bound with the other one, too."""
+    for place in places(function):
+        node = place[3]
+        if not isinstance(node, ast.Compare) or len(node.ops) > 1:
+            continue
+        value, bound = ast.unparse(node.left), ast.unparse(node.comparators[0])
+        if isinstance(node.ops[0], ast.Lt | ast.LtE):
+            texts = [f"({value} >= 0) & ({value} < {bound})"]
+        elif bound == "0" and isinstance(node.ops[0], ast.GtE):
+            texts = [f"({value} >= 0) & ({value} < {name})" for name in names]
+        else:
+            continue
+        for text in texts:
+            yield change_of(place, _expression(text), Kind("", "a bound is left out", 1, 2))
+
+
+def _kept(function: ast.FunctionDef) -> Iterator[Change]:
+    """Yield the function with keepdims wherever an axis is summed over and the like."""
+    found = []
+    for place in places(function):
+        node = place[3]
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in REDUCE:
+            options = [keyword.arg for keyword in node.keywords]
+            if "keepdims" not in options and ("axis" in options or node.args):
+                kept = ast.keyword("keepdims", ast.Constant(True))
+                new = ast.Call(node.func, node.args, [*node.keywords, kept])
+                found.append(change_of(place, new, Kind("", "the axis is lost", 1, 2)))
+    for count in range(2, min(len(found), 4) + 1):
+        yield from map(together, itertools.combinations(found, count))
 
 
 def _padded(function: ast.FunctionDef, case: Mapping[str, Any]) -> Iterator[Change]:

@@ -35,6 +35,7 @@ RULES: list[tuple[str, str | None, str]] = [
     ("it divides twice", "it divides once", "A / B -> A / B / B"),
     ("it is not halved", "it is halved", "A / 2 -> A"),
     ("it is not doubled", "it is doubled", "2 * A -> A"),
+    ("a term is left out", "a term too many", "A + 2 * B -> A"),
     ("1 is not added", "1 is added", "A + 1 -> A"),
     ("1 is not subtracted", "1 is subtracted", "A - 1 -> A"),
     ("it is rounded up", "it is rounded up", "A // B -> -(-A // B)"),
@@ -87,9 +88,9 @@ RULES: list[tuple[str, str | None, str]] = [
     ("an axis of length 1 is left out", "an axis of length 1 too many", "A[:, None] -> A"),
     ("rows only", "rows only", "A[:, ::B, ::B] -> A[:, ::B]"),
     ("rows only", "rows only", "A[::B, ::B] -> A[::B]"),
+    ("this axis is left out", "this axis is not to be padded", "(A, A) -> (0, 0)"),
     ("one side only", "one side only", "(A, A) -> (0, A) ; (A, 0)"),
     ("one side gets all", None, "(A, A) -> (0, 2 * A) ; (2 * A, 0)"),
-    ("this axis is left out", "this axis is not to be padded", "(A, A) -> (0, 0)"),
     ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "edge")'),
     ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "reflect")'),
     ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "symmetric")'),
@@ -117,7 +118,7 @@ RULES: list[tuple[str, str | None, str]] = [
     ("the step of a slice is left out", "a slice has a step too many", "[A:B:C] -> [A:B]"),
 ]
 LIKELY_AROUND = "what is below 0 is kept", "the root is left out", "sign"  # of what stands around any value
-RARE = {"a division is left out": 1, "a power is left out": 2, "a condition is left out": 2}
+RARE = "a power is left out", "a condition is left out"  # with a name: it fits by chance, if at all
 WILD = frozenset("ABCDEFGXK")
 
 # A function in place of another of the same row.
@@ -188,16 +189,22 @@ SHOWN = 2  # of changes that are alike
 
 
 def changes(
-    function: ast.FunctionDef, level: int, case: Mapping[str, Any], kinds: Mapping[str, str] | None = None
+    function: ast.FunctionDef,
+    level: int,
+    case: Mapping[str, Any],
+    kinds: Mapping[str, str] | None = None,
+    missing: Callable[[str], bool] = lambda name: True,
 ) -> list[Change]:
     """Return changes of one place, the likelier first, and those that are alike at several places as one.
 
     level: 1 changes what is there; 2 puts one name in place of another, and functions around what is there; 3 adds
     names where something may be missing. case: arguments like those that the function is called with; kinds: what the
-    local names stand for, "int", "float", "array", ..., if that is known
+    local names stand for, "int", "float", "array", ..., if that is known; missing: whether level 3 adds a name
     """
     used, lists = uses(function), _lists(function, case)
-    found = [*_expressions(function, level, [name for name in used if name not in lists], kinds or {})]
+    found = [
+        *_expressions(function, level, [name for name in used if name not in lists and missing(name)], kinds or {})
+    ]
     found += [change for change in _statements(function) if change.kind.level == level]
     found += _alike(found)
     found += [change for change in _names(function, used, lists, kinds or {}) if change.kind.level == level]
@@ -215,12 +222,13 @@ def _alike(found: list[Change]) -> Iterator[Change]:
             by_text: dict[str, list[Change]] = {}
             for change in group:
                 by_text.setdefault(change.text, []).append(change)
-            group = []
-            for some in (some for some in by_text.values() if 2 <= len(some) <= 4):
-                yield from map(together, [*itertools.combinations(some, 2), *([some] if len(some) > 2 else [])])
-        elif len(group) >= 2:
-            for some in itertools.chain(itertools.combinations(group, 2), [group] if len(group) > 2 else []):
-                yield together(some)
+            groups_of_it = [some for some in by_text.values() if len(some) <= 4]
+        else:
+            groups_of_it = [group]
+        for same in groups_of_it:
+            yield from map(together, itertools.combinations(same, 2))
+            if len(same) > 2:
+                yield together(same)
 
 
 def together(some: Sequence[Change]) -> Change:
@@ -297,7 +305,8 @@ def _expressions(
 ) -> Iterator[Change]:
     for owner, field, at, node in places(function):
         fit = _fitting(node, names, kinds) if level == 3 else names
-        counts = isinstance(node, ast.Name) and kinds.get(node.id) == "int"  # nobody takes its logarithm
+        parts = [kinds.get(part.id) for part in ast.walk(node) if isinstance(part, ast.Name)]
+        counts = bool(parts) and set(parts) == {"int"}  # nobody takes its logarithm, or divides it by a name
         form = re.sub(r"\bid='\w+'", "", text := ast.dump(node))
         known, before = {text}, text
         coded = _by_code(node) if level == 1 else ()
@@ -363,7 +372,9 @@ def _add(found: dict[tuple[int, type], list[_Rule]], kind: Kind, pattern: ast.ex
         commutes = isinstance(new, ast.BinOp) and isinstance(new.op, ast.Add | ast.Mult | ast.BitAnd | ast.BitOr)
         if commutes and free == ["A"]:
             return  # as with B
-        kind = kind._replace(level=3, rank=RARE.get(kind.mend, 0))
+        if kind.mend in RARE or isinstance(getattr(new, "op", None), ast.FloorDiv):
+            return
+        kind = kind._replace(level=3)
     elif isinstance(pattern, ast.Name):
         # Nobody puts a logarithm where nothing belongs; who did has it in the text.
         kind = kind._replace(fault="", rank=0 if kind.mend in LIKELY_AROUND else 3)
@@ -397,7 +408,8 @@ def _by_rule(
         if not free:
             yield kind, _build(new, bound)
             continue
-        for name in names:
+        divides = isinstance(getattr(new, "op", None), ast.Div)
+        for name in [name for name in names if name != getattr(node, "id", "")] if not (counts and divides) else ():
             yield kind._replace(free=name), _build(new, bound | {free: ast.Name(name, ast.Load())})
 
 
@@ -785,8 +797,8 @@ def _names(
     for place in places(function):
         owner, _, _, node = place
         # In a comparison of numbers a wrong name is likelier than a wrong border.
-        compared = isinstance(owner, ast.Compare) and isinstance(node, ast.Name) and kinds.get(node.id) == "int"
-        level, rank = (1, -1) if compared else (2, 2)
+        counts = isinstance(node, ast.Name) and kinds.get(node.id) == "int"
+        level, rank = (1, -1) if counts and isinstance(owner, ast.Compare) else (2, 1 if counts else 2)
         if isinstance(node, ast.Name) and node.id in used:
             for name in used:
                 if name != node.id and fit(name, node.id) and not isinstance(owner, ast.Attribute):

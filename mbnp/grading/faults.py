@@ -49,7 +49,7 @@ class Fault(NamedTuple):
         *first, last = [f"`{name}`" for name in inspect.signature(self.solution).parameters if name in words] or [""]
         kind = self.message.partition(":")[0]
         used = f"{', '.join(first)} and {last} are" if first else f"{last} is"
-        return f"{kind}: look at where {used} used" if last else kind
+        return f"{kind}: look at where {used} used" if last else ""
 
 
 WORD = r"(?<![\w.'\"])[A-Za-z_]\w*"
@@ -130,7 +130,7 @@ def names_of(ours: Mapping[str, str], theirs: Mapping[str, str], arguments: Iter
         alike = [other for other, its in theirs.items() if its == value and other not in arguments]
         if name not in found and alike:
             found[name] = name if name in alike else alike[0]
-    return found
+    return {name: other for name, other in found.items() if [*found.values()].count(other) == 1}
 
 
 STEPS = 300  # of values of one name; more tell nothing new

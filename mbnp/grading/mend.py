@@ -27,6 +27,15 @@ from mbnp.grading.faults import changed
 
 EACH = 0.2  # seconds by the clock
 FIRST = 0.7  # the part of the time for one change; the rest is for a second one
+ANY, LIKELY, UNLIKELY = range(-9, 9), range(-9, 2), range(2, 9)
+# A level of changes, the ranks of it, and whether arguments are added or other names, from the likeliest on.
+STAGES: tuple[tuple[int, range, bool], ...] = (
+    (1, ANY, True),
+    (2, LIKELY, True),
+    (3, ANY, True),
+    (2, UNLIKELY, True),
+    (3, ANY, False),
+)
 ALL = "all cases come out right"
 TWO = "there are two mistakes, and only with both of them mended all cases come out right"
 NEVER = {"open", "exec", "eval", "input", "os", "sys", "subprocess", "shutil", "Path", "__import__"}
@@ -60,7 +69,7 @@ def mended(
         if (one.change.kind.mend, one.change.joint) == (two.change.kind.mend, two.change.joint):
             return message(one.change.kind.mend, [*one.texts, *two.texts], ALL, one.change.joint)
         return f"{TWO}: {one.said}; and then: {two.said}"
-    if 3 * one.gained < 2 * (search.all - one.right.sum() + one.gained):
+    if one.change.kind.level == LEVELS[-1] or 3 * one.gained < 2 * (search.all - one.right.sum() + one.gained):
         return ""
     return one.said.replace("all cases", "more cases") + "; there is another mistake"
 
@@ -112,10 +121,8 @@ class _Search:
         function = self.tree.body[0]
         assert isinstance(function, ast.FunctionDef)
         most: _Mend | None = None
-        for level in sorted(LEVELS, key=lambda level: level != like.level):
-            found = changes(function, level, self.cases[0], self.kinds)
-            found += additions(function, level, self.cases[0], self.kinds)
-            for change in sorted(found, key=lambda change: (change.kind.mend != like.mend, change.kind.rank)):
+        for stage in sorted(STAGES, key=lambda stage: stage[0] != like.level):
+            for change in self._changes(function, *stage, like.mend):
                 if time.process_time() > end:
                     return most
                 if not change.kind.mend or not (right := self.right(change)).any():
@@ -126,6 +133,15 @@ class _Search:
                     if right.all():
                         return most
         return most
+
+    def _changes(self, function: ast.FunctionDef, level: int, ranks: range, given: bool, first: str) -> list[Change]:
+        """Return the changes of a stage, as STAGES has it, those of the kind `first` before all others."""
+        case = self.cases[0]
+        found = changes(function, level, case, self.kinds, lambda name: (name in case) == given)
+        if level < LEVELS[-1] or not given:
+            found += additions(function, level, case, self.kinds)
+        found = [change for change in found if change.kind.rank in ranks]
+        return sorted(found, key=lambda change: (change.kind.mend != first, change.kind.rank))
 
     def right(self, change: Change, all_of_them: bool = False) -> np.ndarray:
         """Return which results of which cases come out right with a change; none if it does not help in the first."""

@@ -31,7 +31,7 @@ def noticed(
     if unused:
         names = " and ".join(f"`{name}`" for name in unused[:3])
         return f"{names} {'is' if len(unused) == 1 else 'are'} never used in it: where that matters it comes out wrong"
-    return _number(node, cases, right) or _idle(node, read)
+    return _number(node, cases, right) or _empty_slice(node, cases, right) or _idle(node, read)
 
 
 def _idle(node: ast.FunctionDef, read: set[str]) -> str:
@@ -41,6 +41,16 @@ def _idle(node: ast.FunctionDef, read: set[str]) -> str:
         if isinstance(target, ast.Name) and target.id not in read and target.id != "_":
             what = "counts a loop" if isinstance(part, ast.For) else "is assigned"
             return f"`{target.id}` {what} and is never used: is it missing where another name stands?"
+    return ""
+
+
+def _empty_slice(node: ast.FunctionDef, cases: Sequence[Mapping[str, Any]], right: Sequence[bool]) -> str:
+    """Name a slice that ends at -n, if all cases are wrong, and no others, in which n is 0."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Slice) and isinstance(part.upper, ast.UnaryOp) and isinstance(part.upper.op, ast.USub):
+            name = ast.unparse(part.upper.operand)
+            if name in cases[0] and [case[name] != 0 for case in cases] == list(right):
+                return f"`{ast.unparse(part)}` is empty where `{name}` is 0: count its end from the beginning"
     return ""
 
 

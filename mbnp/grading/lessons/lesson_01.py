@@ -372,6 +372,10 @@ CONVOLVE_MISTAKES = [
         lambda x, w, b, stride, padding: conv.forward(x, w.swapaxes(0, 1).copy(), b, stride, padding),
     ),
     Mistake(
+        "bias: it is added once for every tap of the kernel. It is added once, after the sum over the taps",
+        lambda x, w, b, stride, padding: conv.forward(x, w, w.shape[0] * w.shape[1] * b, stride, padding),
+    ),
+    Mistake(
         "bias: b is not added; every pixel of output channel d gets b[d]",
         lambda x, w, b, stride, padding: conv.forward(x, w, None, stride, padding),
     ),

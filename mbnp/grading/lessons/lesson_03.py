@@ -73,6 +73,10 @@ def _seen_by(p, size, kernel, stride, padding):
 
 TAPS_MISTAKES = [
     Mistake(
+        "outputs that do not use the row are left out. There is one number for each output: -1 for those",
+        lambda **case: (found := _taps(**case))[found >= 0],
+    ),
+    Mistake(
         "numbers beyond the kernel are cut to its last tap (clip, min). They are no taps: -1 where u >= kernel",
         lambda p, size, kernel, stride, padding: np.clip(
             p + padding - stride * np.arange((size + 2 * padding - kernel) // stride + 1), -1, kernel - 1
