@@ -96,7 +96,7 @@ def _other_size(function: ast.FunctionDef, sizes: Sequence[Sequence[str]], names
     for place in places(function):
         if isinstance(place[3], ast.Name) and place[3].id in names:
             for text in itertools.chain(*sizes):
-                yield change_of(place, _expression(text), Kind("", "another size", 2, 2))
+                yield change_of(place, _expression(text), Kind("", "another size", 2, 3))
 
 
 # --- conditions and padding ---

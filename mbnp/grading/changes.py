@@ -377,7 +377,7 @@ def _add(found: dict[tuple[int, type], list[_Rule]], kind: Kind, pattern: ast.ex
         kind = kind._replace(level=3)
     elif isinstance(pattern, ast.Name):
         # Nobody puts a logarithm where nothing belongs; who did has it in the text.
-        kind = kind._replace(fault="", rank=0 if kind.mend in LIKELY_AROUND else 3)
+        kind = kind._replace(fault="", rank=0 if kind.mend in LIKELY_AROUND else 4)
     key = kind.level, ast.expr if isinstance(pattern, ast.Name) else type(pattern)
     found.setdefault(key, []).append(_Rule(kind, pattern, new, "".join(free)))
 
@@ -798,7 +798,7 @@ def _names(
         owner, _, _, node = place
         # In a comparison of numbers a wrong name is likelier than a wrong border.
         counts = isinstance(node, ast.Name) and kinds.get(node.id) == "int"
-        level, rank = (1, -1) if counts and isinstance(owner, ast.Compare) else (2, 1 if counts else 2)
+        level, rank = (1, -1) if counts and isinstance(owner, ast.Compare) else (2, 2 if counts else 3)
         if isinstance(node, ast.Name) and node.id in used:
             for name in used:
                 if name != node.id and fit(name, node.id) and not isinstance(owner, ast.Attribute):
@@ -815,7 +815,7 @@ def _names(
     for a, b in itertools.permutations(used, 2):
         if len(used[a]) > 1 and not {a, b} & lists and fit(a, b):
             yield _renamed(
-                used[a], b, Kind(f"`{b}` stands where `{a}` belongs", f"`{a}` stands where `{b}` belongs", 2, 2)
+                used[a], b, Kind(f"`{b}` stands where `{a}` belongs", f"`{a}` stands where `{b}` belongs", 2, 3)
             )
 
 

@@ -25,7 +25,8 @@ from mbnp.grading.changes import LEVELS, Change, Kind, changes, message
 from mbnp.grading.compare import equal, same
 from mbnp.grading.faults import changed
 
-EACH = 0.2  # seconds by the clock
+EACH = 0.2  # seconds by the clock, at most
+LEAST, TIMES = 0.03, 20  # seconds, and so many times what the unchanged function takes: more is an endless loop
 FIRST = 0.7  # the part of the time for one change; the rest is for a second one
 ANY, LIKELY, UNLIKELY = range(-9, 9), range(-9, 2), range(2, 9)
 # A level of changes, the ranks of it, and whether arguments are added or other names, from the likeliest on.
@@ -106,7 +107,9 @@ class _Search:
         self.expected, self.rtol = expected, rtol
         self.results = len(expected[0]) if isinstance(expected[0], tuple) else 1
         self.all, self.before = len(cases) * self.results, np.zeros((len(cases), self.results), bool)
+        self.each, begin = EACH, time.perf_counter()
         right = self.right(NOTHING, all_of_them=True)
+        self.each = min(EACH, max(LEAST, TIMES * (time.perf_counter() - begin) / len(cases)))
         # Wrong ones first, and small ones: a change that does not help is left at the first.
         order = sorted(range(len(cases)), key=lambda k: (right[k].all(), _size(cases[k])))
         self.cases, self.expected = [self.cases[k] for k in order], [expected[k] for k in order]
@@ -148,7 +151,7 @@ class _Search:
         found = np.zeros((len(self.cases), self.results), bool)
         names = changed(self.tree, change, self.names) or {}
         for k, (case, expected) in enumerate(zip(self.cases, self.expected, strict=True) if names else ()):
-            with contextlib.suppress(Exception, TimeIsUpError), alarm(EACH):
+            with contextlib.suppress(Exception, TimeIsUpError), alarm(self.each):
                 case = {name: list(value) if isinstance(value, list) else value for name, value in case.items()}
                 found[k] = self._equal(expected, names[self.name](**case))
             if not all_of_them and not (found[0] & ~self.before[0]).any() and not self.before[0].all():
