@@ -5,13 +5,26 @@ right text has and theirs does not: a size for a number, a condition around indi
 """
 
 import ast
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mbnp.grading.changes import REDUCE, Change, Kind, Place, change_of, places, put, together, uses
+from mbnp.grading.changes import (
+    REDUCE,
+    Change,
+    Kind,
+    Place,
+    change_of,
+    places,
+    places_in,
+    put,
+    small_in_sum,
+    together,
+    uses,
+)
 
 SIZE = "a number where a size belongs"
 OUTSIDE = "indices outside of the array: a negative one counts from its end, and one too large fails"
@@ -33,6 +46,7 @@ def additions(
     elif level == 2:
         numbers = [name for name in uses(function) if kinds.get(name) == "int"]
         yield from _padded(function, case)
+        yield from _exchanged(function, numbers)
         yield from _sized(function, sizes, numbers)
         yield from _other_size(function, sizes, numbers)
         yield from _weighted(function, [name for name, kind in kinds.items() if kind == "float"])
@@ -66,7 +80,7 @@ def numbers_of(function: ast.FunctionDef) -> Iterator[Place]:
         owner, field, _, node = place
         axis = isinstance(owner, ast.keyword) or getattr(getattr(owner, "func", None), "attr", "") in AXES
         at_index = isinstance(owner, ast.Subscript) and field == "slice"
-        if isinstance(node, ast.Constant) and type(node.value) is int and not (axis or at_index):
+        if isinstance(node, ast.Constant) and type(node.value) is int and not (axis or at_index or small_in_sum(place)):
             in_range = isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "range"
             if node.value > 1 or (node.value == 1 and in_range):
                 yield place
@@ -76,7 +90,7 @@ def _sized(function: ast.FunctionDef, sizes: Sequence[Sequence[str]], names: Seq
     """Yield a name or a size in place of a number: at one place, at all places of the number, by rows and columns."""
     found: dict[int, list[Place]] = {}
     for place in numbers_of(function):
-        found.setdefault(place[3].value, []).append(place)  # type: ignore[attr-defined]
+        found.setdefault(ast.literal_eval(place[3]), []).append(place)
     texts = [*names, *itertools.chain(*sizes)]
     for number, where in found.items():
         kind = Kind("", SIZE, 2, 0)
@@ -94,9 +108,26 @@ def _sized(function: ast.FunctionDef, sizes: Sequence[Sequence[str]], names: Seq
 def _other_size(function: ast.FunctionDef, sizes: Sequence[Sequence[str]], names: Sequence[str]) -> Iterator[Change]:
     """Yield a size in place of a name, such as that of the kernel's columns for that of its rows."""
     for place in places(function):
-        if isinstance(place[3], ast.Name) and place[3].id in names:
+        shown = ast.unparse(place[3])
+        if shown in names or any(shown in array for array in sizes):
             for text in itertools.chain(*sizes):
                 yield change_of(place, _expression(text), Kind("", "another size", 2, 3))
+
+
+def _exchanged(function: ast.FunctionDef, names: Sequence[str]) -> Iterator[Change]:
+    """Yield the function with two numbers exchanged in one statement: i and j, or u and v."""
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Assign | ast.AugAssign | ast.Return):
+            continue
+        for a, b in itertools.combinations(names, 2):
+            found = [place for place in places_in(node) if ast.unparse(place[3]) in (a, b)]
+            if len({ast.unparse(place[3]) for place in found}) == 2:
+                kind = Kind("", f"`{a}` and `{b}` are exchanged", 2, 1)
+                text = ast.unparse(node)
+                swapped = [
+                    change_of(place, _expression(b if ast.unparse(place[3]) == a else a), kind) for place in found
+                ]
+                yield together(swapped)._replace(texts=functools.partial(list, [(text, "")]))
 
 
 # --- conditions and padding ---

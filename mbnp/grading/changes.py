@@ -31,9 +31,13 @@ RULES: list[tuple[str, str | None, str]] = [
     ("a division is left out", "a division too many", "A // B -> A"),
     ("upside down", "", "A / B -> B / A"),
     ("upside down", "", "A // B -> B // A"),
+    ("upside down", "", "A * B / C -> A * C / B"),
+    ("a factor stands at another term", "", "A + B * C -> A * C + B"),
+    ("a factor stands at another term", "", "A * B + C -> A + C * B ; A + B * C"),
     ("integer division", "integer division", "A / B -> A // B"),
     ("it divides twice", "it divides once", "A / B -> A / B / B"),
     ("it is not halved", "it is halved", "A / 2 -> A"),
+    ("it is not halved", "it is halved", "A // 2 -> A"),
     ("it is not doubled", "it is doubled", "2 * A -> A"),
     ("a term is left out", "a term too many", "A + 2 * B -> A"),
     ("1 is not added", "1 is added", "A + 1 -> A"),
@@ -89,6 +93,10 @@ RULES: list[tuple[str, str | None, str]] = [
     ("rows only", "rows only", "A[:, ::B, ::B] -> A[:, ::B]"),
     ("rows only", "rows only", "A[::B, ::B] -> A[::B]"),
     ("this axis is left out", "this axis is not to be padded", "(A, A) -> (0, 0)"),
+    ("every axis is padded", None, "np.pad(A, ((0, 0), (B, B), (B, B), (0, 0))) -> np.pad(A, B)"),
+    ("every axis is padded", None, "np.pad(A, ((B, B), (B, B), (0, 0))) -> np.pad(A, B)"),
+    ("", "every axis is padded", "np.pad(A, B) -> np.pad(A, ((0, 0), (B, B), (B, B), (0, 0)))"),
+    ("", "every axis is padded", "np.pad(A, B) -> np.pad(A, ((B, B), (B, B), (0, 0)))"),
     ("one side only", "one side only", "(A, A) -> (0, A) ; (A, 0)"),
     ("one side gets all", None, "(A, A) -> (0, 2 * A) ; (2 * A, 0)"),
     ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "edge")'),
@@ -291,9 +299,14 @@ Place = tuple[Any, str, int | None, ast.expr]  # a node, its field, where in it 
 
 def places(function: ast.FunctionDef) -> Iterator[Place]:
     """Yield each place of the function where an expression is read."""
+    yield from places_in(function)
+
+
+def places_in(function: ast.AST) -> Iterator[Place]:
+    """Yield each place of a function or a statement where an expression is read."""
     for owner in ast.walk(function):
         for field, value in ast.iter_fields(owner):
-            if owner is function and field != "body":
+            if owner is function and isinstance(owner, ast.FunctionDef) and field != "body":
                 continue
             for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 if isinstance(node, ast.expr) and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
@@ -472,7 +485,7 @@ def _by_code(node: ast.expr) -> Iterator[tuple[Kind, ast.expr]]:
         ast.Call: _of_call,
         ast.Constant: _of_constant,
     }
-    same |= {ast.Subscript: _of_index, ast.Tuple: _of_tuple, ast.BoolOp: _of_condition}
+    same |= {ast.Subscript: _of_index, ast.Tuple: _of_tuple, ast.List: _of_tuple, ast.BoolOp: _of_condition}
     same |= {ast.UnaryOp: _of_constant} if is_number(node) else {}
     for *kind, new in same[type(node)](node) if type(node) in same else ():
         yield Kind(kind[0], kind[-1], rank=kind[0] == "a number"), new
@@ -636,11 +649,14 @@ def _of_index(node: ast.Subscript) -> Variants:
             yield kind, other, ast.Subscript(node.value, index, node.ctx)
 
 
-def _of_tuple(node: ast.Tuple) -> Variants:
+def _of_tuple(node: ast.Tuple | ast.List) -> Variants:
     for a, b in itertools.combinations(range(len(node.elts)), 2):
         order = list(node.elts)
         order[a], order[b] = order[b], order[a]
-        yield "order: two are exchanged", ast.Tuple(order, ast.Load())
+        yield "order: two are exchanged", type(node)(order, ast.Load())
+    if len(node.elts) in (3, 4) and all(map(is_number, node.elts)):
+        for numbers in itertools.permutations(node.elts):
+            yield "order", type(node)(list(numbers), ast.Load())
 
 
 # --- statements ---
@@ -796,9 +812,10 @@ def _names(
 
     for place in places(function):
         owner, _, _, node = place
-        # In a comparison of numbers a wrong name is likelier than a wrong border.
+        # In a comparison of numbers, and in a range, a wrong name is likelier than a wrong border.
         counts = isinstance(node, ast.Name) and kinds.get(node.id) == "int"
-        level, rank = (1, -1) if counts and isinstance(owner, ast.Compare) else (2, 2 if counts else 3)
+        in_range = isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "range"
+        level, rank = (1, -1) if counts and (in_range or isinstance(owner, ast.Compare)) else (2, 2 if counts else 3)
         if isinstance(node, ast.Name) and node.id in used:
             for name in used:
                 if name != node.id and fit(name, node.id) and not isinstance(owner, ast.Attribute):
@@ -807,7 +824,7 @@ def _names(
             for number in (0, 1, -1):
                 zero = Kind(f"`{node.id}` is left out, as if it were {number}", f"`{node.id}` does not belong there", 2)
                 yield change_of(place, ast.Constant(number), zero)
-        elif is_number(node):
+        elif is_number(node) and not small_in_sum(place):
             for name in used.keys() - lists:
                 kind = Kind("a name where a number belongs", "a number where a name belongs", 2, 1)
                 if kinds.get(name, "int") in ("int", "float"):
@@ -817,6 +834,12 @@ def _names(
             yield _renamed(
                 used[a], b, Kind(f"`{b}` stands where `{a}` belongs", f"`{a}` stands where `{b}` belongs", 2, 3)
             )
+
+
+def small_in_sum(place: Place) -> bool:
+    """Return whether a number is the 1 or the 2 of a formula, such as 2 * padding or + 1, and no size."""
+    owner, _, _, node = place
+    return isinstance(owner, ast.BinOp) and isinstance(node, ast.Constant) and node.value in (1, 2)
 
 
 def _renamed(places: list[ast.Name], new: str, kind: Kind) -> Change:

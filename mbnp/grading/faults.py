@@ -46,10 +46,18 @@ class Fault(NamedTuple):
                 names[name] = _renamed(text, names)
         if not (words & own) - names.keys():
             return re.sub(r"`[^`]*`", lambda part: _renamed(part[0], names), self.message)
-        *first, last = [f"`{name}`" for name in inspect.signature(self.solution).parameters if name in words] or [""]
-        kind = self.message.partition(":")[0]
-        used = f"{', '.join(first)} and {last} are" if first else f"{last} is"
-        return f"{kind}: look at where {used} used" if last else ""
+        kind, known = self.message.partition(":")[0], inspect.signature(self.solution).parameters
+        (right, wrong), *_ = self.texts
+        lost = [word for word in re.findall(f"{WORD}|\\b\\d+\\b", right) if word not in re.findall(r"\w+", wrong)]
+        for some, said in (
+            (lost, f"{kind}: {{}} {{}} missing at one place"),
+            ([*words], f"{kind}: look at where {{}} {{}} used"),
+        ):
+            shown = [f"`{word}`" for word in dict.fromkeys(some) if word in known or word.isdigit()]
+            if shown:
+                *first, last = shown
+                return said.format(f"{', '.join(first)} and {last}" if first else last, "are" if first else "is")
+        return ""
 
 
 WORD = r"(?<![\w.'\"])[A-Za-z_]\w*"

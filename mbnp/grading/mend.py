@@ -69,7 +69,9 @@ def mended(
     if two and two.right.all():
         if (one.change.kind.mend, one.change.joint) == (two.change.kind.mend, two.change.joint):
             return message(one.change.kind.mend, [*one.texts, *two.texts], ALL, one.change.joint)
-        return f"{TWO}: {one.said}; and then: {two.said}"
+        if LEVELS[-1] not in (one.change.kind.level, two.change.kind.level):  # with a name more each, all can be made
+            return f"{TWO}: {one.said}; and then: {two.said}"
+        return ""
     if one.change.kind.level == LEVELS[-1] or 3 * one.gained < 2 * (search.all - one.right.sum() + one.gained):
         return ""
     return one.said.replace("all cases", "more cases") + "; there is another mistake"

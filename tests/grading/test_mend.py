@@ -264,6 +264,8 @@ def test_a_fault_speaks_in_the_readers_names():
     fault = faults.Fault("sign: so with `x + m` where `x - m` belongs", solution, [("x - m", "x + m")], solution)
     assert fault.said(names) == "sign: so with `x + mu` where `x - mu` belongs"
     assert fault.said({}) == "sign: look at where `x` is used"
+    fault = faults.Fault("a factor: `m` where `x * 2 * m` belongs", solution, [("x * 2 * m", "m")], solution)
+    assert fault.said({"v": "v"}) == "a factor: `x` and `2` are missing at one place"
 
 
 OBSERVED = [

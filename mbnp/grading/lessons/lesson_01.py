@@ -274,7 +274,7 @@ def _convolve_cases(seed: int) -> list[Case]:
         w = rng.standard_normal((kernel, kernel if len(cases) < 4 else 3, 2, 3), dtype=np.float32)
         b = rng.standard_normal(3, dtype=np.float32)
         cases.append({"x": x, "w": w, "b": b, "stride": stride, "padding": padding})
-    for shape, weights, stride, padding in (((3, 4, 7, 1), (3, 2, 1, 2), 1, 1), ((1, 7, 4, 5), (2, 3, 5, 4), 2, 1)):
+    for shape, weights, stride, padding in (((3, 4, 7, 1), (3, 2, 1, 2), 1, 2), ((1, 7, 4, 5), (2, 3, 5, 4), 2, 1)):
         x, w = (rng.standard_normal(axes, dtype=np.float32) for axes in (shape, weights))
         b = rng.standard_normal(weights[-1], dtype=np.float32)
         cases.append({"x": x, "w": w, "b": b, "stride": stride, "padding": padding})

@@ -163,7 +163,7 @@ def _arrays(seed: int):
         w = rng.standard_normal((*kernel, 2, 3), dtype=np.float32)
         y = conv.forward(x, w, None, stride, padding)
         yield rng.standard_normal(y.shape, dtype=np.float32), x, w, stride, padding
-    for shape, weights, stride, padding in (((3, 4, 7, 1), (3, 2, 1, 2), 1, 1), ((1, 7, 4, 5), (2, 3, 5, 4), 2, 1)):
+    for shape, weights, stride, padding in (((3, 4, 7, 1), (3, 2, 1, 2), 1, 2), ((1, 7, 4, 5), (2, 3, 5, 4), 2, 1)):
         x, w = (rng.standard_normal(axes, dtype=np.float32) for axes in (shape, weights))
         y = conv.forward(x, w, None, stride, padding)
         yield rng.standard_normal(y.shape, dtype=np.float32), x, w, stride, padding
