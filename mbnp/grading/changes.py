@@ -24,7 +24,7 @@ RULES: list[tuple[str, str | None, str]] = [
     ("a product for a sum", "a sum for a product", "A + B -> A * B"),
     ("a product for a sum", "a difference for a product", "A - B -> A * B"),
     ("a factor is left out", "a factor too many", "A * B -> A ; B"),
-    ("it divides instead of multiplying", "it multiplies instead of dividing", "A * B -> A / B"),
+    ("it divides instead of multiplying", "it multiplies instead of dividing", "A * B -> A / B ; A // B"),
     ("a factor counts twice", "a factor is to count twice", "A * B -> A * B * B ; A * (A * B)"),
     ("a square too many", "", "A * B * B -> A"),
     ("a division is left out", "a division too many", "A / B -> A"),
