@@ -271,6 +271,11 @@ def test_a_fault_speaks_in_the_readers_names():
 OBSERVED = [
     (
         "convolve",
+        [("(h + 2 * padding - kh)", "(h - kh)"), ("(wide + 2 * padding - kw)", "(wide - kw)")],
+        "right in all cases in which `padding` is 0, and in no other: is the image padded with zeros",
+    ),
+    (
+        "convolve",
         [("(oh - 1) * stride + 1 : stride", "oh"), ("(ow - 1) * stride + 1 : stride", "ow")],
         "`stride` is 1",
     ),
