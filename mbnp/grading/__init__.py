@@ -157,6 +157,8 @@ def _missing(program: "Program", name: str) -> Outcome:
     if line := re.search(rf"^[ \t]+def {name}\b", program.source.text, re.MULTILINE):
         at = program.source.where(program.source.text.count("\n", 0, line.start()) + 1)
         reasons.append(f"{at}: `def {name}` is indented, so that it belongs to what stands above it")
+    if re.search(rf"^{name}\b", program.source.text, re.MULTILINE):
+        reasons.append(f"the file has no function {name}: the name stands for something else")
     if alike := difflib.get_close_matches(name, program.names - {n for k in lessons() for n in names(k)}, 1):
         reasons.append(f"the file has no function {name}: was it renamed to {alike[0]}?")
     if reasons:
