@@ -2,6 +2,7 @@
 
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.text import Text
@@ -10,6 +11,7 @@ from mbnp import grading, tables, translation
 from mbnp.commands.console import Console
 from mbnp.errors import MbnpError
 from mbnp.grading import hints, progress, source, watch
+from mbnp.grading.compare import DroppedError
 
 COLOURS = {"solved": "green", "not yet": "yellow", "wrong": "red"}
 PRINTED_LINES = 10
@@ -56,12 +58,15 @@ def _file(given: str | None) -> Path:
 # --- one file ---
 
 
-def _grade(console: Console, file: Path, given: str | None = None) -> grading.Report:
+def _grade(
+    console: Console, file: Path, given: str | None = None, dropped: Callable[[], bool] = lambda: False
+) -> grading.Report:
     """Print the outcome of each exercise of a file, keep it, and say what comes next if all are solved.
 
-    given: what the reader named it by; where that is not the file's path, the path is printed.
+    given: what the reader named it by; where that is not the file's path, the path is printed
+    dropped: as `grading.grade_file` has it
     """
-    report = grading.grade_file(file)
+    report = grading.grade_file(file, dropped)
     if given is None or report.file != Path(given):
         console.print(Text(_say(f"graded: {report.file}")))
     width = max(len(outcome.name) for outcome in report.outcomes)
@@ -77,20 +82,20 @@ def _grade(console: Console, file: Path, given: str | None = None) -> grading.Re
         console.print(Text(tables.hang(_say(f"this is not remembered: {error}"))))
     else:
         if report.solved:
-            _lead(console, kept, report.lesson)
+            _lead(console, kept, report)
     return report
 
 
-def _lead(console: Console, kept: progress.Progress, after: int = 0) -> None:
-    """Print what comes next, and which files to open."""
+def _lead(console: Console, kept: progress.Progress, after: grading.Report | None = None) -> None:
+    """Print what comes next, after a report or at all, and which files to open."""
     if not progress.to_do(kept, 3):
         console.print(Text(_say("your conv_dx in a real training step: mbnp grade --use")))
-    lesson = progress.next_lesson(kept, after)
+    lesson = progress.next_lesson(kept, after.lesson if after else 0)
     if lesson is None:
         console.print(Text(_say(f"all {len(kept)} lessons are solved")))
         return
     console.print(Text(_say(f"next: lesson {lesson}, {progress.to_do(kept, lesson)[0]}")))
-    file, page = progress.file_of(kept, lesson), progress.page_of(lesson)
+    file, page = progress.file_of(kept, lesson, after.file if after else None), progress.page_of(lesson)
     if page:
         console.print(Text(_say(f"  read {progress.shown(page)}")))
     stubs = f"tutorials/exercises/{lesson:02}.py of mbnp's repository"
@@ -136,17 +141,19 @@ def _overview(console: Console) -> int:
 def _watch(console: Console, file: Path, hint: bool) -> int:
     """Grade the file now and after each save, and go on to the next lesson's when all is solved, until q is typed."""
     lines = watch.typed()
-    known = {lesson: {exercise.name for exercise in grading.exercises(lesson)} for lesson in grading.lessons()}
+    known = {lesson: set(grading.names(lesson)) for lesson in grading.lessons()}
     while True:
         file = source.find(file, known)
         console.print(Text(_say(f"watching {progress.shown(file.absolute())}: Enter shows a hint, q and Enter ends")))
         report = _watch_one(console, file, lines, hint)
         if report is None:
             return 1
-        following = progress.next_lesson(progress.load(), report.lesson)
+        kept = progress.load()
+        following = progress.next_lesson(kept, report.lesson)
         if following is None:
             return 0
-        file, hint = _file(str(following)), False
+        beside = progress.file_of(kept, following, report.file)
+        file, hint = Path(progress.shown(beside) if beside else str(following)), False
 
 
 def _watch_one(console: Console, file: Path, lines: watch.Lines, hint: bool) -> grading.Report | None:
@@ -158,12 +165,14 @@ def _watch_one(console: Console, file: Path, lines: watch.Lines, hint: bool) -> 
         try:
             if event == "saved":
                 console.print(Text(f"--- {time.strftime('%H:%M:%S')}"))
-                report = _grade(console, file, str(file))
+                report = _grade(console, file, str(file), watch.saved_again(file))
                 if report.solved:
                     return report
             if report and (event != "saved" or hint):
                 _hint(console, report)
                 hint = False
+        except DroppedError:
+            report = None
         except (MbnpError, OSError) as error:
             report = None
             console.print(Text(tables.hang(_say(str(error))), style=COLOURS["wrong"]))

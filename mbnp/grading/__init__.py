@@ -1,19 +1,20 @@
 """Exercises of the lessons and their grader: `mbnp grade tutorials/exercises/01.py`.
 
 In the order to read them: `lessons/` has the exercises as data. `exercise.py` calls a reader's function on their cases,
-`compare.py` describes the first difference, and `diagnose.py` looks for its likely reason: a change (`changes.py`) that
-makes the function right (`mend.py`), one that makes a right solution as wrong (`faults.py`), or else what the wrong
-results have in common (`observe.py`). `rules.py` says what a right answer must not do. The reader's file
+`compare.py` describes the first difference, and `diagnose.py` looks for its likely reason: a change (`changes.py`,
+`additions.py`) that makes the function right (`mend.py`), what its text shows (`noticed.py`), a change that makes a
+right solution as wrong (`faults.py`), or else what the wrong results have in common (`observe.py`). `rules.py` says what a right answer must not do. The reader's file
 (`source.py`) runs in a process of its own (`program.py`, and at its other end `child.py`). `progress.py`, `hints.py`,
 `watch.py` and `use.py` are what `mbnp grade` has besides.
 """
 
+import difflib
 import importlib
 import os
 import pkgutil
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -93,16 +94,17 @@ def golden(lesson: int) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def grade_file(path: str | Path) -> Report:
+def grade_file(path: str | Path, dropped: Callable[[], bool] = lambda: False) -> Report:
     """Grade the exercises in a reader's file. Raise MbnpError if nothing in it can be run, or it has none of them.
 
     path: the file, a notebook, a lesson's number, or the lesson itself for its exercises. The file is executed: it is
     the reader's own program. Its functions tell which lesson it belongs to.
+    dropped: as `Program` has it
     """
     from mbnp.grading.program import Program
 
     begin = time.process_time()
-    with Program() as program:
+    with Program(dropped) as program:
         from mbnp import backend  # needs Numba, whose import takes as long as the other process needs to start
 
         # NumPy's implementations: these cases are small, and nobody waits for a kernel to be compiled.
@@ -137,9 +139,7 @@ def _run(path: Path) -> dict[str, Any]:
 
 def _grade(program: "Program", exercise: Exercise, golden: dict[str, np.ndarray], seconds: float) -> Outcome:
     if exercise.name not in program.names:
-        reasons = [program.where(problem) for problem in program.problems if exercise.name in problem[2]]
-        reasons.append(f"the file has no function {exercise.name}: was it renamed?")
-        return Outcome(exercise.name, "wrong", brief(reasons[0], 400))
+        return _missing(program, exercise.name)
     try:
         inside = partial(program.inside, exercise.name)
         outcome = grade(exercise, program.function(exercise.name), golden, inside, seconds)
@@ -151,6 +151,21 @@ def _grade(program: "Program", exercise: Exercise, golden: dict[str, np.ndarray]
     return outcome
 
 
+def _missing(program: "Program", name: str) -> Outcome:
+    """Say why a file has no such function: what stands there does not run, or has another name, or nothing is there."""
+    reasons = [program.where(problem) for problem in program.problems if name in problem[2]]
+    if line := re.search(rf"^[ \t]+def {name}\b", program.source.text, re.MULTILINE):
+        at = program.source.where(program.source.text.count("\n", 0, line.start()) + 1)
+        reasons.append(f"{at}: `def {name}` is indented, so that it belongs to what stands above it")
+    if re.search(rf"^{name}\b", program.source.text, re.MULTILINE):
+        reasons.append(f"the file has no function {name}: the name stands for something else")
+    if alike := difflib.get_close_matches(name, program.names - {n for k in lessons() for n in names(k)}, 1):
+        reasons.append(f"the file has no function {name}: was it renamed to {alike[0]}?")
+    if reasons:
+        return Outcome(name, "wrong", brief(reasons[0], 400))
+    return Outcome(name, "not yet", "the file does not define it yet")
+
+
 def _lesson_of(program: "Program", known: dict[int, set[str]]) -> int:
     path, names = program.source.path, set(program.names).union(*(problem[2] for problem in program.problems))
     # The file's own number decides where two lessons have functions of the same name.
@@ -160,4 +175,5 @@ def _lesson_of(program: "Program", known: dict[int, set[str]]) -> int:
     if program.problems:
         raise MbnpError(brief(program.where(program.problems[0]), 400))
     stubs = f"{path.stem[:2]}.py" if path.stem[:2] in {f"{number:02}" for number in known} else "NN.py"
-    raise MbnpError(f"{path} has none of the exercises' functions: start from the stubs in tutorials/exercises/{stubs}")
+    what = "has none of the exercises' functions yet" if program.source.text.strip() else "is empty"
+    raise MbnpError(f"{path} {what}: start from the stubs in tutorials/exercises/{stubs}")

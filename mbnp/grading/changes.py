@@ -24,15 +24,24 @@ RULES: list[tuple[str, str | None, str]] = [
     ("a product for a sum", "a sum for a product", "A + B -> A * B"),
     ("a product for a sum", "a difference for a product", "A - B -> A * B"),
     ("a factor is left out", "a factor too many", "A * B -> A ; B"),
-    ("it divides instead of multiplying", "it multiplies instead of dividing", "A * B -> A / B"),
+    ("it divides instead of multiplying", "it multiplies instead of dividing", "A * B -> A / B ; A // B"),
     ("a factor counts twice", "a factor is to count twice", "A * B -> A * B * B ; A * (A * B)"),
     ("a square too many", "", "A * B * B -> A"),
     ("a division is left out", "a division too many", "A / B -> A"),
     ("a division is left out", "a division too many", "A // B -> A"),
     ("upside down", "", "A / B -> B / A"),
     ("upside down", "", "A // B -> B // A"),
+    ("upside down", "", "A * B / C -> A * C / B"),
+    ("a factor stands at another term", "", "A + B * C -> A * C + B"),
+    ("a factor stands at another term", "", "A * B + C -> A + C * B ; A + B * C"),
     ("integer division", "integer division", "A / B -> A // B"),
     ("it divides twice", "it divides once", "A / B -> A / B / B"),
+    ("it is not halved", "it is halved", "A / 2 -> A"),
+    ("it is not halved", "it is halved", "A // 2 -> A"),
+    ("it is not doubled", "it is doubled", "2 * A -> A"),
+    ("a term is left out", "a term too many", "A + 2 * B -> A"),
+    ("1 is not added", "1 is added", "A + 1 -> A"),
+    ("1 is not subtracted", "1 is subtracted", "A - 1 -> A"),
     ("it is rounded up", "it is rounded up", "A // B -> -(-A // B)"),
     ("it is rounded", "it is rounded", "A // B -> round(A / B)"),
     ("the remainder is taken", "", "A // B -> A % B"),
@@ -76,11 +85,20 @@ RULES: list[tuple[str, str | None, str]] = [
     ("it is not turned round", "its columns are turned round", "A[:, ::-1] -> A"),
     ("it is not rotated", "it is rotated by 180 degrees: a flipped kernel", "A[::-1, ::-1] -> A"),
     ("it is not transposed", "it is transposed", "A.T -> A"),
+    ("the index stands at another axis", "", "A[B] -> A[..., B] ; A[:, B] ; A[:, :, B]"),
+    ("the index stands at another axis", "", "A[..., B] -> A[B] ; A[:, B]"),
+    ("the index stands at another axis", "", "A[:, B] -> A[B] ; A[..., B]"),
+    ("an axis of length 1 is left out", "an axis of length 1 too many", "A[..., None] -> A"),
+    ("an axis of length 1 is left out", "an axis of length 1 too many", "A[:, None] -> A"),
     ("rows only", "rows only", "A[:, ::B, ::B] -> A[:, ::B]"),
     ("rows only", "rows only", "A[::B, ::B] -> A[::B]"),
+    ("this axis is left out", "this axis is not to be padded", "(A, A) -> (0, 0)"),
+    ("every axis is padded", None, "np.pad(A, ((0, 0), (B, B), (B, B), (0, 0))) -> np.pad(A, B)"),
+    ("every axis is padded", None, "np.pad(A, ((B, B), (B, B), (0, 0))) -> np.pad(A, B)"),
+    ("", "every axis is padded", "np.pad(A, B) -> np.pad(A, ((0, 0), (B, B), (B, B), (0, 0)))"),
+    ("", "every axis is padded", "np.pad(A, B) -> np.pad(A, ((B, B), (B, B), (0, 0)))"),
     ("one side only", "one side only", "(A, A) -> (0, A) ; (A, 0)"),
     ("one side gets all", None, "(A, A) -> (0, 2 * A) ; (2 * A, 0)"),
-    ("this axis is left out", "this axis is not to be padded", "(A, A) -> (0, 0)"),
     ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "edge")'),
     ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "reflect")'),
     ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "symmetric")'),
@@ -96,6 +114,10 @@ RULES: list[tuple[str, str | None, str]] = [
     ("it counts from 1", "", "enumerate(A, 1) -> enumerate(A)"),
     ("where a slice begins or ends", "", "[A:B] -> [A + 1:B] ; [A - 1:B] ; [:B] ; [A:] ; [A:B + 1] ; [A:B - 1]"),
     ("where a slice begins or ends", "", "[A:B:C] -> [A + 1:B:C] ; [A - 1:B:C] ; [A:B + 1:C] ; [A:B - 1:C]"),
+    ("where a slice begins or ends", "", "[A:A + B] -> [A:B]"),
+    ("where a slice begins or ends", "", "[A:B] -> [A:A + B]"),
+    ("where a slice begins or ends", "", "[A:B:C] -> [A:A + B:C]"),
+    ("the step of a slice is left out", "the step of a slice is left out", "[A:A + B * C:C] -> [A:A + B]"),
     ("where a slice begins or ends", "", "[A:] -> [A + 1:] ; [A - 1:] ; [:]"),
     ("where a slice begins or ends", "", "[:A] -> [:A + 1] ; [:A - 1] ; [:]"),
     ("where a slice begins or ends", "", "[:] -> [1:] ; [:-1] ; [:1]"),
@@ -103,6 +125,8 @@ RULES: list[tuple[str, str | None, str]] = [
     ("the step of a slice is left out", "a slice has a step too many", "[::A] -> [:]"),
     ("the step of a slice is left out", "a slice has a step too many", "[A:B:C] -> [A:B]"),
 ]
+LIKELY_AROUND = "what is below 0 is kept", "the root is left out", "sign"  # of what stands around any value
+RARE = "a power is left out", "a condition is left out"  # with a name: it fits by chance, if at all
 WILD = frozenset("ABCDEFGXK")
 
 # A function in place of another of the same row.
@@ -149,34 +173,49 @@ class Change(NamedTuple):
     undo: Callable[[], None]
     texts: Callable[[], list[tuple[str, str]]]
     alike: Any = None  # changes with the same here differ in their names only
+    text: str = ""  # of what is changed
+    joint: str = "in place of"  # between the text after it and the text before it
 
     def said(self, what: str, fault: bool) -> str:
-        """Return the message. what: a sentence before "with `this` in place of `that`"."""
-        kind = self.kind.fault if fault else self.kind.mend
-        texts = [(_short(before), _short(after)) for before, after in self.texts()]
-        if not texts[0][1]:
-            return f"{kind}: `{_cut(texts[0][0])}`"
-        pairs = [f"`{_cut(after, before)}` in place of `{_cut(before, after)}`" for before, after in texts[:SHOWN]]
-        return f"{kind}: {what} with {', and '.join(pairs)}"
+        """Return the message: of a fault, or of what mends it. what: a sentence before "with `this` ... `that`"."""
+        kind, joint = (self.kind.fault, "where") if fault else (self.kind.mend, self.joint)
+        return message(kind, self.texts(), what, joint)
+
+
+def message(kind: str, texts: Sequence[tuple[str, str]], what: str, joint: str = "in place of") -> str:
+    """Return what is wrong in one line; what stands behind "in place of" is always the reader's."""
+    texts = [(_short(before), _short(after)) for before, after in texts]
+    if not texts[0][1]:
+        return f"{kind}: `{_cut(texts[0][0])}`"
+    end = " belongs" if joint == "where" else ""
+    pairs = [f"`{_cut(after, before)}` {joint} `{_cut(before, after)}`{end}" for before, after in texts[:SHOWN]]
+    return f"{kind}: {what} with {', and '.join(pairs)}"
 
 
 LEVELS = 1, 2, 3
 SHOWN = 2  # of changes that are alike
 
 
-def changes(function: ast.FunctionDef, level: int, case: Mapping[str, Any]) -> list[Change]:
+def changes(
+    function: ast.FunctionDef,
+    level: int,
+    case: Mapping[str, Any],
+    kinds: Mapping[str, str] | None = None,
+    missing: Callable[[str], bool] = lambda name: True,
+) -> list[Change]:
     """Return changes of one place, the likelier first, and those that are alike at several places as one.
 
     level: 1 changes what is there; 2 puts one name in place of another, and functions around what is there; 3 adds
-    names where something may be missing. case: arguments like those that the function is called with
+    names where something may be missing. case: arguments like those that the function is called with; kinds: what the
+    local names stand for, "int", "float", "array", ..., if that is known; missing: whether level 3 adds a name
     """
-    uses = _uses(function)
-    lists = _lists(function, case)
-    found = [*_expressions(function, level, [name for name in uses if name not in lists])]
+    used, lists = uses(function), _lists(function, case)
+    found = [
+        *_expressions(function, level, [name for name in used if name not in lists and missing(name)], kinds or {})
+    ]
     found += [change for change in _statements(function) if change.kind.level == level]
     found += _alike(found)
-    if level == 2:
-        found += _names(function, uses, lists)
+    found += [change for change in _names(function, used, lists, kinds or {}) if change.kind.level == level]
     return sorted(found, key=lambda change: change.kind.rank)
 
 
@@ -187,12 +226,20 @@ def _alike(found: list[Change]) -> Iterator[Change]:
         if change.alike:
             groups.setdefault(change.alike, []).append(change)
     for group in groups.values():
-        if 2 <= len(group) <= 6:
-            for some in itertools.chain(itertools.combinations(group, 2), [group] if len(group) > 2 else []):
-                yield _together(some)
+        if len(group) > 6:  # only where the names are the same, too
+            by_text: dict[str, list[Change]] = {}
+            for change in group:
+                by_text.setdefault(change.text, []).append(change)
+            groups_of_it = [some for some in by_text.values() if len(some) <= 4]
+        else:
+            groups_of_it = [group]
+        for same in groups_of_it:
+            yield from map(together, itertools.combinations(same, 2))
+            if len(same) > 2:
+                yield together(same)
 
 
-def _together(some: Sequence[Change]) -> Change:
+def together(some: Sequence[Change]) -> Change:
     def do() -> None:
         for change in some:
             change.do()
@@ -204,7 +251,7 @@ def _together(some: Sequence[Change]) -> Change:
     return Change(some[0].kind, do, undo, lambda: [text for change in some for text in change.texts()])
 
 
-def _put(owner: Any, field: str, at: int | None, new: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+def put(owner: Any, field: str, at: int | None, new: Any) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return what puts a node into a field of another, or into an item of it where it is a list; and what undoes it."""
     _locate(new)
     if at is None:
@@ -233,11 +280,16 @@ def _short(text: str) -> str:
 
 
 def _cut(text: str, other: str = "", most: int = 70) -> str:
-    """Return at most `most` characters of the text, those where it differs from the other one included."""
-    same = next((k for k, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
-    if len(text) > most and same > most // 2:
-        text = "... " + text[same - most // 3 :]
-    return text if len(text) <= most else text[: most - 4] + " ..."
+    """Return the text, or of a long one what differs from the other one, whole, with what is around it."""
+    if len(text) <= most:
+        return text
+    pairs = list(zip(text, other, strict=False))
+    first = next((k for k, (a, b) in enumerate(pairs) if a != b), len(pairs)) if other else 0
+    pairs = list(zip(text[:first:-1], other[:first:-1], strict=False))
+    last = len(text) - next((k for k, (a, b) in enumerate(pairs) if a != b), len(pairs)) if other else most
+    room = max(most - (last - first), 24) // 2
+    begin, end = max(first - room, 0), min(last + room, len(text))
+    return f"{'... ' if begin else ''}{text[begin:end]}{' ...' if end < len(text) else ''}"
 
 
 # --- expressions ---
@@ -245,32 +297,43 @@ def _cut(text: str, other: str = "", most: int = 70) -> str:
 Place = tuple[Any, str, int | None, ast.expr]  # a node, its field, where in it if that is a list, and what stands there
 
 
-def _places(function: ast.FunctionDef) -> Iterator[Place]:
+def places(function: ast.FunctionDef) -> Iterator[Place]:
     """Yield each place of the function where an expression is read."""
+    yield from places_in(function)
+
+
+def places_in(function: ast.AST) -> Iterator[Place]:
+    """Yield each place of a function or a statement where an expression is read."""
     for owner in ast.walk(function):
         for field, value in ast.iter_fields(owner):
-            if owner is function and field != "body":
+            if owner is function and isinstance(owner, ast.FunctionDef) and field != "body":
                 continue
             for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 if isinstance(node, ast.expr) and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
                     yield owner, field, at, node
 
 
-def _expressions(function: ast.FunctionDef, level: int, names: Sequence[str]) -> Iterator[Change]:
-    for owner, field, at, node in _places(function):
+def _expressions(
+    function: ast.FunctionDef, level: int, names: Sequence[str], kinds: Mapping[str, str]
+) -> Iterator[Change]:
+    for owner, field, at, node in places(function):
+        fit = _fitting(node, names, kinds) if level == 3 else names
+        parts = [kinds.get(part.id) for part in ast.walk(node) if isinstance(part, ast.Name)]
+        counts = bool(parts) and set(parts) == {"int"}  # nobody takes its logarithm, or divides it by a name
         form = re.sub(r"\bid='\w+'", "", text := ast.dump(node))
-        known = {text}
+        known, before = {text}, text
         coded = _by_code(node) if level == 1 else ()
-        for number, (kind, new) in enumerate(itertools.chain(coded, _by_rule(owner, field, node, level, names))):
+        for number, (kind, new) in enumerate(itertools.chain(coded, _by_rule(owner, field, node, level, fit, counts))):
             if level > 1 or (text := ast.dump(new)) not in known:
                 known.add(text)
-                yield _change(owner, field, at, node, new, kind)._replace(alike=(kind, number, form))
+                yield change_of((owner, field, at, node), new, kind)._replace(alike=(kind, number, form), text=before)
 
 
-def _change(owner: Any, field: str, at: int | None, node: ast.expr, new: ast.expr, kind: Kind) -> Change:
+def change_of(place: Place, new: ast.expr, kind: Kind) -> Change:
     """Return a change whose texts show the expression with what is around it, if that is an expression."""
+    owner, field, at, node = place
     around = isinstance(owner, ast.expr) and not isinstance(owner, ast.Call | ast.Tuple)
-    do, undo = _put(owner, field, at, new)
+    do, undo = put(owner, field, at, new)
 
     def texts() -> list[tuple[str, str]]:
         if not around:
@@ -282,6 +345,14 @@ def _change(owner: Any, field: str, at: int | None, node: ast.expr, new: ast.exp
         return [(before, after)]
 
     return Change(kind, do, undo, texts)
+
+
+def _fitting(node: ast.expr, names: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
+    """Return the names that may be missing beside an expression: numbers beside numbers, arrays beside arrays."""
+    inside = {kinds.get(part.id) for part in ast.walk(node) if isinstance(part, ast.Name)} - {None}
+    if inside == {"int"}:
+        return [name for name in names if kinds.get(name, "int") == "int"]
+    return [name for name in names if kinds.get(name) != "int"] if "array" in inside else list(names)
 
 
 class _Rule(NamedTuple):
@@ -311,9 +382,15 @@ def _add(found: dict[tuple[int, type], list[_Rule]], kind: Kind, pattern: ast.ex
     if len(free) > 1 or not set(free) <= set("ABC"):
         return  # "A -> A.G()": which method?
     if free:
+        commutes = isinstance(new, ast.BinOp) and isinstance(new.op, ast.Add | ast.Mult | ast.BitAnd | ast.BitOr)
+        if commutes and free == ["A"]:
+            return  # as with B
+        if kind.mend in RARE or isinstance(getattr(new, "op", None), ast.FloorDiv):
+            return
         kind = kind._replace(level=3)
     elif isinstance(pattern, ast.Name):
-        kind = kind._replace(fault="")  # nobody puts a logarithm where nothing belongs; who did has it in the text
+        # Nobody puts a logarithm where nothing belongs; who did has it in the text.
+        kind = kind._replace(fault="", rank=0 if kind.mend in LIKELY_AROUND else 4)
     key = kind.level, ast.expr if isinstance(pattern, ast.Name) else type(pattern)
     found.setdefault(key, []).append(_Rule(kind, pattern, new, "".join(free)))
 
@@ -332,10 +409,10 @@ def _wild(template: ast.expr) -> set[str]:
 
 
 def _by_rule(
-    owner: Any, field: str, node: ast.expr, level: int, names: Sequence[str]
+    owner: Any, field: str, node: ast.expr, level: int, names: Sequence[str], counts: bool
 ) -> Iterator[tuple[Kind, ast.expr]]:
     rules = _rules().get((level, type(node)), [])
-    if _is_value(owner, field, node):
+    if _is_value(owner, field, node) and not (counts and level == 2):
         rules = [*rules, *_rules().get((level, ast.expr), [])]
     for kind, pattern, new, free in rules:
         bound: dict[str, Any] = {}
@@ -344,7 +421,8 @@ def _by_rule(
         if not free:
             yield kind, _build(new, bound)
             continue
-        for name in names:
+        divides = isinstance(getattr(new, "op", None), ast.Div)
+        for name in [name for name in names if name != getattr(node, "id", "")] if not (counts and divides) else ():
             yield kind._replace(free=name), _build(new, bound | {free: ast.Name(name, ast.Load())})
 
 
@@ -407,7 +485,7 @@ def _by_code(node: ast.expr) -> Iterator[tuple[Kind, ast.expr]]:
         ast.Call: _of_call,
         ast.Constant: _of_constant,
     }
-    same |= {ast.Subscript: _of_index, ast.Tuple: _of_tuple, ast.BoolOp: _of_condition}
+    same |= {ast.Subscript: _of_index, ast.Tuple: _of_tuple, ast.List: _of_tuple, ast.BoolOp: _of_condition}
     same |= {ast.UnaryOp: _of_constant} if is_number(node) else {}
     for *kind, new in same[type(node)](node) if type(node) in same else ():
         yield Kind(kind[0], kind[-1], rank=kind[0] == "a number"), new
@@ -491,13 +569,23 @@ def _of_constant(node: ast.expr) -> Variants:
 
 
 def _of_formula(text: str) -> Variants:
-    """Yield the formula of an np.einsum with two letters of one part exchanged."""
+    """Yield the formula of an np.einsum with letters of one part exchanged, moved, replaced, left out or added."""
     parts = re.split(r"(,|->)", text.replace(" ", ""))
+    letters = sorted({letter for part in parts for letter in part if letter.isalpha()})
     for k, part in enumerate(parts[::2]):
+        others = []
         for a, b in itertools.combinations(range(len(part)), 2):
-            order = list(part)
-            order[a], order[b] = order[b], order[a]
-            yield "axes", ast.Constant("".join([*parts[: 2 * k], *order, *parts[2 * k + 1 :]]))
+            others.append(part[:a] + part[b] + part[a + 1 : b] + part[a] + part[b + 1 :])
+        for a in range(len(part)):
+            rest = part[:a] + part[a + 1 :]
+            others += [rest[:b] + part[a] + rest[b:] for b in range(len(part))]
+            others += [part[:a] + letter + part[a + 1 :] for letter in letters]
+            others.append(rest)
+        others += [part[:a] + letter + part[a:] for a in range(len(part) + 1) for letter in letters]
+        for other in dict.fromkeys(others):
+            if other != part:
+                new = "".join([*parts[: 2 * k], other, *parts[2 * k + 1 :]])
+                yield "letters of the formula", ast.Constant(new)
 
 
 def _of_call(node: ast.Call) -> Variants:
@@ -533,7 +621,10 @@ def _of_axes(node: ast.Call) -> Variants:
         constant = ast.Constant(axes)  # type: ignore[arg-type]
         axis = ast.keyword("axis", constant)
         if at is not None:
-            yield "axes", ast.Call(node.func, node.args, [*node.keywords[:at], axis, *node.keywords[at + 1 :]])
+            keywords = [*node.keywords[:at], axis, *node.keywords[at + 1 :]]
+            yield "axes", ast.Call(node.func, node.args, keywords)
+            if len(keywords) == 1:
+                yield "axes", ast.Call(node.func, node.args, [*keywords, kept])
         elif last is not None and (is_number(last) or isinstance(last, ast.Tuple)):
             yield "axes", ast.Call(node.func, [*node.args[:-1], constant], node.keywords)
         elif axes is not None:
@@ -558,11 +649,14 @@ def _of_index(node: ast.Subscript) -> Variants:
             yield kind, other, ast.Subscript(node.value, index, node.ctx)
 
 
-def _of_tuple(node: ast.Tuple) -> Variants:
+def _of_tuple(node: ast.Tuple | ast.List) -> Variants:
     for a, b in itertools.combinations(range(len(node.elts)), 2):
         order = list(node.elts)
         order[a], order[b] = order[b], order[a]
-        yield "order: two are exchanged", ast.Tuple(order, ast.Load())
+        yield "order: two are exchanged", type(node)(order, ast.Load())
+    if len(node.elts) in (3, 4) and all(map(is_number, node.elts)):
+        for numbers in itertools.permutations(node.elts):
+            yield "order", type(node)(list(numbers), ast.Load())
 
 
 # --- statements ---
@@ -584,7 +678,7 @@ def _statements(function: ast.FunctionDef) -> Iterator[Change]:
 
 def _whole(owner: Any, field: str, new: list[ast.stmt], kind: Kind, before: str, after: str = "") -> Change:
     """Return a change of a list of statements."""
-    return Change(kind, *_put(owner, field, None, new), lambda: [(before, after)])
+    return Change(kind, *put(owner, field, None, new), lambda: [(before, after)])
 
 
 EARLY = "early return: it stands inside the loop, which ends at its first step; it belongs behind it"
@@ -677,9 +771,9 @@ def _late_returns(function: ast.FunctionDef) -> Iterator[Change]:
                 if isinstance(body, list) and body and isinstance(last := body[-1], ast.Return):
                     early = _whole(owner, field, body[:-1] or [ast.Pass()], Kind("", EARLY), ast.unparse(last))
                     late = _whole(function, "body", [*function.body, last], early.kind, "")
-                    yield _together([early, late])._replace(texts=early.texts)
+                    yield together([early, late])._replace(texts=early.texts)
     if not isinstance(function.body[-1], ast.Return):
-        for name in _uses(function):
+        for name in uses(function):
             new = ast.Return(ast.Name(name, ast.Load()))
             kind = Kind("", "nothing is returned: this is missing at the end", 2)
             yield _whole(function, "body", [*function.body, new], kind, f"return {name}")
@@ -688,7 +782,7 @@ def _late_returns(function: ast.FunctionDef) -> Iterator[Change]:
 # --- names ---
 
 
-def _uses(function: ast.FunctionDef) -> dict[str, list[ast.Name]]:
+def uses(function: ast.FunctionDef) -> dict[str, list[ast.Name]]:
     """Return the function's arguments and local names, and where each is read."""
     uses: dict[str, list[ast.Name]] = {a.arg: [] for a in function.args.args}
     nodes = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
@@ -708,26 +802,44 @@ def _lists(function: ast.FunctionDef, case: Mapping[str, Any]) -> set[str]:
     return names | {name for name, value in case.items() if isinstance(value, list | tuple)}
 
 
-def _names(function: ast.FunctionDef, uses: dict[str, list[ast.Name]], lists: set[str]) -> Iterator[Change]:
+def _names(
+    function: ast.FunctionDef, used: dict[str, list[ast.Name]], lists: set[str], kinds: Mapping[str, str]
+) -> Iterator[Change]:
     """Yield one name in place of another, or of a number: at one place, or everywhere from the first use on."""
-    other = Kind("another name", "another name", 2, 1)
-    for owner, field, at, node in _places(function):
-        if isinstance(node, ast.Name) and node.id in uses:
-            for name in uses:
-                if name != node.id and (name in lists) == (node.id in lists) and not isinstance(owner, ast.Attribute):
-                    yield _change(owner, field, at, node, ast.Name(name, ast.Load()), other)
+
+    def fit(a: str, b: str) -> bool:
+        return (a in lists) == (b in lists) and kinds.get(a, kinds.get(b)) == kinds.get(b, kinds.get(a))
+
+    for place in places(function):
+        owner, _, _, node = place
+        # In a comparison of numbers, and in a range, a wrong name is likelier than a wrong border.
+        counts = isinstance(node, ast.Name) and kinds.get(node.id) == "int"
+        in_range = isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "range"
+        level, rank = (1, -1) if counts and (in_range or isinstance(owner, ast.Compare)) else (2, 2 if counts else 3)
+        if isinstance(node, ast.Name) and node.id in used:
+            for name in used:
+                if name != node.id and fit(name, node.id) and not isinstance(owner, ast.Attribute):
+                    other = Kind("another name", "another name", level, rank)
+                    yield change_of(place, ast.Name(name, ast.Load()), other)
             for number in (0, 1, -1):
                 zero = Kind(f"`{node.id}` is left out, as if it were {number}", f"`{node.id}` does not belong there", 2)
-                yield _change(owner, field, at, node, ast.Constant(number), zero)
-        elif is_number(node):
-            for name in uses.keys() - lists:
-                kind = Kind("another number", "a number in place of a name", 2, 1)
-                yield _change(owner, field, at, node, ast.Name(name, ast.Load()), kind)
-    for a, b in itertools.permutations(uses, 2):
-        if len(uses[a]) > 1 and not {a, b} & lists:
+                yield change_of(place, ast.Constant(number), zero)
+        elif is_number(node) and not small_in_sum(place):
+            for name in used.keys() - lists:
+                kind = Kind("a name where a number belongs", "a number where a name belongs", 2, 1)
+                if kinds.get(name, "int") in ("int", "float"):
+                    yield change_of(place, ast.Name(name, ast.Load()), kind)
+    for a, b in itertools.permutations(used, 2):
+        if len(used[a]) > 1 and not {a, b} & lists and fit(a, b):
             yield _renamed(
-                uses[a], b, Kind(f"`{b}` stands where `{a}` belongs", f"`{a}` stands where `{b}` belongs", 2, 1)
+                used[a], b, Kind(f"`{b}` stands where `{a}` belongs", f"`{a}` stands where `{b}` belongs", 2, 3)
             )
+
+
+def small_in_sum(place: Place) -> bool:
+    """Return whether a number is the 1 or the 2 of a formula, such as 2 * padding or + 1, and no size."""
+    owner, _, _, node = place
+    return isinstance(owner, ast.BinOp) and isinstance(node, ast.Constant) and node.value in (1, 2)
 
 
 def _renamed(places: list[ast.Name], new: str, kind: Kind) -> Change:

@@ -34,6 +34,10 @@ class StoppedError(BaseException):
         self.line = line
 
 
+class DroppedError(BaseException):
+    """Nobody waits for the result any more."""
+
+
 # --- comparing ---
 
 

@@ -4,10 +4,15 @@ First the exercise's own mistakes, then the faults that `faults.py` makes of a r
 every case, those that came out right too; where several do, all are named, since the numbers do not tell them apart.
 """
 
+import ast
+import contextlib
 import copy
+import inspect
+import itertools
+import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +22,14 @@ from mbnp.grading.changes import LEVELS
 from mbnp.grading.child import limit_memory
 from mbnp.grading.compare import EVERYTHING_ZERO, StoppedError, Trial, as_array, equal, same
 from mbnp.grading.mend import EACH, TimeIsUpError, alarm, mended
+from mbnp.grading.noticed import noticed
 from mbnp.grading.observe import observed
 
 SECONDS = 1.4  # of computing, for the search of a fault
-MENDING = 0.6  # the part of it for the reader's own function
+MENDING = 0.7  # the part of it for the reader's own function
 MEMORY = 512 << 20  # bytes for it: another may fill a list as long as it can
 NAMED = 3  # more reasons than that tell nothing
+FOUND = 2  # of faults, which are only guessed
 
 
 def likely(
@@ -37,13 +44,20 @@ def likely(
     inside: as `grade` has it; seconds: of computing that the search may take, or else SECONDS
     """
     seconds = SECONDS if seconds is None else seconds
+    begin = time.perf_counter()
+
+    def left() -> float:
+        """Return the time for faults: what the search in the reader's function has left."""
+        return seconds - min(time.perf_counter() - begin, MENDING * seconds)
+
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return (
             _known(exercise, trials)
             or _zeros(trials)
             or (inside and _mended(exercise, trials, first, inside, MENDING * seconds))
-            or _found(exercise, trials, first, (1 - MENDING) * seconds if inside else seconds)
+            or (inside and not first.only_type and _noticed(exercise, trials, inside))
+            or _found(exercise, trials, first, left(), inside)
             or _known(exercise, trials, first.output)
             or _in_part(exercise, trials, first)
             or _common(trials, first)
@@ -54,7 +68,7 @@ def likely(
 def _mended(exercise: Any, trials: Sequence[Trial], first: Trial, inside: Callable[..., str], seconds: float) -> str:
     """Name the change of the reader's function that makes it right."""
     runs = all(trial.error is None or trial.problem.startswith("it raised") for trial in trials)
-    if first.only_type or not runs:
+    if first.only_type or "wrote into" in first.problem or not runs:
         return ""  # the problem says more, or it is not to be run again: it needs all memory, or calls itself
     cases = [trial.case for trial in trials]
     expected = [exercise.reference(**copy.deepcopy(case)) for case in cases]
@@ -62,6 +76,26 @@ def _mended(exercise: Any, trials: Sequence[Trial], first: Trial, inside: Callab
         return inside(mended, cases, expected, exercise.rtol, seconds, limit=4 * seconds + 2)
     except (Exception, StoppedError):  # changed, it ended its process
         return ""
+
+
+def _noticed(exercise: Any, trials: Sequence[Trial], inside: Callable[..., str]) -> str:
+    """Name what the text of the reader's function shows."""
+    cases = [trial.case for trial in trials]
+    used = [
+        set(solution.__code__.co_varnames[: solution.__code__.co_argcount]) & _read(solution)
+        for solution in exercise.solutions
+    ]
+    needed = [name for name in cases[0] if all(name in names for names in used)]
+    try:
+        return inside(noticed, cases, [not trial.problem for trial in trials], needed)
+    except (Exception, StoppedError):
+        return ""
+
+
+def _read(function: Callable) -> set[str]:
+    """Return the names that a function's own code reads."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
 def _known(exercise: Any, trials: Sequence[Trial], output: int | None = None) -> str:
@@ -84,39 +118,67 @@ def _zeros(trials: Sequence[Trial]) -> str:
     return ""
 
 
-def _found(exercise: Any, trials: Sequence[Trial], first: Trial, seconds: float) -> str:
+def _found(
+    exercise: Any, trials: Sequence[Trial], first: Trial, seconds: float, inside: Callable[..., Any] | None
+) -> str:
     """Name the faults of a right solution that explain every trial, or else the wrong one of several results."""
     trials = [trial for trial in trials if not (trial.only_type or trial.error or "wrote into" in trial.problem)]
     numbers = isinstance(first.result, tuple | list) or as_array(first.result) is not None
     if not numbers or not any(trial is first for trial in trials):
         return ""  # such a problem says more than a fault in the numbers would
     trials = sorted(trials, key=lambda trial: not trial.problem)  # wrong ones first: they exclude more
-    whole: list[str] = []
-    in_part: list[str] = []
+    whole: list[faults.Fault] = []
+    in_part: list[faults.Fault] = []
     lift = limit_memory(MEMORY, for_good=False)
     end = time.process_time() + seconds
     try:
-        for fault in _candidates(exercise, first):
-            if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
-                whole.append(fault.message)
-            elif first.output is not None and all(
-                _explains(fault.wrong, trial, exercise.rtol, first.output) for trial in trials
-            ):
-                in_part.append(fault.message)
-            if len(set(whole)) == NAMED or time.process_time() > end:
+        for candidates in _candidates(exercise, first):
+            for fault in candidates:
+                if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
+                    whole += _another_place(fault, whole)
+                elif first.output is not None and all(
+                    _explains(fault.wrong, trial, exercise.rtol, first.output) for trial in trials
+                ):
+                    in_part += _another_place(fault, in_part)
+                if len(whole) == FOUND or time.process_time() > end:
+                    break
+            if whole or time.process_time() > end:
                 break
     finally:
         lift()
-    return _either(whole or in_part)
+    return _in_their_names((whole or in_part)[:FOUND], trials[0].case, inside)
 
 
-def _candidates(exercise: Any, first: Trial) -> Iterator[faults.Fault]:
+def _another_place(fault: faults.Fault, known: Sequence[faults.Fault]) -> list[faults.Fault]:
+    """Return the fault in a list, unless one is known at the same place of the text, which is likelier."""
+    for other in known:
+        pairs = itertools.product(fault.texts, other.texts)
+        if fault.solution is not other.solution or any(a in b or b in a for (a, _), (b, _) in pairs):
+            return []
+    return [fault]
+
+
+def _in_their_names(found: Sequence[faults.Fault], case: Mapping[str, Any], inside: Callable[..., Any] | None) -> str:
+    """Return the messages of faults, with the reader's names for the variables of a solution."""
+    theirs: dict[str, str] = {}
+    if inside and any(fault.texts for fault in found):
+        with contextlib.suppress(Exception, StoppedError):
+            theirs = inside(faults.values, case) or {}
+    messages = []
+    for fault in found:
+        ours = faults.values(fault.solution, case) if fault.solution and theirs else {}
+        messages.append(fault.said(faults.names_of(ours, theirs, case)))
+    return _either(messages)
+
+
+def _candidates(exercise: Any, first: Trial) -> Iterator[Iterator[faults.Fault]]:
+    """Yield faults of one sort after the other, the plainest sort first."""
     right = exercise.solutions[0] if exercise.solutions else exercise.reference
-    yield from faults.of_result(right, exercise.reference(**copy.deepcopy(first.case)))
-    yield from faults.of_arguments(right, first.case)
+    yield faults.of_result(right, exercise.reference(**copy.deepcopy(first.case)))
+    yield faults.of_arguments(right, first.case)
     for level in LEVELS[:2]:  # there are many more of the latter, and they are less likely
         for solution in exercise.solutions:
-            yield from faults.of_source(solution, first.case, level)
+            yield faults.of_source(solution, first.case, level)
 
 
 def _in_part(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
@@ -132,7 +194,7 @@ def _in_part(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
 
 
 def _either(messages: Iterator[str] | Sequence[str]) -> str:
-    return "; or: ".join(list(dict.fromkeys(messages))[:NAMED])
+    return "; or: ".join(list(dict.fromkeys(filter(None, messages)))[:NAMED])
 
 
 def _explains(wrong: Callable, trial: Trial, rtol: float, output: int | None = None) -> bool:

@@ -10,11 +10,16 @@ gives exactly the reader's numbers in every case is the likely reason.
 # (it cannot infer the types of lambdas with defaults)
 
 import ast
+import contextlib
+import copy
 import functools
 import inspect
 import itertools
+import re
+import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +28,120 @@ from mbnp.grading.changes import Change, changes
 
 
 class Fault(NamedTuple):
-    """What is wrong, in words, and a function that has it."""
+    """What is wrong, in words, and a function that has it; where the text of a solution was changed, and of which."""
 
     message: str
     wrong: Callable
+    texts: Sequence[tuple[str, str]] = ()
+    solution: Callable | None = None
+
+    def said(self, names: Mapping[str, str]) -> str:
+        """Return the message in the reader's names, `names` by the solution's; without the text if one has no name."""
+        if not self.texts or self.solution is None:
+            return self.message
+        words = set(re.findall(WORD, " ".join(text for pair in self.texts for text in pair)))
+        own, names = _locals(self.solution), dict(names)
+        for name, text in _definitions(self.solution):  # what has no name in theirs is written out
+            if name not in names and not (set(re.findall(WORD, text)) & own) - names.keys():
+                names[name] = _renamed(text, names)
+        if not (words & own) - names.keys():
+            return re.sub(r"`[^`]*`", lambda part: _renamed(part[0], names), self.message)
+        kind, known = self.message.partition(":")[0], inspect.signature(self.solution).parameters
+        (right, wrong), *_ = self.texts
+        lost = [word for word in re.findall(f"{WORD}|\\b\\d+\\b", right) if word not in re.findall(r"\w+", wrong)]
+        for some, said in (
+            (lost, f"{kind}: {{}} {{}} missing at one place"),
+            ([*words], f"{kind}: look at where {{}} {{}} used"),
+        ):
+            shown = [f"`{word}`" for word in dict.fromkeys(some) if word in known or word.isdigit()]
+            if shown:
+                *first, last = shown
+                return said.format(f"{', '.join(first)} and {last}" if first else last, "are" if first else "is")
+        return ""
+
+
+WORD = r"(?<![\w.'\"])[A-Za-z_]\w*"
+
+
+def _definitions(solution: Callable) -> Iterator[tuple[str, str]]:
+    """Yield each local name of the solution that is assigned once, with the expression that it stands for."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(solution)))
+    assert isinstance(tree.body[0], ast.FunctionDef)
+    stored = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    for node in tree.body[0].body:
+        if not isinstance(node, ast.Assign):
+            continue
+        target, value = node.targets[0], ast.unparse(node.value)
+        if isinstance(target, ast.Tuple) and value.endswith(".shape"):
+            pairs = [(ast.unparse(name), f"{value}[{k}]") for k, name in enumerate(target.elts)]
+        else:
+            pairs = [(ast.unparse(target), f"({value})" if isinstance(node.value, ast.BinOp) else value)]
+        yield from ((name, text) for name, text in pairs if stored.count(name) == 1)
+
+
+def _locals(solution: Callable) -> set[str]:
+    """Return the names that only the solution has: its local ones, those of functions in it too."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(solution)))
+    nodes = list(ast.walk(tree))
+    own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    return own - set(inspect.signature(solution).parameters)
+
+
+def _renamed(code: str, names: Mapping[str, str]) -> str:
+    return re.sub(WORD, lambda word: names.get(word[0], word[0]), code)
+
+
+# --- the same variable in two functions ---
+
+
+def values(function: Callable, case: Mapping[str, Any]) -> dict[str, str]:
+    """Return for each local name of a function all values that it has in turn, as text that can be compared."""
+    found: dict[str, list[str]] = {}
+
+    def look(frame: types.FrameType) -> None:
+        for name, value in frame.f_locals.items():
+            text = _shown(value)
+            if text and (not found.get(name) or found[name][-1] != text) and len(found.setdefault(name, [])) < STEPS:
+                found[name].append(text)
+
+    def trace(frame: types.FrameType, event: str, argument: object) -> Any:
+        if frame.f_code is not function.__code__:
+            return None
+        look(frame)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    with contextlib.suppress(Exception):
+        try:
+            function(**copy.deepcopy(dict(case)))
+        finally:
+            sys.settrace(before)
+    sys.settrace(before)
+    return {name: " ".join(texts) for name, texts in found.items()}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in "biuf":
+        return f"{value.shape} {float(np.abs(value).sum()):.3g}"
+    if isinstance(value, bool | int | float | np.generic):
+        return f"{float(value):.5g}"
+    return ""
+
+
+def names_of(ours: Mapping[str, str], theirs: Mapping[str, str], arguments: Iterable[str]) -> dict[str, str]:
+    """Return the name in `theirs` for each in `ours` that has the same values; that of the same name if several do."""
+    found = {name: name for name in arguments}
+    for name, value in ours.items():
+        alike = [other for other, its in theirs.items() if its == value and other not in arguments]
+        if name not in found and alike:
+            found[name] = name if name in alike else alike[0]
+    return {name: other for name, other in found.items() if [*found.values()].count(other) == 1}
+
+
+STEPS = 300  # of values of one name; more tell nothing new
 
 
 # --- the text of the solution ---
@@ -39,7 +154,8 @@ def of_source(solution: Callable, case: Mapping[str, Any], level: int = 1) -> It
     assert isinstance(function, ast.FunctionDef)
     for change in changes(function, level, case):
         if change.kind.fault and (wrong := changed(tree, change, solution.__globals__)):
-            yield Fault(change.said("the numbers come out so", fault=True), wrong[solution.__name__])
+            said = change.said("the numbers come out so", fault=True)
+            yield Fault(said, wrong[solution.__name__], change.texts(), solution)
 
 
 def changed(tree: ast.Module, change: Change, names: Mapping[str, Any]) -> dict[str, Any] | None:

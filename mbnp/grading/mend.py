@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import io
 import signal
+import sys
 import textwrap
 import threading
 import time
@@ -19,12 +20,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbnp.grading.changes import LEVELS, Change, Kind, changes
+from mbnp.grading.additions import additions
+from mbnp.grading.changes import LEVELS, Change, Kind, changes, message
 from mbnp.grading.compare import equal, same
 from mbnp.grading.faults import changed
 
-EACH = 0.2  # seconds by the clock
+EACH = 0.2  # seconds by the clock, at most
+LEAST, TIMES = 0.03, 20  # seconds, and so many times what the unchanged function takes: more is an endless loop
 FIRST = 0.7  # the part of the time for one change; the rest is for a second one
+ANY, LIKELY, UNLIKELY = range(-9, 9), range(-9, 2), range(2, 9)
+# A level of changes, the ranks of it, and whether arguments are added or other names, from the likeliest on.
+STAGES: tuple[tuple[int, range, bool], ...] = (
+    (1, ANY, True),
+    (2, LIKELY, True),
+    (3, ANY, True),
+    (2, UNLIKELY, True),
+    (3, ANY, False),
+)
+ALL = "all cases come out right"
 TWO = "there are two mistakes, and only with both of them mended all cases come out right"
 NEVER = {"open", "exec", "eval", "input", "os", "sys", "subprocess", "shutil", "Path", "__import__"}
 
@@ -52,10 +65,14 @@ def mended(
             return one.said if one else ""
         one.change.do()  # and another one on top of it
         search.before = one.right
-        two = search.best(begin + seconds)
+        two = search.best(begin + seconds, one.change.kind)
     if two and two.right.all():
-        return f"{TWO}: {one.said}; and then: {two.said}"
-    if 3 * one.gained < 2 * (len(cases) - one.right.sum() + one.gained):
+        if (one.change.kind.mend, one.change.joint) == (two.change.kind.mend, two.change.joint):
+            return message(one.change.kind.mend, [*one.texts, *two.texts], ALL, one.change.joint)
+        if LEVELS[-1] not in (one.change.kind.level, two.change.kind.level):  # with a name more each, all can be made
+            return f"{TWO}: {one.said}; and then: {two.said}"
+        return ""
+    if one.change.kind.level == LEVELS[-1] or 3 * one.gained < 2 * (search.all - one.right.sum() + one.gained):
         return ""
     return one.said.replace("all cases", "more cases") + "; there is another mistake"
 
@@ -64,12 +81,16 @@ NOTHING = Change(Kind("", ""), lambda: None, lambda: None, list)
 
 
 class _Mend(NamedTuple):
-    """A change, and the cases that come out right with it."""
+    """A change, and the results of the cases that come out right with it."""
 
     change: Change
     right: np.ndarray
     gained: int
-    said: str
+    texts: list[tuple[str, str]]
+
+    @property
+    def said(self) -> str:
+        return message(self.change.kind.mend, self.texts, ALL, self.change.joint)
 
 
 class _Search:
@@ -86,47 +107,100 @@ class _Search:
         self.tree, self.name, self.names = tree, function.__name__, function.__globals__
         self.cases = [{name: _frozen(value) for name, value in case.items()} for case in cases]
         self.expected, self.rtol = expected, rtol
+        self.results = len(expected[0]) if isinstance(expected[0], tuple) else 1
+        self.all, self.before = len(cases) * self.results, np.zeros((len(cases), self.results), bool)
+        self.each, begin = EACH, time.perf_counter()
         right = self.right(NOTHING, all_of_them=True)
+        self.each = min(EACH, max(LEAST, TIMES * (time.perf_counter() - begin) / len(cases)))
         # Wrong ones first, and small ones: a change that does not help is left at the first.
-        order = sorted(range(len(cases)), key=lambda k: (right[k], _size(cases[k])))
+        order = sorted(range(len(cases)), key=lambda k: (right[k].all(), _size(cases[k])))
         self.cases, self.expected = [self.cases[k] for k in order], [expected[k] for k in order]
         self.before = right[order]
+        self.kinds = _kinds(function, self.cases[0])
 
-    def best(self, end: float) -> _Mend | None:
+    def best(self, end: float, like: Kind = NOTHING.kind) -> _Mend | None:
         """Return the first change that makes all cases right, or else the one that makes most of them right.
 
-        end: the time when the search ends
+        end: the time when the search ends; like: changes of this kind are tried first
         """
         function = self.tree.body[0]
         assert isinstance(function, ast.FunctionDef)
         most: _Mend | None = None
-        for level in LEVELS:
-            for change in changes(function, level, self.cases[0]):
+        for stage in sorted(STAGES, key=lambda stage: stage[0] != like.level):
+            for change in self._changes(function, *stage, like.mend):
                 if time.process_time() > end:
                     return most
                 if not change.kind.mend or not (right := self.right(change)).any():
                     continue
                 gained = int(right.sum() - self.before.sum())
                 if right.all() or (gained > (most.gained if most else 0) and right[self.before].all()):
-                    most = _Mend(change, right, gained, change.said("all cases come out right", fault=False))
+                    most = _Mend(change, right, gained, change.texts())
                     if right.all():
                         return most
         return most
 
+    def _changes(self, function: ast.FunctionDef, level: int, ranks: range, given: bool, first: str) -> list[Change]:
+        """Return the changes of a stage, as STAGES has it, those of the kind `first` before all others."""
+        case = self.cases[0]
+        found = changes(function, level, case, self.kinds, lambda name: (name in case) == given)
+        if level < LEVELS[-1] or not given:
+            found += additions(function, level, case, self.kinds)
+        found = [change for change in found if change.kind.rank in ranks]
+        return sorted(found, key=lambda change: (change.kind.mend != first, change.kind.rank))
+
     def right(self, change: Change, all_of_them: bool = False) -> np.ndarray:
-        """Return which cases come out right with a change; none of them if the first does not."""
-        found = np.zeros(len(self.cases), bool)
+        """Return which results of which cases come out right with a change; none if it does not help in the first."""
+        found = np.zeros((len(self.cases), self.results), bool)
         names = changed(self.tree, change, self.names) or {}
         for k, (case, expected) in enumerate(zip(self.cases, self.expected, strict=True) if names else ()):
-            with contextlib.suppress(Exception, TimeIsUpError), alarm(EACH):
+            with contextlib.suppress(Exception, TimeIsUpError), alarm(self.each):
                 case = {name: list(value) if isinstance(value, list) else value for name, value in case.items()}
-                result = names[self.name](**case)
-                found[k] = equal(expected, result, self.rtol) or (
-                    type(expected) is type(result) and same(expected, result)
-                )
-            if not found[0] and not all_of_them:
-                break
+                found[k] = self._equal(expected, names[self.name](**case))
+            if not all_of_them and not (found[0] & ~self.before[0]).any() and not self.before[0].all():
+                return np.zeros_like(found)
         return found
+
+    def _equal(self, expected: Any, result: Any) -> list[bool]:
+        if self.results == 1:
+            return [self._same(expected, result)]
+        if not isinstance(result, tuple | list) or len(result) != self.results:
+            return [False] * self.results
+        return [self._same(mine, yours) for mine, yours in zip(expected, result, strict=True)]
+
+    def _same(self, expected: Any, result: Any) -> bool:
+        return equal(expected, result, self.rtol) or (type(expected) is type(result) and same(expected, result))
+
+
+def _kinds(function: Callable, case: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the function's local names stand for when it ends: "int", "float", "array", or another type."""
+    found: dict[str, Any] = {}
+
+    def watch(frame: types.FrameType, event: str, argument: object) -> None:
+        if event == "return" and frame.f_code is function.__code__:
+            found.update(frame.f_locals)
+
+    before = sys.getprofile()
+    with contextlib.suppress(Exception, TimeIsUpError), alarm(EACH):
+        sys.setprofile(watch)
+        try:
+            function(**case)
+        finally:
+            sys.setprofile(before)
+    return {name: _kind(value) for name, value in found.items()}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.ndim:
+        return "array"
+    if isinstance(value, bool | np.bool_):
+        return "bool"
+    return (
+        "int"
+        if isinstance(value, int | np.integer)
+        else "float"
+        if isinstance(value, float | np.generic)
+        else type(value).__name__
+    )
 
 
 def _size(case: Mapping[str, Any]) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 
 from mbnp.grading.compare import Trial, as_array, differ
 
+PADDING = "is the image padded with zeros, on both sides of rows and columns, and do sizes count them?"
 TOLERANCE = 1e-4  # of factors; results are float32
 
 
@@ -123,7 +124,8 @@ def _cases(trials: Sequence[Trial], wrong: Sequence[Trial]) -> str:
             continue  # by chance
         with contextlib.suppress(TypeError, IndexError, ValueError):
             if all(holds(trial.case) for trial in right) and not any(holds(trial.case) for trial in wrong):
-                return f"it is right in all cases in which {words}, and in no other: look at what that changes"
+                look = PADDING if words == "`padding` is 0" else "look at what that changes"
+                return f"it is right in all cases in which {words}, and in no other: {look}"
     return ""
 
 

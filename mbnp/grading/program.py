@@ -33,7 +33,7 @@ import psutil
 
 from mbnp.errors import MbnpError
 from mbnp.grading import child
-from mbnp.grading.compare import StoppedError
+from mbnp.grading.compare import DroppedError, StoppedError
 from mbnp.grading.exercise import UnusableError
 from mbnp.grading.source import Source, brief
 
@@ -59,9 +59,13 @@ LOOP = "is there a loop without an end?"
 
 
 class Program:
-    """A reader's program. Leaving the context ends its process and all that this one started."""
+    """A reader's program. Leaving the context ends its process and all that this one started.
 
-    def __init__(self) -> None:
+    dropped: says, while it runs, whether somebody still waits for it; if not, DroppedError is raised
+    """
+
+    def __init__(self, dropped: Callable[[], bool] = lambda: False) -> None:
+        self.dropped = dropped
         self.source = Source(Path(), "")
         self.only: Sequence[str] | None = None
         self.problems: list[child.Problem] = []  # what does not run in the file
@@ -180,6 +184,8 @@ class Program:
         try:
             while True:
                 answer = process.next_answer()
+                if self.dropped():
+                    raise DroppedError
                 now = time.monotonic()
                 if begun:
                     compiling += now - last

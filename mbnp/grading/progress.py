@@ -111,10 +111,14 @@ def tutorials() -> Path | None:
     return _first(folder / "tutorials" for folder in folders if (folder / "tutorials" / "exercises").is_dir())
 
 
-def file_of(progress: Progress, lesson: int) -> Path | None:
-    """Return the file to open for a lesson: the one graded last, or else its stubs; None if there is neither."""
+def file_of(progress: Progress, lesson: int, after: Path | None = None) -> Path | None:
+    """Return the file to open for a lesson: its copy, the one graded last, or its stubs; None if there is none.
+
+    after: the file that was solved before; a copy of the next lesson may stand beside it
+    """
     folder = tutorials()
-    candidates = [Path(progress[lesson].file)] if progress[lesson].file else []
+    candidates = [after.with_name(f"{lesson:02}{after.suffix}")] if after else []
+    candidates += [Path(progress[lesson].file)] if progress[lesson].file else []
     candidates += [folder / "exercises" / f"{lesson:02}.py"] if folder else []
     return _first(file for file in candidates if file.is_file())
 

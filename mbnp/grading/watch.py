@@ -5,7 +5,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PAUSE = 0.3  # seconds between two looks at the file
@@ -14,7 +14,7 @@ Lines = queue.SimpleQueue[str]
 
 
 def typed() -> Lines:
-    """Return a queue of the lines that are typed from now on; it stays empty where there is no keyboard."""
+    """Return a queue of the lines typed from now on, with "q" for Ctrl-D; empty where there is no keyboard."""
     lines: Lines = queue.SimpleQueue()
 
     def read(number: int) -> None:
@@ -22,6 +22,8 @@ def typed() -> Lines:
         while text := os.read(number, 4096):
             for line in text.decode(errors="replace").splitlines():
                 lines.put(line.strip())
+        if os.isatty(number):  # Ctrl-D; where there is no keyboard the end says nothing
+            lines.put("q")
 
     try:
         thread = threading.Thread(target=read, args=(sys.stdin.fileno(),), daemon=True)
@@ -43,6 +45,12 @@ def events(file: Path, lines: Lines) -> Iterator[str]:
             yield lines.get(timeout=PAUSE)
         except queue.Empty:
             continue
+
+
+def saved_again(file: Path) -> Callable[[], bool]:
+    """Return a function that says whether the file was saved after this call."""
+    before = _stamp(file)
+    return lambda: _stamp(file) not in (before, None)
 
 
 def _settled(file: Path) -> tuple | None:

@@ -57,6 +57,29 @@ def test_rows_are_whole():
         ("it returned a list of 3, expected a tuple of 2: dx, dw", "它返回了含 3 项的列表，应为含 2 项的元组：dx, dw"),
         ("it raised ValueError: no (line 3: f(x))", "它引发了 ValueError: no（第 3 行：f(x)）"),
         ("the sign is wrong; or: axes 1 and 2 are swapped", "符号错了；或者：轴 1 与轴 2 调换了"),
+        ("a.py, line 3: invalid syntax: def f(:", "a.py，第 3 行：语法错误：def f(:"),
+        ("a.py, line 4: '(' was never closed: f(x: y", "a.py，第 4 行：括号 ( 没有闭合：f(x: y"),
+        (
+            "a.py, line 2: expected an indented block after 'for' statement on line 1: x = 1",
+            "a.py，第 2 行：第 1 行的 for 语句之后应有缩进的语句：x = 1",
+        ),
+        ("line 4: '[' was never closed: x[", "line 4: '[' was never closed: x["),
+        (
+            "a number where a size belongs: all cases come out right with `C` in place of `3`",
+            "该用大小的地方写了数：把 `3` 改成 `C`，所有情形就都对了",
+        ),
+        (
+            "another name: all cases come out right with `a` in place of `b`, and `c` in place of `d`",
+            "用了另一个变量：把 `b` 改成 `a`，并且把 `d` 改成 `c`，所有情形就都对了",
+        ),
+        (
+            "sign: the numbers come out so with `x + 1` where `x - 1` belongs",
+            "符号：把 `x - 1` 写成 `x + 1`，正好得到这些数",
+        ),
+        (
+            "`x` is not padded: all cases come out right with `x = 1` before `y = 2`",
+            "`x` 没有填充：在 `y = 2` 之前加上 `x = 1`，所有情形就都对了",
+        ),
         ("no such message", "no such message"),
     ],
 )

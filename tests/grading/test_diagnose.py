@@ -1,7 +1,6 @@
 """Mistakes planted in the lessons' own solutions: none is accepted, and each message leads to its mistake."""
 
 import inspect
-import linecache
 
 import numpy as np
 import pytest
@@ -9,30 +8,18 @@ import pytest
 from mbnp import grading
 from mbnp.grading import diagnose, faults
 from mbnp.grading.changes import LEVELS
-from mbnp.models.article import BLOCKS, STEM
+from tests.grading.answers import EXERCISES, graded
 from tests.tutorials.helpers import LESSONS, solutions
-
-EXERCISES = {
-    exercise.name: (number, exercise) for number in grading.lessons() for exercise in grading.exercises(number)
-}
 
 
 def said(name, right="", wrong="", code=""):
     """Grade the lesson's solution with `wrong` in place of `right`, or other code: return the outcome."""
-    number, exercise = EXERCISES[name]
     if not code:
+        number, _ = EXERCISES[name]
         code = next(text for text in solutions(LESSONS[number - 1]) if f"def {name}(" in text)
         assert right in code, "the lesson's solution is written in another way now"
         code = code.replace(right, wrong)
-    names = {"np": np, "BLOCKS": BLOCKS, "STEM": STEM}
-    linecache.cache["answers.py"] = (len(code), None, code.splitlines(keepends=True), "answers.py")
-    exec(compile(code, "answers.py", "exec"), names)
-    return graded(exercise, names[name], grading.golden(number))
-
-
-def graded(exercise, function, golden):
-    """Grade a function, which may be looked into."""
-    return grading.grade(exercise, function, golden, lambda check, *arguments, limit=0: check(function, *arguments))
+    return graded(name, code)
 
 
 # The exercise; what stands in the lesson's solution, and in its place; words of the message.
@@ -126,7 +113,9 @@ def test_mistakes_that_give_the_same_numbers_are_both_named():
 
 def test_no_reason_is_named_that_does_not_explain_every_case():
     """A constant is right in some cases, and some mistake gives it in others; none does in all."""
-    assert said("output_size", code="def output_size(size, kernel, stride, padding):\n    return 4").likely == ""
+    code = "def output_size(size, kernel, stride, padding):\n    {}\n    return 4"
+    assert said("output_size", code=code.format("size, kernel, stride, padding")).likely == ""
+    assert said("output_size", code=code.format("size, kernel, stride")).likely.startswith("`padding` is never used")
 
 
 # --- another form of the right answer, or no answer ---

@@ -131,10 +131,11 @@ FILES = {
     "def output_size(:\n": "answers.py, line 1: invalid syntax: def output_size(:",
     "x = 1\nimport no_such_thing\n": "answers.py, line 2: ModuleNotFoundError: No module named 'no_such_thing'",
     "raise SystemExit\n": "answers.py, line 1: SystemExit: it does not run to its end",
-    "def another():\n    pass\n": "answers.py has none of the exercises' functions: start from the stubs in "
+    "def another():\n    pass\n": "answers.py has none of the exercises' functions yet: start from the stubs in "
     "tutorials/exercises/NN.py",
     "x = 1\nint('a')\n": "answers.py, line 2: ValueError: invalid literal for int() with base 10: 'a'",
-    "": "answers.py has none of the exercises' functions: start from the stubs in tutorials/exercises/NN.py",
+    "\n": "answers.py is empty: start from the stubs in tutorials/exercises/NN.py",
+    "import math\n\ndef output_size(size):\n    return (size": "answers.py, line 4: '(' was never closed: return (size",
     "x = '\0'\n": "answers.py has null bytes, so that it is no text: save it as a Python file in UTF-8",
 }
 
@@ -158,7 +159,32 @@ def test_no_file(tmp_path, capsys):
 def test_function_that_was_renamed(tmp_path, capsys):
     status, lines, _ = grade(tmp_path, capsys, SIZE + REST.replace("conv_pixel", "pixel"))
     assert status == 1
-    assert lines[1] == "conv_pixel   wrong: the file has no function conv_pixel: was it renamed?"
+    assert lines[1] == "conv_pixel   wrong: the file has no function conv_pixel: was it renamed to pixel?"
+
+
+HALF = "def conv_pixel(x, w, i, j, d, stride, padding):\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not yet: the file does not define it yet"),
+        ("# " + HALF, "not yet: the file does not define it yet"),
+        (HALF, "expected an indented block after function definition on line 3"),
+        (HALF + "    return x[i\n", "line 4: '[' was never closed: return x[i"),
+        ("if True:\n    x = 1\n\n    " + HALF + "        pass\n", ""),
+        (
+            "def helper():\n    " + HALF + "        pass\n",
+            "line 4: `def conv_pixel` is indented, so that it belongs to",
+        ),
+    ],
+)
+def test_half_a_file_says_what_is_there(tmp_path, capsys, text, said):
+    _, lines, _ = grade(tmp_path, capsys, SIZE + text)
+    shown = " ".join(" ".join(lines).split())
+    assert lines[0] == "output_size  solved"
+    assert "renamed" not in shown
+    assert said in shown
 
 
 def test_what_a_function_prints_is_shown_below_it(tmp_path, capsys):

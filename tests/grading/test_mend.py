@@ -1,14 +1,13 @@
 """Mistakes in functions of any form are found in the function itself, or else by how the results differ."""
 
-import linecache
 import time
 
 import numpy as np
 import pytest
 
-from mbnp import grading
-from mbnp.grading import mend
-from tests.grading.test_diagnose import EXERCISES, graded
+from mbnp.grading import changes, faults, mend
+from mbnp.grading.noticed import noticed
+from tests.grading.answers import EXERCISES, function_of, graded
 
 CONVOLVE = """
 def convolve(x, w, b, stride, padding):
@@ -52,7 +51,46 @@ def output_size(size, kernel, stride, padding):
         start += stride
     return n
 """
+PIXEL = """
+def conv_pixel(x, w, i, j, d, stride, padding):
+    H, W, C = x.shape
+    total = 0.0
+    for a in range(w.shape[0]):
+        for b in range(w.shape[1]):
+            r, s = i * stride + a - padding, j * stride + b - padding
+            if 0 <= r < H and 0 <= s < W:
+                for c in range(C):
+                    total += x[r, s, c] * w[a, b, c, d]
+    return total
+"""
+WINDOWS = """
+def depthwise(x, w, stride, padding):
+    kh, kw, _ = w.shape
+    xp = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    win = np.lib.stride_tricks.sliding_window_view(xp, (kh, kw), axis=(1, 2))[:, ::stride, ::stride]
+    return np.einsum("nhwcuv,uvc->nhwc", win, w)
+"""
+RUNNING = """
+def running_statistics(running_mean, running_var, x, momentum):
+    m, v = x.mean((0, 1, 2)), x.var((0, 1, 2), ddof=1)
+    return (1 - momentum) * running_mean + momentum * m, (1 - momentum) * running_var + momentum * v
+"""
+DX = """
+def conv_dx(dy, w, shape, stride, padding):
+    n, h, wide, c = shape
+    kh, kw = w.shape[:2]
+    oh, ow = dy.shape[1:3]
+    dxp = np.zeros((n, h + 2 * padding, wide + 2 * padding, c), dy.dtype)
+    for u in range(kh):
+        for v in range(kw):
+            dxp[:, u : u + oh * stride : stride, v : v + ow * stride : stride] += dy @ w[u, v].T
+    return dxp[:, padding : padding + h, padding : padding + wide]
+"""
 RIGHT = {
+    "conv_pixel": PIXEL,
+    "depthwise": WINDOWS,
+    "running_statistics": RUNNING,
+    "conv_dx": DX,
     "convolve": CONVOLVE,
     "receptive_field": FIELD,
     "pareto_front": FRONT,
@@ -61,23 +99,24 @@ RIGHT = {
 }
 
 
-def function_of(name, *changes):
+def code_of(name, *changes):
     code = RIGHT[name]
     for right, wrong in changes:
         assert right in code
         code = code.replace(right, wrong)
-    file = f"{name}.py"
-    linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
-    names = {"np": np}
-    exec(compile(code, file, "exec"), names)
-    return names[name]
+    return code
 
 
 def likely(name, *changes):
-    number, exercise = EXERCISES[name]
-    outcome = graded(exercise, function_of(name, *changes), grading.golden(number))
+    outcome = graded(name, code_of(name, *changes))
     assert outcome.status == "wrong"
     return outcome.likely
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Give the search the time that it has on a machine that does nothing else."""
+    monkeypatch.setattr("mbnp.grading.diagnose.SECONDS", 5)
 
 
 MENDED = [
@@ -92,7 +131,7 @@ MENDED = [
     ("convolve", "+ b", "+ b.sum()", "a step too many"),
     ("convolve", "return y + b", "return np.maximum(y + b, 0)", "what is below 0 becomes 0"),
     ("output_size", "<=", "<", "the border of a comparison: all cases come out right with `start + kernel <= size"),
-    ("output_size", "n, start = 0, 0", "n, start = 1, 0", "a number"),
+    ("output_size", "n, start = 0, 0", "n, start = 1, 0", "a number: all"),
     ("pareto_front", "not d.any()", "d.any()", "reversed"),
     ("pareto_front", "    return", "        return", "early return"),
     ("batchnorm_forward", "x.mean(", "np.median(x, ", "another function: all cases come out right with `np.mean"),
@@ -101,12 +140,140 @@ MENDED = [
 ]
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(("name", "right", "wrong", "words"), MENDED)
 def test_the_place_is_found_whatever_the_names_and_the_way(name, right, wrong, words):
     assert words in likely(name, (right, wrong))
 
 
+ONE_IMAGE = "for i in range(1):\n                y[i] += part[i] @ w[u, v]"
+MISSING = [
+    # a wrong name before a wrong border
+    ("conv_pixel", [("0 <= s < W", "0 <= s < H")], "`0 <= s < W` in place of `0 <= s < H`"),
+    ("conv_pixel", [("0 <= r < H", "0 <= r < W")], "`0 <= r < H` in place of `0 <= r < W`"),
+    (
+        "convolve",
+        [("(wide + 2", "(h + 2")],
+        "another name: all cases come out right with `wide + 2 * padding` in place of `h + 2 * padding`",
+    ),
+    # a number where a size belongs
+    ("conv_pixel", [("range(C)", "range(3)")], "a number where a size belongs: all cases come out right with `C` in"),
+    (
+        "conv_pixel",
+        [("range(w.shape[0])", "range(3)"), ("range(w.shape[1])", "range(3)")],
+        "`w.shape[0]` in place of `3`, and `w.shape[1]` in place of `3`",
+    ),
+    (
+        "convolve",
+        [("y += part @ w[u, v]", ONE_IMAGE)],
+        "a number where a size belongs: all cases come out right with `n` in place of `1`",
+    ),
+    ("depthwise", [("kh, kw, _ = w.shape", "kh = kw = 3")], "with `w.shape[0]` in place of `3`"),
+    # conditions, padding, what is never used
+    (
+        "conv_pixel",
+        [("            if 0 <= r < H and 0 <= s < W:\n", "            if True:\n")],
+        "with `if 0 <= r < x.shape[0] and 0 <= s < x.shape[1]:` before `",
+    ),
+    (
+        "convolve",
+        [("part = xp", "part = x")],
+        "`x` is not padded: all cases come out right with `x = np.pad(x, ((0, 0)",
+    ),
+    ("conv_pixel", [(", d]", ", 0]")], "`d` in place of `0`"),
+    (
+        "conv_dx",
+        [("padding : padding + h, padding : padding + wide", "padding:-padding, padding:-padding")],
+        "is empty where `padding` is 0",
+    ),
+    # slips of NumPy
+    ("depthwise", [('"nhwcuv,uvc', '"nhwuvc,uvc')], "`'nhwcuv,uvc->nhwc'` in place of `'nhwuvc,uvc->nhwc'`"),
+    ("depthwise", [("->nhwc", "->nhw")], "c must stay in the result"),
+    (
+        "convolve",
+        [
+            ("u : u + (oh - 1) * stride + 1 : stride", "u::stride"),
+            ("v : v + (ow - 1) * stride + 1 : stride", "v::stride"),
+        ],
+        "the slices are longer than what they belong to",
+    ),
+    (
+        "conv_dx",
+        [(" + oh * stride : stride", " + oh"), (" + ow * stride : stride", " + ow")],
+        "stride: the window of output i",
+    ),
+    (
+        "running_statistics",
+        [("(1 - momentum) * running_mean", "running_mean"), ("(1 - momentum) * running_var", "running_var")],
+        "`(1 - momentum) * running_mean + momentum * m` in place of `running_mean + momentum * m`, and `(1 - momentum)",
+    ),
+    (
+        "convolve",
+        [("(h + 2 * padding - kh)", "(h - kh)"), ("(wide + 2 * padding - kw)", "(wide - kw)")],
+        "`(h - kh + 2 * padding) // stride` in place of",
+    ),
+]
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize(("name", "changes", "words"), MISSING)
+def test_what_is_missing_is_named(name, changes, words):
+    assert words in likely(name, *changes)
+
+
+def test_what_the_text_shows():
+    _, exercise = EXERCISES["depthwise"]
+    cases = exercise.make_cases()
+    right = [case["w"].shape[:2] == (3, 3) for case in cases]
+    for kernel, words in (
+        (
+            "kh = 3\n    kw = 3",
+            "3 is written as a number, and it is right only where that is `w.shape[0]` and `w.shape[1]`",
+        ),
+        ("kh, kw = 5, 5", "`win` is assigned and is never used"),
+    ):
+        code = WINDOWS.replace("kh, kw, _ = w.shape", kernel).replace("win,", "xp,")
+        assert words in noticed(function_of("depthwise", code), cases, right, ["x", "w"])
+    assert noticed(function_of("depthwise", WINDOWS), cases, right, ["x", "w"]) == ""
+    assert "`y` is never used in it" in noticed(function_of("depthwise", WINDOWS), cases, right, ["x", "y"])
+
+
+def test_of_a_long_text_the_difference_is_shown():
+    before = f"{'a + ' * 40}x + {'b + ' * 40}c"
+    for after in (before.replace("x", "y"), before.replace("x", "xx"), before + " + d", "d + " + before):
+        text = changes.message("sign", [(before, after)], "all is right")
+        theirs, ours = text.split("`")[3], text.split("`")[1]
+        assert theirs.strip(". ") in before
+        assert ours.strip(". ") in after
+        assert theirs.strip(". ") != ours.strip(". ")
+        assert max(len(theirs), len(ours)) < 90
+    long = "f(" + ", ".join(map(str, range(60))) + ")"
+    assert long[2:-1] in changes.message("sign", [("x" * 80, long)], "all is right")  # all of it differs
+
+
+def test_a_fault_speaks_in_the_readers_names():
+    """What has no name in theirs is written out; where that cannot be, only arguments are named."""
+    _, exercise = EXERCISES["batchnorm_forward"]
+    case = exercise.make_cases()[0]
+    solution = function_of("batchnorm_forward", FORWARD)
+    theirs = function_of(
+        "batchnorm_forward", FORWARD.replace("m, v", "mu, v").replace("(x - m)", "(x - mu)").replace("v + eps", "v")
+    )
+    names = faults.names_of(faults.values(solution, case), faults.values(theirs, case), case)
+    assert (names["m"], names["v"]) == ("mu", "v")
+    fault = faults.Fault("sign: so with `x + m` where `x - m` belongs", solution, [("x - m", "x + m")], solution)
+    assert fault.said(names) == "sign: so with `x + mu` where `x - mu` belongs"
+    assert fault.said({}) == "sign: look at where `x` is used"
+    fault = faults.Fault("a factor: `m` where `x * 2 * m` belongs", solution, [("x * 2 * m", "m")], solution)
+    assert fault.said({"v": "v"}) == "a factor: `x` and `2` are missing at one place"
+
+
 OBSERVED = [
+    (
+        "convolve",
+        [("(h + 2 * padding - kh)", "(h - kh)"), ("(wide + 2 * padding - kw)", "(wide - kw)")],
+        "right in all cases in which `padding` is 0, and in no other: is the image padded with zeros",
+    ),
     (
         "convolve",
         [("(oh - 1) * stride + 1 : stride", "oh"), ("(ow - 1) * stride + 1 : stride", "ow")],
@@ -114,7 +281,7 @@ OBSERVED = [
     ),
     (
         "batchnorm_forward",
-        [("np.sqrt(v + eps)", "(x.max((0, 1, 2)) - x.min((0, 1, 2)))")],
+        [("np.sqrt(v + eps)", "(x.max((0, 1, 2)) - x.min((0, 1, 2)) + eps)")],
         "along axis 3 has a factor of",
     ),
     (
@@ -137,7 +304,7 @@ def found(name, *changes, seconds=5):
     _, exercise = EXERCISES[name]
     cases = exercise.make_cases()
     expected = [exercise.reference(**case) for case in cases]
-    return mend.mended(function_of(name, *changes), cases, expected, exercise.rtol, seconds)
+    return mend.mended(function_of(name, code_of(name, *changes)), cases, expected, exercise.rtol, seconds)
 
 
 def test_two_mistakes():
@@ -148,7 +315,7 @@ def test_two_mistakes():
 
 def test_the_function_stays_as_it_is_and_its_arguments_too():
     _, exercise = EXERCISES["convolve"]
-    function, before = function_of("convolve", ("+ b", "- b")), exercise.make_cases()
+    function, before = function_of("convolve", code_of("convolve", ("+ b", "- b"))), exercise.make_cases()
     cases = exercise.make_cases()
     assert "sign" in mend.mended(function, cases, [exercise.reference(**case) for case in cases], 1e-5, 5)
     assert all(np.array_equal(a[name], b[name]) for a, b in zip(before, cases, strict=True) for name in a)

@@ -137,6 +137,46 @@ def test_it_begins_with_the_next_lesson(watching):
     seen.until("hint 1 of 4 for output_size")
 
 
+def test_the_copy_beside_the_file_is_next(tmp_path, watching):
+    for lesson in (1, 2, 3):
+        (tmp_path / f"{lesson:02}.py").write_text(solved(lesson, *(["taps"] if lesson == 3 else [])), encoding="utf-8")
+    seen = watching(tmp_path / "01.py")
+    assert seen.until("  open")[-1] == f"  open {tmp_path}/02.py"
+    assert seen.until("watching")[-1].startswith(f"watching {tmp_path}/02.py: Enter")
+    assert seen.until("watching")[-1].startswith(f"watching {tmp_path}/03.py: Enter")
+    seen.until("lesson 3: 1 of 3 solved")
+
+
+def test_a_grade_is_dropped_when_the_file_is_saved_again(tmp_path, watching):
+    file, begin = tmp_path / "mine.py", time.monotonic()
+    file.write_text(solved(1, "convolve") + "\n\ndef output_size(**case):\n    while True:\n        pass\n")
+    seen = watching(file)
+    seen.until("---")
+    time.sleep(1.5)  # the process of the function starts
+    file.write_text(solved(1, "convolve"))
+    assert seen.until("lesson 1")[-4:-1] == ["output_size  not yet", "conv_pixel   not yet", "convolve     solved"]
+    assert time.monotonic() - begin < 15  # an endless loop is ended after 20 seconds
+    assert not any("seconds" in line for line in seen.seen)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no terminal to open")
+def test_ctrl_d_ends_it():
+    import pty
+
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", START, "grade", "1", "--watch"]
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdin=theirs, stdout=subprocess.PIPE, text=True) as process:
+        timer = threading.Timer(60, process.kill)
+        timer.start()
+        assert any(line.startswith("lesson 1") for line in process.stdout)
+        os.write(ours, b"\x04")
+        assert process.wait(timeout=20) == 1
+        timer.cancel()
+    os.close(ours)
+    os.close(theirs)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
 def test_ctrl_c(watching):
     seen = watching("1")

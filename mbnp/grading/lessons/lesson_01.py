@@ -100,6 +100,15 @@ def _pixel_cases(seed: int) -> list[Case]:
         x = rng.standard_normal((5, 6, 2), dtype=np.float32)
         w = rng.standard_normal((3 if len(cases) < 7 else 2, 3, 2, 3), dtype=np.float32)
         cases.append({"x": x, "w": w, "i": i, "j": j, "d": d, "stride": stride, "padding": padding})
+    # Every length is another one: rows and columns differ by more than one, both ways; channels and kernels do.
+    for shape, weights, i, j, d, stride, padding in (
+        ((4, 7, 3), (3, 2, 3, 2), 3, 5, 1, 1, 1),
+        ((4, 7, 3), (2, 3, 3, 2), 1, 5, 0, 1, 1),
+        ((7, 4, 1), (1, 3, 1, 4), 6, 2, 3, 1, 1),
+        ((8, 5, 4), (4, 3, 4, 2), 3, 1, 1, 2, 1),
+    ):
+        x, w = (rng.standard_normal(axes, dtype=np.float32) for axes in (shape, weights))
+        cases.append({"x": x, "w": w, "i": i, "j": j, "d": d, "stride": stride, "padding": padding})
     return cases
 
 
@@ -265,6 +274,10 @@ def _convolve_cases(seed: int) -> list[Case]:
         w = rng.standard_normal((kernel, kernel if len(cases) < 4 else 3, 2, 3), dtype=np.float32)
         b = rng.standard_normal(3, dtype=np.float32)
         cases.append({"x": x, "w": w, "b": b, "stride": stride, "padding": padding})
+    for shape, weights, stride, padding in (((3, 4, 7, 1), (3, 2, 1, 2), 1, 2), ((1, 7, 4, 5), (2, 3, 5, 4), 2, 1)):
+        x, w = (rng.standard_normal(axes, dtype=np.float32) for axes in (shape, weights))
+        b = rng.standard_normal(weights[-1], dtype=np.float32)
+        cases.append({"x": x, "w": w, "b": b, "stride": stride, "padding": padding})
     return cases
 
 
@@ -357,6 +370,10 @@ CONVOLVE_MISTAKES = [
     Mistake(
         "transposed kernel: rows and columns of the kernel are swapped; u goes with the height, v with the width",
         lambda x, w, b, stride, padding: conv.forward(x, w.swapaxes(0, 1).copy(), b, stride, padding),
+    ),
+    Mistake(
+        "bias: it is added once for every tap of the kernel. It is added once, after the sum over the taps",
+        lambda x, w, b, stride, padding: conv.forward(x, w, w.shape[0] * w.shape[1] * b, stride, padding),
     ),
     Mistake(
         "bias: b is not added; every pixel of output channel d gets b[d]",

@@ -27,6 +27,9 @@ def _depthwise_cases(seed: int) -> list[Case]:
         x = rng.standard_normal((2, *size, 3), dtype=np.float32)
         w = rng.standard_normal((kernel, kernel if len(cases) < 4 else 3, 3), dtype=np.float32)
         cases.append({"x": x, "w": w, "stride": stride, "padding": padding})
+    for shape, weights, stride, padding in (((3, 4, 7, 1), (3, 2, 1), 1, 2), ((1, 7, 4, 5), (2, 3, 5), 2, 1)):
+        x, w = (rng.standard_normal(axes, dtype=np.float32) for axes in (shape, weights))
+        cases.append({"x": x, "w": w, "stride": stride, "padding": padding})
     return cases
 
 
@@ -128,10 +131,16 @@ def _pointwise_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     return [
         {
-            "x": rng.standard_normal((2, *size, C), dtype=np.float32),
+            "x": rng.standard_normal((*size, C), dtype=np.float32),
             "w": rng.standard_normal((C, D), dtype=np.float32),
         }
-        for size, C, D in (((3, 4), 3, 3), ((4, 3), 2, 5), ((5, 5), 4, 4))
+        for size, C, D in (
+            ((2, 3, 4), 3, 3),
+            ((2, 4, 3), 2, 5),
+            ((2, 5, 5), 4, 4),
+            ((3, 2, 5), 5, 2),
+            ((1, 6, 2), 1, 3),
+        )
     ]
 
 
@@ -215,6 +224,12 @@ def _counted(H, W, K, c_in, c_out, stride):
 
 
 MACS_MISTAKES = [
+    Mistake(
+        "padding: there are K // 2 rows of zeros on either side, not K",
+        lambda H, W, K, c_in, c_out, stride: cost.separable(
+            (H + K) // stride + 1, (W + K) // stride + 1, K, c_in, c_out
+        ),
+    ),
     Mistake(
         "that is a standard convolution, K * K * c_in * c_out for each pixel. Here there are two: K * K * c_in, and "
         "then c_in * c_out",

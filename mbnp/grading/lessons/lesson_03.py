@@ -73,6 +73,10 @@ def _seen_by(p, size, kernel, stride, padding):
 
 TAPS_MISTAKES = [
     Mistake(
+        "outputs that do not use the row are left out. There is one number for each output: -1 for those",
+        lambda **case: (found := _taps(**case))[found >= 0],
+    ),
+    Mistake(
         "numbers beyond the kernel are cut to its last tap (clip, min). They are no taps: -1 where u >= kernel",
         lambda p, size, kernel, stride, padding: np.clip(
             p + padding - stride * np.arange((size + 2 * padding - kernel) // stride + 1), -1, kernel - 1
@@ -157,6 +161,10 @@ def _arrays(seed: int):
     for size, kernel, stride, padding in GEOMETRY:
         x = rng.standard_normal((2, *size, 2), dtype=np.float32)
         w = rng.standard_normal((*kernel, 2, 3), dtype=np.float32)
+        y = conv.forward(x, w, None, stride, padding)
+        yield rng.standard_normal(y.shape, dtype=np.float32), x, w, stride, padding
+    for shape, weights, stride, padding in (((3, 4, 7, 1), (3, 2, 1, 2), 1, 2), ((1, 7, 4, 5), (2, 3, 5, 4), 2, 1)):
+        x, w = (rng.standard_normal(axes, dtype=np.float32) for axes in (shape, weights))
         y = conv.forward(x, w, None, stride, padding)
         yield rng.standard_normal(y.shape, dtype=np.float32), x, w, stride, padding
 

@@ -141,6 +141,11 @@ def _from_the_first(layers):
 
 FIELD_MISTAKES = [
     Mistake(
+        "stride: a layer's kernel counts by its own stride alone. Its taps are as many pixels apart as the strides of "
+        "all layers before it, multiplied",
+        lambda layers: 1 + sum((kernel - 1) * stride for kernel, stride in layers),
+    ),
+    Mistake(
         "order: the last layer comes first. A stride widens the windows of the layers after it: go from the first on",
         lambda layers: _field(layers[::-1]),
     ),

@@ -252,6 +252,14 @@ CYCLE_MISTAKES = [
         lambda peak, total, warm: _cycle(peak, total, warm, top=int(warm * total) - 1),
     ),
     Mistake(
+        "shape: the way up is a straight line; it is half a cosine, too, flat at both of its ends",
+        lambda peak, total, warm: np.where(
+            (step := np.arange(total)) <= (top := warm * total - 1),
+            peak / 25 + (peak - peak / 25) * step / top,
+            _cycle(peak, total, warm),
+        ),
+    ),
+    Mistake(
         "shape: the two halves are straight lines; each is half a cosine, flat at both of its ends",
         lambda peak, total, warm: _cycle(
             peak, total, warm, between=lambda start, end, fraction: start + (end - start) * fraction

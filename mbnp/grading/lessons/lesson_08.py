@@ -36,7 +36,7 @@ def _count(width, resolution, scale=lambda c, width: int(c * width), shrink=_hal
         kernels = c_out if without.get("swapped") else channels
         total += without.get("depthwise", 1) * pixels * 9 * kernels
         total += without.get("pointwise", 1) * (size * size) * channels * c_out
-        channels = c_out
+        channels = channels if without.get("kept") else c_out
     return total + without.get("classifier", 1) * channels * 10
 
 
@@ -65,6 +65,10 @@ def _unscaled(width, resolution, stem=False, last=False):
 
 
 MACS_MISTAKES = [
+    Mistake(
+        "channels: each block takes the output channels of the previous one",
+        lambda width, resolution: _count(width, resolution, kept=True),
+    ),
     Mistake(
         "width: the first convolution's channels are not scaled. They are int(STEM * width), also where the first "
         "block reads them",

@@ -234,7 +234,7 @@ def _linear(z, mean, var, gamma, beta, eps):
 def _matmul_cases(seed: int) -> list[Case]:
     """Return cases in which 4 divides the rows and the columns, one of them, or none."""
     rng = np.random.default_rng(seed)
-    shapes = (8, 6, 4), (6, 7, 4), (4, 5, 7), (5, 9, 6), (3, 1, 2)
+    shapes = (8, 6, 4), (6, 7, 4), (4, 5, 7), (5, 9, 6), (3, 1, 2), (3, 2, 9)
     return [
         {"a": rng.standard_normal((m, k), dtype=np.float32), "b": rng.standard_normal((k, n), dtype=np.float32)}
         for m, k, n in shapes

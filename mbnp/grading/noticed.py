@@ -1,0 +1,80 @@
+"""What the text of a reader's function shows: what is never used, and numbers that only some cases have as sizes."""
+
+import ast
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mbnp.grading.additions import numbers_of
+
+
+def noticed(
+    function: Callable, cases: Sequence[Mapping[str, Any]], right: Sequence[bool], needed: Sequence[str]
+) -> str:
+    """Return what is wrong in the text of a function that is right in some cases only, in a line, or nothing.
+
+    needed: the arguments that every right answer uses
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return ""
+    node = tree.body[0]
+    if not isinstance(node, ast.FunctionDef):
+        return ""
+    read = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
+    unused = [name for name in needed if name not in read]
+    if unused:
+        names = " and ".join(f"`{name}`" for name in unused[:3])
+        return f"{names} {'is' if len(unused) == 1 else 'are'} never used in it: where that matters it comes out wrong"
+    return _number(node, cases, right) or _empty_slice(node, cases, right) or _idle(node, read)
+
+
+def _idle(node: ast.FunctionDef, read: set[str]) -> str:
+    """Name what is assigned, or counted by a loop, and never read."""
+    for part in ast.walk(node):
+        target = part.targets[0] if isinstance(part, ast.Assign) else part.target if isinstance(part, ast.For) else None
+        if isinstance(target, ast.Name) and target.id not in read and target.id != "_":
+            what = "counts a loop" if isinstance(part, ast.For) else "is assigned"
+            return f"`{target.id}` {what} and is never used: is it missing where another name stands?"
+    return ""
+
+
+def _empty_slice(node: ast.FunctionDef, cases: Sequence[Mapping[str, Any]], right: Sequence[bool]) -> str:
+    """Name a slice that ends at -n, if all cases are wrong, and no others, in which n is 0."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Slice) and isinstance(part.upper, ast.UnaryOp) and isinstance(part.upper.op, ast.USub):
+            name = ast.unparse(part.upper.operand)
+            if name in cases[0] and [case[name] != 0 for case in cases] == list(right):
+                return f"`{ast.unparse(part)}` is empty where `{name}` is 0: count its end from the beginning"
+    return ""
+
+
+def _number(node: ast.FunctionDef, cases: Sequence[Mapping[str, Any]], right: Sequence[bool]) -> str:
+    """Name a number of the text if all cases are right, and no others, in which one axis or two have that length."""
+    places = [place for place in numbers_of(node) if not isinstance(place[0], ast.Tuple | ast.List)]
+    numbers = [ast.literal_eval(place[3]) for place in places]
+    lengths = [_lengths(case) for case in cases]
+    arrays = [list(names) for _, names in itertools.groupby(lengths[0], lambda name: name.partition("[")[0])]
+    some = [names for array in arrays for names in [*((one,) for one in array), *itertools.pairwise(array)]]
+    for number, names in itertools.product(dict.fromkeys(value for value in numbers if value > 2), some):
+        alike = [all(each.get(name) == number for name in names) for each in lengths]
+        if alike == list(right) and 2 <= sum(right) <= len(right) - 2:
+            where = " and ".join(f"`{name}`" for name in names)
+            return f"{number} is written as a number, and it is right only where that is {where}: take it from there"
+    return ""
+
+
+def _lengths(case: Mapping[str, Any]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, value in case.items():
+        shape = value.shape if isinstance(value, np.ndarray) else value if isinstance(value, tuple) else ()
+        word = f"{name}.shape" if isinstance(value, np.ndarray) else name
+        found |= {f"{word}[{k}]": n for k, n in enumerate(shape) if type(n) is int}
+        if type(value) is int:
+            found[name] = value
+    return found
