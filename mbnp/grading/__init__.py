@@ -3,9 +3,9 @@
 In the order to read them: `lessons/` has the exercises as data. `exercise.py` calls a reader's function on their cases,
 `compare.py` describes the first difference, and `diagnose.py` looks for its likely reason: a change (`changes.py`,
 `additions.py`) that makes the function right (`mend.py`), what its text shows (`noticed.py`), a change that makes a
-right solution as wrong (`faults.py`), or else what the wrong results have in common (`observe.py`). `rules.py` says what a right answer must not do. The reader's file
-(`source.py`) runs in a process of its own (`program.py`, and at its other end `child.py`). `progress.py`, `hints.py`,
-`watch.py` and `use.py` are what `mbnp grade` has besides.
+right solution as wrong (`faults.py`), or else what the wrong results have in common (`observe.py`). `rules.py` says
+what a right answer must not do. The reader's file (`source.py`) runs in a process of its own (`program.py`, and at its
+other end `child.py`). `progress.py`, `hints.py`, `watch.py` and `use.py` are what `mbnp grade` has besides.
 """
 
 import difflib
