@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 import mbnp
 from mbnp import backend, plots
-from mbnp.datasets import Dataset
+from mbnp.datasets import Dataset, absolute
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
 from mbnp.recipe import Recipe
@@ -184,15 +184,19 @@ def environment() -> dict[str, Any]:
 
 def describe(data: Dataset) -> dict[str, Any]:
     """Describe a data set for config.json; the checksum is over training and test images and labels."""
+    return {
+        "name": data.name,
+        "source": absolute(data.source) or data.source,
+        "train": len(data.train),
+        "test": len(data.test),
+        "classes": list(data.classes),
+        "sha256": data.sha256 or _checksum(data),
+    }
+
+
+def _checksum(data: Dataset) -> str:
     digest = hashlib.sha256()
     for split in (data.train, data.test):
         digest.update(split.images.tobytes())
         digest.update(split.labels.tobytes())
-    return {
-        "name": data.name,
-        "source": os.path.abspath(data.source) if os.path.exists(data.source) else data.source,
-        "train": len(data.train),
-        "test": len(data.test),
-        "classes": list(data.classes),
-        "sha256": digest.hexdigest(),
-    }
+    return digest.hexdigest()

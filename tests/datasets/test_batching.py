@@ -85,7 +85,7 @@ def test_augment_uses_every_shift_and_mirrors_half():
 
 def test_augment_refuses_to_reflect_more_than_there_is():
     with pytest.raises(MbnpError, match="cannot reflect 4 pixels"):
-        augment(noise(1, 4, 32), np.random.default_rng(0))
+        augment(noise(1, 4, 32), np.random.default_rng(0), pad=4)
 
 
 def numbers(iterator):

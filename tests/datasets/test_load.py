@@ -61,7 +61,7 @@ def test_a_named_path_must_be_there(missing, monkeypatch):
     ("name", "near"), [("shape10", "shapes10"), ("cifar-10", "cifar10"), ("imagenet", None), ("", None)]
 )
 def test_an_unknown_name(name, near, monkeypatch):
-    hint = f"did you mean '{near}'" if near else "known are cifar10, shapes10"
+    hint = f"did you mean '{near}'" if near else "known are cifar10, cifar100, shapes10"
     with pytest.raises(MbnpError, match=f"unknown data set '{name}'.*{hint}"):
         datasets.load(name)
     if name:
@@ -71,7 +71,7 @@ def test_an_unknown_name(name, near, monkeypatch):
 
 
 def test_cifar10_where_there_is_none(nowhere):
-    with pytest.raises(FileNotFoundError, match="`mbnp data download` fetches it") as raised:
+    with pytest.raises(FileNotFoundError, match="`mbnp data download cifar10` fetches it") as raised:
         datasets.load("cifar10")
     assert str(nowhere / "cache" / "mbnp") in str(raised.value)
     assert str(Path("data").absolute()) in str(raised.value)

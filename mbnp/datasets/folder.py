@@ -1,0 +1,303 @@
+"""A folder of images as a data set: a folder for each class, or `train` and `test` with a folder for each class inside.
+
+photos/cat/1.jpg, photos/dog/2.png                 a fifth of each class is set aside to test on
+photos/train/cat/1.jpg, photos/test/cat/7.jpg      or val, valid, validation in place of test
+
+Every file is decoded once, by all processors, into one array of uint8 in the user's cache, which is mapped into memory
+where it is used, and so may be larger than it. The entry's name is a hash of the names, sizes and times of the files.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+
+from mbnp.datasets import images
+from mbnp.datasets.dataset import Dataset, Split
+from mbnp.datasets.downloading import cache_folder
+from mbnp.errors import MbnpError, short
+
+Progress = Callable[[int, int], Any]
+
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "val", "valid", "validation")
+VERSION = 1  # of what is in the cache
+_CHUNK = 32  # files that a thread decodes in a row
+
+
+class _File(NamedTuple):
+    """A file as it is named in the folder, and what it is an image of."""
+
+    path: Path
+    label: int
+
+
+class _Plan(NamedTuple):
+    """Everything in a folder, before any file is opened."""
+
+    classes: list[str]
+    train: list[_File]
+    test: list[_File]
+    notes: list[str]
+
+
+class _Done(NamedTuple):
+    """What a thread found out about some files."""
+
+    digests: list[bytes | None]  # of the pixels, None for a file that cannot be read
+    histogram: np.ndarray  # (channels, 256)
+    sizes: list[tuple[int, int]]
+    damaged: list[str]
+    notes: list[str]
+
+
+def read(
+    place: str | Path, resolution: int = 32, channels: int = 3, progress: Progress = lambda done, total: None
+) -> Dataset:
+    """Return the data set in a folder: images of (resolution, resolution, channels), classes by the folders' names.
+
+    The shorter side is resized and the middle cropped. A file that is no image, or damaged, is left out and listed
+    in `damaged`; other files whose names do not begin with a dot are all used. Raise MbnpError for a folder of
+    another structure. progress(done, total) is called as files are decoded, and not if the cache has them.
+    """
+    place = Path(place)
+    if not 1 <= resolution <= 4096:
+        raise MbnpError(f"the resolution must be from 1 to 4096 pixels, got {resolution}")
+    plan = _plan(place)
+    entry = cache_folder() / "images" / _key(place, plan, resolution, channels)
+    if not (entry / "about.json").exists():
+        _prepare(entry, plan, resolution, channels, progress)
+    try:
+        about = json.loads((entry / "about.json").read_text())
+        stored, labels = np.load(entry / "images.npy", mmap_mode="r"), np.load(entry / "labels.npy")
+    except (ValueError, EOFError) as error:
+        raise MbnpError(f"what is kept of {place} is damaged ({error}): remove {entry}") from None
+    test = slice(len(plan.train), len(plan.train) + about["test"])
+    return Dataset(
+        place.resolve().name,
+        str(place),
+        Split(stored[: about["train"]], labels[: about["train"]]),
+        Split(stored[test], labels[test]),
+        plan.classes,
+        tuple(about["mean"]),
+        tuple(about["std"]),
+        epochs=min(50, max(5, 200_000 // about["train"])),
+        notes=(*plan.notes, *about["notes"]),
+        damaged=tuple(about["damaged"]),
+        sha256=about["sha256"],
+    )
+
+
+# -- which files ---------------------------------------------------------------------------------------------
+
+
+def _folders(place: Path) -> dict[str, Path]:
+    return {f.name: f for f in sorted(place.iterdir()) if f.is_dir() and not f.name.startswith(".")}
+
+
+def _plan(place: Path) -> _Plan:
+    """Say which files are to train on and which to test on."""
+    found = _folders(place)
+    train = next((f for name, f in found.items() if name.lower() in TRAIN and _folders(f)), None)
+    tests = [found[n] for word in TEST for n in found if n.lower() == word and _folders(found[n])]
+    if train is None or not (tests or len(found) == 1):
+        classes, files = _by_class(place, found)
+        return _set_aside(classes, files, _loose(place))
+    classes, files = _by_class(train, _folders(train))
+    notes = _loose(train)
+    if not tests:
+        return _set_aside(classes, files, notes)
+    names, others = _by_class(tests[0], _folders(tests[0]), least=1)
+    if unknown := sorted(set(names) - set(classes)):
+        raise MbnpError(f"{tests[0]} has a class {short(unknown[0])} that {train} has not: no network could learn it")
+    if unused := [str(f) for f in found.values() if f not in (train, tests[0])]:
+        notes.append(f"tested on {tests[0]}; not used: {', '.join(unused)}")
+    test = [file._replace(label=classes.index(names[file.label])) for file in others]
+    return _Plan(classes, files, test, notes + _loose(tests[0]))
+
+
+def _by_class(place: Path, folders: dict[str, Path], least: int = 2) -> tuple[list[str], list[_File]]:
+    if len(folders) < least:
+        inside = f"only the folder {next(iter(folders))}" if folders else "no folders"
+        raise MbnpError(f"{place} has {inside}: a data set has a folder of images for each class, such as {place}/cat")
+    files: list[_File] = []
+    for label, (name, folder) in enumerate(folders.items()):
+        if not name.isprintable():
+            raise MbnpError(f"the folder {short(name)} in {place} cannot be the name of a class: rename it")
+        inside_it = images.files_in(folder)
+        if not inside_it:
+            raise MbnpError(f"{folder} has no images: remove the folder if it is no class")
+        files += [_File(path, label) for path in inside_it]
+    return list(folders), files
+
+
+def _loose(place: Path) -> list[str]:
+    loose = [f.name for f in sorted(place.iterdir()) if f.is_file() and not f.name.startswith(".")]
+    return [f"{len(loose)} files in {place} are in no class, such as {short(loose[0])}"] if loose else []
+
+
+def _set_aside(classes: list[str], files: list[_File], notes: list[str]) -> _Plan:
+    """Choose a fifth of each class to test on: of the same names always the same."""
+    rng = np.random.default_rng(0)
+    of_test: set[int] = set()
+    for label in range(len(classes)):
+        mine = [i for i, file in enumerate(files) if file.label == label]
+        count = max(1, round(len(mine) / 5)) if len(mine) > 1 else 0
+        of_test |= {mine[k] for k in rng.permutation(len(mine))[:count]}
+    if not of_test:
+        raise MbnpError(f"no class has a second image to test on: {classes[0]!r} has only {files[0].path}")
+    train = [file for i, file in enumerate(files) if i not in of_test]
+    notes = [f"a fifth of each class, {len(of_test):,} images, is set aside to test on", *notes]
+    return _Plan(classes, train, [files[i] for i in sorted(of_test)], notes)
+
+
+def _key(place: Path, plan: _Plan, resolution: int, channels: int) -> str:
+    """Return a name for what the cache has of these files."""
+    readers = PIL.__version__, find_spec("pillow_heif") is not None  # which decide what can be read
+    digest = hashlib.sha256(repr((VERSION, readers, resolution, channels, plan.classes, len(plan.train))).encode())
+    for path, label in plan.train + plan.test:
+        about = path.stat() if path.exists() else None
+        known = about and (about.st_size, about.st_mtime_ns)
+        digest.update(repr((os.fspath(path.relative_to(place)), known, label)).encode())
+    return digest.hexdigest()[:32]
+
+
+# -- the cache -----------------------------------------------------------------------------------------------
+
+
+def _prepare(entry: Path, plan: _Plan, resolution: int, channels: int, progress: Progress) -> None:
+    """Decode every file into the cache: whole, or not at all. Another process that does the same is waited for."""
+    from filelock import FileLock
+
+    files, size = plan.train + plan.test, resolution * resolution * channels
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(entry.parent).free) < size * len(files):
+        need = f"{size * len(files) / 1e9:.1f} GB for {len(files):,} images of {resolution}x{resolution}"
+        raise OSError(f"{entry.parent} has {free / 1e9:.1f} GB free and needs {need}: take a lower --resolution")
+    part = entry.with_suffix(".part")
+    with FileLock(entry.with_suffix(".lock")):
+        if (entry / "about.json").exists():
+            return
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        part.mkdir()
+        try:
+            about = _decode_all(part, plan, resolution, channels, progress)
+            (part / "about.json").write_text(json.dumps(about))
+            part.rename(entry)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+def _decode_all(part: Path, plan: _Plan, resolution: int, channels: int, progress: Progress) -> dict[str, Any]:
+    """Write the arrays into the folder `part`; return what else is to be known of them."""
+    files, first_test = plan.train + plan.test, len(plan.train)
+    labels = np.array([file.label for file in files], np.int64)
+    stored = np.lib.format.open_memmap(
+        part / "images.npy", "w+", np.uint8, (len(files), resolution, resolution, channels)
+    )
+    starts = [*range(0, first_test, _CHUNK), *range(first_test, len(files), _CHUNK)]
+    ends = [min(start + _CHUNK, first_test if start < first_test else len(files)) for start in starts]
+
+    def some(start: int, end: int) -> _Done:
+        return _decode(files[start:end], part / "images.npy", stored.offset, start, resolution, channels)
+
+    done: list[_Done] = []
+    progress(0, len(files))
+    with images.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
+        try:
+            for end, result in zip(ends, pool.map(some, starts, ends), strict=True):
+                done.append(result)
+                progress(end, len(files))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    damaged = [text for result in done for text in result.damaged]
+    digests = [digest for result in done for digest in result.digests]
+    content, counts = hashlib.sha256(), []
+    for rows in (range(first_test), range(first_test, len(files))):
+        kept = _close_gaps(rows, digests, stored, labels)
+        content.update(b"".join(digests[row] or b"" for row in kept) + labels[kept].tobytes())
+        counts.append(len(kept))
+    _check_left(plan, labels[: counts[0]], counts, damaged)
+    stored.flush()
+    np.save(part / "labels.npy", labels)
+    training = [result.histogram for start, result in zip(starts, done, strict=True) if start < first_test]
+    mean, std = _spread(np.sum(training, axis=0))
+    notes = [_summary([size for result in done for size in result.sizes], resolution)]
+    if guessed := [text for result in done for text in result.notes]:
+        notes.append(f"{guessed[0]}" + (f"; so or alike {len(guessed) - 1:,} more" if len(guessed) > 1 else ""))
+    return {
+        "train": counts[0], "test": counts[1], "sha256": content.hexdigest(), "mean": mean, "std": std,
+        "damaged": damaged, "notes": notes,
+    }  # fmt: skip
+
+
+def _decode(files: list[_File], target: Path, offset: int, first: int, resolution: int, channels: int) -> _Done:
+    """Decode files into the rows of the array from `first` on.
+
+    They are written, not put into mapped memory: a full disk is then an error, and not the end of the process.
+    """
+    size = resolution * resolution * channels
+    done = _Done([], np.zeros((channels, 256), np.int64), [], [], [])
+    with target.open("r+b") as out:
+        for row, file in enumerate(files, start=first):
+            try:
+                image, original = images.decode(file.path, resolution, channels, done.notes.append)
+            except (MbnpError, FileNotFoundError) as error:
+                done.digests.append(None)
+                done.damaged.append(str(error))
+                continue
+            pixels = image.tobytes()
+            out.seek(offset + row * size)
+            out.write(pixels)
+            done.digests.append(hashlib.sha256(pixels).digest())
+            done.histogram[:] += np.reshape(image.histogram(), (channels, 256))
+            done.sizes.append(original)
+    return done
+
+
+def _close_gaps(rows: range, digests: list[bytes | None], stored: np.ndarray, labels: np.ndarray) -> range:
+    """Move the last images into the rows of those that could not be read; return the rows that are then full."""
+    last = rows.stop - 1
+    for row in rows:
+        while last >= row and digests[last] is None:
+            last -= 1
+        if row > last:
+            break
+        if digests[row] is None:
+            stored[row], labels[row], digests[row] = stored[last], labels[last], digests[last]
+            last -= 1
+    return range(rows.start, last + 1)
+
+
+def _check_left(plan: _Plan, labels: np.ndarray, counts: list[int], damaged: list[str]) -> None:
+    """Raise MbnpError if a class has no image left, or the test part has none."""
+    left = np.bincount(labels, minlength=len(plan.classes))
+    if not left.all():
+        raise MbnpError(f"no image of {plan.classes[int(left.argmin())]!r} can be read: {damaged[0]}")
+    if not counts[1]:
+        raise MbnpError(f"no image to test on can be read: {damaged[-1]}")
+
+
+def _spread(histogram: np.ndarray) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel, on a scale of 0 to 1."""
+    share = histogram / histogram.sum(axis=1, keepdims=True)
+    values = np.arange(256) / 255
+    mean = share @ values
+    std = np.sqrt(share @ values**2 - mean**2)
+    return mean.tolist(), np.maximum(std, 1 / 255).tolist()  # of one colour alone, there would be none to divide by
+
+
+def _summary(sizes: list[tuple[int, int]], resolution: int) -> str:
+    (w0, h0), (w1, h1) = (f(sizes, key=lambda size: (size[0] * size[1], size)) for f in (min, max))
+    between = f"{w0}x{h0}" if (w0, h0) == (w1, h1) else f"{w0}x{h0} to {w1}x{h1}"
+    return f"files of {between} pixels, shown to the network as {resolution}x{resolution}"
