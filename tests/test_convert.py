@@ -180,11 +180,12 @@ def test_a_mean_does_not_lose_the_order_of_channels(checkpoint, tmp_path):
     assert weights.load(out).preprocessing == {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "order": "bgr"}
 
 
-def test_one_output_has_no_probabilities(tmp_path, capsys):
+def test_one_output_is_a_sigmoid(tmp_path, capsys):
     net = models.mobilenet_v1_small(num_classes=1, width_mult=0.25)
     net.preprocessing = {"mean": [0.5] * 3, "std": [0.5] * 3}
     weights.save(net, tmp_path / "one.safetensors")
     image = tmp_path / "image.png"
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(image)
-    assert run("predict", image, "--checkpoint", tmp_path / "one.safetensors") == 2
-    assert "one output" in capsys.readouterr().err
+    logit = float(net.forward(np.full((1, 32, 32, 3), -1, np.float32))[0, 0])
+    assert run("predict", image, "--checkpoint", tmp_path / "one.safetensors") == 0
+    assert capsys.readouterr().out == f"{image}\n  {100 / (1 + np.exp(-logit)):6.2f} %  class 1, of 0 and 1\n"

@@ -10,7 +10,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -136,8 +136,8 @@ def _scaled(image: Image.Image, note: Note) -> np.ndarray:
     if low == high:
         low, high = min(own[0], 0.0), max(own[1], 0.0)
         note(f"the file does not say the range of its values: scaled by their own, {own[0]:g} to {own[1]:g}")
-    share = np.where(finite, values, low).astype(np.float64 if image.mode == "I" else np.float32)
-    share = (share - np.float32(low)) / np.float32(high - low) if image.mode != "I" else (share - low) / (high - low)
+    share: np.ndarray = np.where(finite, values, low).astype(np.float32)
+    share = (share - low) / (high - low)
     share = 1 - share if _tag(tags, "PhotometricInterpretation") == 0 else share  # white is zero
     return np.rint(255 * share.clip(0, 1)).astype(np.uint8)
 
@@ -185,6 +185,8 @@ def _other_reader(path: str | Path) -> io.BytesIO | None:
             return io.BytesIO(head + file.read())
         if head[4:12] in (b"ftypavif", b"ftypavis"):  # an item of a kind that nobody reads
             return io.BytesIO((head + file.read()).replace(b"Exif", b"none", 1))
+        if head[:4] in (b"II*\0", b"MM\0*"):
+            return io.BytesIO(_bare_tiff(head + file.read()))
         if head.startswith(b"\xff\xd8"):
             return io.BytesIO(_bare_jpeg(head + file.read()))
         if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -215,6 +217,18 @@ def _bare_png(content: bytes) -> bytes:
             kept.append(content[at : at + 12 + size])
         at += 12 + size
     return b"".join(kept)
+
+
+def _bare_tiff(content: bytes) -> bytes:
+    """Return a TIFF whose orientation and later tags, of metadata, have a number that nobody reads."""
+    order: Literal["little", "big"] = "little" if content.startswith(b"II") else "big"
+    changed, at = bytearray(content), int.from_bytes(content[4:8], order)
+    for entry in range(at + 2, at + 2 + 12 * int.from_bytes(content[at : at + 2], order), 12):
+        tag = int.from_bytes(content[entry : entry + 2], order)
+        if tag in (ORIENTATION, 700) or tag >= 33000:
+            unread = (65000, 2), (1, 2), (1, 4)  # its number, its type and count: a byte, which is in the entry
+            changed[entry : entry + 8] = b"".join(value.to_bytes(size, order) for value, size in unread)
+    return bytes(changed)
 
 
 def _is_heic(head: bytes) -> bool:
