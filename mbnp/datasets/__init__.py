@@ -71,10 +71,7 @@ def load(
 
 def whole() -> Dataset:
     """Return CIFAR-10 from where the most of it is: what MBNP_DATA names, ./data, the user's cache."""
-    places = [Path("data"), cache_folder()]
-    if (variable := os.environ.get("MBNP_DATA")) and variable not in NAMES:
-        places.insert(0, Path(variable))
-    found = cifar10.largest(places)
+    found = cifar10.largest(_places())
     return cifar10.read(found) if found else load("cifar10")
 
 
@@ -113,21 +110,24 @@ def _split(spec: str | Path) -> tuple[str, bool]:
     return (text.removesuffix(_COARSE), True) if text.endswith(_COARSE) and not Path(text).exists() else (text, False)
 
 
+def _places() -> list[Path]:
+    """Return where data is looked for: the path in MBNP_DATA, ./data, the user's cache."""
+    path, _ = _split(os.environ.get("MBNP_DATA", ""))
+    named = [Path(path).expanduser()] if path and path not in NAMES else []
+    if named and not named[0].exists():
+        raise FileNotFoundError(f"there is no file or folder {named[0]} (from MBNP_DATA)")
+    return [*named, Path("data"), cache_folder()]
+
+
 def _find(layout: cifar10.Layout) -> Path | None:
-    """Return the first place that has it: the path in MBNP_DATA, ./data, the user's cache.
+    """Return the first place that has it.
 
     Raise MbnpError if the only one that is there is a version for Python.
     """
-    places = [Path("data"), cache_folder()]
-    variable = os.environ.get("MBNP_DATA")
-    if variable and variable not in NAMES:
-        place = Path(variable).expanduser()
-        if not place.exists():
-            raise FileNotFoundError(f"there is no file or folder {place} (from MBNP_DATA)")
-        others = {other.archive for other in LAYOUTS.values() if other is not layout}
-        if place.is_file() and place.name not in others:
-            return place
-        places.insert(0, place)
+    places = _places()
+    others = {other.archive for other in LAYOUTS.values() if other is not layout}
+    if places[0].is_file() and places[0].name not in others:
+        return places[0]
     if found := next(filter(None, (cifar10.locate(place, layout) for place in places)), None):
         return found
     if pickle := next(filter(None, map(cifar10.pickled, places)), None):
