@@ -32,7 +32,7 @@ def load_data(
                 say(f"preparing {total:,} images (once) ...")
             bar.update(task, completed=done, total=total, visible=True)
 
-        data = datasets.load(spec, resolution, channels, progress)
+        data = datasets.load(spec, resolution, channels, progress, processes=True)
     height, width = data.train.images.shape[1:3]
     if asked and not height == width == resolution:
         raise MbnpError(f"the images of {data.name} are {height}x{width}: --resolution is for a folder of images")

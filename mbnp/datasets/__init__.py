@@ -11,6 +11,7 @@ reads image files, folder.py a folder of them, and batching.py turns stored imag
 
 import os
 from pathlib import Path
+from typing import Any
 
 from mbnp import errors
 from mbnp.datasets import cifar10, dataset, folder, shapes10
@@ -49,14 +50,15 @@ def load(
     resolution: int = 32,
     channels: int = 3,
     progress: folder.Progress = lambda done, total: None,
+    processes: bool = False,
 ) -> Dataset:
     """Return the data set that `spec` names: "cifar10", "cifar100", "cifar100:coarse", "shapes10", or a path.
 
     A path is one that `cifar10.read` reads, or a folder of images (`folder.read`), which are made `resolution` pixels
     wide and high, once, with calls of progress(done, total); the other data sets have 32 x 32. channels: 3, or 1 for
-    grey. Without `spec`, it is what the variable MBNP_DATA names, else CIFAR-10 in ./data or in the user's cache, else
-    shapes10; "cifar10" looks in the same places. Nothing is downloaded here. Raise FileNotFoundError or MbnpError
-    if what was named is not there.
+    grey. processes: as in `folder.read`. Without `spec`, it is what the variable MBNP_DATA names, else CIFAR-10 in
+    ./data or in the user's cache, else shapes10; "cifar10" looks in the same places. Nothing is downloaded here. Raise
+    FileNotFoundError or MbnpError if what was named is not there.
     """
     if channels not in (1, 3):
         raise MbnpError(f"images have 3 channels, or 1 if they are grey, and {channels} were asked for")
@@ -65,7 +67,7 @@ def load(
         found = _find(cifar10.CIFAR10)
         data = cifar10.read(found) if found else shapes10.make()
     else:
-        data = _named(spec, resolution, channels, progress)
+        data = _named(spec, resolution, channels, progress, processes)
     return dataset.grey(data) if data.train.images.shape[3] > channels else data
 
 
@@ -75,7 +77,8 @@ def whole() -> Dataset:
     return cifar10.read(found) if found else load("cifar10")
 
 
-def _named(spec: str | Path, resolution: int, channels: int, progress: folder.Progress) -> Dataset:
+def _named(spec: str | Path, *options: Any) -> Dataset:
+    """options: of `folder.read`."""
     path, coarse = _split(spec)
     if spec == "shapes10":
         return shapes10.make()
@@ -96,7 +99,7 @@ def _named(spec: str | Path, resolution: int, channels: int, progress: folder.Pr
         return cifar10.read(place, coarse)
     if pickle := cifar10.pickled(place):
         raise cifar10.is_pickle(pickle)
-    return folder.read(place, resolution, channels, progress)
+    return folder.read(place, *options)
 
 
 def absolute(source: str) -> str:

@@ -7,13 +7,17 @@ Every file is decoded once, by all processors, into one array of uint8 in the us
 where it is used, and so may be larger than it. The entry's name is a hash of the names, sizes and times of the files.
 """
 
+import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +35,8 @@ Progress = Callable[[int, int], Any]
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "valid", "validation")
 VERSION = 1  # of what is in the cache
-_CHUNK = 32  # files that a thread decodes in a row
+_CHUNK = 32  # files that a thread or process decodes in a row
+_WORTH_IT = 1000  # files that are worth starting processes
 
 
 class _File(NamedTuple):
@@ -61,13 +66,19 @@ class _Done(NamedTuple):
 
 
 def read(
-    place: str | Path, resolution: int = 32, channels: int = 3, progress: Progress = lambda done, total: None
+    place: str | Path,
+    resolution: int = 32,
+    channels: int = 3,
+    progress: Progress = lambda done, total: None,
+    processes: bool = False,
 ) -> Dataset:
     """Return the data set in a folder: images of (resolution, resolution, channels), classes by the folders' names.
 
     The shorter side is resized and the middle cropped. A file that is no image, or damaged, is left out and listed
     in `damaged`; other files whose names do not begin with a dot are all used. Raise MbnpError for a folder of
     another structure. progress(done, total) is called as files are decoded, and not if the cache has them.
+    processes: decode many files by processes in place of threads, which is faster; each imports the main module again,
+    so that a script needs `if __name__ == "__main__":`.
     """
     place = Path(place)
     if not 1 <= resolution <= 4096:
@@ -75,7 +86,7 @@ def read(
     plan = _plan(place)
     entry = cache_folder() / "images" / _key(place, plan, resolution, channels)
     if not (entry / "about.json").exists():
-        _prepare(entry, plan, resolution, channels, progress)
+        _prepare(entry, plan, resolution, channels, progress, processes)
     try:
         about = json.loads((entry / "about.json").read_text())
         stored, labels = np.load(entry / "images.npy", mmap_mode="r"), np.load(entry / "labels.npy")
@@ -174,7 +185,7 @@ def _key(place: Path, plan: _Plan, resolution: int, channels: int) -> str:
 # -- the cache -----------------------------------------------------------------------------------------------
 
 
-def _prepare(entry: Path, plan: _Plan, resolution: int, channels: int, progress: Progress) -> None:
+def _prepare(entry: Path, plan: _Plan, resolution: int, channels: int, progress: Progress, processes: bool) -> None:
     """Decode every file into the cache: whole, or not at all. Another process that does the same is waited for."""
     from filelock import FileLock
 
@@ -190,7 +201,7 @@ def _prepare(entry: Path, plan: _Plan, resolution: int, channels: int, progress:
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         part.mkdir()
         try:
-            about = _decode_all(part, plan, resolution, channels, progress)
+            about = _decode_all(part, plan, resolution, channels, progress, processes)
             (part / "about.json").write_text(json.dumps(about))
             part.rename(entry)
         except BaseException:
@@ -198,7 +209,9 @@ def _prepare(entry: Path, plan: _Plan, resolution: int, channels: int, progress:
             raise
 
 
-def _decode_all(part: Path, plan: _Plan, resolution: int, channels: int, progress: Progress) -> dict[str, Any]:
+def _decode_all(
+    part: Path, plan: _Plan, resolution: int, channels: int, progress: Progress, processes: bool
+) -> dict[str, Any]:
     """Write the arrays into the folder `part`; return what else is to be known of them."""
     files, first_test = plan.train + plan.test, len(plan.train)
     labels = np.array([file.label for file in files], np.int64)
@@ -208,16 +221,17 @@ def _decode_all(part: Path, plan: _Plan, resolution: int, channels: int, progres
     starts = [*range(0, first_test, _CHUNK), *range(first_test, len(files), _CHUNK)]
     ends = [min(start + _CHUNK, first_test if start < first_test else len(files)) for start in starts]
 
-    def some(start: int, end: int) -> _Done:
-        return _decode(files[start:end], part / "images.npy", stored.offset, start, resolution, channels)
-
+    some = functools.partial(_decode, part / "images.npy", stored.offset, resolution, channels)
     done: list[_Done] = []
     progress(0, len(files))
-    with images.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
+    with images.quiet(), _pool(processes and len(files) >= _WORTH_IT) as pool:
         try:
-            for end, result in zip(ends, pool.map(some, starts, ends), strict=True):
+            chunks = [files[start:end] for start, end in zip(starts, ends, strict=True)]
+            for end, result in zip(ends, pool.map(some, starts, chunks), strict=True):
                 done.append(result)
                 progress(end, len(files))
+        except BrokenProcessPool:
+            raise OSError("a process that decoded images was ended from outside, perhaps for want of memory") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -242,7 +256,18 @@ def _decode_all(part: Path, plan: _Plan, resolution: int, channels: int, progres
     }  # fmt: skip
 
 
-def _decode(files: list[_File], target: Path, offset: int, first: int, resolution: int, channels: int) -> _Done:
+def _pool(processes: bool) -> Executor:
+    if not processes:
+        return ThreadPoolExecutor(os.cpu_count())  # Pillow decodes without Python's lock, but not all else does
+    return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), _start)
+
+
+def _start() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
+    images.quiet().__enter__()  # for as long as the process lives
+
+
+def _decode(target: Path, offset: int, resolution: int, channels: int, first: int, files: list[_File]) -> _Done:
     """Decode files into the rows of the array from `first` on.
 
     They are written, not put into mapped memory: a full disk is then an error, and not the end of the process.
