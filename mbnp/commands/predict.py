@@ -83,5 +83,5 @@ def _name(net: Network, label: int) -> str:
 def _files(name: str) -> list[str]:
     """Return what is meant: a file by its name, the files in a folder, or those that fit a pattern."""
     if os.path.isdir(name):
-        return list(map(str, files_in(name)))
+        return files_in(name)
     return [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True)) or [name]

@@ -42,7 +42,7 @@ _WORTH_IT = 1000  # files that are worth starting processes
 class _File(NamedTuple):
     """A file as it is named in the folder, and what it is an image of."""
 
-    path: Path
+    path: str
     label: int
 
 
@@ -174,11 +174,12 @@ def _set_aside(classes: list[str], files: list[_File], notes: list[str]) -> _Pla
 def _key(place: Path, plan: _Plan, resolution: int, channels: int) -> str:
     """Return a name for what the cache has of these files."""
     readers = PIL.__version__, find_spec("pillow_heif") is not None  # which decide what can be read
-    digest = hashlib.sha256(repr((VERSION, readers, resolution, channels, plan.classes, len(plan.train))).encode())
+    digest = hashlib.sha256(ascii((VERSION, readers, resolution, channels, plan.classes, len(plan.train))).encode())
+    before = os.path.join(place, "")
     for path, label in plan.train + plan.test:
-        about = path.stat() if path.exists() else None
-        known = about and (about.st_size, about.st_mtime_ns)
-        digest.update(repr((os.fspath(path.relative_to(place)), known, label)).encode())
+        known = os.stat(path) if os.path.exists(path) else None
+        about = known and (known.st_size, known.st_mtime_ns)
+        digest.update(ascii((path.removeprefix(before), about, label)).encode())
     return digest.hexdigest()[:32]
 
 

@@ -255,9 +255,9 @@ def _hint(path: str | Path) -> str:
     return ""
 
 
-def files_in(folder: str | Path) -> list[Path]:
+def files_in(folder: str | Path) -> list[str]:
     """Return the files in a folder and in those inside it, in order; but none whose name begins with a dot."""
-    found: list[Path] = []
+    found: list[str] = []
     seen: set[str] = set()  # a link may lead to a folder above it
 
     def unreadable(error: OSError) -> None:
@@ -266,6 +266,6 @@ def files_in(folder: str | Path) -> list[Path]:
     for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(root)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        found += [] if real in seen else [Path(root, name) for name in sorted(names) if not name.startswith(".")]
+        found += [] if real in seen else [os.path.join(root, name) for name in sorted(names) if name[0] != "."]
         seen.add(real)
     return found

@@ -142,6 +142,8 @@ def test_the_second_start_reads_no_image(photos, monkeypatch):
     assert runs.describe(again)["sha256"] == first.sha256
     shutil.move("photos", "elsewhere")
     assert datasets.load("elsewhere").sha256 == first.sha256
+    monkeypatch.chdir("elsewhere")
+    assert datasets.load(Path()).sha256 == first.sha256
 
 
 def test_what_changes_is_prepared_again(photos, nowhere):
