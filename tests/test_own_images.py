@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -239,9 +242,10 @@ for path in sorted(glob.glob("many/*/*.jpg"))[int(sys.argv[1]) :: 2]:
 
 
 @NIGHTLY
-def test_many_photographs_are_prepared_as_fast_as_pillow_decodes(count=20_000):
+def test_many_photographs_are_prepared_as_fast_as_pillow_decodes():
     """At least 0.8 of the rate of two processes that only decode and resize; the second start takes a moment."""
     rng = np.random.default_rng(0)
+    count = 20_000
     for i in range(count):
         path = Path(f"many/{i % 10}/{i}.jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
