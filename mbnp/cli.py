@@ -10,59 +10,99 @@ import math
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import mbnp
-from mbnp import tables
-from mbnp.errors import MbnpError
+from mbnp import errors, tables
+from mbnp.errors import MbnpError, printable
 
 MODELS = "mobilenet-v1-small, standard-small, mobilenet-v1-cifar, mobilenet-v1, resnet20"
 READ = ".safetensors, .pt, .pth, .h5, .keras and .onnx"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status. Bad input is one line on stderr and 2."""
-    _mend_streams()
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: Sequence[str] | None = None, imported: Callable[[], object] = lambda: None) -> int:
+    """Run one command and return its exit status. Bad input is one line on stderr and 2.
+
+    imported() is called before the command begins.
+    """
+    with _mended_streams():
+        try:
+            status = _run(sys.argv[1:] if argv is None else argv, imported)
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:  # the reader of our output has seen enough, as in `mbnp summary NAME | head`
+            return 141
+        except (MbnpError, OSError, Warning) as error:  # a warning is an error under python -W error
+            print(f"mbnp: error: {printable(str(error))}", file=sys.stderr)
+            return 2
+        except MemoryError:
+            print("mbnp: error: not enough memory for that", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("mbnp: stopped", file=sys.stderr)
+            return 130
+
+
+def _run(argv: Sequence[str], imported: Callable[[], object]) -> int:
     options = _parser().parse_args(argv)
     options.given = {word.split("=")[0] for word in argv if word.startswith("--")}
-    try:
-        if getattr(options, "isa", None) is not None:
-            isa = importlib.import_module("mbnp.bench.isa")
-            isa.check(options.isa)
-            if not isa.held(options.isa):
-                return isa.run_again(options.isa, argv)
-        command = importlib.import_module(f"mbnp.commands.{options.command}")
-        if getattr(options, "threads", None) is not None:
-            mbnp.set_num_threads(options.threads)
-        status = command.run(options) or 0
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # the reader of our output has seen enough, as in `mbnp summary NAME | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain when it flushes at its exit
-        return 141
-    except (MbnpError, OSError) as error:
-        line = str(error).replace("\n", "\\n")  # a name with a line break in it is still one line
-        print(f"mbnp: error: {line}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("mbnp: error: not enough memory for that", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mbnp: stopped", file=sys.stderr)
-        return 130
+    errors.check_environment()
+    if getattr(options, "isa", None) is not None:
+        isa = importlib.import_module("mbnp.bench.isa")
+        isa.check(options.isa)
+        if not isa.held(options.isa):
+            imported()
+            return isa.run_again(options.isa, argv)
+        isa.begin()
+    command = importlib.import_module(f"mbnp.commands.{options.command}")
+    if getattr(options, "threads", None) is not None:
+        mbnp.set_num_threads(options.threads)
+    imported()
+    return command.run(options) or 0
 
 
-def _mend_streams() -> None:
-    """Escape output that a terminal cannot show, and drop output that nobody takes."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
+@contextmanager
+def _mended_streams() -> Iterator[None]:
+    """Let output be printable within the block, whatever it names, and drop what nobody takes."""
+    before = sys.stdout, sys.stderr
+    for name, stream in zip(("stdout", "stderr"), before, strict=True):
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            stream = open(os.devnull, "w")  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show
+        setattr(sys, name, _Printable(stream, needed=name == "stdout"))
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # or Python would complain when it flushes at its exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stdout, sys.stderr = before
+
+
+class _Printable:
+    """A stream as it is, but that names from files, which may be anything, steer no terminal.
+
+    needed: whether it is an error if nobody can read what is written.
+    """
+
+    def __init__(self, plain: Any, needed: bool) -> None:
+        self.plain, self.needed = plain, needed
+
+    def write(self, text: str) -> int:
+        try:
+            return self.plain.write(printable(text, "\n\t"))
+        except OSError:
+            if self.needed:
+                raise
+            return 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -298,7 +338,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
     work += "224 x 224) (default: the first two, or with --against all that suit)"
     _add(p, "--work LIST", f"what to compare: {work}")
     _add(p, "--isa NAME", "hold all but ONNX Runtime to the instruction set of an older processor: avx2")
-    _add(p, "--load N", "time everything beside N busy processes, too", default=0)
+    _add(p, "--load N", "time the comparisons beside N busy processes, too", default=0)
     _add(p, "--no-compile", "leave out torch.compile, whose set-up takes a minute")
     _add(p, "--scaling", "instead: time per image over batch size, width, resolution and threads")
     _add(p, "--rounds N", "rounds of each", default=15)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mbnp import renamed
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, refuse_mask
 from mbnp.network import Layer, Network, Residual, Sequential
 from mbnp.ops import batchnorm, conv, depthwise, linear, pointwise, pool, relu, window
 from mbnp.ops.window import Margin, Pair, Size
@@ -414,6 +414,7 @@ class Pad(Layer):
         self.channels = channels
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
+        refuse_mask("x", x)
         return np.pad(x, ((0, 0), *self.padding, self.channels))
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
@@ -446,6 +447,7 @@ class Subsample(Layer):
         self.x_shape: Shape | None = None
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
+        refuse_mask("x", x)
         self.x_shape = x.shape if train else None
         sh, sw = window.pair("stride", self.stride)
         return np.pad(x[:, ::sh, ::sw], ((0, 0), (0, 0), (0, 0), (self.before, self.after)))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mbnp import parameter, renamed, tables
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, refuse_mask
 
 __getattr__ = renamed.module_names(
     __name__, {name: f"mbnp.parameter:{name}" for name in ("Variable", "Parameter", "Buffer")}
@@ -134,6 +134,8 @@ class Layer:
         )
         if strict and skipped:
             raise MbnpError(f"the state does not fit this network: {skipped}")
+        for name in fitting:
+            refuse_mask(name, mapping[name])
         arrays = {name: np.asarray(mapping[name]) for name in fitting}
         for name, array in arrays.items():  # all of them before the first is copied
             if array.dtype.kind not in "fiub":
@@ -391,6 +393,7 @@ class Network(Sequential):
         """Raise an MbnpError that names what is wrong with x, if anything is."""
         if not isinstance(x, np.ndarray):
             raise MbnpError(f"x must be a NumPy array (N, H, W, {self.channels}), got {type(x).__name__}")
+        refuse_mask("x", x)
         if x.ndim == 4 and x.shape[3] != self.channels and x.shape[1] == self.channels:
             raise MbnpError(f"x has shape {x.shape}, channels first; pass x.transpose(0, 2, 3, 1)")
         if x.ndim != 4 or x.shape[3] != self.channels:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, refuse_mask
 
 _clock = itertools.count(1)
 
@@ -19,7 +19,7 @@ class Variable:
     """
 
     def __init__(self, value: np.ndarray) -> None:
-        self._value = np.ascontiguousarray(value)
+        self._value = np.require(value, requirements=["C", "W"])  # a copy where it cannot be written
         self.version = 0
 
     @property
@@ -79,4 +79,5 @@ class Buffer(Variable):
 def _copy_into(array: np.ndarray, new: np.ndarray, what: str) -> None:
     if np.shape(new) != array.shape:
         raise MbnpError(f"expected {what} of shape {array.shape}, got {np.shape(new)}")
+    refuse_mask(what, new)
     array[...] = new

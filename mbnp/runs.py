@@ -38,6 +38,17 @@ from mbnp.weights import native
 from mbnp.weights.files import clear, flush, replacing, unfinished
 
 STATE = "mbnp run 1"
+# What config.json must have for a run to go on, at the top and in parts of it.
+_KINDS: dict[str, dict[str, Any]] = {
+    "": {
+        **dict.fromkeys(("engine", "backend", "machine"), str),
+        "versions": dict,
+        "init": dict | None,
+        "freeze_until": str | None,
+        "every": int | None,
+    },
+    "data": {"name": str, "source": str, "sha256": str, "argument": str | None},
+}
 
 
 def require_new(folder: Path) -> None:
@@ -87,7 +98,13 @@ def load_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
         recipe(config)
-    except (KeyError, TypeError, ValueError) as error:
+        for at, kinds in _KINDS.items():
+            for key, kind in kinds.items():
+                if not isinstance((config[at] if at else config)[key], kind):
+                    raise TypeError(f"its {key} is {(config[at] if at else config)[key]}")
+        if config["init"] is not None and not isinstance(config["init"]["path"], str):
+            raise TypeError("its init has no path")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise MbnpError(f"{path} is damaged: {short(str(error))}") from None
     return config
 

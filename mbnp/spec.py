@@ -16,7 +16,7 @@ import inspect
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache, partial
 from operator import index
 from typing import Any, TypeGuard, get_type_hints
@@ -33,7 +33,8 @@ DEEPEST = 16  # containers within containers
 LONGEST_NAME = 200
 MOST_LAYERS = 10_000
 LARGEST = 1_000_000  # channels, rows of a kernel, steps of a stride
-LARGEST_MAP = 200_000_000  # numbers in the feature maps that a layer makes of one image
+MOST_NUMBERS = 350_000_000  # in all feature maps together, which the engine keeps: 1.4 GB of float32
+VECTOR = 16  # channels that it rounds up to
 
 KINDS: dict[str, Any] = {
     cls.kind: cls for cls in vars(layers).values() if isinstance(cls, type) and issubclass(cls, Layer) and cls.kind
@@ -132,7 +133,7 @@ def _constructor(kind: str) -> Any:
 
 def describe(net: Network) -> dict[str, Any]:
     """Return `net` as plain JSON, without its weights. MbnpError for a layer that is none of this package's."""
-    _flow(net, (net.resolution, net.resolution, net.channels), "")
+    check_flow(net, (net.resolution, net.resolution, net.channels))
     entries = describe_layers(net)
     _check_entries(entries)  # or the description could not be built from again
     return {"name": NAME, "resolution": net.resolution, "channels": net.channels, "layers": entries}
@@ -174,7 +175,7 @@ def build(description: Any, dtype: Any = np.float32, seed: int = 0, most_numbers
         raise MbnpError(f"its layers need {size:,} numbers, and there are {most_numbers:,}")
     rng = np.random.default_rng(seed)
     net = Network(_children(description["layers"], rng, dtype), resolution, channels)
-    _flow(net, (resolution, resolution, channels), "")
+    check_flow(net, (resolution, resolution, channels))
     net.arch = description
     return net
 
@@ -209,24 +210,44 @@ def _check_entries(entries: Any) -> int:
     return total
 
 
-def _flow(layer: Layer, shape: tuple[int, ...], where: str) -> tuple[int, ...]:
-    """Return `layer.output_shape(shape)`; MbnpError names the first layer that does not fit the one before it."""
-    if isinstance(layer, Sequential):
-        x_shape = shape
-        for name, child in layer.layers.items():
-            shape = _flow(child, shape, f"{where}.{name}" if where else name)
-        if isinstance(layer, Residual):
-            other = _flow(layer.shortcut, x_shape, f"{where}.shortcut") if layer.shortcut else x_shape
-            if shape != other:
-                raise MbnpError(f"{where} adds feature maps of {shape} and {other}")
-        return shape
-    try:
-        y_shape = layer.output_shape(shape)
-        if math.prod(y_shape) > LARGEST_MAP:
-            raise MbnpError(f"it makes feature maps of {y_shape}, more than {LARGEST_MAP:,} numbers")
+def check_flow(net: Sequential, shape: tuple[int, ...]) -> int:
+    """Return how many numbers the feature maps have that inference makes of an image, with the image.
+
+    MbnpError names the first layer that does not fit the one before it, or with which they are above MOST_NUMBERS.
+    """
+    total = 0
+    for where, y_shape in (("the image", shape), *_flow(net, shape, "")):
+        *size, channels = y_shape
+        total += math.prod(size) * -(-channels // VECTOR) * VECTOR
+        if total > MOST_NUMBERS:
+            images = " x ".join(map(short, shape))
+            raise MbnpError(f"images of {images} make feature maps of more than {MOST_NUMBERS:,} numbers, at {where}")
+    return total
+
+
+def most_images(net: Sequential, shape: tuple[int, ...], wanted: int) -> int:
+    """Return how many images of `shape` inference takes at a time: as many as wanted, within MOST_NUMBERS."""
+    return max(1, min(wanted, MOST_NUMBERS // check_flow(net, shape)))
+
+
+def _flow(layer: Layer, shape: tuple, where: str) -> Generator[tuple[str, tuple], None, tuple]:
+    """Yield full name and output's shape of each layer that is no container; return that of `layer`."""
+    if not isinstance(layer, Sequential):
+        try:
+            y_shape = layer.output_shape(shape)
+        except (ValueError, IndexError) as error:  # MbnpError is a ValueError
+            raise MbnpError(f"{where} cannot follow what is before it, of shape {shape}: {error}") from None
+        yield where, y_shape
         return y_shape
-    except (ValueError, IndexError) as error:  # MbnpError is a ValueError
-        raise MbnpError(f"{where} cannot follow what is before it, of shape {shape}: {error}") from None
+    x_shape = shape
+    for name, child in layer.layers.items():
+        shape = yield from _flow(child, shape, f"{where}.{name}" if where else name)
+    if isinstance(layer, Residual):
+        other = (yield from _flow(layer.shortcut, x_shape, f"{where}.shortcut")) if layer.shortcut else x_shape
+        if shape != other:
+            raise MbnpError(f"{where} adds feature maps of {shape} and {other}")
+        yield where, shape
+    return shape
 
 
 def _rows(entries: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import psutil
 
-from mbnp import datasets, optim
+from mbnp import datasets, optim, spec
 from mbnp.backend import one_pool
 from mbnp.errors import DivergedError, MbnpError
 from mbnp.network import Network
@@ -182,8 +183,8 @@ def fit(
     opt = recipe.optimiser(net)
     rates = recipe.rates(total=recipe.epochs * batches)
     rng = np.random.default_rng(recipe.seed)
-    _take_over(net, data)
     at = Progress(generator=rng.bit_generator.state) if resume is None else _go_on(resume, net, opt, rng)
+    _take_over(net, data)
 
     def kept() -> None:
         if keep is not None:
@@ -223,15 +224,20 @@ def _check_run(net: Network, data: datasets.Dataset, recipe: Recipe, every: int 
         raise MbnpError(f"{len(data.train)} training images do not fill one batch of {recipe.batch_size}")
     if every is not None and every < 1:
         raise MbnpError(f"every must be at least 1 step, got {every}")
-    net.output_shape(data.train.images.shape[1:])  # raises for images that the network does not take
+    shape = data.train.images.shape[1:]
+    # This raises, too, for images that the network does not take.
+    kept = sum(math.prod(y_shape) for *_, y_shape in net.walk(shape))
+    if (needed := kept * recipe.batch_size * net.dtype.itemsize) > (there := psutil.virtual_memory().total):
+        what = f"a step on {recipe.batch_size} images keeps {needed / 1e9:,.1f} GB of feature maps"
+        raise MbnpError(f"{what}, and this machine has {there / 1e9:,.1f} GB: use a smaller batch_size")
     return batches
 
 
 def _go_on(snapshot: Snapshot, net: Network, opt: optim.Optimiser, rng: np.random.Generator) -> Progress:
     """Let the network, the optimiser and the generator be as they were; return how far they are."""
-    net.load_state(snapshot.network)
-    opt.load_state(snapshot.optimiser)
+    opt.load_state(snapshot.optimiser)  # first: if it does not fit, the network is as it was
     rng.bit_generator.state = snapshot.progress.generator
+    net.load_state(snapshot.network)
     return copy.deepcopy(snapshot.progress)
 
 
@@ -291,6 +297,7 @@ def evaluate(
     if scale is None:
         raise MbnpError("this network does not say how its images were normalised: pass mean and std")
     total, predictions = 0.0, []
+    batch_size = spec.most_images(net, split.images.shape[1:], batch_size)
     with one_pool(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for x, y in datasets.batches(split, batch_size, **scale, dtype=net.dtype):
             logits = net.forward(x)

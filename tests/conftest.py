@@ -1,6 +1,7 @@
 """What every test needs: quiet threads, and the real data where it is at hand."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ import torch
 # PyTorch's threads spin beside Numba's on the same cores: with both, the suite takes several times as long.
 torch.set_num_threads(1)
 
+
+# A shell lets what it runs in the background ignore Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["MBNP_LANG"] = "en"  # the tests read messages, wherever they run
 

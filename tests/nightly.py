@@ -33,13 +33,43 @@ class Guarantee(NamedTuple):
 GUARANTEES = (
     Guarantee(
         "A run that is interrupted goes on to the same bits: Ctrl-C, SIGTERM, SIGKILL, a full disk, a power cut",
-        "killed at 50 random moments with each engine, 20 disks that fill, every moment between two writes of a run",
+        "100 kills at random moments, 40 disks that fill, every moment between two writes of a run; both engines",
         ("tests/test_resume.py", "tests/test_crashes.py"),
     ),
     Guarantee(
-        "A batch that is refused, or a step that is interrupted, changes no weight and no statistic",
-        "each kind of bad label and image, on both engines",
-        ("tests/test_train_step.py",),
+        "What is refused changes nothing: no weight, no statistic, no file",
+        "each kind of bad label, image, description and option, with both engines",
+        ("tests/test_train_step.py", "tests/test_train.py", "tests/test_cli.py"),
+    ),
+    Guarantee(
+        "Every implementation of an operation gives PyTorch's numbers, NaN and infinities where it does",
+        "2,000 examples of each operation: any shape, stride, padding, layout in memory, any number",
+        ("tests/ops",),
+    ),
+    Guarantee(
+        "The fast engine gives the reference layers' numbers, whatever the network and the number of threads",
+        "300 random networks; order of a batch, its parts, mirrors, permuted channels, scaled weights",
+        ("tests/fused", "tests/test_metamorphic.py"),
+    ),
+    Guarantee(
+        "Any kernels run from any Python threads; a forked process gets an answer or one line, never a signal",
+        "every kernel from several threads with each of Numba's kinds of threads, 160 forks while kernels run",
+        ("tests/backend/test_threads.py",),
+    ),
+    Guarantee(
+        "A damaged cache of kernels costs a line and a compilation",
+        "300 flipped bits, every kind of truncation, folders in a file's place, full disks",
+        ("tests/backend/test_cache.py",),
+    ),
+    Guarantee(
+        "No process that mbnp started outlives it (on Linux and macOS), and an interrupt at its start is one line",
+        "parents that are killed, 100 interrupts in the first two seconds",
+        ("tests/test_parent.py", "tests/test_environment.py", "tests/test_warmup.py"),
+    ),
+    Guarantee(
+        "A file from elsewhere loads or is refused in one printable line; nothing in it is executed",
+        "ten minutes of mutated files for each of seven formats, with limits of memory, time and access",
+        ("tests/test_outside.py", "tests/weights"),
     ),
 )
 

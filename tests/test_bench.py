@@ -631,7 +631,7 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     assert set(found) == {"machine", "peaks", "settings", "layers", "comparisons", "standings"}
     assert found["settings"] == {
         "model": "mobilenet-v1-small", "width_mult": 0.25, "batch_size": 2, "resolution": 32, "threads": 1,
-        "rounds": 1, "engine": "fused", "against": [],
+        "rounds": 1, "load": 0, "engine": "fused", "against": [],
     }  # fmt: skip
     assert found["peaks"]["gflops"] == 100
     assert set(found["machine"]["versions"]) >= {"mbnp", "numpy", "numba"}
@@ -669,7 +669,7 @@ def test_it_fails_if_mbnp_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(
         comparison,
         "compare",
-        lambda work, chosen, rounds, say: [result("mbnp", 1, refused="too far off")],
+        lambda *_: [result("mbnp", 1, refused="too far off")],
     )
     small = ["--width-mult", "0.25", "--batch-size", "2", "--threads", "1", "--rounds", "1"]
     assert cli.main(["bench", *small, "--work", "inference"]) == 1
@@ -763,7 +763,7 @@ def test_what_is_not_held_says_so(monkeypatch, capsys):
     monkeypatch.setattr(candidates, "check_peers", lambda names: None)
     monkeypatch.setattr(isa, "check", lambda name: None)
     monkeypatch.setattr(isa, "held", lambda name: True)
-    monkeypatch.setattr(comparison, "compare", lambda work, chosen, rounds, say: [result("mbnp", 1)])
+    monkeypatch.setattr(comparison, "compare", lambda *_: [result("mbnp", 1)])
     small = ["--width-mult", "0.25", "--batch-size", "2", "--threads", "1", "--rounds", "1", "--work", "inference"]
     assert cli.main(["bench", *small, "--isa", "avx2", "--against", "onnxruntime"]) == 0
     out = capsys.readouterr().out

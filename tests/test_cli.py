@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -17,7 +18,6 @@ import numba
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 import mbnp
 from mbnp import backend, cli, datasets, models, runs, spec, tables, train, weights
@@ -268,7 +268,8 @@ def shown(capsys):
 def in_a_terminal(monkeypatch):
     from mbnp.commands import train as command
 
-    monkeypatch.setattr(command, "Console", lambda: Console(force_terminal=True, width=80, legacy_windows=False))
+    options = {"force_terminal": True, "width": 80, "legacy_windows": False}
+    monkeypatch.setattr(command, "Console", functools.partial(command.Console, **options))
     monkeypatch.setenv("TERM", "xterm")
 
 
@@ -524,7 +525,7 @@ def test_a_checkpoint_of_another_architecture(trained, capsys):
     with safetensors.safe_open(trained[0] / "model.safetensors", framework="numpy") as file:
         metadata = file.metadata()
     metadata["arch"] = json.dumps({"name": "resnet20", "num_classes": 10})
-    del metadata["sha256"]
+    del metadata["sha256"]  # which is of other arrays
     state = models.create("mobilenet-v1-small", width_mult=0.25).state()
     safetensors.numpy.save_file(state, "other.safetensors", metadata)
     assert "does not fit" in fails(capsys, "evaluate", "other.safetensors")

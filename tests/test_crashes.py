@@ -213,7 +213,7 @@ def test_a_power_cut_at_every_moment(arguments, whole, tmp_path):
         folder = tmp_path / str(i) / "run"
         folder.parent.mkdir()
         for path, content in files.items():
-            path = Path(str(path).replace(f".{os.getpid()}.", f".{DEAD}."))
+            path = Path(str(path).replace(f"mbnp-{os.getpid()}.", f"mbnp-{DEAD}."))
             (folder.parent / path).parent.mkdir(parents=True, exist_ok=True)
             (folder.parent / path).write_bytes(content)
         if folder.exists():

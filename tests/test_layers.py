@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from mbnp import MbnpError, cost, fused, gradcheck, models
+from mbnp import MbnpError, cost, datasets, fused, gradcheck, models
 from mbnp.layers import (
     AveragePool,
     BatchNorm,
     Conv,
     Depthwise,
     Flatten,
+    GlobalAveragePool,
+    Linear,
     MaxPool,
     Network,
     Pad,
@@ -20,6 +22,7 @@ from mbnp.layers import (
     Sequential,
     Subsample,
 )
+from mbnp.ops import softmax_cross_entropy
 
 
 def test_assignment_copies_and_raises_the_version():
@@ -114,6 +117,31 @@ def test_gradients_agree_with_finite_differences(layer, shape):
     gradcheck.compare(lambda x: layer.forward(x, train=True), backward, [x])
 
 
+def masked(*shape):
+    return np.ma.masked_array(np.ones(shape, np.float32), np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda: Network({"conv": Conv(3, 4)}, resolution=4)(masked(2, 4, 4, 3)),
+        lambda: fused.convert(Network({"conv": Conv(3, 4)}, resolution=4))(masked(2, 4, 4, 3)),
+        lambda: Pad(1)(masked(2, 4, 4, 3)),
+        lambda: Subsample(3, 4)(masked(2, 4, 4, 3)),
+        lambda: Conv(3, 4)(masked(2, 4, 4, 3)),
+        lambda: setattr(Parameter(np.ones(3)), "value", masked(3)),
+        lambda: setattr(Parameter(np.ones(3)), "grad", masked(3)),
+        lambda: BatchNorm(3).load_state({"weight": masked(3)}, strict=False),
+        lambda: datasets.Split(masked(2, 4, 4, 3).astype(np.uint8), np.zeros(2, np.int64)),
+        lambda: datasets.Split(np.zeros((2, 4, 4, 3), np.uint8), masked(2).astype(np.int64)),
+        lambda: softmax_cross_entropy.forward(np.ones((2, 3)), masked(2).astype(np.int64)),
+    ],
+)
+def test_a_masked_array_is_refused(take):
+    with pytest.raises(MbnpError, match=r"is a masked array, and its mask would be lost: pass its \.filled"):
+        take()
+
+
 def test_gradients_add_up_and_frozen_ones_stay():
     layer = Pointwise(3, 2, dtype=np.float64)
     x, dy = np.ones((1, 2, 2, 3)), np.ones((1, 2, 2, 2))
@@ -156,6 +184,34 @@ def test_backward_needs_its_own_forward():
         layer.backward(np.ones((1, 1, 1, 1)))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Conv(3, 3, 1),
+        Depthwise(3, 1),
+        Pointwise(3, 3),
+        BatchNorm(3),
+        ReLU(),
+        MaxPool(1),
+        AveragePool(1),
+        Flatten(order="HWC"),
+        Subsample(3, 3),
+        Linear(3, 3),
+        GlobalAveragePool(),
+        Sequential([ReLU()]),
+        Residual([ReLU()]),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_forward_is_inference_unless_it_is_told(layer):
+    """It saves nothing, which takes memory, and of a training forward before it nothing is left."""
+    x = np.ones((2, 3) if isinstance(layer, Linear) else (2, 1, 1, 3), np.float32)
+    layer.forward(x, train=True)
+    y = layer.forward(x)
+    with pytest.raises(MbnpError, match=r"\.backward has nothing to go back through"):
+        layer.backward(y)
+
+
 def test_flatten_orders_its_entries_as_it_is_told():
     x = np.arange(24.0).reshape(2, 2, 3, 2)
     np.testing.assert_array_equal(Flatten(order="HWC")(x), x.reshape(2, 12))
@@ -189,6 +245,7 @@ def test_a_printed_network_lists_layers_shapes_and_parameters(name):
     assert [row.split()[0] for row in rows] == [row.name for row in counted.rows]
     numbers = [row.split()[-1] for row, counts in zip(rows, counted.rows, strict=True) if counts.params]
     assert sum(int(number.replace(",", "")) for number in numbers) == counted.params
+    assert len({len(row) for row, counts in zip(rows, counted.rows, strict=True) if counts.params}) == 1  # aligned
     assert max(map(len, str(net).splitlines())) <= 80
     assert str(fused.convert(net)) == str(net)
 

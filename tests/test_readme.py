@@ -83,3 +83,12 @@ def test_every_file_it_names_is_there():
     text = README.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:mbnp|tests|data)/[\w/.]*)`", text) + re.findall(r"\]\(([\w./-]+)\)", text):
         assert (README.parent / name).exists() or name == "data/small", name
+
+
+def test_the_table_of_guarantees_is_that_of_the_long_run():
+    from tests import nightly
+
+    assert nightly.table() in README.read_text(encoding="utf-8")
+    for guarantee in nightly.GUARANTEES:
+        for name in guarantee.tests:
+            assert (README.parent / name).exists(), name

@@ -243,7 +243,30 @@ def test_more_epochs_of_a_constant_schedule(records, tmp_path):
     assert json.loads((tmp_path / "short" / "config.json").read_text())["recipe"]["epochs"] == 2
 
 
+@pytest.mark.parametrize("epochs", ["0", "-1"])
+def test_epochs_that_are_refused_change_nothing(records, tmp_path, capsys, epochs):
+    folder = tmp_path / "run"
+    arguments = ["train", *SMALL, "--schedule", "constant", "--epochs", "1", "--data", str(records)]
+    assert run_killed(12, *arguments, "--out", folder).returncode == -signal.SIGKILL
+    before = (folder / "config.json").read_bytes()
+    assert "epochs" in fails(capsys, "train", "--resume", str(folder), "--epochs", epochs)
+    assert (folder / "config.json").read_bytes() == before
+    assert cli.main(["train", "--resume", str(folder)]) == 0
+
+
+def test_a_snapshot_that_does_not_fit_changes_nothing():
+    data, kept, net = make_data(), [], make_net(seed=9)
+    train.fit(make_net(), data, RECIPE, keep=kept.append)
+    before = {name: array.copy() for name, array in net.state().items()}
+    with pytest.raises(MbnpError, match="does not fit this optimiser"):
+        train.fit(net, data, RECIPE, resume=kept[0]._replace(optimiser={"steps": np.array(3)}))
+    same(net.state(), before)
+    assert net.classes is None
+
+
 def test_no_run_folder(tmp_path, capsys):
+    assert "is no run folder" in fails(capsys, "train", "--resume", str(tmp_path / "typo"))
+    assert not (tmp_path / "typo").exists()
     assert "is no run folder" in fails(capsys, "train", "--resume", str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     assert "config.json is damaged" in fails(capsys, "train", "--resume", str(tmp_path))
@@ -260,5 +283,5 @@ def test_files_of_one_network_are_the_same_bytes(tmp_path):
     data = bytearray(found.pop())
     data[-5] ^= 4
     (tmp_path / "flipped.safetensors").write_bytes(data)
-    with pytest.raises(MbnpError, match="is damaged: its arrays are not those that were written"):
+    with pytest.raises(MbnpError, match="is damaged: its content is not what was written"):
         weights.load(tmp_path / "flipped.safetensors")

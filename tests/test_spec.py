@@ -152,7 +152,7 @@ BAD = [
     (GOOD | {"layers": [CONV | {"bias": 1}]}, "the bias of c is 1"),
     (GOOD | {"layers": [CONV | {"c_out": 10**30}]}, "the c_out of c"),
     (GOOD | {"layers": [CONV | {"c_out": 999_999, "c_in": 999_999, "kernel": 999_999}]}, "its layers need"),
-    (GOOD | {"layers": [CONV | {"padding": 999_999}]}, "makes feature maps of"),
+    (GOOD | {"layers": [CONV | {"padding": 999_999}]}, "make feature maps of"),
     (GOOD | {"layers": [CONV | {"kernel": 20}]}, "does not fit"),
     (GOOD | {"layers": [CONV, CONV]}, "two layers have the name c"),
     (GOOD | {"layers": [CONV, seq("s", RELU), seq("s", BN)]}, "two layers have the name s"),

@@ -1,6 +1,8 @@
 """A step does what it says, in that order; a run is repeatable, learns, and stops when it diverges."""
 
 import dataclasses
+import itertools
+import types
 
 import numpy as np
 import pytest
@@ -163,6 +165,17 @@ def test_a_run_learns_and_says_how_it_goes():
     assert net.preprocessing == {"mean": [0.4, 0.4, 0.4], "std": [0.3, 0.3, 0.3]}
     tested = train.evaluate(net, data.test)
     assert (tested.loss, tested.accuracy) == (history[-1].test_loss, history[-1].test_accuracy)
+
+
+def test_images_per_second_are_those_of_the_median_batch(monkeypatch):
+    """Beside a clock on which the first batch, while kernels compile, takes ten seconds, and others a quarter."""
+    now = itertools.accumulate(itertools.chain([0, 0, 10], itertools.repeat(0.25)))
+    monkeypatch.setattr(train, "time", types.SimpleNamespace(perf_counter=lambda: next(now)))
+    records = []
+    (last,) = train.fit(make_net(), make_data(), dataclasses.replace(RECIPE, epochs=1), on_batch=records.append)
+    assert [r.images_per_second for r in records] == [16 / 10, 16 / 5.125, 16 / 0.25, 16 / 0.25]
+    assert [r.seconds for r in records] == [10, 10.25, 10.5, 10.75]
+    assert (last.images_per_second, last.seconds) == (64, 11)
 
 
 def test_a_run_is_batches_rates_and_steps():

@@ -119,7 +119,7 @@ def test_an_upgraded_kernel_is_compiled_again(tmp_path):
         os.utime(kernel, (time.time() + added, time.time() + added))  # not within one tick of the clock
         out, _ = finish(start(code, NUMBA_CACHE_DIR=str(tmp_path / "cache"), PYTHONDONTWRITEBYTECODE="1"))
         assert out == f"{1 + added}\n"
-    assert list((tmp_path / "cache").rglob("*.nbi"))
+    assert list((tmp_path / "cache").rglob("*.nbc"))
 
 
 @needs_jit

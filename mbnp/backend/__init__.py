@@ -9,7 +9,7 @@ with; `tiles.py` makes tiles of a matrix product of them.
 """
 
 from mbnp.backend.dispatch import BACKENDS, current, pick, use
-from mbnp.backend.jit import inlined, jit, piece
+from mbnp.backend.jit import inlined, jit, of_one_type, piece
 from mbnp.backend.parallel import in_parallel
 from mbnp.backend.threads import get_num_threads, max_threads, one_pool, set_num_threads
 from mbnp.renamed import module_names
@@ -22,6 +22,7 @@ __all__ = [
     "inlined",
     "jit",
     "max_threads",
+    "of_one_type",
     "one_pool",
     "pick",
     "piece",

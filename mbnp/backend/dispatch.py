@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from mbnp.errors import unknown
+from mbnp.errors import check_environment, unknown
+
+check_environment()  # here, since this is the first of the package's modules, and Numba comes with the next
 
 BACKENDS = ("loops", "numpy", "numba")
 

@@ -1,19 +1,30 @@
-"""Compile kernels: Numba's flags, in one place, and a cache on disk that notices every change."""
+"""Compile kernels: Numba's flags, in one place, and a cache on disk that notices every change and all damage."""
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import os
+import pickle
+import secrets
+import shutil
+import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba import types
-from numba.core import caching
+from numba.core import caching, serialize
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.registry import CPUDispatcher
+
+from mbnp.backend import threads
+from mbnp.errors import MbnpError
 
 # Everything that lets a loop become vector instructions and fused multiply-adds, and nothing that lets the
 # compiler assume there are no NaNs: `fastmath=True` would delete the checks that let a NaN show itself.
@@ -75,6 +86,7 @@ def jit(function: Callable | None = None, *, parallel: bool = False, literal: bo
     kernel = _njit(function, fastmath=not literal and FASTMATH, parallel=parallel, nogil=True)
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         return kernel
+    kernel.__class__ = Kernel
     try:
         kernel._cache = _Cache(function)  # what cache=True would set
     except RuntimeError:
@@ -83,29 +95,151 @@ def jit(function: Callable | None = None, *, parallel: bool = False, literal: bo
     return kernel
 
 
+class Kernel(CPUDispatcher):
+    """A compiled function that takes the pool of threads while it runs, so that Python threads take turns."""
+
+    _cache: Any
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        with threads.lock:
+            return self._run(*arguments, **named)
+
+    @functools.cached_property
+    def _run(self) -> Any:
+        """Return Numba's own call: kept, since to look it up for each call takes a third of the time of this class."""
+        return CPUDispatcher.__call__.__get__(self)
+
+    def compile(self, sig: Any) -> Any:
+        """Compile for these types of arguments, or load what is cached; either is linked with the pool's functions."""
+        threads.start()
+        return super().compile(sig)
+
+    def is_cached(self, sig: tuple) -> bool:
+        """Return whether the cache holds the kernel for these types, or there is none that could."""
+        return not isinstance(self._cache, _Cache) or self._cache.holds(sig, self.targetctx)
+
+
+def _refuse(kernel: Any, *arguments: Any, **named: Any) -> Any:
+    raise MbnpError(
+        f"{kernel.py_func.__name__} cannot run: this process was forked from one in which kernels ran, and a fork has "
+        'no copy of their threads: start it by multiprocessing.get_context("spawn"), or fork before the first kernel'
+    )
+
+
+def _after_fork() -> None:
+    if threads.forked:
+        Kernel.__call__ = _refuse  # type: ignore[assignment, method-assign]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)  # after that of `threads`
+
+
+def of_one_type(array: np.ndarray) -> np.ndarray:
+    """Return an array that kernels read: itself, or where it is read-only its memory as if it could be written.
+
+    Read-only arrays are a type of their own, for which Numba would compile every kernel once more.
+    """
+    return array if array.flags.writeable else np.asarray(_AsIfWritable(array))
+
+
+class _AsIfWritable:
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array  # which is there as long as this is
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
 class _Cache(caching.FunctionCache):
-    """Numba's cache on disk, invalidated when any Python file of the kernel's folder changes, not only its own."""
+    """Numba's cache on disk, but that a change in any Python file of the kernel's folder, or damage, is noticed.
+
+    For each kernel, types of arguments and processor there is one file: a checksum of the rest, the stamp of what it
+    was compiled from, and the code. What cannot be read or written costs a line on stderr, and compiling.
+    """
 
     def __init__(self, function: Callable) -> None:
         super().__init__(function)
-        base, chosen = self._impl.filename_base, os.environ.get("MBNP_VECTOR_BYTES")
-        stamp = _stamp(Path(inspect.getfile(function)).parent)
-        # A file for each chosen width of vectors; the processor is in Numba's own key.
-        self._cache_file = caching.IndexDataCacheFile(self._cache_path, base + f".v{chosen}" * bool(chosen), stamp)
+        chosen = os.environ.get("MBNP_VECTOR_BYTES")  # the processor is in Numba's own key, the width of vectors is not
+        self._base = os.path.join(self._cache_path, self._impl.filename_base + f".v{chosen}" * bool(chosen))
+        self._stamp = hashlib.sha256(f"{numba.__version__} {_stamp(Path(inspect.getfile(function)).parent)}".encode())
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        numba.get_num_threads()  # starts the pool, whose functions a parallel kernel is linked with
-        return super().load_overload(sig, target_context)
+    def flush(self) -> None:
+        """Forget nothing: what is compiled again replaces what there is."""
+
+    def holds(self, sig: tuple, target_context: Any) -> bool:
+        """Return whether there is a file for these types, of these sources; what is in it may be damaged."""
+        with contextlib.suppress(OSError), open(self._path(sig, target_context.codegen()), "rb") as file:
+            return file.read(64)[32:] == self._stamp.digest()
+        return False
+
+    def _path(self, sig: tuple, codegen: Any) -> Path:
+        key = hashlib.sha256(str(self._index_key(sig, codegen)).encode()).hexdigest()
+        return Path(f"{self._base}.{key[:20]}.nbc")
+
+    def _load_overload(self, sig: tuple, target_context: Any) -> Any:
+        path = self._path(sig, target_context.codegen())
+        try:
+            content = path.read_bytes()
+            checksum, stamp, data = content[:32], content[32:64], content[64:]
+            if checksum != hashlib.sha256(stamp + data).digest():
+                raise ValueError("its checksum is wrong")
+            if stamp != self._stamp.digest():
+                return None
+            found = self._impl.rebuild(target_context, pickle.loads(data))
+            return found if tuple(found.signature.args) == tuple(sig) else None
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            _say_once("is compiled again, because its file cannot be used", error, path)
+            with contextlib.suppress(OSError):  # a file is replaced by what is compiled, a folder must go first
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+            return None
+
+    def _save_overload(self, sig: tuple, data: Any) -> None:
+        if not self._impl.check_cachable(data):
+            return
+        path = self._path(sig, data.codegen)
+        partial = path.with_name(f"{path.name}.tmp.{secrets.token_hex(8)}")
+        content = self._stamp.digest() + serialize.dumps(self._impl.reduce(data))
+        try:
+            self._impl.locator.ensure_cache_path()
+            for left in path.parent.glob(f"{path.name}.tmp.*"):  # by a process that was killed while it wrote
+                if time.time() - left.stat().st_mtime > 600:
+                    left.unlink(missing_ok=True)
+            partial.write_bytes(hashlib.sha256(content).digest() + content)
+            os.replace(partial, path)
+        except OSError as error:
+            _say_once("cannot be kept", error, path)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
 
 @functools.cache
 def _stamp(folder: Path) -> str:
-    """Hash what a folder's kernels are compiled from: its Python files, and those of this one and of the operations."""
+    """Hash what a folder's kernels are compiled from: its Python files, and those of this one and of the operations.
+
+    What is imported from a zip file is compiled from all of that.
+    """
     contents = hashlib.sha256()
     here = Path(__file__).parent
-    for path in [*sorted(here.glob("*.py")), here.parent / "ops" / "matmul.py", *sorted(folder.glob("*.py"))]:
+    archive = next((place for place in (here, *here.parents) if place.is_file()), None)
+    ours = [archive] if archive else [*sorted(here.glob("*.py")), here.parent / "ops" / "matmul.py"]
+    for path in [*ours, *sorted(folder.glob("*.py"))]:
         contents.update(path.read_bytes())
     return contents.hexdigest()
+
+
+_said: set[str] = set()
+
+
+def _say_once(what: str, error: Exception, path: Path) -> None:
+    """Print one line for the first kernel of a process that this is true of: a full disk is full for all of them."""
+    if what not in _said:
+        _said.add(what)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # no stderr, or a closed one
+            print(f"mbnp: a compiled kernel {what} ({reason}): {ascii(str(path))[1:-1]}", file=sys.stderr)
 
 
 def piece(function: Callable | None = None, *, allocates: bool = False) -> Callable:

@@ -5,6 +5,7 @@ The last two run as their own documentation says that they are fastest on a CPU.
 
 import copy
 import multiprocessing
+import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from mbnp.bench.workload import SGD_OPTIONS, Workload, optimiser
 from mbnp.errors import MbnpError, unknown
 from mbnp.network import Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
+from mbnp.parent import end_with_parent
 
 # What --against knows -> the packages that it needs.
 PEERS = {"readable": [], "torch": ["torch"], "onnxruntime": ["onnxruntime", "onnx", "torch"]}
@@ -244,7 +246,8 @@ class OnnxRuntime(Candidate):
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/network.onnx"
             # By another process: PyTorch in this one would bring its own threads and a warmer allocator.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as another:
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, spawn, end_with_parent, (os.getpid(),)) as another:
                 another.submit(_export, self.workload, path).result()
             self.session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
         self.feed = {self.session.get_inputs()[0].name: np.ascontiguousarray(self.x.transpose(0, 3, 1, 2))}

@@ -25,6 +25,7 @@ import psutil
 
 from mbnp.bench.candidates import TUNED, Arrays, Candidate, Reference
 from mbnp.bench.workload import Workload
+from mbnp.parent import end_with_parent
 
 PAUSE = 0.05  # seconds between turns
 TURN = 0.1  # seconds that a turn should take, about
@@ -54,7 +55,7 @@ class Result:
 
     @property
     def slowdown(self) -> float:
-        """How many times as long a step takes beside the load."""
+        """Return how many times as long a step takes beside the load."""
         return statistics.median(self.loaded) / self.median
 
     @property
@@ -83,7 +84,7 @@ class Worker(AbstractContextManager["Worker"]):
         self.printed.touch()
         spawn = multiprocessing.get_context("spawn")
         self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(theirs, self.printed, candidate, workload))
+        self.process = spawn.Process(target=_serve, args=(theirs, self.printed, candidate, workload, os.getpid()))
         with environment(candidate.allocator):
             self.process.start()
         theirs.close()
@@ -117,15 +118,19 @@ class Load(AbstractContextManager["Load"]):
     """
 
     def __init__(self, count: int) -> None:
-        loop = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
-        started = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(count)]
-        self.processes = [psutil.Process(process.pid) for process in started]
-        self._started = started
+        watch = f"from mbnp.parent import end_with_parent\nend_with_parent({os.getpid()})"
+        command = [sys.executable, "-c", f"{watch}\nprint(flush=True)\nwhile True: pass"]
+        self._started = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(count)]
+        for process in self._started:
+            assert process.stdout is not None
+            process.stdout.readline()  # it watches its parent: not before may it be suspended
+            process.stdout.close()
+        self.processes = [psutil.Process(process.pid) for process in self._started]
         self._each(psutil.Process.suspend)
 
     def __exit__(self, *_: object) -> None:
-        self._each(psutil.Process.kill)
         for process in self._started:
+            process.kill()
             process.wait()
 
     @contextmanager
@@ -260,8 +265,9 @@ def environment(allocator: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _serve(connection: Connection, printed: Path, candidate: Candidate, workload: Workload) -> None:
+def _serve(connection: Connection, printed: Path, candidate: Candidate, workload: Workload, parent: int) -> None:
     """Answer requests in the new process, until the connection is closed."""
+    end_with_parent(parent)
     file = os.open(printed, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):  # libraries print what they like
         os.dup2(file, stream)

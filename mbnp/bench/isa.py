@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from llvmlite import binding
 
 from mbnp.errors import MbnpError, unknown
+from mbnp.parent import end_with_parent
 
 # What --isa knows -> what holds mbnp, PyTorch (its own kernels, oneDNN, MKL and torch.compile) and OpenBLAS to it.
 KNOWN = {
@@ -26,6 +27,7 @@ KNOWN = {
         "OPENBLAS_CORETYPE": "Haswell",
     }
 }
+PARENT = "MBNP_PARENT"  # the variable with the number of the process that this one must not outlive
 NOT_HELD = "not held"  # what is said of a library that has no such variable
 
 
@@ -42,8 +44,14 @@ def held(name: str, environment: Mapping[str, str] = os.environ) -> bool:
     return all(environment.get(variable) == value for variable, value in KNOWN[name].items())
 
 
+def begin() -> None:
+    """Let this process end with that of `run_again`, if that has started it."""
+    if PARENT in os.environ:
+        end_with_parent(int(os.environ.pop(PARENT)))
+
+
 def run_again(name: str, arguments: Sequence[str]) -> int:
     """Run `mbnp` with these arguments in a process that is held to the instruction set; return its exit status."""
     sys.stdout.flush()
     command = [sys.executable, "-m", "mbnp", *arguments]
-    return subprocess.run(command, env={**os.environ, **KNOWN[name]}).returncode
+    return subprocess.run(command, env={**os.environ, **KNOWN[name], PARENT: str(os.getpid())}).returncode

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import numba
 
 from mbnp import backend, models, plots
 from mbnp.bench import candidates, comparison, isa, machine, profile, report, scaling
 from mbnp.bench.workload import Workload
 from mbnp.commands import common
+from mbnp.commands.console import Console
 from mbnp.errors import MbnpError, unknown
 from mbnp.tables import hang
 from mbnp.weights.files import replacing
@@ -24,6 +25,8 @@ WORKS = ("training", "inference", "single", "mobilenet-v1")  # single: a batch o
 
 
 def run(options: Namespace) -> int:
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise MbnpError("NUMBA_DISABLE_JIT is set, and kernels that are not compiled never end: unset it to measure")
     peers = _names(options.against)
     candidates.check_peers(peers)
     if options.rounds < 1:

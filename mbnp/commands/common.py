@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from numba.core import event
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from mbnp import backend, datasets, fused
+from mbnp.commands.console import Console
 from mbnp.datasets import Dataset
 from mbnp.errors import MbnpError
 from mbnp.fused import ahead

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from mbnp import datasets, plots, tables
 from mbnp.commands import common
+from mbnp.commands.console import Console
 from mbnp.datasets.dataset import new_folder
 from mbnp.errors import MbnpError, unknown
 

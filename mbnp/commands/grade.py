@@ -4,10 +4,10 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from mbnp import grading, tables, translation
+from mbnp.commands.console import Console
 from mbnp.errors import MbnpError
 from mbnp.grading import hints, progress, source, watch
 

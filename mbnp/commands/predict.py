@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mbnp import tables, train, weights
+from mbnp import spec, tables, train, weights
 from mbnp.commands import common
 from mbnp.datasets.images import files_in, read_image
 from mbnp.errors import MbnpError
@@ -52,8 +52,9 @@ def _say(text: str) -> None:
 def _answers(net: Network, options: Namespace) -> Iterator[dict[str, Any]]:
     """Yield for each image its classes and their probabilities, or the error."""
     files = [file for name in options.images for file in _files(name)]
-    for first in range(0, len(files), _AT_ONCE):
-        paths = files[first : first + _AT_ONCE]
+    count = spec.most_images(net, (net.resolution, net.resolution, net.channels), _AT_ONCE)
+    for first in range(0, len(files), count):
+        paths = files[first : first + count]
         read = [_read(path, net) for path in paths]
         good = [image for image in read if isinstance(image, np.ndarray)]
         probabilities = iter(train.probabilities(net, np.stack(good)) if good else ())

@@ -13,14 +13,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TimeRemainingColumn
 from rich.text import Text
 
 from mbnp import datasets, models, runs, tables, train, weights
 from mbnp.commands import common
+from mbnp.commands.console import Console
 from mbnp.datasets import Dataset
-from mbnp.errors import DivergedError, MbnpError
+from mbnp.errors import DivergedError, MbnpError, printable
 from mbnp.network import Network
 from mbnp.recipe import Recipe
 from mbnp.train import Record, Snapshot
@@ -31,6 +31,7 @@ CHANGEABLE = ("--threads", "--every", "--data", "--epochs")
 
 def run(options: Namespace) -> int:
     if options.resume is not None:
+        runs.load_config(options.resume)  # before a lock is made in what may be no run folder
         with runs.locked(options.resume):
             return _go_on(options)
     if options.out is not None:
@@ -60,9 +61,12 @@ def _go_on(options: Namespace) -> int:
         raise MbnpError(f"the run was trained on other images than those of {data.source}: name its own with --data")
     if (last := config["freeze_until"]) is not None:
         net.freeze_until(last)
+    if recipe.epochs != config["recipe"]["epochs"]:
+        config["recipe"]["epochs"] = recipe.epochs
+        runs.save_config(folder, config)
     now = runs.environment()
     if changed := [key for key in now if key != "threads" and now[key] != config[key]]:
-        notes.append(f"the run began with other {' and '.join(changed)}: its numbers may differ in the last digits")
+        notes.append(f"{' and '.join(changed)} changed since the run began: its numbers may differ in the last digits")
     init = config["init"] and config["init"]["path"]
     options.init, options.data, options.out = init, options.data or known["argument"], folder
     options.every = options.every or config["every"]
@@ -71,7 +75,7 @@ def _go_on(options: Namespace) -> int:
 
 
 def _recipe_of(config: dict[str, Any], options: Namespace, progress: train.Progress) -> Recipe:
-    """Return the recipe of a run, with more epochs if they are asked for; config is changed with it."""
+    """Return the recipe of a run, with more epochs if they are asked for."""
     recipe = runs.recipe(config)
     if options.epochs in (None, recipe.epochs):
         return recipe
@@ -79,9 +83,7 @@ def _recipe_of(config: dict[str, Any], options: Namespace, progress: train.Progr
         raise MbnpError(f"the schedule {recipe.schedule} was made for {recipe.epochs} epochs: leave out --epochs")
     if options.epochs < progress.epoch - 1:
         raise MbnpError(f"the run has done {progress.epoch - 1} epochs already: --epochs must be at least that")
-    config["recipe"]["epochs"] = options.epochs
-    runs.save_config(options.resume, config)
-    return runs.recipe(config)
+    return dataclasses.replace(recipe, epochs=options.epochs)
 
 
 def _check(options: Namespace) -> None:
@@ -240,7 +242,7 @@ class _Session:
     def draw(self) -> None:
         """Draw the curves; the run folder is worth more than they are."""
         if self.history:
-            name = self.data.name.encode(errors="replace").decode()  # of a folder, which may be no text
+            name = printable(self.data.name)  # of a folder, which may be no text
             try:
                 runs.save_curves(self.folder, self.history, f"{self.name()} on {name}")
             except OSError as error:

@@ -5,11 +5,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
-from rich.console import Console
 
 from mbnp import datasets, models, tables, train
 from mbnp.commands import common
+from mbnp.commands.console import Console
 from mbnp.network import Network
 from mbnp.optim import update
 
@@ -17,6 +18,9 @@ from mbnp.optim import update
 def run(options: Namespace) -> None:
     if options.model is not None:
         models.options(options.model)  # raises for a name that is unknown
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        print("nothing to warm up: NUMBA_DISABLE_JIT is set, and nothing is compiled")
+        return
     some_kernel: Any = update.sgd
     cache = some_kernel.stats.cache_path
     if cache is None:

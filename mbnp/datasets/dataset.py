@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, refuse_mask
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,6 +28,8 @@ class Split:
     masks: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        refuse_mask("images", self.images)
+        refuse_mask("labels", self.labels)
         if len(self.labels) != len(self.images):
             raise MbnpError(f"{len(self.images)} images have {len(self.labels)} labels")
 

@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from mbnp.datasets import images
 from mbnp.datasets.dataset import Dataset, Split
 from mbnp.datasets.downloading import cache_folder
 from mbnp.errors import MbnpError, short
+from mbnp.parent import serve
 
 Progress = Callable[[int, int], Any]
 
@@ -260,11 +260,11 @@ def _decode_all(
 def _pool(processes: bool) -> Executor:
     if not processes:
         return ThreadPoolExecutor(os.cpu_count())  # Pillow decodes without Python's lock, but not all else does
-    return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), _start)
+    return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), _start, (os.getpid(),))
 
 
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
+def _start(parent: int) -> None:
+    serve(parent)
     images.quiet().__enter__()  # for as long as the process lives
 
 

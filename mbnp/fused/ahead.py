@@ -7,11 +7,9 @@ of a minute. Here each kernel that a network needs is compiled by the next free 
 import contextlib
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -23,6 +21,7 @@ from mbnp.fused.inference import Inference
 from mbnp.fused.kernels import program
 from mbnp.fused.training import Plan
 from mbnp.network import Network
+from mbnp.parent import serve
 
 # The kernels by their name, each with the module in which the engine looks it up when it calls it.
 KERNELS: dict[str, Any] = {**dict.fromkeys(kernels.__all__, kernels), "run_program": program}
@@ -34,7 +33,7 @@ def missing(net: Network) -> list[str]:
     """Return the fused kernels of `net` that no cache on disk holds yet and that several processes could compile."""
     if _processes() < 2 or numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         return []
-    return [name for name in signatures(net) if not _is_cached(name)]
+    return [name for name, types in signatures(net).items() if not _kernel(name).is_cached(types)]
 
 
 def compile_kernels(net: Network, names: list[str], on_kernel: Callable[[int], Any] = lambda done: None) -> None:
@@ -42,7 +41,7 @@ def compile_kernels(net: Network, names: list[str], on_kernel: Callable[[int], A
 
     A kernel that is not compiled here, because a process was stopped, is compiled by its first call.
     """
-    about = spec.describe(net), net.dtype.name
+    about = spec.describe(net), net.dtype.name, os.getpid()
     context = multiprocessing.get_context("spawn")
     with (
         contextlib.suppress(BrokenProcessPool, OSError),
@@ -101,20 +100,11 @@ def _kernel(name: str) -> Any:
     return getattr(KERNELS[name], name)
 
 
-def _is_cached(name: str) -> bool:
-    """Return whether the kernel has an entry in the cache, or there is no cache to put one into.
-
-    One that is stale, or of another dtype, is looked into only by the kernel's first call, which then compiles.
-    """
-    kernel = _kernel(name)
-    return kernel.stats.cache_path is None or Path(kernel._cache._cache_file._index_path).exists()
-
-
 _known: dict[str, tuple] = {}  # the signatures, in a process that compiles
 
 
-def _remember(description: dict[str, Any], dtype: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
+def _remember(description: dict[str, Any], dtype: str, parent: int) -> None:
+    serve(parent)
     _known.update(signatures(spec.build(description, dtype)))
 
 

@@ -27,6 +27,11 @@ def convert(net: Network) -> "FusedNetwork":
     one another. MBNP_BACKEND or `backend.use` other than numba runs `net` itself. Copies (`copy.deepcopy`, pickle)
     are networks of their own.
 
+    A number that is not finite in the outputs of `net` is not finite here, and a NaN in an image shows in the same
+    outputs; in inference the other images of its batch do not see it. But an infinity may reach other channels of its
+    pixel, too, and statistics whose squares overflow are NaN in training; BatchNorm within weights may spare an
+    overflow before it; and the gradient of a bias before BatchNorm is 0, whatever the others are.
+
     The layers and their options (strides, padding, the bound of a ReLU6) are those of now: after replacing one, convert
     again.
     """
@@ -54,6 +59,13 @@ class _Frozen(NamedTuple):
     plan: Plan | None
 
 
+class _Nothing:
+    """Stands for a training pass in which nothing learns."""
+
+    def backward(self, dy: np.ndarray) -> None:
+        """Do nothing."""
+
+
 class FusedNetwork(Network):
     """What `convert` returns. Everything but forward and backward is the reference network's own."""
 
@@ -71,10 +83,11 @@ class FusedNetwork(Network):
     def __init__(self, net: Network) -> None:
         self.reference = net.reference if isinstance(net, FusedNetwork) else net
         self._variables = self.reference.variables()
-        self._operations = Cache(self._match)
-        self._programs = Cache(self._program, 4)  # a batch's chunks and its last one, after frozen layers, too
-        self._plans = Cache(self._plan)
-        self._backward: Any = None  # what goes back through the last training forward
+        # Nothing here leads back to this object, so that its memory is free as soon as it is dropped.
+        self._operations = Cache()
+        self._programs = Cache(4)  # a batch's chunks and its last one, after frozen layers, too
+        self._plans = Cache()
+        self._last: Network | Plan | _Nothing | None = None  # what goes back through the last training forward
         self._spent: dict[tuple[str, ...], list[float]] | None = None  # within `timed`
 
     def __reduce__(self) -> tuple:
@@ -110,21 +123,21 @@ class FusedNetwork(Network):
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         """Return the logits (N, classes) of normalised images x (N, H, W, 3). The array is the caller's to keep."""
         self.check_input(x)
-        x = np.ascontiguousarray(x)
+        x = backend.of_one_type(np.ascontiguousarray(x))
         with backend.one_pool():  # one call at a time: memory is reused
-            operations = self._operations[x.shape] if backend.current() == "numba" else None
+            operations = self._operations.get(x.shape, self._match) if backend.current() == "numba" else None
             if not operations:
-                self._backward = self.reference.backward if train else self._backward
+                self._last = self.reference if train else self._last
                 return self.reference.forward(x, train)
             return self._forward(operations, x) if train else self._inferred(operations, x)
 
     def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
         """Add to every parameter's gradient; return the gradient of the images where `needs_dx` is set, else None."""
         with backend.one_pool():
-            if self._backward is None:
+            if self._last is None:
                 raise MbnpError("backward has nothing to go back through: call forward(x, train=True) before it")
-            backward, self._backward = self._backward, None
-            dx = backward(dy)
+            last, self._last = self._last, None
+            dx = last.backward(dy, self._clock) if isinstance(last, Plan) else last.backward(dy)
             return dx if self.needs_dx else None
 
     # -- plans and programs, one for each shape --
@@ -149,13 +162,13 @@ class FusedNetwork(Network):
         count = len(operations) if count is None else count
         found = []
         for chunk in chunks(len(x)):
-            program = self._programs[x[chunk].shape, count]
+            program = self._programs.get((x[chunk].shape, count), self._program)
             found.append(program.forward(x[chunk], None if self._spent is None else self._clock))
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _plan(self, key: tuple) -> _Frozen:
         shape, needs_dx, _ = key
-        operations = self._operations[shape]
+        operations = self._operations.get(shape, self._match)
         assert operations
         frozen = 0 if needs_dx else _count_frozen(operations)
         if frozen == len(operations):
@@ -165,15 +178,15 @@ class FusedNetwork(Network):
 
     def _forward(self, operations: list[Operation], x: np.ndarray) -> np.ndarray:
         learning = tuple(p.frozen for p in self._variables.values() if hasattr(p, "frozen"))
-        frozen, plan = self._plans[x.shape, bool(self.needs_dx), learning]
+        frozen, plan = self._plans.get((x.shape, bool(self.needs_dx), learning), self._plan)
         y = self._inferred(operations, x, frozen) if frozen else x
         if plan is None:
-            self._backward = lambda dy: None
+            self._last = _Nothing()
             return y
         if frozen and operations[frozen - 1].flat:
             y = y.reshape(len(y), 1, 1, -1)
         y = plan.forward(y, self._clock)
-        self._backward = lambda dy: plan.backward(dy, self._clock)
+        self._last = plan
         return y
 
     def _clock(self, names: tuple[str, ...], backward: bool, run: Any) -> None:

@@ -101,16 +101,17 @@ def middle(buffer: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 class Cache:
-    """What `make(key)` makes, for the last keys that were asked for."""
+    """What was made for the last keys that were asked for."""
 
-    def __init__(self, make: Callable[[Any], Any], kept: int = SHAPES_KEPT) -> None:
-        self.make, self.most = make, kept
+    def __init__(self, kept: int = SHAPES_KEPT) -> None:
+        self.most = kept
         self.kept: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def __getitem__(self, key: Hashable) -> Any:
+    def get(self, key: Hashable, make: Callable[[Any], Any]) -> Any:
+        """Return what is kept for a key, or else make(key)."""
         if key not in self.kept:
             if len(self.kept) == self.most:
                 self.kept.popitem(last=False)  # before the new one is made, so that both are never there at once
-            self.kept[key] = self.make(key)
+            self.kept[key] = make(key)
         self.kept.move_to_end(key)
         return self.kept[key]

@@ -1,10 +1,11 @@
 """Exercises of the lessons and their grader: `mbnp grade tutorials/exercises/01.py`.
 
 In the order to read them: `lessons/` has the exercises as data. `exercise.py` calls a reader's function on their cases,
-`compare.py` describes the first difference, `diagnose.py` looks for its likely reason among the faults of `faults.py`,
-and `rules.py` says what a right answer must not do. The reader's file (`source.py`) runs in a process of its own
-(`program.py`, and at its other end `child.py`). `progress.py`, `hints.py`, `watch.py` and `use.py` are what
-`mbnp grade` has besides.
+`compare.py` describes the first difference, and `diagnose.py` looks for its likely reason: a change (`changes.py`) that
+makes the function right (`mend.py`), one that makes a right solution as wrong (`faults.py`), or else what the wrong
+results have in common (`observe.py`). `rules.py` says what a right answer must not do. The reader's file
+(`source.py`) runs in a process of its own (`program.py`, and at its other end `child.py`). `progress.py`, `hints.py`,
+`watch.py` and `use.py` are what `mbnp grade` has besides.
 """
 
 import importlib
@@ -25,10 +26,9 @@ from mbnp.errors import MbnpError
 from mbnp.grading import lessons as lesson_files
 from mbnp.grading.compare import golden_key
 from mbnp.grading.exercise import Exercise, Mistake, Outcome, grade
-from mbnp.grading.rules import broken
 from mbnp.grading.source import brief, find, read
 
-SECONDS = 1.6  # of our own computing for a file, the search for likely reasons included
+SECONDS = 1.4  # of our own computing for a file, the search for likely reasons included
 
 if TYPE_CHECKING:
     from mbnp.grading.program import Program
@@ -44,6 +44,7 @@ __all__ = [
     "grade",
     "grade_file",
     "lessons",
+    "names",
 ]
 
 
@@ -77,6 +78,12 @@ def exercises(lesson: int) -> Sequence[Exercise]:
     return importlib.import_module(f"mbnp.grading.lessons.lesson_{lesson:02}").EXERCISES
 
 
+def names(lesson: int) -> list[str]:
+    """Return the names of a lesson's exercises, without loading what the exercises need."""
+    text = (resources.files(lesson_files) / f"lesson_{lesson:02}.py").read_text(encoding="utf-8")
+    return re.findall(r'Exercise\(\s*"(\w+)"', text)
+
+
 def golden(lesson: int) -> dict[str, np.ndarray]:
     """Return what PyTorch computed, by `golden_key`; empty where it has no such operation."""
     file = resources.files(lesson_files) / "golden" / f"{lesson:02}.npz"
@@ -104,7 +111,7 @@ def grade_file(path: str | Path) -> Report:
 
 
 def _report(program: "Program", path: str | Path, begin: float) -> Report:
-    known = {lesson: {exercise.name for exercise in exercises(lesson)} for lesson in lessons()}
+    known = {lesson: set(names(lesson)) for lesson in lessons()}
     file = find(path, known)
     source = read(file)
     # A lesson or a notebook also trains and draws.
@@ -115,7 +122,7 @@ def _report(program: "Program", path: str | Path, begin: float) -> Report:
     outcomes = []
     for exercise in exercises(lesson):
         # What all else has left of the time for the whole file, but never nothing.
-        left = max(SECONDS - (time.process_time() - begin), SECONDS / 10)
+        left = max(SECONDS - (time.process_time() - begin) - program.inside_seconds, SECONDS / 10)
         outcomes.append(_grade(program, exercise, values, left))
     notes = [f"{program.where(problem)}; the rest was run without it" for problem in program.problems[:1]]
     return Report(lesson, outcomes, file, [brief(note, 400) for note in notes], program.seconds)
@@ -134,8 +141,8 @@ def _grade(program: "Program", exercise: Exercise, golden: dict[str, np.ndarray]
         reasons.append(f"the file has no function {exercise.name}: was it renamed?")
         return Outcome(exercise.name, "wrong", brief(reasons[0], 400))
     try:
-        rules = partial(program.inside, exercise.name, broken)
-        outcome = grade(exercise, program.function(exercise.name), golden, rules, seconds)
+        inside = partial(program.inside, exercise.name)
+        outcome = grade(exercise, program.function(exercise.name), golden, inside, seconds)
     except Exception as error:  # a mistake of ours must not hide what the other functions do
         what = f"{type(error).__name__}: {error}"
         outcome = Outcome(exercise.name, "wrong", f"the grader cannot judge its result; please report this: {what}")

@@ -26,6 +26,14 @@ class Trial:
     output: int | None = None  # which of several results is wrong
 
 
+class StoppedError(BaseException):
+    """The function did not come back: it ended its process, or exceeded a limit. `line` is the reader's, or 0."""
+
+    def __init__(self, why: str, line: int = 0) -> None:
+        super().__init__(why)
+        self.line = line
+
+
 # --- comparing ---
 
 
@@ -45,7 +53,7 @@ def compare(exercise: Any, trial: Trial, number: int, golden: Mapping[str, np.nd
     if several and (not isinstance(got, tuple | list) or len(got) != len(expected)):
         names = ", ".join(exercise.outputs) or f"{len(expected)} results"
         trial.problem = f"it returned {_kind(got)}, expected a tuple of {len(expected)}: {names}"
-        trial.likely, trial.only_type = _form(got), True
+        trial.likely, trial.only_type = _form(got) or f"all of them are due, with commas between: return {names}", True
         return
     for k, (mine, yours) in enumerate(zip(expected, got, strict=True) if several else [(expected, got)]):
         name = exercise.output_name(k) if several else ""

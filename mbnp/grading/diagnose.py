@@ -4,10 +4,7 @@ First the exercise's own mistakes, then the faults that `faults.py` makes of a r
 every case, those that came out right too; where several do, all are named, since the numbers do not tell them apart.
 """
 
-import contextlib
 import copy
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,36 +13,67 @@ from typing import Any
 import numpy as np
 
 from mbnp.grading import faults
+from mbnp.grading.changes import LEVELS
 from mbnp.grading.child import limit_memory
-from mbnp.grading.compare import EVERYTHING_ZERO, Trial, as_array, equal, same
+from mbnp.grading.compare import EVERYTHING_ZERO, StoppedError, Trial, as_array, equal, same
+from mbnp.grading.mend import EACH, TimeIsUpError, alarm, mended
+from mbnp.grading.observe import observed
 
 SECONDS = 1.4  # of computing, for the search of a fault
-LONGEST = 2.0  # by the clock: one fault may be a loop without an end
+MENDING = 0.6  # the part of it for the reader's own function
 MEMORY = 512 << 20  # bytes for it: another may fill a list as long as it can
 NAMED = 3  # more reasons than that tell nothing
 
 
-def likely(exercise: Any, trials: Sequence[Trial], first: Trial, seconds: float | None = None) -> str:
+def likely(
+    exercise: Any,
+    trials: Sequence[Trial],
+    first: Trial,
+    inside: Callable[..., str] | None = None,
+    seconds: float | None = None,
+) -> str:
     """Return the likely reason for the results of all trials, of which `first` is the first wrong one; or nothing.
 
-    seconds: of computing that the search may take, or else SECONDS
+    inside: as `grade` has it; seconds: of computing that the search may take, or else SECONDS
     """
+    seconds = SECONDS if seconds is None else seconds
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return (
             _known(exercise, trials)
             or _zeros(trials)
-            or _found(exercise, trials, first, SECONDS if seconds is None else seconds)
+            or (inside and _mended(exercise, trials, first, inside, MENDING * seconds))
+            or _found(exercise, trials, first, (1 - MENDING) * seconds if inside else seconds)
             or _known(exercise, trials, first.output)
             or _in_part(exercise, trials, first)
-            or first.likely
+            or _common(trials, first)
+            or observed(exercise, trials, first)
         )
+
+
+def _mended(exercise: Any, trials: Sequence[Trial], first: Trial, inside: Callable[..., str], seconds: float) -> str:
+    """Name the change of the reader's function that makes it right."""
+    runs = all(trial.error is None or trial.problem.startswith("it raised") for trial in trials)
+    if first.only_type or not runs:
+        return ""  # the problem says more, or it is not to be run again: it needs all memory, or calls itself
+    cases = [trial.case for trial in trials]
+    expected = [exercise.reference(**copy.deepcopy(case)) for case in cases]
+    try:
+        return inside(mended, cases, expected, exercise.rtol, seconds, limit=4 * seconds + 2)
+    except (Exception, StoppedError):  # changed, it ended its process
+        return ""
 
 
 def _known(exercise: Any, trials: Sequence[Trial], output: int | None = None) -> str:
     """Name the exercise's mistakes that explain every trial, or one of several results in every trial."""
     rtol = exercise.rtol
     return _either(m.message for m in exercise.mistakes if all(_explains(m.wrong, t, rtol, output) for t in trials))
+
+
+def _common(trials: Sequence[Trial], first: Trial) -> str:
+    """Return what the first wrong result looks like, if all wrong ones do."""
+    alike = all(trial.likely == first.likely for trial in trials if trial.problem)
+    return first.likely if alike or first.only_type else ""
 
 
 def _zeros(trials: Sequence[Trial]) -> str:
@@ -65,8 +93,9 @@ def _found(exercise: Any, trials: Sequence[Trial], first: Trial, seconds: float)
     trials = sorted(trials, key=lambda trial: not trial.problem)  # wrong ones first: they exclude more
     whole: list[str] = []
     in_part: list[str] = []
-    with contextlib.suppress(_TimeIsUpError), _limits():
-        end = time.process_time() + seconds
+    lift = limit_memory(MEMORY, for_good=False)
+    end = time.process_time() + seconds
+    try:
         for fault in _candidates(exercise, first):
             if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
                 whole.append(fault.message)
@@ -76,49 +105,18 @@ def _found(exercise: Any, trials: Sequence[Trial], first: Trial, seconds: float)
                 in_part.append(fault.message)
             if len(set(whole)) == NAMED or time.process_time() > end:
                 break
-    return _either(whole or in_part)
-
-
-class _TimeIsUpError(BaseException):
-    """The search took too long; what was found so far counts."""
-
-
-@contextlib.contextmanager
-def _limits() -> Iterator[None]:
-    """Limit the block's memory to MEMORY, and its time to LONGEST by _TimeIsUpError, where the system can do that."""
-    lift = limit_memory(MEMORY, for_good=False)
-    try:
-        with _alarm(LONGEST):
-            yield
     finally:
         lift()
-
-
-@contextlib.contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: object) -> None:
-        raise _TimeIsUpError
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    return _either(whole or in_part)
 
 
 def _candidates(exercise: Any, first: Trial) -> Iterator[faults.Fault]:
     right = exercise.solutions[0] if exercise.solutions else exercise.reference
     yield from faults.of_result(right, exercise.reference(**copy.deepcopy(first.case)))
     yield from faults.of_arguments(right, first.case)
-    for names in (False, True):  # there are many more of the latter, and they are less likely
+    for level in LEVELS[:2]:  # there are many more of the latter, and they are less likely
         for solution in exercise.solutions:
-            yield from faults.of_source(solution, first.case if names else None)
+            yield from faults.of_source(solution, first.case, level)
 
 
 def _in_part(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
@@ -141,7 +139,10 @@ def _explains(wrong: Callable, trial: Trial, rtol: float, output: int | None = N
     """Return whether `wrong` does what the reader's function did in this trial; output: with that result."""
     arguments = copy.deepcopy(trial.case)
     try:
-        result = wrong(**arguments)
+        with alarm(EACH):
+            result = wrong(**arguments)
+    except TimeIsUpError:
+        return False
     except Exception as error:
         return type(error) is type(trial.error) and str(error) == str(trial.error)
     touched = any(not same(trial.case[name], arguments[name]) for name in trial.case)

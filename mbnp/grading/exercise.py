@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbnp.grading.compare import Trial, compare, describe, same
+from mbnp.grading.compare import StoppedError, Trial, compare, describe, same
 from mbnp.grading.diagnose import likely
+from mbnp.grading.rules import broken
 
 Case = dict[str, Any]
 
@@ -83,13 +84,14 @@ def grade(
     exercise: Exercise,
     function: Callable,
     golden: Mapping[str, np.ndarray] | None = None,
-    rules: Callable[[Sequence[Case], bool], str] | None = None,
+    inside: Callable[..., str] | None = None,
     seconds: float | None = None,
 ) -> Outcome:
     """Run the reader's function on every case.
 
     golden: arrays by the keys that `golden_key` gives
-    rules(cases, pixel_loops): says which rule a right answer breaks, as `rules.broken` does
+    inside(check, *arguments, limit=seconds): returns check(function, *arguments) from where the function runs; without
+        it nothing is looked for in the function itself
     seconds: for the search for a likely reason, as `likely` has it
     """
     outcome = Outcome(exercise.name, "solved")
@@ -105,9 +107,9 @@ def grade(
                 compare(exercise, trials[-1], number, golden or {})
             if isinstance(trials[-1].error, NotImplementedError):
                 break
-        if rules and outcome.status == "solved" and not any(trial.problem for trial in trials):
+        if inside and outcome.status == "solved" and not any(trial.problem for trial in trials):
             with contextlib.suppress(StoppedError):  # it was right, and slower only because it is watched
-                outcome.problem = rules(exercise.make_cases(), exercise.pixel_loops)
+                outcome.problem = inside(broken, exercise.make_cases(), exercise.pixel_loops)
             outcome.status = "wrong" if outcome.problem else "solved"
     outcome.printed = printed.getvalue()
     failed = [trial for trial in trials if trial.problem]
@@ -117,7 +119,7 @@ def grade(
             return Outcome(exercise.name, "not yet", printed=outcome.printed)
         outcome.status, outcome.problem = "wrong", first.problem
         outcome.case = describe(first.case)
-        outcome.likely = likely(exercise, trials, first, seconds)
+        outcome.likely = likely(exercise, trials, first, inside, seconds)
     return outcome
 
 
@@ -158,14 +160,6 @@ def _line_of(error: BaseException, function: Callable) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if code and frame.filename == code.co_filename]
     return f" (line {own[-1].lineno}: {own[-1].line})" if own else ""
-
-
-class StoppedError(BaseException):
-    """The function did not come back: it ended its process, or exceeded a limit. `line` is the reader's, or 0."""
-
-    def __init__(self, why: str, line: int = 0) -> None:
-        super().__init__(why)
-        self.line = line
 
 
 class UnusableError(Exception):

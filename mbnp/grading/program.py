@@ -33,7 +33,8 @@ import psutil
 
 from mbnp.errors import MbnpError
 from mbnp.grading import child
-from mbnp.grading.exercise import StoppedError, UnusableError
+from mbnp.grading.compare import StoppedError
+from mbnp.grading.exercise import UnusableError
 from mbnp.grading.source import Source, brief
 
 SECONDS = 20.0  # more than this for one exercise, or for the file, is an endless loop; compiling does not count
@@ -47,7 +48,12 @@ FLOOD = 200_000_000  # bytes that are too many
 STARTS = 4  # processes for loading a file
 LOOK = 0.05  # seconds between two looks at the process
 
-START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mbnp.grading.child import main; main()"
+START = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from mbnp.grading import child
+from mbnp.parent import end_with_parent
+end_with_parent(int(sys.argv[2]))
+child.main()"""
 
 LOOP = "is there a loop without an end?"
 
@@ -61,6 +67,7 @@ class Program:
         self.problems: list[child.Problem] = []  # what does not run in the file
         self.names: set[str] = set()  # its functions
         self.seconds = 0.0  # what the reader's own program took
+        self.inside_seconds = 0.0  # what checks of ours took in its process
         self._left = 0.0  # of the time for the call that came back last
         self._printed = ""
         self._skipped: list[int] = []
@@ -115,13 +122,22 @@ class Program:
 
         return call
 
-    def inside(self, name: str, check: Callable, *arguments: Any) -> Any:
-        """Return what check(function, *arguments) returns in the process. check: a function of one of our modules."""
+    def inside(self, name: str, check: Callable, *arguments: Any, limit: float = SECONDS) -> Any:
+        """Return what check(function, *arguments) returns in the process, in so many seconds.
+
+        check: a function of one of our modules
+        """
         if self._process is None:
             self._load(SECONDS)
         assert self._process is not None
-        self._process.ask("inside", name, pickle.dumps((check, arguments)))
-        return self._result(self._wait(SECONDS), {})
+        begin, own = _computed(self._process.process.pid), self.seconds
+        try:
+            self._process.ask("inside", name, pickle.dumps((check, arguments)))
+            return self._result(self._wait(limit), {})
+        finally:
+            self.seconds = own
+            now = _computed(self._process.process.pid) if self._process else begin
+            self.inside_seconds += max(now - begin, 0.0)
 
     def done(self) -> str:
         """End an exercise: return what was printed since the last. A process that it left unclean is replaced."""
@@ -241,7 +257,7 @@ class _Process:
         self.folder = tempfile.TemporaryDirectory(prefix="mbnp-grade-", ignore_cleanup_errors=True)
         path = json.dumps([os.path.abspath(place) for place in sys.path])
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", START, path],
+            [sys.executable, "-P", "-c", START, path, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -370,6 +386,14 @@ class _Process:
                 with suppress(OSError):
                     stream.close()
         self.folder.cleanup()
+
+
+def _computed(pid: int) -> float:
+    """Return the seconds of computing that a process has had, 0 if it has ended."""
+    try:
+        return sum(psutil.Process(pid).cpu_times()[:2])
+    except psutil.Error:
+        return 0.0
 
 
 def _memory(process: psutil.Process | None, kind: str) -> int:

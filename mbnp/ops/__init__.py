@@ -30,6 +30,13 @@ convolution is one matrix product over all pixels, and a depthwise convolution r
 Types. float32 or float64. The result has the type of the input, and mixing the two is an error. Means, variances
 and bias gradients, sums over all pixels of a batch, are finished in float64 by the fast implementations, because
 in float32 they would lose two digits.
+Arrays that are empty, masked or not in the machine's byte order are refused.
+
+NaN and infinities. Results are what floating-point arithmetic makes of the formula, as in PyTorch: NaN shows, and
+0 times infinity is NaN, with the zeros of the padding, too. All implementations have NaN, +inf and -inf at the same
+places, with two exceptions: a sum that overflows on the way may do so in one order and not in another, and
+`batchnorm.py` has one of its own. Subnormal numbers are numbers like others.
+
 Operations never write into their arguments, and what they return belongs to the caller.
 """
 

@@ -27,6 +27,10 @@ dy = 1 nothing is left: dx = 0, so a gradient check with ones proves nothing.
 
 In inference mean and var are constants, the running averages: y is a scale and a shift, and dx = gamma/s dy.
 
+A NaN or an infinity makes all of its channel NaN, in training. A variance that overflows x's type (in float32 that of
+values 1e19 apart) is infinite, as in PyTorch: then y = beta, and dx = 0. Where sums in backward are not finite none of
+the channel's dx is, but whether an entry is infinite or NaN depends on how the terms are grouped.
+
 Source: Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167, algorithm 1 and section 3.
 """
 
@@ -256,6 +260,7 @@ def forward(
     rows = x.reshape(-1, x.shape[-1])
     check_count(len(rows))
     y, mean, var = _forward(rows, gamma, beta, float(eps))
+    y[:, np.isposinf(var)] = beta[np.isposinf(var)]
     return y.reshape(x.shape), mean, var
 
 

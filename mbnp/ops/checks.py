@@ -2,26 +2,29 @@
 
 import numpy as np
 
-from mbnp.errors import MbnpError
+from mbnp.backend import of_one_type
+from mbnp.errors import MbnpError, refuse_mask
 
 
 def array(name: str, value: np.ndarray, layout: str | None = None, like: np.ndarray | None = None) -> np.ndarray:
     """Return `value` as a C-contiguous float array (not copied if it is one already).
 
     layout: the axes it must have, such as "(N, H, W, C)"; like: the array whose dtype it must share. Kernels
-    only ever see contiguous arrays, so that a view does not compile a kernel of its own.
+    only ever see contiguous arrays that can be written, so that no view compiles a kernel of its own.
     """
     if not isinstance(value, np.ndarray):
         raise MbnpError(f"{name} must be a NumPy array, got {type(value).__name__}: use np.asarray({name})")
+    refuse_mask(name, value)
     if value.dtype not in (np.float32, np.float64):
-        raise MbnpError(f"{name} must be float32 or float64, got {value.dtype}: use {name}.astype(np.float32)")
+        native = "float64" if value.dtype.name == "float64" else "float32"  # the bytes of >f8 are the other way round
+        raise MbnpError(f"{name} must be float32 or float64, got {value.dtype}: use {name}.astype(np.{native})")
     if like is not None and value.dtype != like.dtype:
         raise MbnpError(f"{name} is {value.dtype} where the input is {like.dtype}: use {name}.astype(np.{like.dtype})")
     if layout is not None and value.ndim != len(layout.split(",")):
         raise MbnpError(f"{name} must have the axes {layout}, got the shape {value.shape}")
     if value.size == 0:
         raise MbnpError(f"{name} is empty: its shape is {value.shape}")
-    return np.asarray(value, order="C")
+    return of_one_type(np.asarray(value, order="C"))
 
 
 def vector(name: str, value: np.ndarray, length: int, like: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
     y[n, i, j, d] = sum_{u, v, c} x[n, p, q, c] w[u, v, c, d] + b[d]
 
-with p = i*SH + u - top and q = j*SW + v - left, the pixel that tap (u, v) looks at; outside, x counts as 0.
+with p = i*SH + u - top and q = j*SW + v - left, the pixel that tap (u, v) looks at; outside, x counts as 0, beside
+weights that are not finite, too (0 times infinity is NaN), and likewise beside dy in dw.
 x (N, H, W, C), w (KH, KW, C, D), b (D,), y (N, OH, OW, D). (Mathematicians call this a correlation: their
 convolution turns the kernel by 180 degrees.)
 
@@ -23,7 +24,7 @@ import numpy as np
 from mbnp import backend
 from mbnp.backend.vectors import BYTES, padded
 from mbnp.ops import checks, matmul
-from mbnp.ops.window import Margin, Size, crop, pad, resolve, tap
+from mbnp.ops.window import Margin, Size, crop, lay_out, pad, resolve, tap
 
 # --- loops: the definition ---
 
@@ -238,6 +239,7 @@ def forward(
     """
     x, w, b = checks.operands(x, w, b, "(N, H, W, C)", "(KH, KW, C, D)")
     stride, padding, _ = resolve(x, w.shape[:2], stride, padding)
+    x, padding = lay_out(x, padding, w)
     return _forward(x, w, b, stride, padding)
 
 
@@ -248,4 +250,8 @@ def backward(
     x, w, _ = checks.operands(x, w, None, "(N, H, W, C)", "(KH, KW, C, D)")
     stride, padding, out = resolve(x, w.shape[:2], stride, padding)
     dy = checks.gradient(dy, (len(x), *out, w.shape[3]), x)
-    return _backward(dy, x, w, stride, padding)
+    dx, dw, db = _backward(dy, x, w, stride, padding)
+    laid_out, no_padding = lay_out(x, padding, db)  # db, a sum of all dy, is finite only if they are
+    if laid_out is not x:
+        _, dw, _ = _backward(dy, laid_out, w, stride, no_padding)
+    return dx, dw, db

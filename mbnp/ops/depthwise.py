@@ -2,7 +2,9 @@
 
     y[n, i, j, c] = sum_{u, v} x[n, p, q, c] w[u, v, c] + b[c]        p = i*SH + u - top, q = j*SW + v - left
 
-x (N, H, W, C), w (KH, KW, C), b (C,), y (N, OH, OW, C); where (p, q) lies outside, x counts as 0.
+x (N, H, W, C), w (KH, KW, C), b (C,), y (N, OH, OW, C); where (p, q) lies outside, x counts as 0, beside weights that
+are not finite, too (0 times infinity is NaN), and likewise beside dy in dw. (PyTorch's depthwise convolution leaves the
+padding out in float32, and multiplies it in float64.)
 It costs KH*KW multiplications per output value, where a standard convolution costs KH*KW*C.
 
 Every product x w is added to one output, so that its derivative is that output's dy:
@@ -19,7 +21,7 @@ import numpy as np
 
 from mbnp import backend
 from mbnp.ops import checks
-from mbnp.ops.window import Margin, Size, crop, pad, resolve, tap
+from mbnp.ops.window import Margin, Size, crop, lay_out, pad, resolve, tap
 
 # --- loops: the definition ---
 
@@ -205,6 +207,7 @@ def forward(
     """
     x, w, b = checks.operands(x, w, b, "(N, H, W, C)", "(KH, KW, C)")
     stride, padding, _ = resolve(x, w.shape[:2], stride, padding)
+    x, padding = lay_out(x, padding, w)
     return _forward(x, w, b, stride, padding)
 
 
@@ -215,4 +218,8 @@ def backward(
     x, w, _ = checks.operands(x, w, None, "(N, H, W, C)", "(KH, KW, C)")
     stride, padding, out = resolve(x, w.shape[:2], stride, padding)
     dy = checks.gradient(dy, (len(x), *out, w.shape[2]), x)
-    return _backward(dy, x, w, stride, padding)
+    dx, dw, db = _backward(dy, x, w, stride, padding)
+    laid_out, no_padding = lay_out(x, padding, db)  # db, a sum of all dy, is finite only if they are
+    if laid_out is not x:
+        _, dw, _ = _backward(dy, laid_out, w, stride, no_padding)
+    return dx, dw, db

@@ -16,7 +16,11 @@ the first, row by row, as in PyTorch). A mean moves with each of its pixels, by 
     average  dx[n, p, q, c] = sum of dy[n, i, j, c] / count[i, j] over the windows that (p, q) is in
     global   dx[n, p, q, c] = dy[n, c] / (H*W)
 
-NaN wins every maximum, so that it shows.
+NaN wins every maximum, so that it shows, and the last of several NaNs gets the gradient, as in PyTorch. Where all of
+a window is -inf, that is its maximum, and the first pixel inside x gets the gradient.
+
+Padding may be up to the window's size less one, so that every window sees a pixel. PyTorch refuses more than half of
+the window; one-sided padding and files of other frameworks need it.
 
 Source: Goodfellow, Bengio and Courville, "Deep Learning", section 9.3; global: Lin, Chen and Yan, "Network in
 Network", arXiv:1312.4400, section 3.2.
@@ -66,7 +70,7 @@ def max_backward_loops(dy, x, size, stride, padding):
                             p, q = i * SH + u - top, j * SW + v - left
                             if 0 <= p < H and 0 <= q < W:
                                 a = x[n, p, q, c]
-                                if p_max < 0 or a > largest or (np.isnan(a) and not np.isnan(largest)):
+                                if p_max < 0 or a > largest or np.isnan(a):
                                     p_max, q_max, largest = p, q, a
                     dx[n, p_max, q_max, c] += dy[n, i, j, c]
     return dx
@@ -81,7 +85,12 @@ def max_forward_numpy(x, size, stride, padding):
 def max_backward_numpy(dy, x, size, stride, padding):
     out = dy.shape[1:3]
     padded = pad(x, padding, -np.inf)
-    winner = np.argmax([tap(padded, u, v, stride, out) for u, v in np.ndindex(size)], axis=0)  # the first one
+    inside = pad(np.ones((1, *x.shape[1:3], 1), bool), padding, False)  # a window may have nothing but -inf inside, too
+    largest, winner = np.full_like(dy, -np.inf), np.full(dy.shape, -1)
+    for k, (u, v) in enumerate(np.ndindex(size)):
+        a = tap(padded, u, v, stride, out)
+        wins = tap(inside, u, v, stride, out) & ((winner < 0) | (a > largest) | np.isnan(a))
+        largest, winner = np.where(wins, a, largest), np.where(wins, k, winner)
     dpadded = np.zeros_like(padded)
     for k, (u, v) in enumerate(np.ndindex(size)):
         dtap = tap(dpadded, u, v, stride, out)

@@ -8,7 +8,8 @@ take 0 there, as PyTorch does:
     dx = dy where 0 < x < max_value, else 0
 
 NaN must come out as NaN: a network that diverges should show it. `x if x > 0 else 0` would turn NaN into 0, since
-every comparison with NaN is false, so all implementations ask whether x is outside, not whether it is inside.
+every comparison with NaN is false, so all implementations ask whether x is outside, not whether it is inside. So dx is
+dy where x is NaN, as in PyTorch's relu (its hardtanh has 0 or dy there, depending on the place in the array).
 
 Source: Nair and Hinton, "Rectified Linear Units Improve Restricted Boltzmann Machines", ICML 2010; ReLU6:
 Krizhevsky, "Convolutional Deep Belief Networks on CIFAR-10", 2010.

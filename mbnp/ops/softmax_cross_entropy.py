@@ -26,7 +26,7 @@ Source: Bishop, "Pattern Recognition and Machine Learning", equation 4.109; labe
 import numpy as np
 
 from mbnp import backend
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, refuse_mask
 from mbnp.ops import checks
 
 # --- loops: the definition ---
@@ -131,6 +131,7 @@ def check(shape: tuple[int, ...], labels: np.ndarray, label_smoothing: float = 0
     if len(shape) != 2:
         raise MbnpError(f"logits must have the axes (N, D), got the shape {shape}")
     N, D = shape
+    refuse_mask("labels", labels)
     try:
         labels = np.asarray(labels)
     except ValueError:
@@ -145,7 +146,7 @@ def check(shape: tuple[int, ...], labels: np.ndarray, label_smoothing: float = 0
         raise MbnpError(f"labels must be 0 to {D - 1} for {D} classes, got {labels[wrong]} at position {wrong}")
     if not 0 <= label_smoothing <= 1:
         raise MbnpError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
-    return np.ascontiguousarray(labels, np.int64)
+    return backend.of_one_type(np.ascontiguousarray(labels, np.int64))
 
 
 def _advice(shape: tuple[int, ...], N: int, D: int) -> str:

@@ -87,6 +87,17 @@ def pad(x: np.ndarray, padding: Padding, value: float = 0.0) -> np.ndarray:
     return np.pad(x, ((0, 0), *padding, (0, 0)), constant_values=value)
 
 
+def lay_out(x: np.ndarray, padding: Padding, factors: np.ndarray) -> tuple[np.ndarray, Padding]:
+    """Return x and its padding; where not all `factors` are finite, x inside zeros and no padding.
+
+    Zeros of the padding are factors, too, and 0 times infinity is NaN. Implementations may leave them out, and need not
+    look.
+    """
+    if not np.any(padding) or np.isfinite(factors).all():
+        return x, padding
+    return pad(x, padding), ((0, 0), (0, 0))
+
+
 def crop(padded: np.ndarray, padding: Padding) -> np.ndarray:
     """Return the middle of `padded`: the inverse of `pad`, copied, so that the margin's memory is freed."""
     (top, bottom), (left, right) = padding

@@ -15,6 +15,7 @@ from typing import Any
 
 from mbnp.errors import MbnpError
 from mbnp.network import Network
+from mbnp.weights import files
 from mbnp.weights.torch_names import from_torch, grads_to_torch, to_torch
 
 __all__ = ["check_target", "from_torch", "grads_to_torch", "load", "save", "to_torch"]
@@ -39,7 +40,12 @@ def load(path: str | os.PathLike) -> Network:
     if reader is None:
         known = ", ".join(_READERS)
         raise MbnpError(f"{path}: unknown kind of checkpoint {path.suffix!r}; known are {known}")
-    return importlib.import_module(f"mbnp.weights.{reader}").load(path)
+    net = importlib.import_module(f"mbnp.weights.{reader}").load(path)
+    try:
+        files.check_description(net, net.resolution, net.classes, net.preprocessing)
+    except MbnpError as error:
+        raise MbnpError(f"{path} cannot be used: {error}") from None
+    return net
 
 
 def save(net: Network, path: str | os.PathLike, **options: Any) -> None:

@@ -1,8 +1,9 @@
 """Helpers that the formats share: files replaced only by whole ones, and checks of values that were read."""
 
-import glob
+import contextlib
 import numbers
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,27 @@ from typing import Any
 import numpy as np
 import psutil
 
+from mbnp import spec
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
+
+_UNFINISHED = re.compile(r"\..+\.mbnp-(\d+)\.[a-z0-9_]{8}(\.part)?")  # as `unfinished` and tempfile make them
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Raise MbnpError, that `path` is damaged, for whatever a library raises on its content within the block.
+
+    There is no list of what they raise. Errors that a file is not there or cannot be opened stay what they are.
+    """
+    path.open("rb").close()
+    try:
+        yield
+    except (MbnpError, MemoryError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a panic of Rust's is no Exception
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MbnpError(f"{path} is damaged or no {kind}: {line[:200]}") from None
 
 
 @contextmanager
@@ -42,27 +62,27 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk. Windows has no such call for folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Wait until a file, or the names in a folder, are on disk. Not all systems can do that for folders."""
+    folder = path.is_dir()
+    with contextlib.suppress(*[OSError] * folder):
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def unfinished(path: Path) -> str:
     """Return how the names of files and folders begin that this process makes, and that will be `path`."""
-    return f".{path.name}.{os.getpid()}."
+    return f".{path.name[:40]}.mbnp-{os.getpid()}."
 
 
 def clear(path: Path) -> None:
-    """Remove what processes that are no more left unfinished of `path`."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
-        pid = partial.name.removeprefix(f".{path.name}.").split(".")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+    """Remove what processes that are no more left unfinished in the folder of `path`."""
+    for partial in path.parent.glob(".*.mbnp-*.*"):
+        found = _UNFINISHED.fullmatch(partial.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def check_square(net: Network, size: tuple[int, ...], out: tuple[int, ...]) -> None:
@@ -89,9 +109,10 @@ def set_description(net: Network, resolution: Any, classes: Any, preprocessing: 
 
 
 def check_description(net: Network, resolution: Any, classes: Any, preprocessing: Any) -> Any:
-    """Return the preprocessing as plain JSON, or None; MbnpError unless images and classes are those of `net`."""
-    if type(resolution) is not int or not 1 <= resolution <= 10_000:
+    """Return the preprocessing as plain JSON, or None; MbnpError unless images and classes suit `net`, and memory."""
+    if type(resolution) is not int or resolution < 1:
         raise MbnpError(f"its resolution is {short(resolution)}")
+    spec.check_flow(net, (resolution, resolution, net.channels))
     if classes is not None:
         if not isinstance(classes, list) or not all(isinstance(c, str) and c.isprintable() for c in classes):
             raise MbnpError(f"its classes are {short(classes, 120)}")

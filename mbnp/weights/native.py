@@ -66,7 +66,7 @@ def build(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray], path: P
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Replace a safetensors file; the metadata gets a checksum. The same input makes the same bytes."""
-    metadata = {**metadata, CHECKSUM: _checksum(arrays)}
+    metadata = {**metadata, CHECKSUM: _checksum(arrays, metadata)}
     data = safetensors.numpy.save(dict(arrays), metadata)
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])  # in an order that changes from call to call
@@ -81,13 +81,15 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
 def read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Return metadata and arrays of a safetensors file; MbnpError if it is damaged. Older files have no checksum."""
     metadata, arrays = _read(path)
-    if metadata.get(CHECKSUM, None) not in (None, _checksum(arrays)) and metadata.get("format", "").startswith("mbnp "):
-        raise MbnpError(f"{path} is damaged: its arrays are not those that were written")
+    if metadata.get("format", "").startswith("mbnp ") and CHECKSUM in metadata:
+        said = metadata.pop(CHECKSUM)
+        if said != _checksum(arrays, metadata):
+            raise MbnpError(f"{path} is damaged: its content is not what was written")
     return metadata, arrays
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
@@ -95,7 +97,7 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    try:
+    with files.reading(path, "safetensors file"):
         with safetensors.safe_open(path, framework="numpy") as file:
             kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
             arrays = {name: file.get_tensor(name) for name, kind in kinds.items() if kind != "BF16"}
@@ -106,8 +108,6 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
                     bits = np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16
                     arrays[name] = bits.view(np.float32).reshape(entry["shape"])
         return metadata, arrays
-    except (safetensors.SafetensorError, TypeError, AttributeError) as error:
-        raise MbnpError(f"{path} is damaged or no safetensors file: {error}") from None
 
 
 def _dtype(arrays: Mapping[str, np.ndarray]) -> Any:

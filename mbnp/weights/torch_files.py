@@ -9,6 +9,7 @@ runs none of them: whatever it asks for beyond tensors and plain containers is r
 
 import io
 import json
+import mmap
 import pickletools
 import zipfile
 from collections.abc import Mapping
@@ -77,8 +78,10 @@ def save(net: Network, path: Path, names: str | None = None) -> None:
     if arch and models.from_description(arch).built_as != spec.describe_layers(net):
         problem = f"without its padding, eps or ReLU6 this network would be taken for another {arch['name']}"
         raise MbnpError(f"{path}: {problem}: write .safetensors or .onnx, or take weights.to_torch(net)")
+    content = io.BytesIO()  # torch's own writer raises a RuntimeError on a full disk
+    torch.save(tensors, content)
     with files.replacing(path) as partial:
-        torch.save(tensors, partial)
+        partial.write_bytes(content.getbuffer())
 
 
 def recognise(arrays: Mapping[str, Any], path: Path) -> Network:
@@ -165,14 +168,9 @@ def _torch(path: Path) -> Any:
 def _tensors(path: Path) -> dict[str, Any]:
     """Return the state dict in a file, read by the weights-only loader."""
     torch = _torch(path)
-    try:
+    with files.reading(path, "file of PyTorch's weights"):
         _check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except MbnpError:
-        raise
-    except Exception as error:  # the loader raises what it likes
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MbnpError(f"{path} is damaged or no file of PyTorch's weights: {line[:200]}") from None
     for nest in NESTS:
         if isinstance(content, dict) and isinstance(content.get(nest), dict):
             content = content[nest]
@@ -202,10 +200,11 @@ def _check_pickles(path: Path) -> None:
                     if entry.filename.lower().endswith(".pkl"):
                         _check_pickle(path, io.BytesIO(archive.read(entry)))
         elif start == _LEGACY:
-            file.seek(0)
+            # As a map of memory, which gives no more than there is: a length in the file may be anything.
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             # Magic number, protocol, system, contents, keys; then come the bytes of the storages.
             for _ in range(5):
-                _check_pickle(path, file, largest=max(size, 100_000))
+                _check_pickle(path, content, largest=max(size, 100_000))
         else:
             raise MbnpError(f"{path} is damaged or no file of PyTorch's weights")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mbnp import backend, fused
+from mbnp import MbnpError, backend, fused
 from mbnp.fused import match
 from mbnp.layers import (
     AveragePool,
@@ -22,6 +22,7 @@ from mbnp.layers import (
     Subsample,
 )
 from mbnp.network import Layer, Network
+from tests.tally import NIGHTLY
 from tests.twins import assert_close, assert_gradients, gradients, vary
 
 TOLERANCE = 1e-9
@@ -69,8 +70,8 @@ class Generator:
         """Return padding of any kind that layers take; some of it is wider than the engine takes."""
         kh, kw = kernel
         margins = ((kh // 2, kh - 1 - kh // 2), (kw // 2, (kw - 1) // 2))
-        wide = ((kh, 0), (1, kw))
-        return self.one_of("same", "same", margins, margins, margins, ((kh - 1, kh - 1), (0, kw - 1)), 0, wide)
+        wide = self.one_of(((kh, 0), (1, kw)), ((0, kh), (0, 0)), ((0, 0), (kw, 0)))
+        return self.one_of("same", "same", margins, margins, margins, ((kh - 1, kh - 1), (0, kw - 1)), 0, wide, wide)
 
     def batchnorm(self, channels):
         # So large an eps because few pixels may hardly vary: rounding would be amplified in both networks.
@@ -210,6 +211,42 @@ def test_a_random_network_is_its_reference(seed):
                 assert_close(dx, dx_expected, TOLERANCE, "dx")
     except Exception as error:
         raise AssertionError(f"{error}\n{what}") from error
+
+
+@pytest.mark.parametrize("array", ["weight", "bias"])
+def test_an_array_of_another_type_is_refused_by_both(array):
+    net = Network({name: Pointwise(3, 3, dtype=np.float64) for name in "ab"}, resolution=4)
+    net.variables()[f"b.{array}"].cast(np.float32)
+    for each in (net, fused.convert(net)):
+        with pytest.raises(MbnpError, match=f"{array[0]} is float32 where the input is float64"):
+            each.forward(np.ones((2, 4, 4, 3)))
+
+
+@np.errstate(all="ignore")
+@pytest.mark.parametrize("seed", range(300 if NIGHTLY else 40))
+def test_what_is_not_finite_shows(seed):
+    """The engine may have more that is not finite, but hides nothing, and lets no other image see it in inference."""
+    (exact, shape), (net, _) = Generator(seed).network(), Generator(seed).network()
+    fast, number = fused.convert(net), (np.nan, np.inf, -np.inf, 1e200)[seed % 4]
+    x = np.random.default_rng(seed).standard_normal((3, *shape))
+    clean = fast.forward(x)
+    x[1, shape[0] // 2, 0, 0] = number
+    for train in (False, True):
+        with backend.use("numpy"):
+            expected = exact.forward(x, train)
+        y = fast.forward(x, train)
+        shown = ~np.isfinite(expected)
+        assert not np.isfinite(y[shown]).any()
+        if np.isnan(number):
+            np.testing.assert_array_equal(~np.isfinite(y), shown)
+        if not train:
+            np.testing.assert_array_equal(y[[0, 2]], clean[[0, 2]])
+    with backend.use("numpy"):
+        exact.backward(np.ones_like(expected))
+    fast.backward(np.ones_like(y))
+    for name, gradient in gradients(exact).items():
+        hidden = ~np.isfinite(gradient) & np.isfinite(gradients(fast)[name])
+        assert not gradients(fast)[name][hidden].any(), name  # a bias before BatchNorm, whose gradient is 0
 
 
 def test_the_networks_are_of_all_kinds():

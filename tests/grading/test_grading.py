@@ -223,8 +223,8 @@ ARRAYS = {
         "the result is float64, expected float32; its numbers",
         "float64 prom",
     ),
-    "writes": (writes, "it wrote into its argument x, which belongs to the caller: work on a copy", ""),
-    "scalar": (lambda x: 3.0, "the result has the shape (), expected (2, 3)", ""),
+    "writes": (writes, "it wrote into its argument x, which belongs to the caller: work on a copy", "an operation in"),
+    "scalar": (lambda x: 3.0, "the result has the shape (), expected (2, 3)", "axes 0 and 1 of the result are"),
     "no array": (lambda x: "no", "the result is of the type str, expected an array of shape (2, 3)", "that is text"),
     "raises": (lambda x: x[5], "it raised IndexError: index 5 is out of bounds for axis 0 with size 2", ""),
 }

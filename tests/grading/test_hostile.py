@@ -303,7 +303,7 @@ def test_no_notebook(tmp_path, capsys, content):
 
 
 def test_watched_where_the_system_cannot_limit_memory(tmp_path, capsys, limits, monkeypatch):
-    monkeypatch.setattr(program, "START", program.START.removesuffix("main()") + NO_LIMIT)
+    monkeypatch.setattr(program, "START", program.START.replace("child.main()", NO_LIMIT))
     monkeypatch.setattr(program, "SLACK", 50 << 20)
     monkeypatch.setattr(program, "SECONDS", 20)
     status = cli.main(["grade", str(KINDS["an endless list"].write(tmp_path))])
@@ -312,7 +312,7 @@ def test_watched_where_the_system_cannot_limit_memory(tmp_path, capsys, limits, 
     assert "it needs more than 0.39 GB of memory" in out
 
 
-NO_LIMIT = "import mbnp.grading.child as c; c.limit_memory = lambda more: None; main()"
+NO_LIMIT = "child.limit_memory = lambda more: None; child.main()"
 
 
 def test_compiling_is_not_the_readers_time(tmp_path, capsys, limits, monkeypatch):

@@ -58,6 +58,23 @@ def test_nan_shows_in_its_channel():
     check((2, 3, 3, 2), (2,), (2,), finite=False, dy=dy)
 
 
+@pytest.mark.parametrize("name", backend.BACKENDS)
+def test_a_variance_that_overflows_leaves_beta_as_in_torch(name):
+    x = np.array([[1e30, 1], [-1e30, 2], [1, 4]], np.float32)
+    gamma, beta, dy = (np.array(a, np.float32) for a in ([2, 3], [5, 6], [[1, 2], [3, 4], [5, 5]]))
+    tensors = [torch.tensor(a, requires_grad=True) for a in (x, gamma, beta)]
+    expected = F.batch_norm(tensors[0], None, None, *tensors[1:], training=True)
+    expected.backward(torch.tensor(dy))
+    with backend.use(name), np.errstate(over="ignore"):
+        y, mean, var = batchnorm.forward(x, gamma, beta)
+        dx, dgamma, dbeta = batchnorm.backward(dy, x, gamma, mean, var)
+    assert np.isposinf(var[0])
+    np.testing.assert_array_equal([y[:, 0], dx[:, 0]], [[5, 5, 5], [0, 0, 0]])
+    oracle.close(y, expected.detach().numpy(), 1e-5, "y")
+    for actual, tensor in zip((dx, dgamma, dbeta), tensors, strict=True):
+        oracle.close(actual, tensor.grad.numpy(), 1e-5, "gradient")
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 3, 7), (4, 3), (1, 1, 1, 4)])
 def test_inference_agrees_with_torch(shape):
     C = shape[-1]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -590,9 +591,17 @@ def test_a_reader_that_does_not_survive(tiny, tmp_path, monkeypatch, script, mat
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is known to hold on Linux only")
 def test_the_reader_gets_no_more_memory_than_the_file_justifies(tiny):
-    code = "import sys, pathlib, reader; reader._limit_memory(1000); bytearray(1 << 30)"
+    code = "import sys, pathlib, reader; reader._limit(1000); bytearray(1 << 30)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(reader.__file__).parent, capture_output=True)
     assert b"MemoryError" in done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is known to hold on Linux only")
+def test_the_reader_gets_no_more_time_than_the_file_justifies():
+    """HDF5 walks some damaged files round and round."""
+    code = "import reader\nreader.SECONDS = 0\nreader._limit(1000)\nwhile True: pass"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(reader.__file__).parent, timeout=60)
+    assert done.returncode == -signal.SIGXCPU
 
 
 def test_single_bytes_that_are_wrong(tiny):

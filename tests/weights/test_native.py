@@ -53,7 +53,7 @@ def test_saving_replaces_whole_files_only(tmp_path, net, monkeypatch):
 def resave(path, change_metadata=None, change_arrays=None):
     with safetensors.safe_open(path, "numpy") as file:
         metadata, arrays = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    del metadata["sha256"]
+    del metadata["sha256"]  # as a forger leaves it out, too
     metadata |= change_metadata or {}
     arrays |= change_arrays or {}
     safetensors.numpy.save_file(arrays, path, metadata)

@@ -216,6 +216,11 @@ def _counted(H, W, K, c_in, c_out, stride):
 
 MACS_MISTAKES = [
     Mistake(
+        "that is a standard convolution, K * K * c_in * c_out for each pixel. Here there are two: K * K * c_in, and "
+        "then c_in * c_out",
+        lambda H, W, K, c_in, c_out, stride: _counted(H, W, K, c_in, 0, stride) * c_out,
+    ),
+    Mistake(
         "stride: the depthwise convolution is counted at its input's H and W. It works once for every pixel that it "
         "writes: the output's size",
         lambda H, W, K, c_in, c_out, stride: (

@@ -50,6 +50,9 @@ TAPS_CASES: list[Case] = [
         (6, 8, 3, 3, 0),
         (1, 6, 3, 1, 2),
         (5, 9, 4, 3, 2),
+        (0, 7, 4, 1, 3),
+        (6, 7, 3, 1, 0),
+        (8, 11, 5, 2, 1),
     )
 ]
 
@@ -69,6 +72,23 @@ def _seen_by(p, size, kernel, stride, padding):
 
 
 TAPS_MISTAKES = [
+    Mistake(
+        "numbers beyond the kernel are cut to its last tap (clip, min). They are no taps: -1 where u >= kernel",
+        lambda p, size, kernel, stride, padding: np.clip(
+            p + padding - stride * np.arange((size + 2 * padding - kernel) // stride + 1), -1, kernel - 1
+        ),
+    ),
+    Mistake(
+        "numbers beyond the kernel are no taps: -1 where u >= kernel, too",
+        lambda p, size, kernel, stride, padding: np.maximum(
+            p + padding - stride * np.arange((size + 2 * padding - kernel) // stride + 1), -1
+        ),
+    ),
+    Mistake(
+        "the numbers of the outputs that use the row are returned. Return one tap for each output, and -1 for the "
+        "others",
+        lambda p, size, kernel, stride, padding: np.flatnonzero(_taps(p, size, kernel, stride, padding) >= 0),
+    ),
     Mistake(
         "0 stands where an output does not use the row. 0 is a tap like the others: -1 is asked for",
         lambda p, size, kernel, stride, padding: np.maximum(_taps(p, size, kernel, stride, padding), 0),

@@ -163,6 +163,23 @@ def _backward(dy, x, gamma, eps):
     return gamma / s * (dy - shift - xhat * stretch)
 
 
+def _from_sums(dy, x, gamma, eps):
+    N, H, W = x.shape[:3]
+    M = N * (H * W)
+    inverse = 1 / np.sqrt(x.var(axis=(0, 1, 2)) + np.float32(eps))
+    xhat = (x - x.mean(axis=(0, 1, 2))) * inverse
+    sums = M * dy - dy.sum(axis=(0, 1, 2)) - xhat * (dy * xhat).sum(axis=(0, 1, 2))
+    return gamma * inverse / np.float32(M) * sums
+
+
+def _dx_of_images(dy, x, gamma, eps):
+    """Take the number of images for M."""
+    M = np.float32(len(x))
+    inverse = 1 / np.sqrt(x.var(PIXELS) + np.float32(eps))
+    xhat = (x - x.mean(PIXELS)) * inverse
+    return gamma * inverse / M * (M * dy - dy.sum(PIXELS) - xhat * (dy * xhat).sum(PIXELS))
+
+
 def _dx_sums(dy, x, gamma, eps):
     """Do not divide the two sums by M."""
     M = np.float32(x.size // x.shape[-1])
@@ -170,6 +187,7 @@ def _dx_sums(dy, x, gamma, eps):
 
 
 DX_MISTAKES = [
+    Mistake("M is taken as the number of images. A channel has N*H*W values", _dx_of_images),
     Mistake(
         "x stands where xhat belongs, in both places: dx = gamma / s * (dy - mean(dy) - xhat * mean(dy * xhat))",
         lambda dy, x, gamma, eps: (
@@ -301,7 +319,7 @@ RUNNING_MISTAKES = [
 
 EXERCISES = [
     Exercise("batchnorm_forward", _forward_cases, _y, FORWARD_MISTAKES, solutions=(_normalised,)),
-    Exercise("batchnorm_dx", _dx_cases, _dx, DX_MISTAKES, rtol=2e-5, solutions=(_backward,)),
+    Exercise("batchnorm_dx", _dx_cases, _dx, DX_MISTAKES, rtol=2e-5, solutions=(_backward, _from_sums)),
     Exercise(
         "running_statistics",
         _running_cases,

@@ -79,6 +79,14 @@ def _one_over_p(logits, labels, least=0.0):
 
 GRADIENT_MISTAKES = [
     Mistake(
+        "softmax: this is the sigmoid of each logit by itself. Its numbers do not sum to 1 over the classes: divide "
+        "the powers of a row by their sum",
+        lambda logits, labels: (
+            (1 / (1 + np.exp(-logits.astype(np.float64))) - _one_hot(logits, labels)).astype(np.float32)
+            / np.float32(len(labels))
+        ),
+    ),
+    Mistake(
         "softmax: one maximum for the whole batch is subtracted. A row far below it becomes exp of large negative "
         "numbers, 0, and 0/0 is NaN. Each row has its own maximum: axis=1, keepdims=True",
         _shifted_by(lambda logits: logits.max()),
@@ -150,6 +158,14 @@ START, END = 1 / 25, 1 / 25 / 1e4  # of the peak
 def _one_cycle(peak, total, warm):
     at = optim.one_cycle(peak, total, warm, momentum=None)
     return np.array([at(step)["lr"] for step in range(total)])
+
+
+def _both_halves(peak, total, warm):
+    step, top, last = np.arange(total), warm * total - 1, total - 1
+    start, end = peak / 25, peak / 25 / 10_000
+    up = start + (peak - start) * (1 - np.cos(np.pi * step / top)) / 2
+    down = end + (peak - end) * (1 + np.cos(np.pi * (step - top) / (last - top))) / 2
+    return np.where(step <= top, up, down)
 
 
 def _cosine(start, end, fraction):
@@ -423,6 +439,6 @@ EXERCISES = [
         GRADIENT_MISTAKES,
         solutions=(_minus_target,),
     ),
-    Exercise("one_cycle", CYCLES, _one_cycle, CYCLE_MISTAKES, rtol=1e-9, solutions=(_by_steps,)),
+    Exercise("one_cycle", CYCLES, _one_cycle, CYCLE_MISTAKES, rtol=1e-9, solutions=(_by_steps, _both_halves)),
     Exercise("mirror_and_crop", _crop_cases, _mirror_and_crop, CROP_MISTAKES, solutions=(_one_by_one,)),
 ]

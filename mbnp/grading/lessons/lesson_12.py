@@ -140,6 +140,11 @@ SAME: list[Case] = [
         (13, 2, 3),
         (9, 4, 1),
         (10, 1, 2),
+        (5, 7, 2),
+        (6, 5, 1),
+        (16, 6, 4),
+        (14, 8, 5),
+        (3, 2, 2),
     )
 ]
 
@@ -231,7 +236,22 @@ def _more_pairs(rng) -> list[Case]:
     only_logits = [maps[0], negative * (1 + 1e-6), zero, logits + 0.01]
     # Off by 35 % of theirs, which is 26 % of ours, and the other way round.
     larger, smaller = [1.35 * maps[0], maps[1], maps[2]], [0.75 * maps[0], maps[1], maps[2]]
-    return [case(only_logits, theirs, 1e-4), case(larger, maps, 0.3), case(smaller, maps, 0.3)]
+    # Off in the second image only; the same numbers at other pixels; one number in many, by a little; by the image that
+    # has the larger numbers.
+    second, moved, single = [maps[0] * 1, maps[1] * 1], [maps[0], maps[1][:, ::-1].copy()], [maps[0] * 1, maps[1] * 1]
+    second[1][1] += 0.01
+    single[0][1, 2, 1, 0] += 4e-4
+    images = np.array([1.0, 100.0]).reshape(2, 1, 1, 1)
+    unlike = [maps[0] * images, maps[1]]
+    return [
+        case(only_logits, theirs, 1e-4),
+        case(larger, maps, 0.3),
+        case(smaller, maps, 0.3),
+        case(second, maps[:2], 1e-4),
+        case(moved, maps[:2], 1e-2),
+        case(single, maps[:2], 1e-4),
+        case([unlike[0] + 1e-3, maps[1]], unlike, 1e-4),
+    ]
 
 
 def _first(ours, theirs, tolerance):
@@ -288,8 +308,35 @@ def _relative_to_ours(ours, theirs, tolerance):
     return -1
 
 
+def _each_by_itself(rtol, atol):
+    """Measure every number by itself, and not by the largest of the layer."""
+
+    def wrong(ours, theirs, tolerance):
+        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            b = b.transpose(0, 2, 3, 1) if b.ndim == 4 else b
+            if not np.allclose(a, b, rtol=rtol(tolerance), atol=atol(tolerance)):
+                return k
+        return -1
+
+    return wrong
+
+
 _SIGN = "sign: without abs, differences downwards are never found, or hide in the sum: np.abs(a - b).max()"
+_EACH = (
+    "each number is measured by itself (np.allclose does that, too), so that one near 0 may not be off at all. The "
+    "tolerance is one for the whole layer: times the largest of theirs"
+)
 FIRST_MISTAKES = [
+    Mistake(_EACH, _each_by_itself(lambda tolerance: tolerance, lambda tolerance: 0)),
+    Mistake(_EACH, _each_by_itself(lambda tolerance: tolerance, lambda tolerance: 1e-8)),
+    Mistake(
+        "means are compared, which hide a few wrong numbers: take the largest difference, and the largest of theirs",
+        _first_with(lambda difference: np.abs(difference).mean(), lambda b: np.abs(b).mean()),
+    ),
+    Mistake(
+        "the number of layers that differ is returned; the index of the first one is asked for",
+        _first_with(choose=len),
+    ),
     Mistake("relative to ours: the tolerance is measured by the largest of *their* output", _relative_to_ours),
     Mistake(
         "sign: the scale is b.max(), without abs. Where their numbers are negative, that is too small or negative: "

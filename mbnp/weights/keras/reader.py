@@ -1,4 +1,4 @@
-"""The bytes of a Keras file: the configuration as text and the arrays by path. `files.read` runs this as a script.
+"""The bytes of a Keras file: the configuration as text and the arrays by path. `files.read` runs this text.
 
 A file is believed only as far as it is long: an array that claims more bytes than are stored, a link that leads
 elsewhere, anything but plain numbers is refused before memory is allocated for it. Archives are read, not unpacked.
@@ -11,6 +11,7 @@ import io
 import json
 import math
 import sys
+import time
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 
 LONGEST_CONFIG = 4 << 20  # bytes of JSON; keras.applications.MobileNet's has 90,000
 DEEPEST_GROUP = 24
+SECONDS, BYTES_A_SECOND = 3, 10 << 20  # a hundred times what reading takes
 COMPRESSION = 16  # random weights do not shrink; a file that claims more than this is not believed
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # of Keras 3, and of TensorFlow 2.12 to 2.15
 NO_WEIGHTS = {"optimizer", "optimizer_weights", "top_level_model_weights"}
@@ -169,8 +171,8 @@ def _text(h5py: Any, attrs: Any, name: str, size: int) -> str | None:
     return text.decode() if isinstance(text, bytes) else str(text)
 
 
-def _limit_memory(size: int) -> None:
-    """Refuse this process more memory than a file of `size` bytes justifies, where the system can."""
+def _limit(size: int) -> None:
+    """Refuse this process more memory and time than a file of `size` bytes justifies, where the system can."""
     try:
         import resource
 
@@ -178,6 +180,9 @@ def _limit_memory(size: int) -> None:
             now = int(file.read().split()[0]) * resource.getpagesize()
         most = now + (128 << 20) + 2 * COMPRESSION * size
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        # Of a processor's time, which no other process takes: a damaged file may be walked round and round.
+        seconds = math.ceil(time.process_time()) + SECONDS + size // BYTES_A_SECOND
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     except (ImportError, OSError, ValueError):
         pass
 
@@ -187,7 +192,7 @@ def main(path: Path) -> None:
     import h5py  # noqa: F401  (before the limit: what it takes is not the file's)
     from safetensors.numpy import save
 
-    _limit_memory(path.stat().st_size)
+    _limit(path.stat().st_size)
     try:
         content = read(path)
     except Refused as error:

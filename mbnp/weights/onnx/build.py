@@ -31,11 +31,12 @@ def load(path: str | os.PathLike) -> Network:
     does not have.
     """
     path = Path(path)
-    try:
-        graph = _read(path)
-        return _described(graph, _network(graph))
-    except MbnpError as error:
-        raise MbnpError(f"{path} cannot be imported: {error}") from None
+    with files.reading(path, "ONNX file"):
+        try:
+            graph = _read(path)
+            return _described(graph, _network(graph))
+        except MbnpError as error:
+            raise MbnpError(f"{path} cannot be imported: {error}") from None
 
 
 def _read(path: Path) -> Graph:

@@ -9,12 +9,12 @@ import numpy as np
 from mbnp.errors import MbnpError
 from mbnp.layers import Flatten
 from mbnp.network import Layer
+from mbnp.spec import MOST_NUMBERS
 from mbnp.weights import layouts
 from mbnp.weights.onnx.constants import Array
 from mbnp.weights.onnx.read import Node
 
 BATCH = -(1 << 40)  # stands for any number of images in shapes that the graph computes
-MOST_NUMBERS = 1 << 28  # of one image's feature map; no real network has one of a gigabyte
 
 
 class Sum(NamedTuple):

@@ -1,0 +1,740 @@
+"""What people write wrong at one place of a function, as changes of its text.
+
+A change that makes a right solution wrong is a fault (`faults.py`); one that makes a reader's function right mends a
+mistake (`mend.py`). A rule of RULES works both ways: `A + B -> A` leaves a term out, and adds one that was left out.
+"""
+
+import ast
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# What is wrong where the right side stands for the left; what is wrong where it is the other way round ("": the same;
+# None: nothing, the rule is for faults only); the two sides. A to F are any expressions, G is any method, *X and **K
+# are all other arguments, and ~ is each of + - * /.
+RULES: list[tuple[str, str | None, str]] = [
+    ("a term is left out", "a term too many", "A + B -> A ; B"),
+    ("a term is left out", "a term too many", "A - B -> A ; -B"),
+    ("it is not subtracted from 1", "it is subtracted from 1", "1 - A -> A"),
+    ("sign", "sign", "A + B -> A - B"),
+    ("the difference is the other way round", "", "A - B -> B - A"),
+    ("absolute values", "absolute values are left out", "A - B -> abs(A - B)"),
+    ("a product for a sum", "a sum for a product", "A + B -> A * B"),
+    ("a product for a sum", "a difference for a product", "A - B -> A * B"),
+    ("a factor is left out", "a factor too many", "A * B -> A ; B"),
+    ("it divides instead of multiplying", "it multiplies instead of dividing", "A * B -> A / B"),
+    ("a factor counts twice", "a factor is to count twice", "A * B -> A * B * B ; A * (A * B)"),
+    ("a square too many", "", "A * B * B -> A"),
+    ("a division is left out", "a division too many", "A / B -> A"),
+    ("a division is left out", "a division too many", "A // B -> A"),
+    ("upside down", "", "A / B -> B / A"),
+    ("upside down", "", "A // B -> B // A"),
+    ("integer division", "integer division", "A / B -> A // B"),
+    ("it divides twice", "it divides once", "A / B -> A / B / B"),
+    ("it is rounded up", "it is rounded up", "A // B -> -(-A // B)"),
+    ("it is rounded", "it is rounded", "A // B -> round(A / B)"),
+    ("the remainder is taken", "", "A // B -> A % B"),
+    ("a power is left out", "a power too many", "A ** 2 -> A"),
+    ("a power is left out", "a power too many", "A ** B -> A"),
+    ("a condition is left out", "a condition too many", "A & B -> A ; B"),
+    ("a condition is left out", "a condition too many", "A | B -> A ; B"),
+    ("and, or", "and, or", "A & B -> A | B"),
+    ("exclusive or", "exclusive or", "A | B -> A ^ B"),
+    ("the product is the other way round", "", "A @ B -> B @ A"),
+    ("transposed", "transposed", "A @ B -> A @ B.T ; A.T @ B"),
+    ("a product of numbers for one of matrices", "a product of matrices for one of numbers", "A @ B -> A * B"),
+    ("brackets", "brackets", "F(A ~ B) -> F(A) ~ B ; A ~ F(B)"),
+    ("order", "order", "F(A).G() -> F(A.G())"),
+    ("order", "order", "F(A).G(*X, **K) -> F(A.G(*X, **K))"),
+    ("a step is left out", "a step too many", "F(A).G(*X, **K) -> A.G(*X, **K)"),
+    ("a step is left out", "a step too many", "A.G(*X, **K) -> A"),
+    ("what is below 0 is kept", "what is below 0 becomes 0, and should not", "max(A, 0) -> A"),
+    ("what is below 0 is kept", "what is below 0 becomes 0, and should not", "np.maximum(A, 0) -> A"),
+    ("only one of the two", "", "max(A, B) -> A ; B"),
+    ("only one of the two", "", "min(A, B) -> A ; B"),
+    ("only one of the two", "", "np.maximum(A, B) -> A ; B"),
+    ("only one of the two", "", "np.minimum(A, B) -> A ; B"),
+    ("the root is left out", "a root too many", "np.sqrt(A) -> A"),
+    ("a step is left out", "absolute values", "np.abs(A) -> A"),
+    ("a step is left out", "a step too many", "np.exp(A) -> A"),
+    ("a step is left out", "a step too many", "np.log(A) -> A"),
+    ("a step is left out", "it is rounded", "int(A) -> A"),
+    ("a step is left out", "it is rounded", "round(A) -> A"),
+    ("a step is left out", "absolute values", "abs(A) -> A"),
+    ("a step is left out", "a step too many", "np.pad(A, *X, **K) -> A"),
+    ("a step is left out", "a step too many", "np.asarray(A) -> A"),
+    ("no difference is made", "a difference is made", "np.where(A, B, C) -> B ; C"),
+    ("reversed", "", "np.where(A, B, C) -> np.where(A, C, B)"),
+    ("no difference is made", "a difference is made", "A if B else C -> A ; C"),
+    ("reversed", "", "A if B else C -> C if B else A"),
+    ("reversed", "reversed", "not A -> A"),
+    ("reversed", "reversed", "~A -> A"),
+    ("sign", "sign", "-A -> A"),
+    ("it is not turned round", "it is turned round", "A[::-1] -> A"),
+    ("it is not turned round", "its columns are turned round", "A[:, ::-1] -> A"),
+    ("it is not rotated", "it is rotated by 180 degrees: a flipped kernel", "A[::-1, ::-1] -> A"),
+    ("it is not transposed", "it is transposed", "A.T -> A"),
+    ("rows only", "rows only", "A[:, ::B, ::B] -> A[:, ::B]"),
+    ("rows only", "rows only", "A[::B, ::B] -> A[::B]"),
+    ("one side only", "one side only", "(A, A) -> (0, A) ; (A, 0)"),
+    ("one side gets all", None, "(A, A) -> (0, 2 * A) ; (2 * A, 0)"),
+    ("this axis is left out", "this axis is not to be padded", "(A, A) -> (0, 0)"),
+    ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "edge")'),
+    ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "reflect")'),
+    ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "symmetric")'),
+    ("padding with something other than zeros", None, 'np.pad(A, B) -> np.pad(A, B, "wrap")'),
+    ("padding with something other than zeros", None, "np.pad(A, B) -> np.pad(A, B, constant_values=1)"),
+    ("a loop's first or last step", "a loop's first or last step", "range(A) -> range(A - 1) ; range(1, A)"),
+    ("a loop's first or last step", "", "range(A) -> range(A + 1) ; range(1, A + 1) ; range(1, A - 1)"),
+    ("a loop's first or last step", "", "range(A, B) -> range(A, B - 1) ; range(A, B + 1) ; range(B)"),
+    ("a loop's first or last step", "", "range(A, B, C) -> range(A, B - 1, C) ; range(A, B + 1, C)"),
+    ("only the first", None, "range(A) -> range(1)"),
+    ("the loop runs backwards", "the loop runs backwards", "range(A) -> reversed(range(A))"),
+    ("it counts from 1", "", "enumerate(A) -> enumerate(A, 1)"),
+    ("it counts from 1", "", "enumerate(A, 1) -> enumerate(A)"),
+    ("where a slice begins or ends", "", "[A:B] -> [A + 1:B] ; [A - 1:B] ; [:B] ; [A:] ; [A:B + 1] ; [A:B - 1]"),
+    ("where a slice begins or ends", "", "[A:B:C] -> [A + 1:B:C] ; [A - 1:B:C] ; [A:B + 1:C] ; [A:B - 1:C]"),
+    ("where a slice begins or ends", "", "[A:] -> [A + 1:] ; [A - 1:] ; [:]"),
+    ("where a slice begins or ends", "", "[:A] -> [:A + 1] ; [:A - 1] ; [:]"),
+    ("where a slice begins or ends", "", "[:] -> [1:] ; [:-1] ; [:1]"),
+    ("where a slice begins or ends", "where a slice begins or ends", "[::A] -> [1::A] ; [A::A] ; [A - 1::A]"),
+    ("the step of a slice is left out", "a slice has a step too many", "[::A] -> [:]"),
+    ("the step of a slice is left out", "a slice has a step too many", "[A:B:C] -> [A:B]"),
+]
+WILD = frozenset("ABCDEFGXK")
+
+# A function in place of another of the same row.
+FAMILIES = [
+    row.split()
+    for row in (
+        "mean sum max min median prod",
+        "std var",
+        "any all",
+        "maximum minimum",
+        "max min",
+        "cos sin",
+        "sqrt square abs exp log",
+        "exp exp2 expm1",
+        "argmax argmin",
+        "ceil floor round rint",
+        "zeros ones",
+    )
+]
+AXES = (None, 0, 1, 2, 3, -1, (0, 1), (1, 2), (0, 2), (0, 3), (0, 1, 2), (0, 2, 3), (1, 2, 3))
+MODES = "constant", "edge", "reflect", "symmetric", "wrap"
+BORDER = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+TURNED = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE}
+TIMES = ast.Mult | ast.Div | ast.FloorDiv
+PLUS = ast.Add | ast.Sub
+REDUCE = {"mean", "sum", "max", "min", "median", "prod", "std", "var", "any", "all"}
+
+
+class Kind(NamedTuple):
+    """What is wrong where a right text was changed (`fault`), and where the change makes it right (`mend`)."""
+
+    fault: str
+    mend: str
+    level: int = 1  # as `changes` has it
+    rank: int = 0  # within the level
+    free: str = ""  # the name that was put in
+
+
+class Change(NamedTuple):
+    """A change of a function's tree: its kind, how to do and to undo it, and the texts before and after it."""
+
+    kind: Kind
+    do: Callable[[], None]
+    undo: Callable[[], None]
+    texts: Callable[[], list[tuple[str, str]]]
+    alike: Any = None  # changes with the same here differ in their names only
+
+    def said(self, what: str, fault: bool) -> str:
+        """Return the message. what: a sentence before "with `this` in place of `that`"."""
+        kind = self.kind.fault if fault else self.kind.mend
+        texts = [(_short(before), _short(after)) for before, after in self.texts()]
+        if not texts[0][1]:
+            return f"{kind}: `{_cut(texts[0][0])}`"
+        pairs = [f"`{_cut(after, before)}` in place of `{_cut(before, after)}`" for before, after in texts[:SHOWN]]
+        return f"{kind}: {what} with {', and '.join(pairs)}"
+
+
+LEVELS = 1, 2, 3
+SHOWN = 2  # of changes that are alike
+
+
+def changes(function: ast.FunctionDef, level: int, case: Mapping[str, Any]) -> list[Change]:
+    """Return changes of one place, the likelier first, and those that are alike at several places as one.
+
+    level: 1 changes what is there; 2 puts one name in place of another, and functions around what is there; 3 adds
+    names where something may be missing. case: arguments like those that the function is called with
+    """
+    uses = _uses(function)
+    lists = _lists(function, case)
+    found = [*_expressions(function, level, [name for name in uses if name not in lists])]
+    found += [change for change in _statements(function) if change.kind.level == level]
+    found += _alike(found)
+    if level == 2:
+        found += _names(function, uses, lists)
+    return sorted(found, key=lambda change: change.kind.rank)
+
+
+def _alike(found: list[Change]) -> Iterator[Change]:
+    """Yield two or more changes as one where they are the same but for their names, as for the rows and columns."""
+    groups: dict[Any, list[Change]] = {}
+    for change in found:
+        if change.alike:
+            groups.setdefault(change.alike, []).append(change)
+    for group in groups.values():
+        if 2 <= len(group) <= 6:
+            for some in itertools.chain(itertools.combinations(group, 2), [group] if len(group) > 2 else []):
+                yield _together(some)
+
+
+def _together(some: Sequence[Change]) -> Change:
+    def do() -> None:
+        for change in some:
+            change.do()
+
+    def undo() -> None:
+        for change in reversed(some):
+            change.undo()
+
+    return Change(some[0].kind, do, undo, lambda: [text for change in some for text in change.texts()])
+
+
+def _put(owner: Any, field: str, at: int | None, new: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return what puts a node into a field of another, or into an item of it where it is a list; and what undoes it."""
+    _locate(new)
+    if at is None:
+        old = getattr(owner, field)
+        return lambda: setattr(owner, field, new), lambda: setattr(owner, field, old)
+    items = getattr(owner, field)
+    old = items[at]
+    return lambda: items.__setitem__(at, new), lambda: items.__setitem__(at, old)
+
+
+def _locate(node: Any) -> None:
+    """Give a place in the text to nodes that have none, which the compiler asks for."""
+    if isinstance(node, list):
+        for item in node:
+            _locate(item)
+    elif isinstance(node, ast.AST) and not hasattr(node, "lineno"):
+        node.lineno = node.end_lineno = 1  # type: ignore[attr-defined]
+        node.col_offset = node.end_col_offset = 0  # type: ignore[attr-defined]
+        for field in node._fields:
+            _locate(getattr(node, field, None))
+
+
+def _short(text: str) -> str:
+    """Return the text in one line, without what adds up to nothing."""
+    return " ".join(text.split()).replace(" - 1 + 1", "").replace(" + 1 - 1", "")
+
+
+def _cut(text: str, other: str = "", most: int = 70) -> str:
+    """Return at most `most` characters of the text, those where it differs from the other one included."""
+    same = next((k for k, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    if len(text) > most and same > most // 2:
+        text = "... " + text[same - most // 3 :]
+    return text if len(text) <= most else text[: most - 4] + " ..."
+
+
+# --- expressions ---
+
+Place = tuple[Any, str, int | None, ast.expr]  # a node, its field, where in it if that is a list, and what stands there
+
+
+def _places(function: ast.FunctionDef) -> Iterator[Place]:
+    """Yield each place of the function where an expression is read."""
+    for owner in ast.walk(function):
+        for field, value in ast.iter_fields(owner):
+            if owner is function and field != "body":
+                continue
+            for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(node, ast.expr) and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
+                    yield owner, field, at, node
+
+
+def _expressions(function: ast.FunctionDef, level: int, names: Sequence[str]) -> Iterator[Change]:
+    for owner, field, at, node in _places(function):
+        form = re.sub(r"\bid='\w+'", "", text := ast.dump(node))
+        known = {text}
+        coded = _by_code(node) if level == 1 else ()
+        for number, (kind, new) in enumerate(itertools.chain(coded, _by_rule(owner, field, node, level, names))):
+            if level > 1 or (text := ast.dump(new)) not in known:
+                known.add(text)
+                yield _change(owner, field, at, node, new, kind)._replace(alike=(kind, number, form))
+
+
+def _change(owner: Any, field: str, at: int | None, node: ast.expr, new: ast.expr, kind: Kind) -> Change:
+    """Return a change whose texts show the expression with what is around it, if that is an expression."""
+    around = isinstance(owner, ast.expr) and not isinstance(owner, ast.Call | ast.Tuple)
+    do, undo = _put(owner, field, at, new)
+
+    def texts() -> list[tuple[str, str]]:
+        if not around:
+            return [(ast.unparse(node), ast.unparse(new))]
+        before = ast.unparse(owner)
+        do()
+        after = ast.unparse(owner)
+        undo()
+        return [(before, after)]
+
+    return Change(kind, do, undo, texts)
+
+
+class _Rule(NamedTuple):
+    kind: Kind
+    pattern: ast.expr
+    new: ast.expr
+    free: str  # the wildcard of `new` that `pattern` does not have, if there is one
+
+
+@functools.cache
+def _rules() -> dict[tuple[int, type], list[_Rule]]:
+    """Return the rules of both directions by level and the type of node that they change; ast.expr: of any."""
+    found: dict[tuple[int, type], list[_Rule]] = {}
+    for fault, other, line in RULES:
+        for op in "+-*/" if "~ " in line else "~":
+            left, rights = line.replace("~ ", f"{op} ").split(" -> ") if op != "~" else line.split(" -> ")
+            for right in rights.split(" ; "):
+                a, b = _template(left), _template(right)
+                _add(found, Kind(fault, fault if other == "" else other or ""), a, b)
+                if other:
+                    _add(found, Kind(other, fault, 2), b, a)
+    return found
+
+
+def _add(found: dict[tuple[int, type], list[_Rule]], kind: Kind, pattern: ast.expr, new: ast.expr) -> None:
+    free = sorted(_wild(new) - _wild(pattern))
+    if len(free) > 1 or not set(free) <= set("ABC"):
+        return  # "A -> A.G()": which method?
+    if free:
+        kind = kind._replace(level=3)
+    elif isinstance(pattern, ast.Name):
+        kind = kind._replace(fault="")  # nobody puts a logarithm where nothing belongs; who did has it in the text
+    key = kind.level, ast.expr if isinstance(pattern, ast.Name) else type(pattern)
+    found.setdefault(key, []).append(_Rule(kind, pattern, new, "".join(free)))
+
+
+def _template(text: str) -> ast.expr:
+    if text.startswith("["):
+        whole = ast.parse("_" + text, mode="eval").body
+        assert isinstance(whole, ast.Subscript)
+        return whole.slice
+    return ast.parse(text, mode="eval").body
+
+
+def _wild(template: ast.expr) -> set[str]:
+    names = {node.id for node in ast.walk(template) if isinstance(node, ast.Name)}
+    return (names | {node.attr for node in ast.walk(template) if isinstance(node, ast.Attribute)}) & WILD
+
+
+def _by_rule(
+    owner: Any, field: str, node: ast.expr, level: int, names: Sequence[str]
+) -> Iterator[tuple[Kind, ast.expr]]:
+    rules = _rules().get((level, type(node)), [])
+    if _is_value(owner, field, node):
+        rules = [*rules, *_rules().get((level, ast.expr), [])]
+    for kind, pattern, new, free in rules:
+        bound: dict[str, Any] = {}
+        if not _match(pattern, node, bound):
+            continue
+        if not free:
+            yield kind, _build(new, bound)
+            continue
+        for name in names:
+            yield kind._replace(free=name), _build(new, bound | {free: ast.Name(name, ast.Load())})
+
+
+def _is_value(owner: Any, field: str, node: ast.expr) -> bool:
+    """Return whether a node stands for a value, and not for a function, a module or a shape's part."""
+    if field in ("func", "keywords") or isinstance(owner, ast.keyword | ast.For):
+        return False
+    if isinstance(owner, ast.Attribute) and (owner.attr == "shape" or getattr(node, "id", "") == "np"):
+        return False
+    return isinstance(node, ast.Name | ast.BinOp | ast.Call | ast.Subscript | ast.Attribute)
+
+
+def _match(pattern: Any, node: Any, bound: dict[str, Any]) -> bool:
+    """Return whether a node has the form of a template; write into `bound` what its wildcards stand for."""
+    if isinstance(pattern, ast.Name) and pattern.id in WILD:
+        if not isinstance(node, ast.expr) or isinstance(node, ast.Slice | ast.Starred):
+            return False
+        known = bound.setdefault(pattern.id, node)
+        return known is node or ast.dump(known) == ast.dump(node)
+    if type(pattern) is not type(node):
+        return False
+    for field in pattern._fields:
+        a: Any = getattr(pattern, field, None)
+        b: Any = getattr(node, field, None)
+        if field == "attr" and a == "G":
+            a = bound.setdefault("G", b)
+        if isinstance(a, list):
+            if a and (isinstance(a[-1], ast.Starred) or getattr(a[-1], "arg", "") is None):
+                bound[a[-1].value.id], a, b = b[len(a) - 1 :], a[:-1], b[: len(a) - 1]
+            if len(a) != len(b) or not all(_match(x, y, bound) for x, y in zip(a, b, strict=True)):
+                return False
+        elif isinstance(a, ast.AST):
+            if field != "ctx" and not _match(a, b, bound):
+                return False
+        elif a != b or type(a) is not type(b):
+            return False
+    return True
+
+
+def _build(template: Any, bound: Mapping[str, Any]) -> Any:
+    """Return a template with its wildcards filled in."""
+    if isinstance(template, ast.Name) and template.id in WILD:
+        return bound[template.id]
+    if isinstance(template, list):
+        items: list[Any] = []
+        for item in template:
+            rest = isinstance(item, ast.Starred) or (isinstance(item, ast.keyword) and item.arg is None)
+            items += bound[item.value.id] if rest else [_build(item, bound)]
+        return items
+    if not isinstance(template, ast.AST):
+        return bound["G"] if template == "G" else template
+    return type(template)(**{field: _build(getattr(template, field, None), bound) for field in template._fields})
+
+
+def _by_code(node: ast.expr) -> Iterator[tuple[Kind, ast.expr]]:
+    """Yield (kind, what stands in place of the node) for the kinds that no template describes."""
+    same: dict[type, Callable[[Any], Variants]] = {
+        ast.BinOp: _regrouped,
+        ast.Compare: _of_comparison,
+        ast.Call: _of_call,
+        ast.Constant: _of_constant,
+    }
+    same |= {ast.Subscript: _of_index, ast.Tuple: _of_tuple, ast.BoolOp: _of_condition}
+    same |= {ast.UnaryOp: _of_constant} if is_number(node) else {}
+    for *kind, new in same[type(node)](node) if type(node) in same else ():
+        yield Kind(kind[0], kind[-1], rank=kind[0] == "a number"), new
+
+
+Variants = Iterator[tuple[Any, ...]]  # (kind, new), or (kind as a fault, kind as a mistake that is mended, new)
+
+
+def _operation(left: ast.expr, op: ast.operator, right: ast.expr) -> ast.BinOp:
+    return ast.BinOp(left, op, right)
+
+
+def _regrouped(node: ast.BinOp) -> Variants:
+    """Yield the operation with its brackets elsewhere."""
+    left, op, right = node.left, node.op, node.right
+    kind = "brackets"
+    if isinstance(left, ast.BinOp):  # (a + b) * c: a + b * c, or a * c + b
+        a, inner, b = left.left, left.op, left.right
+        yield kind, _operation(a, inner, _operation(b, op, right))
+        if isinstance(inner, PLUS) and isinstance(op, TIMES):
+            yield kind, _operation(_operation(a, op, right), inner, b)
+    if isinstance(right, ast.BinOp):  # a + b * c: (a + b) * c; a * (b + c): a * b + c
+        a, inner, b = right.left, right.op, right.right
+        yield kind, _operation(_operation(left, op, a), inner, b)
+        if isinstance(inner, PLUS) and isinstance(op, ast.Mult):
+            yield kind, _operation(a, inner, _operation(left, op, b))
+
+
+def _of_condition(node: ast.BoolOp) -> Variants:
+    for k in range(len(node.values)):
+        rest = node.values[:k] + node.values[k + 1 :]
+        yield (
+            "a condition is left out",
+            "a condition too many",
+            rest[0] if len(rest) == 1 else ast.BoolOp(node.op, rest),
+        )
+    yield "and, or", ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
+
+
+def _of_comparison(node: ast.Compare) -> Variants:
+    for k, op in enumerate(node.ops):
+        for kind, table in (("the border of a comparison", BORDER), ("a comparison is turned round", TURNED)):
+            if type(op) in table:
+                ops = [*node.ops[:k], table[type(op)](), *node.ops[k + 1 :]]
+                yield kind, ast.Compare(node.left, ops, node.comparators)
+    *others, last = node.comparators
+    for shift in ast.Sub(), ast.Add():
+        one_off = [*others, _operation(last, shift, ast.Constant(1))]
+        yield "the border of a comparison", ast.Compare(node.left, node.ops, one_off)
+    left_out = "a condition is left out", "a condition too many"
+    if len(node.ops) > 1:
+        yield *left_out, ast.Compare(node.left, node.ops[:-1], others)
+        yield *left_out, ast.Compare(node.comparators[0], node.ops[1:], node.comparators[1:])
+    yield *left_out, ast.Constant(True)
+    yield "a condition that never holds", "a condition that should never hold", ast.Constant(False)
+
+
+def is_number(node: ast.AST) -> bool:
+    """Return whether a node is a number, or one with a minus."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        node = node.operand
+    return isinstance(node, ast.Constant) and type(node.value) in (int, float)
+
+
+def _of_constant(node: ast.expr) -> Variants:
+    value = ast.literal_eval(node)
+    if value in MODES:
+        yield from (("padding with something else", ast.Constant(mode)) for mode in MODES)
+    if isinstance(value, str) and "->" in value:
+        yield from _of_formula(value)
+    if not is_number(node):
+        return
+    others = [value + 1, value - 1, 0, 1, -1, -value, 2 * value, value / 2, float("nan")]
+    others += [10, 100, 10 * value, value / 10] if abs(value) > 4 else []  # not where arrays would become huge
+    for other in dict.fromkeys(int(v) if v == v and v == int(v) else v for v in others):
+        if other != value:
+            number: ast.expr = ast.Constant(abs(other))
+            if other != other:
+                number = ast.Attribute(ast.Name("np", ast.Load()), "nan", ast.Load())
+            yield "a number", number if not other < 0 else ast.UnaryOp(ast.USub(), number)
+
+
+def _of_formula(text: str) -> Variants:
+    """Yield the formula of an np.einsum with two letters of one part exchanged."""
+    parts = re.split(r"(,|->)", text.replace(" ", ""))
+    for k, part in enumerate(parts[::2]):
+        for a, b in itertools.combinations(range(len(part)), 2):
+            order = list(part)
+            order[a], order[b] = order[b], order[a]
+            yield "axes", ast.Constant("".join([*parts[: 2 * k], *order, *parts[2 * k + 1 :]]))
+
+
+def _of_call(node: ast.Call) -> Variants:
+    called = node.func
+    name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+    for other in dict.fromkeys(itertools.chain(*(family for family in FAMILIES if name in family))):
+        if isinstance(called, ast.Attribute):
+            yield "another function", ast.Call(ast.Attribute(called.value, other, ast.Load()), node.args, node.keywords)
+        elif other in ("max", "min", "sum", "abs", "round"):
+            yield "another function", ast.Call(ast.Name(other, ast.Load()), node.args, node.keywords)
+    for k in range(len(node.keywords)):
+        fewer = ast.Call(called, node.args, node.keywords[:k] + node.keywords[k + 1 :])
+        yield "an option is left out", "an option too many", fewer
+    if name in {"var", "std"} and not any(keyword.arg == "ddof" for keyword in node.keywords):
+        biased = ast.keyword("ddof", ast.Constant(1))
+        kind = "divided by one less than the count", "divided by the count, not by one less"
+        yield *kind, ast.Call(called, node.args, [*node.keywords, biased])
+    if name in REDUCE:
+        yield from _of_axes(node)
+    if name == "transpose" and len(node.args) > 2:
+        for order in itertools.permutations(node.args):
+            yield "axes", ast.Call(called, list(order), node.keywords)
+    elif len(node.args) == 2 and name not in {"range", "zip", "enumerate"}:
+        yield "arguments are exchanged", ast.Call(called, node.args[::-1], node.keywords)
+
+
+def _of_axes(node: ast.Call) -> Variants:
+    """Yield a sum, a mean and the like over other axes."""
+    at = next((k for k, keyword in enumerate(node.keywords) if keyword.arg == "axis"), None)
+    kept = ast.keyword("keepdims", ast.Constant(True))
+    last = node.args[-1] if node.args else None
+    for axes in AXES:
+        constant = ast.Constant(axes)  # type: ignore[arg-type]
+        axis = ast.keyword("axis", constant)
+        if at is not None:
+            yield "axes", ast.Call(node.func, node.args, [*node.keywords[:at], axis, *node.keywords[at + 1 :]])
+        elif last is not None and (is_number(last) or isinstance(last, ast.Tuple)):
+            yield "axes", ast.Call(node.func, [*node.args[:-1], constant], node.keywords)
+        elif axes is not None:
+            yield "axes", ast.Call(node.func, node.args, [*node.keywords, axis])
+            yield "axes", ast.Call(node.func, node.args, [*node.keywords, axis, kept])
+
+
+def _of_index(node: ast.Subscript) -> Variants:
+    whole = isinstance(node.slice, ast.Tuple)
+    places = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    for k, place in enumerate(places):
+        if isinstance(place, ast.Slice):
+            continue
+        for kind, other, new in (
+            ("off by one", "off by one", _operation(place, ast.Add(), ast.Constant(1))),
+            ("off by one", "off by one", _operation(place, ast.Sub(), ast.Constant(1))),
+            ("always the first", "the first was meant", ast.Constant(0)),
+            ("always the last", "the last was meant", ast.Constant(-1)),
+            ("all of them, and not one", "all of them were meant, not one", ast.Slice()),
+        ):
+            index: ast.expr = ast.Tuple([*places[:k], new, *places[k + 1 :]], ast.Load()) if whole else new
+            yield kind, other, ast.Subscript(node.value, index, node.ctx)
+
+
+def _of_tuple(node: ast.Tuple) -> Variants:
+    for a, b in itertools.combinations(range(len(node.elts)), 2):
+        order = list(node.elts)
+        order[a], order[b] = order[b], order[a]
+        yield "order: two are exchanged", ast.Tuple(order, ast.Load())
+
+
+# --- statements ---
+
+
+def _statements(function: ast.FunctionDef) -> Iterator[Change]:
+    """Yield changes of whole statements: left out, exchanged, in or out of a loop, early returns."""
+    for owner in ast.walk(function):
+        for field in "body", "orelse":
+            body = getattr(owner, field, None)
+            if not isinstance(body, list):
+                continue
+            for fault, mend, before, after, new in _bodies(body, isinstance(owner, ast.For | ast.While)):
+                kind = Kind(fault, mend, 1 if fault or mend in LIKELY else 3)
+                alike = (kind, before) if kind.mend == BREAK else None
+                yield _whole(owner, field, new or [ast.Pass()], kind, before, after)._replace(alike=alike)
+    yield from _late_returns(function)
+
+
+def _whole(owner: Any, field: str, new: list[ast.stmt], kind: Kind, before: str, after: str = "") -> Change:
+    """Return a change of a list of statements."""
+    return Change(kind, *_put(owner, field, None, new), lambda: [(before, after)])
+
+
+EARLY = "early return: it stands inside the loop, which ends at its first step; it belongs behind it"
+BREAK = "break ends the loop: continue goes on to its next step"
+LIKELY = "it is assigned, and should be added", EARLY, BREAK
+Bodies = Iterator[tuple[str, str, str, str, list[ast.stmt]]]
+
+
+def _bodies(body: list[ast.stmt], in_loop: bool) -> Bodies:
+    """Yield (what is wrong if right, what was wrong if wrong, text, new text or nothing, the statements)."""
+    for k, node in enumerate(body):
+        before, after, text = body[:k], body[k + 1 :], ast.unparse(node).split("\n")[0]
+        if not isinstance(node, ast.Return):
+            yield "this is left out", "this does not belong there", text, "", before + after
+            if after and not isinstance(after[0], ast.Return):
+                both = f"{text}; {ast.unparse(after[0])}".replace("\n", " ")
+                order = "order: these two are exchanged"
+                yield order, order, both, "", [*before, after[0], node, *after[1:]]
+        for fault, mend, new in _of_assignment(node):
+            yield fault, mend, text, ast.unparse(ast.fix_missing_locations(new)), [*before, new, *after]
+        if isinstance(node, ast.If):
+            yield "the condition is left out", "a condition too many", text, "", [*before, *node.body, *after]
+            turned = ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
+            yield "reversed", "reversed", text, "", [*before, turned, *after]
+            if in_loop and isinstance(node.body[-1], ast.Return):
+                kind = "only the first step of the loop is made: it returns in any case"
+                yield kind, "", text, "", [*before, node, *after, ast.Return(ast.Constant(-1))]
+        if isinstance(node, ast.Break):
+            yield "", BREAK, "break", "continue", [*before, ast.Continue()]
+        if isinstance(node, ast.For):
+            yield from _of_loop(before, node, after, text)
+
+
+def _of_assignment(node: ast.stmt) -> Iterator[tuple[str, str, ast.stmt]]:
+    added, assigned = "it is added, and should be assigned", "it is assigned, and should be added"
+    if isinstance(node, ast.AugAssign):
+        yield "it is assigned, not added", added, ast.Assign([node.target], node.value)
+        for op in (ast.Add, ast.Sub, ast.Mult, ast.Div):
+            if not isinstance(node.op, op):
+                yield "another operation", "another operation", ast.AugAssign(node.target, op(), node.value)
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name | ast.Subscript):
+        yield "", assigned, ast.AugAssign(node.targets[0], ast.Add(), node.value)
+
+
+def _of_loop(before: list[ast.stmt], node: ast.For, after: list[ast.stmt], text: str) -> Bodies:
+    """Yield a loop that ends early, and statements moved out of it and into it."""
+
+    def loop(body: list[ast.stmt]) -> list[ast.stmt]:
+        return [ast.For(node.target, node.iter, body, node.orelse)] if body else []
+
+    yield "the loop ends after its first step", "", text, "", [*before, *loop([*node.body, ast.Break()]), *after]
+    anew = "this starts anew at every step of the loop"
+    once, behind = "this is set once, before the loop, and not at every step", "this is done once, behind the loop"
+    first, last = node.body[0], node.body[-1]
+    if before and isinstance(before[-1], ast.Assign):
+        yield (
+            anew,
+            once,
+            ast.unparse(before[-1]),
+            "",
+            [*before, *loop([before[-1], *node.body]), *after],
+        )
+    if isinstance(first, ast.Assign) and node.body[1:]:
+        yield once, anew, ast.unparse(first), "", [*before, first, *loop(node.body[1:]), *after]
+    if not isinstance(last, ast.Return | ast.If) and node.body[1:]:
+        every = "this is done at every step, and belongs behind the loop"
+        yield behind, every, ast.unparse(last), "", [*before, *loop(node.body[:-1]), last, *after]
+    if after and isinstance(after[0], ast.Return):
+        for early in _returning(node, after[0]):
+            yield EARLY, "", ast.unparse(after[0]), "", [*before, early, *after]
+    elif after:
+        yield "", behind, ast.unparse(after[0]).split("\n")[0], "", [*before, *loop([*node.body, after[0]]), *after[1:]]
+
+
+def _returning(loop: ast.For, node: ast.Return) -> Iterator[ast.For]:
+    """Yield the loop with the return at its end, and at the end of each loop within it."""
+    yield ast.For(loop.target, loop.iter, [*loop.body, node], [])
+    for k, inner in enumerate(loop.body):
+        if isinstance(inner, ast.For):
+            for early in _returning(inner, node):
+                yield ast.For(loop.target, loop.iter, [*loop.body[:k], early, *loop.body[k + 1 :]], [])
+
+
+def _late_returns(function: ast.FunctionDef) -> Iterator[Change]:
+    """Yield the function with a return moved from a loop to its end, and with one where there is none."""
+    for loop in ast.walk(function):
+        for owner in ast.walk(loop) if isinstance(loop, ast.For | ast.While) else []:
+            for field in "body", "orelse":
+                body = getattr(owner, field, None)
+                if isinstance(body, list) and body and isinstance(last := body[-1], ast.Return):
+                    early = _whole(owner, field, body[:-1] or [ast.Pass()], Kind("", EARLY), ast.unparse(last))
+                    late = _whole(function, "body", [*function.body, last], early.kind, "")
+                    yield _together([early, late])._replace(texts=early.texts)
+    if not isinstance(function.body[-1], ast.Return):
+        for name in _uses(function):
+            new = ast.Return(ast.Name(name, ast.Load()))
+            kind = Kind("", "nothing is returned: this is missing at the end", 2)
+            yield _whole(function, "body", [*function.body, new], kind, f"return {name}")
+
+
+# --- names ---
+
+
+def _uses(function: ast.FunctionDef) -> dict[str, list[ast.Name]]:
+    """Return the function's arguments and local names, and where each is read."""
+    uses: dict[str, list[ast.Name]] = {a.arg: [] for a in function.args.args}
+    nodes = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+    for node in nodes:
+        if isinstance(node.ctx, ast.Store) and node.id != "_":
+            uses.setdefault(node.id, [])
+    for node in nodes:
+        if isinstance(node.ctx, ast.Load) and node.id in uses:
+            uses[node.id].append(node)
+    return uses
+
+
+def _lists(function: ast.FunctionDef, case: Mapping[str, Any]) -> set[str]:
+    """Return the names of lists: a list in itself, or times a list, grows without an end."""
+    made = [node for node in ast.walk(function) if isinstance(node, ast.Assign) and isinstance(node.value, ast.List)]
+    names = {target.id for node in made for target in node.targets if isinstance(target, ast.Name)}
+    return names | {name for name, value in case.items() if isinstance(value, list | tuple)}
+
+
+def _names(function: ast.FunctionDef, uses: dict[str, list[ast.Name]], lists: set[str]) -> Iterator[Change]:
+    """Yield one name in place of another, or of a number: at one place, or everywhere from the first use on."""
+    other = Kind("another name", "another name", 2, 1)
+    for owner, field, at, node in _places(function):
+        if isinstance(node, ast.Name) and node.id in uses:
+            for name in uses:
+                if name != node.id and (name in lists) == (node.id in lists) and not isinstance(owner, ast.Attribute):
+                    yield _change(owner, field, at, node, ast.Name(name, ast.Load()), other)
+            for number in (0, 1, -1):
+                zero = Kind(f"`{node.id}` is left out, as if it were {number}", f"`{node.id}` does not belong there", 2)
+                yield _change(owner, field, at, node, ast.Constant(number), zero)
+        elif is_number(node):
+            for name in uses.keys() - lists:
+                kind = Kind("another number", "a number in place of a name", 2, 1)
+                yield _change(owner, field, at, node, ast.Name(name, ast.Load()), kind)
+    for a, b in itertools.permutations(uses, 2):
+        if len(uses[a]) > 1 and not {a, b} & lists:
+            yield _renamed(
+                uses[a], b, Kind(f"`{b}` stands where `{a}` belongs", f"`{a}` stands where `{b}` belongs", 2, 1)
+            )
+
+
+def _renamed(places: list[ast.Name], new: str, kind: Kind) -> Change:
+    old = places[0].id
+
+    def name(value: str) -> None:
+        for place in places:
+            place.id = value
+
+    return Change(kind, lambda: name(new), lambda: name(old), lambda: [(old, "")])

@@ -1,0 +1,33 @@
+"""No process outlives the one that started it. `weights/keras/files.py` runs this text where there is no mbnp."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when its parent, of this number, has ended, however that ended, or the thread that started it.
+
+    Linux sees to it itself, also while a library in C keeps Python from running. Elsewhere, and where the parent ended
+    before this call, a thread looks once in a while. Windows does not tell.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if sys.platform != "win32":
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def serve(parent: int) -> None:
+    """Begin a process of a pool: it ends with its parent, and by Ctrl-C at once and without a traceback."""
+    end_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _watch(parent: int, number=os.getppid, wait=time.sleep, leave=os._exit) -> None:  # type: ignore[no-untyped-def]
+    """Look for the parent, by functions that a program which runs here cannot replace."""
+    while number() == parent:
+        wait(0.5)
+    leave(1)

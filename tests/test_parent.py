@@ -1,0 +1,156 @@
+"""No process that mbnp starts outlives its parent, however that ends; an interrupt of the imports is one line."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numba
+import psutil
+import pytest
+
+import mbnp
+from tests.tally import NIGHTLY
+from tests.test_warmup import start
+
+ROOT = Path(mbnp.__file__).parents[1]
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows does not tell who a process's parent is")
+
+
+def children_end(code, count, settled=lambda children: True, **environment):
+    """Run code until it has `count` child processes and they are `settled`, kill it, and wait until they are gone."""
+    process = start(code, **environment)
+    children = []
+    try:
+        for _ in range(1200):
+            children = psutil.Process(process.pid).children(recursive=True)
+            if len(children) >= count and settled(children):
+                break
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        assert len(children) >= count
+        process.kill()
+        process.wait(60)
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive, [child.cmdline()[:3] for child in alive]
+    finally:
+        process.kill()
+        for child in children:
+            if child.is_running():
+                child.kill()
+        process.communicate()
+
+
+def test_the_reader_of_a_keras_file_that_never_returns(tmp_path):
+    """What keeps Python from running in it is a regular expression of exponential time, in place of HDF5's loop."""
+    pytest.importorskip("h5py")
+    busy = tmp_path / "busy.py"
+    busy.write_text(
+        "import re, sys\nfrom pathlib import Path\nPath(sys.argv[1]).with_suffix('.begun').touch()\n"
+        "re.match('(a*)*b', 'a' * 60)\n"
+    )
+    file = tmp_path / "damaged.h5"
+    file.write_bytes(b"\x89HDF")
+    code = f"""
+    import types
+    from pathlib import Path
+    from mbnp.weights.keras import files
+
+    source = files.inspect.getsource
+    text = Path({str(busy)!r}).read_text()
+    files.inspect = types.SimpleNamespace(getsource=lambda m: text if m is files.reader else source(m))
+    files.read(Path({str(file)!r}))
+    """
+    children_end(code, 1, lambda _: file.with_suffix(".begun").exists())
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
+def test_the_processes_that_compile_ahead(tmp_path):
+    code = """
+    from mbnp import fused, models
+    from mbnp.fused import ahead
+
+    ahead._processes = lambda: 2
+    net = models.create("mobilenet-v1-small", num_classes=2)
+    ahead.compile_kernels(net, ahead.missing(net))
+    """
+
+    def compile(children):
+        return sum(child.cpu_times().user > 0.5 for child in children) >= 2
+
+    children_end(code, 3, compile, NUMBA_CACHE_DIR=str(tmp_path / "cache"))  # and the tracker of multiprocessing
+
+
+def test_a_program_that_is_graded_and_never_ends(tmp_path):
+    begun = tmp_path / "begun"
+    code = f"""
+    import time
+    from mbnp.grading import program
+
+    process = program._Process()
+    text = "import os, time, pathlib\\ntime.sleep = os.getppid = print\\npathlib.Path({str(begun)!r}).touch()\\n"
+    process.load("/nowhere/01.py", text + "while True:\\n    pass\\n", None, [])
+    time.sleep(600)
+    """
+    children_end(code, 1, lambda _: begun.exists())
+
+
+def test_a_thread_watches_where_the_system_does_not():
+    code = """
+    import os, subprocess, sys, time
+    inner = "import os, sys, time; from mbnp import parent; sys.platform = 'darwin'; "
+    inner += f"parent.end_with_parent({os.getpid()}); print('begun', flush=True); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", inner], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    time.sleep(600)
+    """
+    children_end(code, 1, lambda children: any(child.num_threads() > 1 for child in children))
+
+
+def test_a_parent_that_has_ended_already_is_noticed():
+    inner = "from mbnp import parent; import sys, time; sys.platform = 'darwin'; parent.end_with_parent(1 << 30);"
+    process = start(inner + " time.sleep(600)")
+    assert process.wait(60) == 1
+    process.communicate()
+
+
+# ---- interrupts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["summary resnet20", "evaluate nothing.safetensors"])
+def test_an_interrupt_at_any_moment_of_the_start_is_one_line(command):
+    code = f"""
+    import sys
+    from mbnp import __main__
+    sys.argv[1:] = {command.split()!r}
+    print("begun", flush=True)
+    raise SystemExit(__main__.main())
+    """
+    stopped = 0
+    for delay in [0.0, 0.05, 0.2, 0.5] if not NIGHTLY else [k / 50 for k in range(100)]:
+        process = start(code)
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+        if process.returncode == 130:
+            stopped += 1
+            assert err == "mbnp: stopped\n"
+        else:
+            assert "Traceback" not in err
+            assert err.count("\n") <= 1
+    assert stopped
+
+
+def test_a_process_that_ignores_interrupts_goes_on_doing_so():
+    code = """
+    import signal, sys
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from mbnp import __main__
+    sys.argv[1:] = ["summary", "resnet20"]
+    __main__.main()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    """
+    process = start(code)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
