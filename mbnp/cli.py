@@ -8,6 +8,7 @@ import importlib
 import inspect
 import math
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +119,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse's own knows neither -0.5,0.5 nor -1e-3
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"mbnp: error: {message}; see {self.prog} --help\n")
@@ -185,6 +187,7 @@ def _train(p: argparse.ArgumentParser) -> None:
     _add(p, "--freeze-until LAYER", "with --init: this layer or block and all before it stay as they are")
     _share(p, "--data PATH")
     _add(p, "--resolution N", "with a folder of images: make them N x N (default: the model's own)")
+    _share(p, "--channels N")
     _add(p, "--epochs N", "times through the data (default: what the data needs)")
     _add(p, "--batch-size N", "default: 64, or a quarter of fewer than 256 images")
     _add(p, "--lr X", "highest learning rate", default=0.1)
@@ -240,7 +243,7 @@ def _summary(p: argparse.ArgumentParser) -> None:
       mbnp summary runs/mobilenet-v1-small-1/model.safetensors
     """
     _add(p, "model MODEL", f"{MODELS}, or a file: {READ}")
-    _share(p, "--resolution N", "--width-mult X")
+    _share(p, "--resolution N", "--width-mult X", "--channels N")
     _add(p, "--num-classes N", "default: the network's own")
 
 
@@ -419,6 +422,7 @@ SHARED = {
     "CIFAR-10 or CIFAR-100, or cifar10, cifar100, cifar100:coarse, shapes10 (default: what MBNP_DATA "
     "names or what is in ./data or the user's cache, or else shapes10, images that mbnp draws itself)",
     "--width-mult X": "all channels times X (default: 1)",
+    "--channels N": "of the images: 3, or 1 for grey (default: 3)",
     "--resolution N": "images of N x N (default: the network's own)",
     "--threads N": "default: as many as there are processors",
     "--readable": "run the layers of layers.py, not the fast engine",

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbnp import cli, datasets, layers, models, weights
+from mbnp import cli, datasets, models, weights
 from mbnp.datasets import shapes10
-from mbnp.network import Network
 from tests.test_cli import SMALL, _elsewhere, _threads, fails, unwrapped, write_records  # noqa: F401
 
 NIGHTLY = pytest.mark.skipif(not os.environ.get("MBNP_NIGHTLY"), reason="takes minutes; set MBNP_NIGHTLY")
@@ -78,18 +77,8 @@ def test_a_folder_from_train_to_predict(photos, capsys):
 
 
 def test_a_run_on_a_folder_goes_on_and_repeats(photos, capsys, monkeypatch):
-    options = [
-        "train",
-        *SMALL[:2],
-        "--threads",
-        "1",
-        "--schedule",
-        "constant",
-        "--resolution",
-        "24",
-        "--augment",
-        "crop",
-    ]
+    options = ["train", *SMALL[:2], "--threads", "1", "--schedule", "constant"]
+    options += ["--resolution", "24", "--augment", "crop"]
     run(capsys, *options, "--data", photos, "--epochs", "2", "--out", "whole")
     run(capsys, *options, "--data", photos, "--epochs", "1", "--out", "half")
     assert json.loads(Path("half/config.json").read_text())["recipe"]["augment"] == "crop"
@@ -103,29 +92,23 @@ def test_a_run_on_a_folder_goes_on_and_repeats(photos, capsys, monkeypatch):
     assert "trained on other images" in fails(capsys, "train", "--resume", "half", "--epochs", "4")
 
 
-def grey_network():
-    rng = np.random.default_rng(0)
-    body = {
-        "conv": layers.Conv(1, 8, 3, 2, padding=1, rng=rng), "bn": layers.BatchNorm(8), "relu": layers.ReLU(),
-        "pool": layers.GlobalAveragePool(), "fc": layers.Linear(8, 3, rng=rng),
-    }  # fmt: skip
-    net = Network(body, resolution=20, channels=1)
-    net.preprocessing = {"mean": [0.4], "std": [0.3]}
-    weights.save(net, "grey.safetensors")
-    return net
-
-
 def test_grey_networks_take_grey_and_colour(photos, capsys):
-    grey_network()
-    run(capsys, "train", "--init", "grey.safetensors", "--data", photos, "--epochs", "1", "--out", "run")
-    net = weights.load("run/model.safetensors")
-    assert (net.channels, net.resolution, net.preprocessing["mean"]) == (1, 20, [0.4]), "of --init"
-    run(capsys, "evaluate", "run/model.safetensors", "--data", photos)
+    run(capsys, "train", *SMALL[:2], "--data", photos, "--channels", "1", "--epochs", "1", "--out", "run")
+    checkpoint = "run/model.safetensors"
+    net, data = weights.load(checkpoint), datasets.load(photos, channels=1)
+    assert (net.channels, net.preprocessing) == (1, {"mean": list(data.mean), "std": list(data.std)})
+    run(capsys, "evaluate", checkpoint, "--data", photos)
     Image.new("L", (30, 20), 90).save("grey.png")
-    run(capsys, "predict", "grey.png", f"{photos}/test", "--checkpoint", "run/model.safetensors")
+    run(capsys, "predict", "grey.png", f"{photos}/test", "--checkpoint", checkpoint)
+    run(capsys, "convert", checkpoint, "run/net.onnx")
+    run(capsys, "predict", "grey.png", "--checkpoint", "run/net.onnx")
     records = write_records(Path("records"))
-    lines = run(capsys, "train", "--init", "grey.safetensors", "--data", records, "--epochs", "1", "--out", "other")
+    lines = run(capsys, "train", "--init", checkpoint, "--data", records, "--epochs", "1", "--out", "other")
     assert any("10 classes" in line for line in lines)
+    assert weights.load("other/model.safetensors").preprocessing == net.preprocessing, "of --init"
+    assert "leave out --channels" in fails(capsys, "train", "--init", checkpoint, "--channels", "1")
+    for channels in ("0", "2"):
+        assert f"{channels} were asked for" in fails(capsys, "train", "--channels", channels)
 
 
 def test_resolution_is_for_folders(capsys):

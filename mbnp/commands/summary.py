@@ -56,8 +56,8 @@ def _totals(net: Network, counted: cost.Cost) -> dict[str, str]:
 
 
 def _network(options: Namespace) -> Network:
-    chosen = {"width_mult": options.width_mult, "num_classes": options.num_classes}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    named = ("width_mult", "num_classes", "channels")
+    chosen = {name: value for name in named if (value := getattr(options, name)) is not None}
     if "." not in options.model and "/" not in options.model:
         return models.create(options.model, **chosen)
     if chosen:
