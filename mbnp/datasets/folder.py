@@ -10,6 +10,7 @@ where it is used, and so may be larger than it. The entry's name is a hash of th
 import functools
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -36,7 +37,9 @@ TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "valid", "validation")
 VERSION = 1  # of what is in the cache
 _CHUNK = 32  # files that a thread or process decodes in a row
+_FLUSHED = 16  # chunks that are written to disk at a time
 _WORTH_IT = 1000  # files that are worth starting processes
+_ENOUGH = 2000  # images for mean and standard deviation: of more than twice as many, some are left out
 
 
 class _File(NamedTuple):
@@ -85,13 +88,12 @@ def read(
         raise MbnpError(f"the resolution must be from 1 to 4096 pixels, got {resolution}")
     plan = _plan(place)
     entry = cache_folder() / "images" / _key(place, plan, resolution, channels)
-    if not (entry / "about.json").exists():
-        _prepare(entry, plan, resolution, channels, progress, processes)
-    try:
-        about = json.loads((entry / "about.json").read_text())
-        stored, labels = np.load(entry / "images.npy", mmap_mode="r"), np.load(entry / "labels.npy")
-    except (ValueError, EOFError) as error:
-        raise MbnpError(f"what is kept of {place} is damaged ({error}): remove {entry}") from None
+    shape = len(plan.train) + len(plan.test), resolution, resolution, channels
+    if (kept := _kept(entry, shape)) is None:
+        kept = _prepare(entry, plan, shape, progress, processes)
+    if kept is None:
+        raise OSError(f"what was prepared of {place} has gone from {entry}: does something empty the cache?")
+    about, stored, labels = kept
     test = slice(len(plan.train), len(plan.train) + about["test"])
     return Dataset(
         place.resolve().name,
@@ -178,7 +180,7 @@ def _key(place: Path, plan: _Plan, resolution: int, channels: int) -> str:
     before = os.path.join(place, "")
     for path, label in plan.train + plan.test:
         known = os.stat(path) if os.path.exists(path) else None
-        about = known and (known.st_size, known.st_mtime_ns)
+        about = known and (known.st_size, known.st_mtime_ns, known.st_ctime_ns)  # chmod changes the last one
         digest.update(ascii((path.removeprefix(before), about, label)).encode())
     return digest.hexdigest()[:32]
 
@@ -186,43 +188,56 @@ def _key(place: Path, plan: _Plan, resolution: int, channels: int) -> str:
 # -- the cache -----------------------------------------------------------------------------------------------
 
 
-def _prepare(entry: Path, plan: _Plan, resolution: int, channels: int, progress: Progress, processes: bool) -> None:
-    """Decode every file into the cache: whole, or not at all. Another process that does the same is waited for."""
+def _kept(entry: Path, shape: tuple[int, ...]) -> tuple[dict[str, Any], np.ndarray, np.ndarray] | None:
+    """Return what the cache has: what is known of the images, they themselves, labels. None if it is not whole."""
+    try:
+        about = json.loads((entry / "about.json").read_text())
+        stored, labels = np.load(entry / "images.npy", mmap_mode="r"), np.load(entry / "labels.npy")
+        whole = about["version"] == VERSION and stored.shape == shape and labels.shape == shape[:1]
+        return (about, stored, labels) if whole else None
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
+        return None
+
+
+def _prepare(entry: Path, plan: _Plan, shape: tuple[int, ...], progress: Progress, processes: bool) -> Any:
+    """Decode every file into the cache, whole, or not at all; return what `_kept` does.
+
+    Another process that does the same is waited for.
+    """
     from filelock import FileLock
 
-    files, size = plan.train + plan.test, resolution * resolution * channels
+    size = math.prod(shape)
     entry.parent.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(entry.parent).free) < size * len(files):
-        need = f"{size * len(files) / 1e9:.1f} GB for {len(files):,} images of {resolution}x{resolution}"
-        raise OSError(f"{entry.parent} has {free / 1e9:.1f} GB free and needs {need}: take a lower --resolution")
     part = entry.with_suffix(".part")
     with FileLock(entry.with_suffix(".lock")):
-        if (entry / "about.json").exists():
-            return
-        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        if kept := _kept(entry, shape):
+            return kept
+        for left in (entry, part):  # damaged, or of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        if (free := shutil.disk_usage(entry.parent).free) < size:
+            need = f"{size / 1e9:.1f} GB for {shape[0]:,} images of {shape[1]}x{shape[2]}"
+            raise OSError(f"{entry.parent} has {free / 1e9:.1f} GB free and needs {need}: take a lower --resolution")
         part.mkdir()
         try:
-            about = _decode_all(part, plan, resolution, channels, progress, processes)
+            about = _decode_all(part, plan, shape, progress, processes)
             (part / "about.json").write_text(json.dumps(about))
             part.rename(entry)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
+    return _kept(entry, shape)
 
 
-def _decode_all(
-    part: Path, plan: _Plan, resolution: int, channels: int, progress: Progress, processes: bool
-) -> dict[str, Any]:
+def _decode_all(part: Path, plan: _Plan, shape: tuple[int, ...], progress: Progress, processes: bool) -> dict[str, Any]:
     """Write the arrays into the folder `part`; return what else is to be known of them."""
     files, first_test = plan.train + plan.test, len(plan.train)
     labels = np.array([file.label for file in files], np.int64)
-    stored = np.lib.format.open_memmap(
-        part / "images.npy", "w+", np.uint8, (len(files), resolution, resolution, channels)
-    )
+    stored = np.lib.format.open_memmap(part / "images.npy", "w+", np.uint8, shape)
     starts = [*range(0, first_test, _CHUNK), *range(first_test, len(files), _CHUNK)]
     ends = [min(start + _CHUNK, first_test if start < first_test else len(files)) for start in starts]
 
-    some = functools.partial(_decode, part / "images.npy", stored.offset, resolution, channels)
+    every = max(1, first_test // _ENOUGH)
+    some = functools.partial(_decode, part / "images.npy", stored.offset, shape[1], shape[3], every)
     done: list[_Done] = []
     progress(0, len(files))
     with images.quiet(), _pool(processes and len(files) >= _WORTH_IT) as pool:
@@ -231,6 +246,8 @@ def _decode_all(
             for end, result in zip(ends, pool.map(some, starts, chunks), strict=True):
                 done.append(result)
                 progress(end, len(files))
+                if len(done) % _FLUSHED == 0:
+                    stored.flush()  # to disk meanwhile, or all of it would have to be waited for at the end
         except BrokenProcessPool:
             raise OSError("a process that decoded images was ended from outside, perhaps for want of memory") from None
         except BaseException:
@@ -248,12 +265,12 @@ def _decode_all(
     np.save(part / "labels.npy", labels)
     training = [result.histogram for start, result in zip(starts, done, strict=True) if start < first_test]
     mean, std = _spread(np.sum(training, axis=0))
-    notes = [_summary([size for result in done for size in result.sizes], resolution)]
+    notes = [_summary([size for result in done for size in result.sizes], shape[1])]
     if guessed := [text for result in done for text in result.notes]:
         notes.append(f"{guessed[0]}" + (f"; so or alike {len(guessed) - 1:,} more" if len(guessed) > 1 else ""))
     return {
-        "train": counts[0], "test": counts[1], "sha256": content.hexdigest(), "mean": mean, "std": std,
-        "damaged": damaged, "notes": notes,
+        "version": VERSION, "train": counts[0], "test": counts[1], "sha256": content.hexdigest(),
+        "mean": mean, "std": std, "damaged": damaged, "notes": notes,
     }  # fmt: skip
 
 
@@ -268,8 +285,10 @@ def _start(parent: int) -> None:
     images.quiet().__enter__()  # for as long as the process lives
 
 
-def _decode(target: Path, offset: int, resolution: int, channels: int, first: int, files: list[_File]) -> _Done:
-    """Decode files into the rows of the array from `first` on.
+def _decode(
+    target: Path, offset: int, resolution: int, channels: int, every: int, first: int, files: list[_File]
+) -> _Done:
+    """Decode files into the rows of the array from `first` on; count the values of every so many in the histogram.
 
     They are written, not put into mapped memory: a full disk is then an error, and not the end of the process.
     """
@@ -287,7 +306,8 @@ def _decode(target: Path, offset: int, resolution: int, channels: int, first: in
             out.seek(offset + row * size)
             out.write(pixels)
             done.digests.append(zlib.crc32(pixels).to_bytes(4))
-            done.histogram[:] += np.reshape(image.histogram(), (channels, 256))
+            if len(done.sizes) % every == 0:
+                done.histogram[:] += np.reshape(image.histogram(), (channels, 256))
             done.sizes.append(original)
     return done
 

@@ -115,7 +115,8 @@ def _eight_bits(image: Image.Image, channels: int, deep: bool, note: Note) -> Im
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _scaled(image: Image.Image, note: Note) -> np.ndarray:

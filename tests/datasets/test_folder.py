@@ -61,6 +61,18 @@ def test_mean_and_spread_are_the_training_images_own(photos):
     assert data.std[2] == 1 / 255, "blue is 0 everywhere: there is nothing to divide by"
 
 
+def test_of_many_images_some_are_enough_for_mean_and_spread(monkeypatch):
+    """In each run of files that are decoded together, the first that can be read and every so many after it."""
+    monkeypatch.setattr(folder, "_ENOUGH", 8)
+    for name in "ab":
+        for i in range(20):
+            put(f"own/{name}/{i:02}.png", 100 if i == 1 else 50)
+            Path(f"own/{name}/{i:02}.txt").write_text("a description of the image beside it")
+    data = datasets.load("own")
+    assert (len(data.train) + len(data.test), len(data.damaged)) == (40, 40)
+    assert 50 / 255 <= data.mean[0] < 60 / 255
+
+
 def test_parts_in_folders_of_their_own(photos):
     for name in ("val", "Test"):
         put(f"parts/{name}/cow/x.png", 120)
@@ -185,9 +197,34 @@ def test_an_interruption_leaves_nothing_that_is_used(photos, nowhere):
     (kept / f"{entry}.part").mkdir()
     (kept / f"{entry}.part" / "images.npy").write_bytes(b"half")
     assert len(datasets.load("photos").train) == 24
-    (kept / entry / "images.npy").write_bytes(b"half")
-    with pytest.raises(MbnpError, match=r"what is kept of photos is damaged.*remove"):
-        datasets.load("photos")
+
+
+@pytest.mark.parametrize("name", ["about.json", "images.npy", "labels.npy"])
+@pytest.mark.parametrize("damage", ["", "half", None])
+def test_what_is_kept_and_damaged_is_prepared_again(photos, nowhere, name, damage):
+    sha256 = datasets.load("photos").sha256
+    file = nowhere / "cache" / "mbnp" / "images" / folder._key(photos, folder._plan(photos), 32, 3) / name
+    whole = file.read_bytes()
+    file.unlink() if damage is None else file.write_bytes(whole[: len(whole) // 2 if damage else 0])
+    assert datasets.load("photos").sha256 == sha256
+    assert file.read_bytes() == whole
+
+
+def test_an_image_that_becomes_readable_is_taken(photos, monkeypatch):
+    decode = folder.images.decode
+    denied = photos / "ant" / "3.png"
+
+    def refuse(path, *options):
+        if path == str(denied):
+            raise MbnpError(f"{path} is no image that can be read: permission denied")
+        return decode(path, *options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.images, "decode", refuse)
+        assert len(datasets.load("photos").damaged) == 1
+    time.sleep(0.01)
+    denied.chmod(0o640)
+    assert datasets.load("photos").damaged == ()
 
 
 def test_two_at_once(photos):
