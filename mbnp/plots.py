@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,5 +170,6 @@ def _figure(title: str, height: float, rows: int = 1, columns: int = 1) -> "tupl
 
 
 def _save(figure: "Figure", path: str | os.PathLike) -> None:
-    with replacing(Path(path)) as partial:
+    with replacing(Path(path)) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # names of data may have characters that no font here has
         figure.savefig(partial, format="png", dpi=150)

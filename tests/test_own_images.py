@@ -182,6 +182,11 @@ def test_predict_takes_patterns_and_folders_and_names_what_is_broken(checkpoint,
     assert "mbnp: error: no image at *.tiff" in error
     assert error.splitlines()[-1] == "mbnp: 3 of 10 could not be read"
 
+    Path("empty").mkdir()
+    assert cli.main(["predict", "empty", "in/1.png", "--checkpoint", "net.safetensors"]) == 1
+    output, error = capsys.readouterr()
+    assert output.startswith("in/1.png")
+    assert error.startswith("mbnp: error: the folder empty has no images")
     assert cli.main([*arguments, "--json", "--top", "2"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert [entry["image"] for entry in found if "classes" in entry] == good

@@ -69,6 +69,8 @@ def _answers(net: Network, options: Namespace) -> Iterator[dict[str, Any]]:
 
 def _read(path: str, net: Network) -> np.ndarray | str:
     """Return the image, or what is wrong with it."""
+    if os.path.isdir(path):
+        return f"the folder {path} has no images"
     try:
         return read_image(path, net.resolution, net.channels, lambda text: _say(f"mbnp: {text}"))
     except (MbnpError, OSError) as error:
@@ -84,5 +86,5 @@ def _name(net: Network, label: int) -> str:
 def _files(name: str) -> list[str]:
     """Return what is meant: a file by its name, the files in a folder, or those that fit a pattern."""
     if os.path.isdir(name):
-        return files_in(name)
+        return files_in(name) or [name]
     return [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True)) or [name]

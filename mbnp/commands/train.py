@@ -68,7 +68,10 @@ def _go_on(options: Namespace) -> int:
     if changed := [key for key in now if key != "threads" and now[key] != config[key]]:
         notes.append(f"{' and '.join(changed)} changed since the run began: its numbers may differ in the last digits")
     init = config["init"] and config["init"]["path"]
-    options.init, options.data, options.out = init, options.data or known["argument"], folder
+    said = known["argument"]
+    if said and not os.path.exists(said):
+        said = spec  # from another working folder
+    options.init, options.data, options.out = init, options.data or said, folder
     options.every = options.every or config["every"]
     session = _Session(common.engine(net, config["engine"] == "readable"), data, recipe, options, snapshot)
     return session.run(notes)

@@ -7,6 +7,7 @@ Every file is decoded once, by all processors, into one array of uint8 in the us
 where it is used, and so may be larger than it. The entry's name is a hash of the names, sizes and times of the files.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -29,7 +30,7 @@ from mbnp.datasets import images
 from mbnp.datasets.dataset import Dataset, Split
 from mbnp.datasets.downloading import cache_folder
 from mbnp.errors import MbnpError, short
-from mbnp.parent import serve
+from mbnp.parent import serve, starting
 
 Progress = Callable[[int, int], Any]
 
@@ -90,7 +91,7 @@ def read(
     entry = cache_folder() / "images" / _key(place, plan, resolution, channels)
     shape = len(plan.train) + len(plan.test), resolution, resolution, channels
     if (kept := _kept(entry, shape)) is None:
-        kept = _prepare(entry, plan, shape, progress, processes)
+        kept = _prepare(entry, place, plan, shape, progress, processes)
     if kept is None:
         raise OSError(f"what was prepared of {place} has gone from {entry}: does something empty the cache?")
     about, stored, labels = kept
@@ -199,15 +200,16 @@ def _kept(entry: Path, shape: tuple[int, ...]) -> tuple[dict[str, Any], np.ndarr
         return None
 
 
-def _prepare(entry: Path, plan: _Plan, shape: tuple[int, ...], progress: Progress, processes: bool) -> Any:
+def _prepare(entry: Path, place: Path, plan: _Plan, shape: tuple[int, ...], progress: Progress, processes: bool) -> Any:
     """Decode every file into the cache, whole, or not at all; return what `_kept` does.
 
-    Another process that does the same is waited for.
+    Another process that does the same is waited for. What the cache had of an earlier state of the folder is removed.
     """
     from filelock import FileLock
 
     size = math.prod(shape)
     entry.parent.mkdir(parents=True, exist_ok=True)
+    _clear(entry.parent)
     part = entry.with_suffix(".part")
     with FileLock(entry.with_suffix(".lock")):
         if kept := _kept(entry, shape):
@@ -215,17 +217,33 @@ def _prepare(entry: Path, plan: _Plan, shape: tuple[int, ...], progress: Progres
         for left in (entry, part):  # damaged, or of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         if (free := shutil.disk_usage(entry.parent).free) < size:
-            need = f"{size / 1e9:.1f} GB for {shape[0]:,} images of {shape[1]}x{shape[2]}"
-            raise OSError(f"{entry.parent} has {free / 1e9:.1f} GB free and needs {need}: take a lower --resolution")
+            need = f"{size / 1e6:,.0f} MB for {shape[0]:,} images of {shape[1]}x{shape[2]}"
+            raise OSError(f"{entry.parent} has {free / 1e6:,.0f} MB free and needs {need}: take a lower --resolution")
         part.mkdir()
+        of = {"of": [ascii(place.resolve()), *shape[1:]]}
         try:
-            about = _decode_all(part, plan, shape, progress, processes)
+            about = _decode_all(part, plan, shape, progress, processes) | of
             (part / "about.json").write_text(json.dumps(about))
             part.rename(entry)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(part, ignore_errors=True)
+            if isinstance(error, OSError) and error.strerror:
+                raise OSError(f"{error.strerror}, while images were prepared in {entry.parent}") from None
             raise
+    for other in entry.parent.glob("*/about.json"):
+        with contextlib.suppress(OSError, ValueError):
+            if other.parent != entry and json.loads(other.read_text()).items() >= of.items():
+                shutil.rmtree(other.parent)
     return _kept(entry, shape)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what processes left that were killed while they prepared images."""
+    from filelock import FileLock, Timeout
+
+    for part in folder.glob("*.part"):
+        with contextlib.suppress(Timeout), FileLock(part.with_suffix(".lock"), timeout=0):
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _decode_all(part: Path, plan: _Plan, shape: tuple[int, ...], progress: Progress, processes: bool) -> dict[str, Any]:
@@ -243,7 +261,9 @@ def _decode_all(part: Path, plan: _Plan, shape: tuple[int, ...], progress: Progr
     with images.quiet(), _pool(processes and len(files) >= _WORTH_IT) as pool:
         try:
             chunks = [files[start:end] for start, end in zip(starts, ends, strict=True)]
-            for end, result in zip(ends, pool.map(some, starts, chunks), strict=True):
+            with starting():
+                results = pool.map(some, starts, chunks)
+            for end, result in zip(ends, results, strict=True):
                 done.append(result)
                 progress(end, len(files))
                 if len(done) % _FLUSHED == 0:

@@ -259,7 +259,7 @@ def _hint(path: str | Path) -> str:
 def files_in(folder: str | Path) -> list[str]:
     """Return the files in a folder and in those inside it, in order; but none whose name begins with a dot."""
     found: list[str] = []
-    seen: set[str] = set()  # a link may lead to a folder above it
+    seen = set(map(str, Path(os.path.realpath(folder)).parents))  # to which a link may lead, and so to other classes
 
     def unreadable(error: OSError) -> None:
         raise error
