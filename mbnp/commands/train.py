@@ -39,7 +39,8 @@ def run(options: Namespace) -> int:
     _check(options)
     loaded = None if options.init is None else weights.load(options.init)
     resolution = options.resolution or (loaded or models.create(options.model, width_mult=0.25)).resolution
-    channels = options.channels if loaded is None else loaded.channels
+    channels = 3 if options.channels is None else options.channels
+    channels = channels if loaded is None else loaded.channels
     data = common.load_data(options.data, resolution, channels, asked=options.resolution is not None)
     recipe = _recipe(options, data)
     net, notes = (_fresh(options, data), []) if loaded is None else _fine_tuned(loaded, options, data)
@@ -96,15 +97,14 @@ def _check(options: Namespace) -> None:
             raise MbnpError("--freeze-until keeps what was learned before: name a checkpoint with --init")
         options.model = options.model or "mobilenet-v1-small"
         options.width_mult = 1.0 if options.width_mult is None else options.width_mult
-        options.channels = 3 if options.channels is None else options.channels
         models.options(options.model)  # an unknown name shows before the data is loaded
     elif surplus := options.given & {"--model", "--width-mult", "--channels"}:
         raise MbnpError(f"--init brings the architecture of its checkpoint: leave out {min(surplus)}")
 
 
 def _fresh(options: Namespace, data: Dataset) -> Network:
-    chosen = {name: getattr(options, name) for name in ("width_mult", "seed", "channels")}
-    chosen["num_classes"] = len(data.classes)
+    chosen = {"num_classes": len(data.classes), "width_mult": options.width_mult, "seed": options.seed}
+    chosen["channels"] = data.train.images.shape[3]
     if "resolution" in models.options(options.model):
         chosen["resolution"] = data.train.images.shape[1]
     return models.create(options.model, **chosen)
