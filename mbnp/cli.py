@@ -8,6 +8,7 @@ import importlib
 import inspect
 import math
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -121,6 +122,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse's own knows neither -0.5,0.5 nor -1e-3
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"mbnp: error: {message}; see {self.prog} --help\n")
@@ -176,6 +178,7 @@ def _train(p: argparse.ArgumentParser) -> None:
     examples:
       mbnp train
       mbnp train --data cifar-10-binary.tar.gz --epochs 20 --seed 1
+      mbnp train --data photos --model mobilenet-v1 --resolution 128
       mbnp train --model standard-small --out runs/full-convolutions
       mbnp train --init mobilenet.h5 --freeze-until features.7 --lr 0.01
       mbnp train --resume runs/mobilenet-v1-small-1
@@ -187,12 +190,16 @@ def _train(p: argparse.ArgumentParser) -> None:
     _share(p, "--weights WHICH")
     _add(p, "--freeze-until LAYER", "with --init: this layer or block and all before it stay as they are")
     _share(p, "--data PATH")
+    _add(p, "--resolution N", "with a folder of images: make them N x N (default: the model's own)")
+    _share(p, "--channels N")
     _add(p, "--epochs N", "times through the data (default: what the data needs)")
-    _add(p, "--batch-size N", default=64)
+    _add(p, "--batch-size N", "default: 64, or a quarter of fewer than 256 images")
     _add(p, "--lr X", "highest learning rate", default=0.1)
     _add(p, "--weight-decay X", default=5e-4)
     _add(p, "--schedule NAME", "one-cycle, cosine, step or constant", default="one-cycle")
     _add(p, "--label-smoothing X", default=0.0)
+    shift = "move the training images by up to an eighth, or show a random part of them; and mirror them"
+    _add(p, "--augment", f"{shift} (default: shift)", choices=("shift", "crop"))
     _add(p, "--no-augment", "neither move nor mirror the training images")
     _add(p, "--seed N", "of weights, order and augmentation", default=0)
     _add(p, "--out RUN", "a folder that does not exist (default: runs/NAME-N)")
@@ -215,14 +222,16 @@ def _predict(p: argparse.ArgumentParser) -> None:
     """Name the classes of image files.
 
     Print the most probable classes of each image. Its shorter side is resized to the network's resolution and its
-    middle cropped.
+    middle cropped. Exit status 1 if a file could not be read.
 
-    example:
+    examples:
       mbnp predict cat.jpg dog.png --checkpoint runs/resnet20-1/model.safetensors
+      mbnp predict photos 'more/*.jpg' --checkpoint model.safetensors --json
     """
-    _add(p, "images IMAGE", "an image file of any kind that Pillow reads", nargs="+")
+    _add(p, "images IMAGE", "an image file of any kind that Pillow reads, a folder of them, or a pattern", nargs="+")
     _add(p, "--checkpoint FILE", f"weights from mbnp train, or others: {READ}", required=True)
     _add(p, "--top K", "number of classes", default=3)
+    _add(p, "--json", "print a list of {image, classes: [{class, probability}]} or {image, error}")
     _share(p, "--weights WHICH", "--threads N", "--readable")
 
 
@@ -238,7 +247,7 @@ def _summary(p: argparse.ArgumentParser) -> None:
       mbnp summary runs/mobilenet-v1-small-1/model.safetensors
     """
     _add(p, "model MODEL", f"{MODELS}, or a file: {READ}")
-    _share(p, "--weights WHICH", "--resolution N", "--width-mult X")
+    _share(p, "--weights WHICH", "--resolution N", "--width-mult X", "--channels N")
     _add(p, "--num-classes N", "default: the network's own")
 
 
@@ -259,21 +268,43 @@ def _check(p: argparse.ArgumentParser) -> None:
 
 
 def _data(p: argparse.ArgumentParser) -> None:
-    """Get CIFAR-10, make a subset, look at what is there."""
-    _add_commands(p, "action", (_show, _download, _subset))
+    """Look at the data, write samples of it, get CIFAR-10, make a subset."""
+    _add_commands(p, "action", (_show, _samples, _download, _subset))
 
 
 def _show(p: argparse.ArgumentParser) -> None:
-    """Show which data a command would use."""
+    """Show which data a command would use.
+
+    Print classes, counts, sizes, mean and standard deviation, and what could not be read; draw samples of each class.
+
+    example:
+      mbnp data show photos
+    """
+    _add(p, "path PATH", "as --data", nargs="?")
     _share(p, "--data PATH")
+    _add(p, "--resolution N", "make the images of a folder N x N", default=32)
+    _add(p, "--out FILE.png", "the samples", default="samples.png")
+
+
+def _samples(p: argparse.ArgumentParser) -> None:
+    """Write a few test images as PNG, with their class in the name, for mbnp predict.
+
+    example:
+      mbnp data samples samples
+    """
+    _add(p, "out OUT", "a folder that does not exist")
+    _share(p, "--data PATH")
+    _add(p, "--count N", "number of images", default=10)
+    _add(p, "--resolution N", "make the images of a folder N x N", default=32)
 
 
 def _download(p: argparse.ArgumentParser) -> None:
-    """Fetch CIFAR-10's binary archive (170 MB) and verify it; resume a transfer that broke off.
+    """Fetch CIFAR-10's or CIFAR-100's binary archive (170 MB) and verify it; resume a transfer that broke off.
 
     example:
       mbnp data download --out data
     """
+    _add(p, "name NAME", "cifar10 or cifar100", nargs="?", default="cifar10")
     _add(p, "--url URL", "a mirror (default: the official server)")
     _add(p, "--out FOLDER", "default: the user's cache")
 
@@ -285,7 +316,7 @@ def _subset(p: argparse.ArgumentParser) -> None:
       mbnp data subset --out data/small --train 10000 --test 2000
     """
     _add(p, "--out FOLDER", "a folder that does not exist", required=True)
-    _add(p, "--data PATH", "what to take from (default: cifar10, where it is found)")
+    _add(p, "--data PATH", "what to take from (default: cifar10, from where the most of it is)")
     _add(p, "--train N", "number of training images", default=10_000)
     _add(p, "--test N", "number of test images", default=2_000)
     _add(p, "--seed N", default=0)
@@ -392,9 +423,11 @@ _numbers.__name__ = "list of numbers"
 
 TYPES: dict[str, Any] = {"N": int, "K": int, "X": number, "RUN": Path, "R,G,B": _numbers}
 SHARED = {
-    "--data PATH": "a folder or archive of CIFAR-10's binary records, or cifar10, or shapes10 (default: what MBNP_DATA "
+    "--data PATH": "a folder of images with a folder for each class, or a folder or archive of the binary records of "
+    "CIFAR-10 or CIFAR-100, or cifar10, cifar100, cifar100:coarse, shapes10 (default: what MBNP_DATA "
     "names or what is in ./data or the user's cache, or else shapes10, images that mbnp draws itself)",
     "--width-mult X": "all channels times X (default: 1)",
+    "--channels N": "of the images: 3, or 1 for grey (default: 3)",
     "--resolution N": "images of N x N (default: the network's own)",
     "--weights WHICH": "averaged or raw, where a PyTorch file has both, or the name of their place in it "
     "(default: averaged)",

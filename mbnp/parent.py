@@ -1,5 +1,6 @@
 """No process outlives the one that started it. `weights/keras/files.py` runs this text where there is no mbnp."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -18,6 +19,27 @@ def end_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if sys.platform != "win32":
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+@contextlib.contextmanager
+def starting():  # type: ignore[no-untyped-def]
+    """Hold Ctrl-C back within the block from the processes that start there: it waits for their `serve`."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def serve(parent: int) -> None:
+    """Begin a process of a pool: it ends with its parent, and by Ctrl-C at once and without a traceback."""
+    end_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _watch(parent: int, number=os.getppid, wait=time.sleep, leave=os._exit) -> None:  # type: ignore[no-untyped-def]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import: inside the functi
     from mbnp.bench.machine import Peaks
     from mbnp.bench.profile import Profile
     from mbnp.bench.scaling import Sweep
+    from mbnp.datasets import Dataset
     from mbnp.train import Record
 
 # Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in grey.
@@ -49,6 +51,27 @@ def curves(history: Sequence["Record"], path: str | os.PathLike, title: str = ""
     loss.set_ylabel("cross-entropy (nats)")
     accuracy.set(ylabel="accuracy (%)", ylim=(0, 100))
     _save(figure, path)
+
+
+def contact_sheet(data: "Dataset", path: str | os.PathLike, columns: int = 10) -> None:
+    """Show training images, evenly spread over each of the first hundred classes: a row and its name for each."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    classes, side = data.classes[:100], data.train.images.shape[1]
+    cell = max(side, 48) if side < 128 else 128
+    left, row = 160, cell + 2
+    sheet = Image.new("RGB", (left + columns * row, len(classes) * row), "white")
+    draw = ImageDraw.Draw(sheet)
+    for k, name in enumerate(classes):
+        mine = np.flatnonzero(data.train.labels == k)
+        draw.text((4, k * row + cell // 2 - 6), name[:25], fill="black")
+        for column, i in enumerate(mine[np.linspace(0, len(mine) - 1, min(columns, len(mine))).astype(int)]):
+            image = data.train.images[i]
+            shown = Image.fromarray(image if image.shape[2] == 3 else image[..., 0]).convert("RGB")
+            sheet.paste(shown.resize((cell, cell), Image.Resampling.BICUBIC), (left + column * row, k * row))
+    with replacing(Path(path)) as partial:
+        sheet.save(partial, "PNG")
 
 
 def roofline(profile: "Profile", peaks: "Peaks", path: str | os.PathLike, title: str = "") -> None:
@@ -147,5 +170,6 @@ def _figure(title: str, height: float, rows: int = 1, columns: int = 1) -> "tupl
 
 
 def _save(figure: "Figure", path: str | os.PathLike) -> None:
-    with replacing(Path(path)) as partial:
+    with replacing(Path(path)) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # names of data may have characters that no font here has
         figure.savefig(partial, format="png", dpi=150)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mbnp import optim
+from mbnp.datasets.batching import AUGMENTATIONS, Augmentation, augment
 from mbnp.errors import MbnpError, unknown
 from mbnp.network import Network
 
@@ -13,7 +14,8 @@ class Recipe:
 
     momentum: one-cycle moves between the two, the other schedules stay at their mean
     schedule: "one-cycle" | "cosine" to zero | "step": a tenth after each third of the run | "constant"
-    augment: images are moved by up to 4 pixels and mirrored at random
+    augment: True or "shift": images are moved by up to an eighth of their size, and mirrored, at random; "crop": a
+        random part is shown at the size of the whole, or its mirror image; False: neither
     seed: decides the order of the images and their augmentation; the network's weights have their own
     """
 
@@ -25,7 +27,7 @@ class Recipe:
     weight_decay: float = 5e-4
     schedule: str = "one-cycle"
     label_smoothing: float = 0.0
-    augment: bool = True
+    augment: bool | str = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -38,6 +40,8 @@ class Recipe:
             raise MbnpError(f"a seed is at least 0, got {self.seed}")
         if self.schedule not in optim.SCHEDULES:
             raise unknown("schedule", self.schedule, optim.SCHEDULES)
+        if self.augment not in (True, False, *AUGMENTATIONS):
+            raise unknown("augmentation", self.augment, AUGMENTATIONS)
         optim.check_range("lr", self.lr)
         optim.check_range("weight_decay", self.weight_decay)
         if not 0 <= self.label_smoothing <= 1:
@@ -60,3 +64,7 @@ class Recipe:
         if self.schedule == "step":
             return optim.step(self.lr, every=-(-total // 3))
         return optim.constant(self.lr)
+
+    def augmentation(self) -> Augmentation | None:
+        """Return what `datasets.batches` takes to augment training images."""
+        return AUGMENTATIONS.get(str(self.augment), augment if self.augment else None)

@@ -16,8 +16,6 @@ import itertools
 import json
 import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -29,11 +27,11 @@ from filelock import FileLock, Timeout
 
 import mbnp
 from mbnp import backend, plots
-from mbnp.datasets import Dataset
+from mbnp.datasets import Dataset, absolute
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
 from mbnp.recipe import Recipe
-from mbnp.storage import clear, flush, replacing, unfinished
+from mbnp.storage import new_folder, replacing
 from mbnp.train import Progress, Record, Snapshot
 from mbnp.weights import native
 
@@ -68,19 +66,9 @@ def make(folder: Path | None, name: str, config: dict[str, Any], first: Snapshot
     if folder is None:
         folder = next(p for n in itertools.count(1) if not (p := Path("runs", f"{name}-{n}")).exists())
     require_new(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    clear(folder)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=unfinished(folder)))
-    try:
-        os.umask(mask := os.umask(0))
-        made.chmod(0o777 & ~mask)  # mkdtemp makes folders for their owner only
+    with new_folder(folder) as made:
         save_config(made, config)
         keep(made, net, first)
-        made.rename(folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
-    flush(folder.parent)
     return folder
 
 
@@ -201,15 +189,19 @@ def environment() -> dict[str, Any]:
 
 def describe(data: Dataset) -> dict[str, Any]:
     """Describe a data set for config.json; the checksum is over training and test images and labels."""
+    return {
+        "name": data.name,
+        "source": absolute(data.source) or data.source,
+        "train": len(data.train),
+        "test": len(data.test),
+        "classes": list(data.classes),
+        "sha256": data.sha256 or _checksum(data),
+    }
+
+
+def _checksum(data: Dataset) -> str:
     digest = hashlib.sha256()
     for split in (data.train, data.test):
         digest.update(split.images.tobytes())
         digest.update(split.labels.tobytes())
-    return {
-        "name": data.name,
-        "source": os.path.abspath(data.source) if os.path.exists(data.source) else data.source,
-        "train": len(data.train),
-        "test": len(data.test),
-        "classes": list(data.classes),
-        "sha256": digest.hexdigest(),
-    }
+    return digest.hexdigest()

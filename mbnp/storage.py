@@ -47,6 +47,28 @@ def replacing(path: Path, lasting: bool = True) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write into; it becomes `folder`, which must not exist, when the block ends without an error.
+
+    What is in it is not flushed to disk.
+    """
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{folder} exists already: name a new folder, or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clear(folder)
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=unfinished(folder)))
+    try:
+        os.umask(mask := os.umask(0))
+        made.chmod(0o777 & ~mask)  # mkdtemp makes folders for their owner only
+        yield made
+        made.rename(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    flush(folder.parent)
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk. Not all systems can do that for folders."""
     folder = path.is_dir()

@@ -271,8 +271,7 @@ def _epoch(
     rng: np.random.Generator,
 ) -> Iterator[Record]:
     """Train on every image once, from where the epoch is; yield a record after each batch."""
-    augment = datasets.augment if recipe.augment else None
-    options: dict[str, Any] = {**(net.preprocessing or {}), "augment": augment, "dtype": net.dtype}
+    options: dict[str, Any] = {**(net.preprocessing or {}), "augment": recipe.augmentation(), "dtype": net.dtype}
     now = rng.bit_generator.state
     at.order = rng.bit_generator.state = at.order or now
     rest = datasets.batches(data.train, recipe.batch_size, rng, **options, first=at.batch)
@@ -320,15 +319,14 @@ def evaluate(
 
 
 def probabilities(net: Network, images: np.ndarray) -> np.ndarray:
-    """Return the probability of each class (N, classes) for images (N, H, W, 3) uint8.
+    """Return the probability of each class (N, classes) for images (N, H, W, C) uint8.
 
-    They are normalised as the network was trained (`net.preprocessing`). MbnpError where that is not known, and for a
-    network of one output, which has no classes.
+    They are normalised as the network was trained (`net.preprocessing`); MbnpError where that is not known. Of a
+    network of one output it is the sigmoid of that, (N, 1): the probability of its one class.
     """
     if net.preprocessing is None:
         raise MbnpError("the checkpoint does not say how its images were normalised")
     x = datasets.normalise(images, **net.preprocessing, dtype=net.dtype)
-    if net.num_classes == 1:
-        raise MbnpError("the network has one output, and probabilities of classes need two: call it in Python")
     with one_pool():
-        return cross_entropy.softmax(net.forward(x))
+        logits = net.forward(x)
+    return 0.5 + 0.5 * np.tanh(logits / 2) if net.num_classes == 1 else cross_entropy.softmax(logits)

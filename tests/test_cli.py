@@ -105,7 +105,7 @@ def test_help_names_every_command_and_model(capsys):
     assert sorted(cli.MODELS.split(", ")) == sorted(models.names())
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "data show", "data download", "data subset"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "data show", "data samples", "data download", "data subset"])
 def test_help_fits_80_columns(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
@@ -509,9 +509,9 @@ def test_what_predict_and_evaluate_cannot_read(trained, capsys):
     Path("text.png").write_text("no image")
     Image.effect_noise((64, 64), 90).save("whole.png")
     Path("half.png").write_bytes(Path("whole.png").read_bytes()[:900])
-    assert "no image at none.png" in fails(capsys, "predict", "none.png", "--checkpoint", checkpoint)
-    assert "text.png is no image" in fails(capsys, "predict", "text.png", "--checkpoint", checkpoint)
-    assert "half.png is no image" in fails(capsys, "predict", "half.png", "--checkpoint", checkpoint)
+    for name, message in (("none", "no image at none.png"), ("text", "text.png is no"), ("half", "half.png is no")):
+        assert cli.main(["predict", f"{name}.png", "--checkpoint", checkpoint]) == 1
+        assert f"mbnp: error: {message}" in capsys.readouterr().err
     assert "at least 1, got 0" in fails(capsys, "predict", "whole.png", "--checkpoint", checkpoint, "--top", "0")
     assert "no checkpoint at" in fails(capsys, "evaluate", "none.safetensors")
     Path("broken.safetensors").write_bytes(Path(checkpoint).read_bytes()[:5000])
@@ -695,16 +695,19 @@ def test_data_show_and_subset(records, capsys):
 def test_data_download_hands_over_and_says_where_it_is(capsys, monkeypatch):
     asked = []
 
-    def download(url, folder, progress):
-        asked.append((url, folder))
+    def download(url, folder, progress, layout):
+        asked.append((url, folder, layout.name))
         progress(10, None)
         progress(20, 20)
-        return Path(folder) / "cifar-10-binary.tar.gz"
+        return Path(folder) / layout.archive
 
     monkeypatch.setattr(datasets, "download", download)
     assert cli.main(["data", "download", "--url", "http://mirror/x", "--out", "there"]) == 0
     assert capsys.readouterr().out == f"CIFAR-10 is in {Path('there/cifar-10-binary.tar.gz')}\n"
-    assert asked == [("http://mirror/x", "there")]
+    assert cli.main(["data", "download", "cifar100", "--out", "there"]) == 0
+    assert capsys.readouterr().out == f"CIFAR-100 is in {Path('there/cifar-100-binary.tar.gz')}\n"
+    assert asked == [("http://mirror/x", "there", "cifar10"), (None, "there", "cifar100")]
+    assert "did you mean 'cifar100'" in fails(capsys, "data", "download", "cifar-100")
 
 
 def test_data_download_without_a_server(capsys):

@@ -123,6 +123,22 @@ def test_images_and_classes_are_added(checkpoint, tmp_path, capsys):
     np.testing.assert_allclose([shares[name] for name in net.classes], expected, atol=0.02)
 
 
+@pytest.mark.parametrize("mean", ["-0.5,-.25,1e-3", "-1e-3,0,0.5", "0,0,0", "1,1,1"])
+def test_numbers_may_be_negative(checkpoint, tmp_path, mean):
+    out = tmp_path / "out.safetensors"
+    assert run("convert", checkpoint, out, "--mean", mean, "--std", "1,1,1") == 0
+    assert weights.load(out).preprocessing["mean"] == [float(number) for number in mean.split(",")]
+
+
+def test_images_of_bytes_are_refused_wherever_they_are_written(checkpoint, tmp_path):
+    net = weights.load(checkpoint)
+    net.preprocessing = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "order": "rgb"}
+    for name in ("out.safetensors", "out.pt", "out.onnx"):
+        with pytest.raises(MbnpError, match=r"on a scale of 0 to 255.* 0\.485,0\.456,0\.406 and 0\.229,0\.224,0\.225"):
+            weights.save(net, tmp_path / name)
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -130,6 +146,13 @@ def test_images_and_classes_are_added(checkpoint, tmp_path, capsys):
         (["--mean", "0.5", "--std", "1"], "its preprocessing is"),
         (["--mean", "0,0,0", "--std", "1,1,0"], "its preprocessing is"),
         (["--classes", "nowhere.txt"], "nowhere.txt"),
+        (
+            ["--mean", "123.675,116.28,103.53", "--std", "58.395,57.12,57.375"],
+            "divided by 255 they are 0.485,0.456,0.406 and 0.229,0.224,0.225",
+        ),
+        (["--mean", "103.939,116.779,123.68", "--std", "1,1,1"], "0.4076,0.458,0.485 and 0.003922,"),
+        (["--mean", "-127.5,-127.5,-127.5", "--std", "1,1,1"], "divided by 255 they are -0.5,-0.5,-0.5"),
+        (["--mean", "0,0,0", "--std", "255,255,255"], "0,0,0 and 1,1,1"),
     ],
 )
 def test_what_is_added_must_fit(checkpoint, tmp_path, capsys, options, message):
@@ -180,11 +203,12 @@ def test_a_mean_does_not_lose_the_order_of_channels(checkpoint, tmp_path):
     assert weights.load(out).preprocessing == {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "order": "bgr"}
 
 
-def test_one_output_has_no_probabilities(tmp_path, capsys):
+def test_one_output_is_a_sigmoid(tmp_path, capsys):
     net = models.mobilenet_v1_small(num_classes=1, width_mult=0.25)
     net.preprocessing = {"mean": [0.5] * 3, "std": [0.5] * 3}
     weights.save(net, tmp_path / "one.safetensors")
     image = tmp_path / "image.png"
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(image)
-    assert run("predict", image, "--checkpoint", tmp_path / "one.safetensors") == 2
-    assert "one output" in capsys.readouterr().err
+    logit = float(net.forward(np.full((1, 32, 32, 3), -1, np.float32))[0, 0])
+    assert run("predict", image, "--checkpoint", tmp_path / "one.safetensors") == 0
+    assert capsys.readouterr().out == f"{image}\n  {100 / (1 + np.exp(-logit)):6.2f} %  class 1, of 0 and 1\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numba
 import psutil
 import pytest
+from PIL import Image
 
 import mbnp
 from tests.tally import NIGHTLY
@@ -79,6 +80,33 @@ def test_the_processes_that_compile_ahead(tmp_path):
         return sum(child.cpu_times().user > 0.5 for child in children) >= 2
 
     children_end(code, 3, compile, NUMBA_CACHE_DIR=str(tmp_path / "cache"))  # and the tracker of multiprocessing
+
+
+@pytest.fixture
+def slow_images(tmp_path):
+    """A folder of images that take a while, and the code that prepares them in processes."""
+    for name in "ab":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    first = tmp_path / "photos" / "a" / "0.png"
+    Image.effect_noise((3000, 3000), 90).save(first)
+    for i in range(40):
+        os.link(first, tmp_path / "photos" / "ab"[i % 2] / f"{i + 1}.png")
+    return f"""
+    import os, sys
+    from mbnp import cli
+    from mbnp.datasets import folder
+
+    os.setsid()
+    os.environ["XDG_CACHE_HOME"] = {str(tmp_path / "cache")!r}
+    folder._WORTH_IT = 1
+    folder._CHUNK = 1
+    print("begun", flush=True)
+    raise SystemExit(cli.main(["data", "show", {str(tmp_path / "photos")!r}]))
+    """
+
+
+def test_the_processes_that_decode_images(slow_images):
+    children_end(slow_images, 3, lambda children: sum(child.cpu_times().user > 0.5 for child in children) >= 2)
 
 
 def test_a_program_that_is_graded_and_never_ends(tmp_path):
@@ -161,6 +189,20 @@ def test_only_the_process_of_the_command_answers_interrupts_while_it_starts(else
     process = start(code)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
+
+
+def test_an_interrupt_while_images_are_prepared_is_one_line(slow_images, tmp_path):
+    """Of all processes together, as Ctrl-C in a terminal is, also while those that decode start."""
+    for delay in [0.1, 0.3, 0.6, 1.5] if not NIGHTLY else [k / 50 for k in range(100)]:
+        process = start(slow_images)
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert err.splitlines()[-1:] == ["mbnp: stopped"]
+        assert not [line for line in (out + err).splitlines() if not line.startswith(("preparing", "mbnp: stopped"))]
+        assert not list((tmp_path / "cache").glob("mbnp/images/*/"))
 
 
 def test_a_process_that_ignores_interrupts_goes_on_doing_so():

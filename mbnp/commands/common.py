@@ -5,11 +5,47 @@ from collections.abc import Callable
 from typing import Any
 
 from numba.core import event
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from mbnp import backend, fused
+from mbnp import backend, datasets, fused
+from mbnp.commands.console import Console
+from mbnp.datasets import Dataset
 from mbnp.errors import MbnpError
 from mbnp.fused import ahead
 from mbnp.network import Network
+
+
+def load_data(
+    spec: str | None, resolution: int, channels: int = 3, say: Callable[[str], object] = print, asked: bool = False
+) -> Dataset:
+    """Return the data set, with a bar or, where there is no terminal, a line while its images are decoded.
+
+    asked: the resolution is the user's wish; MbnpError if the images have another.
+    """
+    console = Console(stderr=True)
+    columns = "preparing images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def progress(done: int, total: int) -> None:
+            if done == 0 and not console.is_terminal:
+                say(f"preparing {total:,} images (once) ...")
+            bar.update(task, completed=done, total=total, visible=True)
+
+        data = datasets.load(spec, resolution, channels, progress, processes=True)
+    height, width = data.train.images.shape[1:3]
+    if asked and not height == width == resolution:
+        raise MbnpError(f"the images of {data.name} are {height}x{width}: --resolution is for a folder of images")
+    return data
+
+
+def about(data: Dataset, most: int) -> list[str]:
+    """Return what else there is to say about a data set, in lines; not more than `most` damaged files."""
+    lines = [*data.notes]
+    if count := len(data.damaged):
+        rest = "; mbnp data show lists them" if count > most else ""
+        lines += [f"{count:,} files could not be read and are left out{rest}:", *data.damaged[:most]]
+    return lines
 
 
 def engine(net: Network, readable: bool) -> Network:

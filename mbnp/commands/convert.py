@@ -52,6 +52,7 @@ def _add(net: Network, options: Namespace) -> None:
         except UnicodeDecodeError:
             raise MbnpError(f"{options.classes} is no text in UTF-8, one class a line") from None
     files.set_description(net, net.resolution, net.classes, net.preprocessing)
+    files.check_scale(net)
 
 
 def _lost(net: Network, target: Path) -> str:

@@ -4,14 +4,14 @@ from argparse import Namespace
 
 import numpy as np
 
-from mbnp import datasets, tables, train, weights
+from mbnp import tables, train, weights
 from mbnp.commands import common
 from mbnp.errors import MbnpError
 
 
 def run(options: Namespace) -> None:
     net = weights.load(options.checkpoint, options.weights, tables.note)
-    data = datasets.load(options.data)
+    data = common.load_data(options.data, net.resolution, net.channels)
     if net.classes is not None and net.classes != list(data.classes):
         raise MbnpError(
             f"{options.checkpoint} knows {', '.join(net.classes[:3])}, ..., but {data.name} has "

@@ -1,35 +1,90 @@
 """`mbnp predict`: name the most probable classes of image files."""
 
+import glob
+import json
+import os
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from mbnp import spec, tables, train, weights
 from mbnp.commands import common
-from mbnp.datasets.images import read_image
+from mbnp.datasets.images import files_in, read_image
 from mbnp.errors import MbnpError
 from mbnp.network import Network
 
+_AT_ONCE = 64  # images that are in memory together
 
-def run(options: Namespace) -> None:
+
+def run(options: Namespace) -> int:
     if options.top < 1:
         raise MbnpError(f"--top must be at least 1, got {options.top}")
     net = weights.load(options.checkpoint, options.weights, tables.note)
     common.require_preprocessing(net, options.checkpoint)
-    if net.channels != 3 or len(net.output_shape((net.resolution, net.resolution, 3))) != 1:
-        raise MbnpError(f"{options.checkpoint} does not take colour images and give one score for each class")
-    net = common.engine(net, options.readable)
-    count = spec.most_images(net, (net.resolution, net.resolution, 3), len(options.images))
-    with common.announced(print):
-        for start in range(0, len(options.images), count):
-            _predict(net, options.images[start : start + count], options.top)
+    if len(net.output_shape((net.resolution, net.resolution, net.channels))) != 1:
+        raise MbnpError(f"{options.checkpoint} does not give one score for each class")
+    answers: list[dict[str, Any]] = []
+    with common.announced(_say):
+        for answer in _answers(common.engine(net, options.readable), options):
+            answers.append(answer)
+            if "error" in answer:
+                _say(f"mbnp: error: {answer['error']}".replace("\n", "\\n"))
+            elif not options.json:
+                print(answer["image"])
+                for guess in answer["classes"]:
+                    text = f"  {100 * guess['probability']:6.2f} %  {guess['class']}"
+                    print(tables.hang(text, indent=13))
+    if options.json:
+        print(json.dumps(answers, indent=2))
+    broken = sum("error" in answer for answer in answers)
+    if broken and len(answers) > 1:
+        _say(f"mbnp: {broken} of {len(answers)} could not be read")
+    return 1 if broken else 0
 
 
-def _predict(net: Network, paths: Sequence[str], top: int) -> None:
-    images = np.stack([read_image(path, net.resolution) for path in paths])
-    for path, p in zip(paths, train.probabilities(net, images), strict=True):
-        print(path)
-        for k in np.argsort(-p, kind="stable")[:top]:
-            name = net.classes[k] if net.classes else f"class {k}"
-            print(tables.hang(f"  {100 * p[k]:6.2f} %  {name}", indent=13))
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _answers(net: Network, options: Namespace) -> Iterator[dict[str, Any]]:
+    """Yield for each image its classes and their probabilities, or the error."""
+    files = [file for name in options.images for file in _files(name)]
+    count = spec.most_images(net, (net.resolution, net.resolution, net.channels), _AT_ONCE)
+    for first in range(0, len(files), count):
+        paths = files[first : first + count]
+        read = [_read(path, net) for path in paths]
+        good = [image for image in read if isinstance(image, np.ndarray)]
+        probabilities = iter(train.probabilities(net, np.stack(good)) if good else ())
+        for path, image in zip(paths, read, strict=True):
+            if isinstance(image, str):
+                yield {"image": path, "error": image}
+            else:
+                p = next(probabilities)
+                best = np.argsort(-p, kind="stable")[: options.top]
+                yield {"image": path, "classes": [{"class": _name(net, k), "probability": float(p[k])} for k in best]}
+
+
+def _read(path: str, net: Network) -> np.ndarray | str:
+    """Return the image, or what is wrong with it."""
+    if os.path.isdir(path):
+        return f"the folder {path} has no images"
+    try:
+        return read_image(path, net.resolution, net.channels, lambda text: _say(f"mbnp: {text}"))
+    except (MbnpError, OSError) as error:
+        return str(error)
+
+
+def _name(net: Network, label: int) -> str:
+    if net.classes:
+        return net.classes[label]
+    return "class 1, of 0 and 1" if net.num_classes == 1 else f"class {label}"
+
+
+def _files(name: str) -> list[str]:
+    """Return what is meant: a file by its name, the files in a folder, or those that fit a pattern."""
+    if os.path.isdir(name):
+        return files_in(name) or [name]
+    return [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True)) or [name]

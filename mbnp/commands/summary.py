@@ -57,8 +57,8 @@ def _totals(net: Network, counted: cost.Cost) -> dict[str, str]:
 
 
 def _network(options: Namespace) -> Network:
-    chosen = {"width_mult": options.width_mult, "num_classes": options.num_classes}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    named = ("width_mult", "num_classes", "channels")
+    chosen = {name: value for name in named if (value := getattr(options, name)) is not None}
     if options.model in models.names() or not (set("./") & set(options.model) or Path(options.model).is_file()):
         return models.create(options.model, **chosen)
     if chosen:

@@ -40,7 +40,10 @@ def run(options: Namespace) -> int:
         runs.require_new(options.out)
     _check(options)
     loaded = None if options.init is None else weights.load(options.init, options.weights, tables.note)
-    data = datasets.load(options.data)
+    resolution = options.resolution or (loaded or models.create(options.model, width_mult=0.25)).resolution
+    channels = 3 if options.channels is None else options.channels
+    channels = channels if loaded is None else loaded.channels
+    data = common.load_data(options.data, resolution, channels, asked=options.resolution is not None)
     recipe = _recipe(options, data)
     net, notes = (_fresh(options, data), []) if loaded is None else _fine_tuned(loaded, options, data)
     return _Session(common.engine(net, options.readable), data, recipe, options).run(notes)
@@ -55,7 +58,8 @@ def _go_on(options: Namespace) -> int:
     net, snapshot = runs.latest(folder, notes.append)
     recipe = _recipe_of(config, options, snapshot.progress)
     known = config["data"]
-    data = datasets.load(options.data or (known["source"] if os.path.exists(known["source"]) else known["name"]))
+    spec = options.data or datasets.absolute(known["source"]) or known["name"]
+    data = common.load_data(spec, net.resolution, net.channels)
     if runs.describe(data)["sha256"] != known["sha256"]:
         raise MbnpError(f"the run was trained on other images than those of {data.source}: name its own with --data")
     if (last := config["freeze_until"]) is not None:
@@ -68,7 +72,10 @@ def _go_on(options: Namespace) -> int:
     if changed := [key for key in now if key != "threads" and now[key] != config[key]]:
         notes.append(f"{' and '.join(changed)} changed since the run began: its numbers may differ in the last digits")
     init = config["init"] and config["init"]["path"]
-    options.init, options.data, options.out = init, options.data or known["argument"], folder
+    said = known["argument"]
+    if said and not os.path.exists(said):
+        said = spec  # from another working folder
+    options.init, options.data, options.out = init, options.data or said, folder
     options.every = options.every or config["every"]
     session = _Session(common.engine(net, config["engine"] == "readable"), data, recipe, options, snapshot)
     return session.run(notes)
@@ -96,13 +103,13 @@ def _check(options: Namespace) -> None:
         options.model = options.model or "mobilenet-v1-small"
         options.width_mult = 1.0 if options.width_mult is None else options.width_mult
         models.options(options.model)  # an unknown name shows before the data is loaded
-    elif options.model is not None or options.width_mult is not None:
-        surplus = "--model" if options.model is not None else "--width-mult"
-        raise MbnpError(f"--init brings the architecture of its checkpoint: leave out {surplus}")
+    elif surplus := options.given & {"--model", "--width-mult", "--channels"}:
+        raise MbnpError(f"--init brings the architecture of its checkpoint: leave out {min(surplus)}")
 
 
 def _fresh(options: Namespace, data: Dataset) -> Network:
     chosen = {"num_classes": len(data.classes), "width_mult": options.width_mult, "seed": options.seed}
+    chosen["channels"] = data.train.images.shape[3]
     if "resolution" in models.options(options.model):
         chosen["resolution"] = data.train.images.shape[1]
     return models.create(options.model, **chosen)
@@ -133,9 +140,13 @@ def _fine_tuned(net: Network, options: Namespace, data: Dataset) -> tuple[Networ
 
 
 def _recipe(options: Namespace, data: Dataset) -> Recipe:
+    if options.augment and options.no_augment:
+        raise MbnpError(f"--augment {options.augment} and --no-augment do not go together: leave out one")
+    augment = not options.no_augment and (options.augment or True)
     epochs = data.epochs if options.epochs is None else options.epochs
-    same = ("batch_size", "lr", "weight_decay", "schedule", "label_smoothing", "seed")
-    return Recipe(epochs, augment=not options.no_augment, **{name: getattr(options, name) for name in same})
+    batch_size = min(64, max(2, len(data.train) // 4)) if options.batch_size is None else options.batch_size
+    same = ("lr", "weight_decay", "schedule", "label_smoothing", "seed")
+    return Recipe(epochs, batch_size, augment=augment, **{name: getattr(options, name) for name in same})
 
 
 class _TimeLeft(TimeRemainingColumn):
@@ -268,7 +279,7 @@ class _Session:
 
     def say_what_is_used(self, notes: list[str]) -> None:
         hint = "; for CIFAR-10: mbnp data download" if self.data.name == "shapes10" else ""
-        lines, size = [f"data: {self.data}{hint}", *notes], self.recipe.batch_size
+        lines, size = [f"data: {self.data}{hint}", *common.about(self.data, 5), *notes], self.recipe.batch_size
         if left_out := len(self.data.train) % size:
             images = f"{left_out} training images, always others, that do not fill a batch of {size}"
             lines.append(f"each epoch leaves out {images}")
@@ -346,10 +357,10 @@ class _Session:
 
     def command(self) -> str:
         """Return the command that repeats this run, with every default given."""
-        source = self.data.source
-        data = os.path.abspath(source) if os.path.exists(source) else self.data.name
+        data = datasets.absolute(self.data.source) or self.data.name
         init = self.options.init and os.path.abspath(self.options.init)
-        known = vars(self.options) | {"epochs": self.recipe.epochs, "data": data, "init": init}
+        known = vars(self.options) | {"epochs": self.recipe.epochs, "batch_size": self.recipe.batch_size}
+        known |= {"data": data, "init": init}
         words = ["mbnp", "train"]
         for name, value in known.items():
             if name not in ("command", "given", "out", "every", "resume") and value is not None and value is not False:

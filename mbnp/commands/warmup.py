@@ -51,10 +51,10 @@ def _warm_up(name: str, readable: bool) -> int:
 
 def rehearse(net: Network) -> None:
     """Train `net` for a step on a few random images and test it, which calls every kernel."""
-    size = net.resolution
+    size, channels = net.resolution, net.channels
     rng = np.random.default_rng(0)
-    split = datasets.Split(rng.integers(0, 256, (4, size, size, 3), np.uint8), np.array([0, 1, 0, 1]))
-    data = datasets.Dataset("random", "", split, split, ["a", "b"], (0.5,) * 3, (0.25,) * 3, epochs=1)
+    split = datasets.Split(rng.integers(0, 256, (4, size, size, channels), np.uint8), np.array([0, 1, 0, 1]))
+    data = datasets.Dataset("random", "", split, split, ["a", "b"], (0.5,) * channels, (0.25,) * channels, epochs=1)
     train.fit(net, data, train.Recipe(epochs=1, batch_size=4, lr=1e-3))
 
 

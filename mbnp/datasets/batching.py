@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
 
 from mbnp.datasets.dataset import Split
 from mbnp.errors import MbnpError, unknown
@@ -42,14 +43,16 @@ def normalise(
     return x.reshape(n, h, w, c)
 
 
-def augment(images: np.ndarray, rng: np.random.Generator, pad: int = 4) -> np.ndarray:
+def augment(images: np.ndarray, rng: np.random.Generator, pad: int | None = None) -> np.ndarray:
     """Return images moved by up to `pad` pixels either way, each mirrored with probability 1/2, in a new array.
 
-    images: (N, H, W, C) uint8. What moves in from outside is the image's own reflection.
+    images: (N, H, W, C) uint8. pad: an eighth of the shorter side, where it is not given. What moves in from
+    outside is the image's own reflection.
     Source: He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2.
     """
     _check_images(images)
     n, h, w, c = images.shape
+    pad = min(h, w) // 8 if pad is None else pad
     if pad >= min(h, w):
         raise MbnpError(f"cannot reflect {pad} pixels at the border of images of {h}x{w}")
     top, left = rng.integers(0, 2 * pad + 1, (2, n))
@@ -61,6 +64,30 @@ def augment(images: np.ndarray, rng: np.random.Generator, pad: int = 4) -> np.nd
     crops = windows[np.arange(n), top, left]
     crops[mirrored] = crops[mirrored, :, ::-1]
     return crops[..., None].view(np.uint8)
+
+
+def resized_crop(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a random part of each image at the size of the whole, each mirrored with probability 1/2, in a new array.
+
+    images: (N, H, W, C) uint8. A part has 8 to 100 % of the area, and is up to a third wider or higher than the image.
+    Source: Szegedy et al., "Going deeper with convolutions" (2014), section 6.
+    """
+    _check_images(images)
+    n, h, w, c = images.shape
+    area, ratio = rng.uniform(0.08, 1, n), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), n))
+    height, width = np.minimum(h, h * np.sqrt(area / ratio)), np.minimum(w, w * np.sqrt(area * ratio))
+    top, left = (h - height) * rng.random(n), (w - width) * rng.random(n)
+    mirrored = rng.random(n) < 0.5
+    crops = np.empty_like(images)
+    for i, box in enumerate(zip(left, top, left + width, top + height, strict=True)):
+        whole = Image.fromarray(images[i] if c > 1 else images[i, :, :, 0])
+        crops[i] = np.asarray(whole.resize((w, h), Image.Resampling.BILINEAR, box)).reshape(h, w, c)
+    crops[mirrored] = crops[mirrored, :, ::-1]
+    return crops
+
+
+# By the names that recipes have.
+AUGMENTATIONS: dict[str, Augmentation] = {"shift": augment, "crop": resized_crop}
 
 
 def count_batches(count: int, batch_size: int, train: bool) -> int:

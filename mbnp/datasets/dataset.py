@@ -1,8 +1,10 @@
 """The form that every data set has for the rest of the package."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from mbnp.errors import MbnpError, refuse_mask
 
@@ -11,7 +13,7 @@ from mbnp.errors import MbnpError, refuse_mask
 class Split:
     """The training or test images of a data set, and what is on them.
 
-    images: (N, H, W, 3) uint8, channels last, red first
+    images: (N, H, W, C) uint8, channels last: red, green and blue, or grey; they may be mapped from a file
     labels: (N,) int64, indices into the data set's classes
     masks:  (N, H, W) bool, the visible pixels of the object; None where they are not known (CIFAR-10)
     """
@@ -37,10 +39,13 @@ class Split:
 class Dataset:
     """Training and test images, the names of their classes, and how to normalise them.
 
-    name:   "cifar10" or "shapes10"; of record files with ten other classes, the name of their folder
+    name:   "cifar10", "cifar100" or "shapes10"; of other images, the name of their folder
     source: where the images came from: a path, or "drawn by mbnp, seed 0"
     mean, std: per channel, of training images scaled to 0..1
     epochs: as many as a small MobileNet needs; the default of `mbnp train`
+    notes:  what else there is to say, a line each
+    damaged: the files that could not be read, a line each
+    sha256: of images and labels, where it is known without reading them all
     """
 
     name: str
@@ -48,9 +53,12 @@ class Dataset:
     train: Split
     test: Split
     classes: list[str]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     epochs: int
+    notes: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+    sha256: str | None = None
 
     def __str__(self) -> str:
         """Return one line: `cifar10, 50,000 training and 10,000 test images (data/cifar-10-batches-bin)`."""
@@ -58,3 +66,15 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"<Dataset {self}>"
+
+
+def grey(data: Dataset) -> Dataset:
+    """Return a data set in memory with one channel in place of three, as Pillow weighs them."""
+    splits = []
+    for split in (data.train, data.test):
+        _, h, w, _ = split.images.shape
+        flat = Image.fromarray(split.images.reshape(-1, w, 3)).convert("L")
+        splits.append(Split(np.asarray(flat).reshape(-1, h, w, 1), split.labels, split.masks))
+    values = splits[0].images / np.float32(255)
+    mean, std = (float(values.mean(dtype=np.float64)),), (float(values.std(dtype=np.float64)),)
+    return dataclasses.replace(data, train=splits[0], test=splits[1], mean=mean, std=std)

@@ -1,17 +1,17 @@
-"""Download CIFAR-10's official binary archive: resumable, verified, and in its place only when it is complete."""
+"""Download CIFAR's official binary archives: resumable, verified, and in their place only when they are complete."""
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mbnp.datasets.cifar10 import ARCHIVE
+from mbnp.datasets.cifar10 import CIFAR10, CIFAR100, Layout
 from mbnp.errors import MbnpError
 
 # pooch and requests are imported where they are used: they take longer than the rest of mbnp.datasets.
 
-URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
-MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+URL = "https://www.cs.toronto.edu/~kriz/"
+MD5 = {CIFAR10: "c32a1d4ab5d03f1284b67883e8d87530", CIFAR100: "03b5dce01913d631647c71ecec9e9cb8"}
 
 _CHUNK = 1 << 16
 _PATIENCE = (10, 60)  # seconds: for a connection, and for the next bytes
@@ -30,9 +30,10 @@ def download(
     url: str | None = None,
     folder: str | Path | None = None,
     progress: Progress = lambda done, total: None,
-    md5: str = MD5,
+    md5: str | None = None,
+    layout: Layout = CIFAR10,
 ) -> Path:
-    """Fetch CIFAR-10's archive from `url` (the official address) into `folder` (the user's cache); return its path.
+    """Fetch a data set's archive from `url` (the official address) into `folder` (the user's cache); return its path.
 
     Bytes arrive in a .part file, and a download that was interrupted goes on from there. The archive gets its
     name only when its md5 is right; for a wrong one the .part is removed and MbnpError raised. Raise
@@ -40,9 +41,9 @@ def download(
     each chunk, in bytes; total is None where the server does not say. An archive that is there already is not
     fetched again.
     """
-    url = url or URL
-    archive = Path(folder or cache_folder()) / ARCHIVE
-    part = archive.with_name(f"{ARCHIVE}.part")
+    url, md5 = url or URL + layout.archive, md5 or MD5[layout]
+    archive = Path(folder or cache_folder()) / layout.archive
+    part = archive.with_name(f"{layout.archive}.part")
     if _has_md5(archive, md5):
         return archive
     if not _has_md5(part, md5):
@@ -50,7 +51,7 @@ def download(
         _fetch(url, part, progress)
     if not _has_md5(part, md5):
         part.unlink()
-        raise MbnpError(f"{url} sent something else than CIFAR-10's archive (wrong md5): nothing is kept")
+        raise MbnpError(f"{url} sent something else than {layout.archive} (wrong md5): nothing is kept")
     part.replace(archive)
     return archive
 

@@ -7,7 +7,6 @@ of a minute. Here each kernel that a network needs is compiled by the next free 
 import contextlib
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +21,7 @@ from mbnp.fused.inference import Inference
 from mbnp.fused.kernels import program
 from mbnp.fused.training import Plan
 from mbnp.network import Network
-from mbnp.parent import end_with_parent
+from mbnp.parent import serve, starting
 
 # The kernels by their name, each with the module in which the engine looks it up when it calls it.
 KERNELS: dict[str, Any] = {**dict.fromkeys(kernels.__all__, kernels), "run_program": program}
@@ -48,7 +47,9 @@ def compile_kernels(net: Network, names: list[str], on_kernel: Callable[[int], A
         contextlib.suppress(BrokenProcessPool, OSError),
         ProcessPoolExecutor(min(_processes(), len(names)), context, _remember, about) as pool,
     ):
-        for done, future in enumerate(as_completed([pool.submit(_compile, name) for name in names]), start=1):
+        with starting():
+            futures = [pool.submit(_compile, name) for name in names]
+        for done, future in enumerate(as_completed(futures), start=1):
             future.result()
             on_kernel(done)
 
@@ -108,8 +109,7 @@ _known: dict[str, tuple] = {}  # the signatures, in a process that compiles
 
 
 def _remember(description: dict[str, Any], dtype: str, parent: int) -> None:
-    end_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
+    serve(parent)
     _known.update(signatures(spec.build(description, dtype)))
 
 

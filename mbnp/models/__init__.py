@@ -105,9 +105,11 @@ def from_description(arch: Any, dtype: Any = np.float32, numbers: int | None = N
         if key != "name" and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise MbnpError(f"the {short(key)} of its architecture is {short(value)}, no number")
     if numbers is not None:
-        # Of width w a builder's network has 36,864 w^2 weights or more (30,000: rounded down), 64 w of them per class.
+        # Of width w a builder's network has 36,864 w^2 weights or more (30,000: rounded down), 64 w of them per class,
+        # 144 w per channel of the images.
         width, classes = min(arch.get("width_mult", 1.0), 1e9), arch.get("num_classes", 1)
-        if classes * max(1, int(64 * width)) > numbers or (width > 1 and 30_000 * width**2 > numbers):
+        least = max(classes * max(1, int(64 * width)), 9 * arch.get("channels", 3) * max(1, int(16 * width)))
+        if least > numbers or (width > 1 and 30_000 * width**2 > numbers):
             raise MbnpError(f"its {numbers:,} numbers are too few for {short(arch['name'])}")
     chosen: dict[str, Any] = dict(arch)
     if "relu_cap" in chosen:  # the key that files have

@@ -35,13 +35,15 @@ def divisible(channels: float, by: int = 8) -> int:
     return near + by if near < 0.9 * channels else near
 
 
-def begin(num_classes: int, seed: int, dtype: Any) -> np.random.Generator:
+def begin(num_classes: int, seed: int, dtype: Any, channels: int = 3) -> np.random.Generator:
     """Check the options that every builder has, and return the generator that initial weights are drawn from."""
-    for name, value, least in (("num_classes", num_classes, 1), ("seed", seed, 0)):
+    for name, value, least in (("num_classes", num_classes, 1), ("seed", seed, 0), ("channels", channels, 1)):
         if not isinstance(value, (int, np.integer)) or value < least:
             raise MbnpError(f"{name} must be a whole number of at least {least}, got {value!r}")
     if num_classes > MOST_CLASSES:
         raise MbnpError(f"num_classes must be at most {MOST_CLASSES:,}, got {num_classes}")
+    if channels > MOST_CHANNELS:
+        raise MbnpError(f"images may have at most {MOST_CHANNELS:,} channels, got {channels}")
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise MbnpError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
     return np.random.default_rng(seed)
@@ -49,6 +51,8 @@ def begin(num_classes: int, seed: int, dtype: Any) -> np.random.Generator:
 
 def finish(net: Network, name: str, **options: Any) -> Network:
     """Note in `net` what builds it again, and which layers that makes; seed and dtype are in its arrays."""
+    if net.channels != 3:  # files from before there was a choice do not say it
+        options["channels"] = net.channels
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     net.arch = {"name": name, **plain}
     net.built_as = spec.describe_layers(net)

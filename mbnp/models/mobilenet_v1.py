@@ -33,6 +33,7 @@ def mobilenet_v1(
     seed: int = 0,
     dtype: Any = np.float32,
     max_value: float | None = None,
+    channels: int = 3,
 ) -> Network:
     """Build MobileNetV1: 4,231,976 parameters and 568,740,352 MACs at width 1 and 224 pixels, with 1000 classes.
 
@@ -45,42 +46,42 @@ def mobilenet_v1(
     max_value = None if max_value is None else float(max_value)
     if max_value is not None and not 0 < max_value < math.inf:
         raise MbnpError(f"max_value must be a number above 0, such as 6, or None, got {max_value}")
-    rng = begin(num_classes, seed, dtype)
-    channels = scaled(STEM, width_mult)
-    features: list[Layer] = [standard_block(3, channels, 2, rng, dtype, max_value=max_value)]
-    for c_out, stride in BLOCKS:
-        c_in, channels = channels, scaled(c_out, width_mult)
-        features.append(separable_block(c_in, channels, stride, rng, dtype, max_value))
+    rng = begin(num_classes, seed, dtype, channels)
+    c_out = scaled(STEM, width_mult)
+    features: list[Layer] = [standard_block(channels, c_out, 2, rng, dtype, max_value=max_value)]
+    for width, stride in BLOCKS:
+        c_in, c_out = c_out, scaled(width, width_mult)
+        features.append(separable_block(c_in, c_out, stride, rng, dtype, max_value))
     layers = {
         "features": Sequential(features),
         "pool": GlobalAveragePool(),
-        "classifier": Linear(channels, num_classes, rng=rng, dtype=dtype),
+        "classifier": Linear(c_out, num_classes, rng=rng, dtype=dtype),
     }
     options = {"num_classes": num_classes, "width_mult": width_mult, "resolution": resolution}
     clamp = {} if max_value is None else {"relu_cap": max_value}  # the key that files have
-    return finish(Network(layers, resolution), "mobilenet-v1", **options, **clamp)
+    return finish(Network(layers, resolution, channels), "mobilenet-v1", **options, **clamp)
 
 
 def mobilenet_v1_cifar(
-    num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32
+    num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32, channels: int = 3
 ) -> Network:
     """Build the paper's body with a stride-1 stem, for 32x32 images, named as in kuangliu/pytorch-cifar.
 
     `conv1`, `bn1`, `layers.I.{conv1,bn1,conv2,bn2}`, `linear`.
     """
-    rng = begin(num_classes, seed, dtype)
-    channels = scaled(STEM, width_mult)
+    rng = begin(num_classes, seed, dtype, channels)
+    c_out = scaled(STEM, width_mult)
     layers: dict[str, Layer] = {
-        "conv1": Conv(3, channels, 3, 1, padding=1, bias=False, rng=rng, dtype=dtype),
-        "bn1": BatchNorm(channels, dtype=dtype),
+        "conv1": Conv(channels, c_out, 3, 1, padding=1, bias=False, rng=rng, dtype=dtype),
+        "bn1": BatchNorm(c_out, dtype=dtype),
         "relu1": ReLU(),
     }
     blocks = []
-    for c_out, stride in BLOCKS:
-        c_in, channels = channels, scaled(c_out, width_mult)
-        blocks.append(separable_block(c_in, channels, stride, rng, dtype, names=CIFAR_NAMES))
+    for width, stride in BLOCKS:
+        c_in, c_out = c_out, scaled(width, width_mult)
+        blocks.append(separable_block(c_in, c_out, stride, rng, dtype, names=CIFAR_NAMES))
     layers["layers"] = Sequential(blocks)
     layers["pool"] = GlobalAveragePool()
-    layers["linear"] = Linear(channels, num_classes, rng=rng, dtype=dtype)
+    layers["linear"] = Linear(c_out, num_classes, rng=rng, dtype=dtype)
     options = {"num_classes": num_classes, "width_mult": width_mult}
-    return finish(Network(layers, resolution=32), "mobilenet-v1-cifar", **options)
+    return finish(Network(layers, 32, channels), "mobilenet-v1-cifar", **options)

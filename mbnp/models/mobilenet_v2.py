@@ -22,23 +22,24 @@ CIFAR_STRIDES = {24: 1}  # where kuangliu's differ
 
 
 def mobilenet_v2(
-    num_classes: int = 1000, width_mult: float = 1.0, resolution: int = 224, seed: int = 0, dtype: Any = np.float32
-) -> Network:
+    num_classes: int = 1000, width_mult: float = 1.0, resolution: int = 224, seed: int = 0, dtype: Any = np.float32,
+    channels: int = 3,
+) -> Network:  # fmt: skip
     """Build MobileNetV2: 3,504,872 parameters and 300,774,272 MACs at width 1 and 224 pixels, with 1000 classes.
 
     Channels are rounded to multiples of 8, and the last 1280 are never fewer, as the authors' code does. Names are
     torchvision's: `features.0` is the stem, `features.1` to `features.17` the blocks, `features.18` the last 1x1
     convolution, then `classifier.1`. `resolution` only says what images the network is meant for.
     """
-    rng = begin(num_classes, seed, dtype)
-    channels = divisible(STEM * width_mult)
-    features: list[Layer] = [_conv_bn(Conv(3, channels, 3, 2, padding=1, bias=False, rng=rng, dtype=dtype))]
+    rng = begin(num_classes, seed, dtype, channels)
+    width = divisible(STEM * width_mult)
+    features: list[Layer] = [_conv_bn(Conv(channels, width, 3, 2, padding=1, bias=False, rng=rng, dtype=dtype))]
     for t, c_out, count, first_stride in BLOCKS:
         for b in range(count):
-            c_in, channels = channels, divisible(c_out * width_mult)
-            features.append(_block(c_in, t, channels, first_stride if b == 0 else 1, rng, dtype))
+            c_in, width = width, divisible(c_out * width_mult)
+            features.append(_block(c_in, t, width, first_stride if b == 0 else 1, rng, dtype))
     head = divisible(HEAD * max(1.0, width_mult))
-    features.append(_conv_bn(Pointwise(channels, head, bias=False, rng=rng, dtype=dtype)))
+    features.append(_conv_bn(Pointwise(width, head, bias=False, rng=rng, dtype=dtype)))
     last = Linear(head, num_classes, rng=rng, dtype=dtype)
     layers = {
         "features": Sequential(features),
@@ -46,7 +47,7 @@ def mobilenet_v2(
         "classifier": Sequential([Dropout(0.2, seed=int(rng.integers(1_000_000))), last]),
     }
     options = {"num_classes": num_classes, "width_mult": width_mult, "resolution": resolution}
-    return finish(Network(layers, resolution), "mobilenet-v2", **options)
+    return finish(Network(layers, resolution, channels), "mobilenet-v2", **options)
 
 
 def _conv_bn(conv: Any) -> Sequential:
@@ -68,7 +69,7 @@ def _block(c_in: int, t: int, c_out: int, stride: int, rng: np.random.Generator,
 
 
 def mobilenet_v2_cifar(
-    num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32
+    num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32, channels: int = 3
 ) -> Network:
     """Build MobileNetV2 for 32x32 images, named as in kuangliu/pytorch-cifar: 2,296,922 parameters at width 1.
 
@@ -76,30 +77,30 @@ def mobilenet_v2_cifar(
     not ReLU6; a block of stride 1 has a shortcut also where channels change, through a 1x1 convolution and BatchNorm;
     no dropout. `conv1`, `bn1`, `layers.I.{conv1,bn1,conv2,bn2,conv3,bn3,shortcut.{0,1}}`, `conv2`, `bn2`, `linear`.
     """
-    rng = begin(num_classes, seed, dtype)
-    channels = divisible(STEM * width_mult)
+    rng = begin(num_classes, seed, dtype, channels)
+    width = divisible(STEM * width_mult)
     layers: dict[str, Layer] = {
-        "conv1": Conv(3, channels, 3, 1, padding=1, bias=False, rng=rng, dtype=dtype),
-        "bn1": BatchNorm(channels, dtype=dtype),
+        "conv1": Conv(channels, width, 3, 1, padding=1, bias=False, rng=rng, dtype=dtype),
+        "bn1": BatchNorm(width, dtype=dtype),
         "relu1": ReLU(),
     }
     blocks = []
     for t, c_out, count, first_stride in BLOCKS:
         for b in range(count):
-            c_in, channels = channels, divisible(c_out * width_mult)
+            c_in, width = width, divisible(c_out * width_mult)
             stride = CIFAR_STRIDES.get(c_out, first_stride) if b == 0 else 1
-            blocks.append(_cifar_block(c_in, t, channels, stride, rng, dtype))
+            blocks.append(_cifar_block(c_in, t, width, stride, rng, dtype))
     head = divisible(HEAD * max(1.0, width_mult))
     layers |= {
         "layers": Sequential(blocks),
-        "conv2": Pointwise(channels, head, bias=False, rng=rng, dtype=dtype),
+        "conv2": Pointwise(width, head, bias=False, rng=rng, dtype=dtype),
         "bn2": BatchNorm(head, dtype=dtype),
         "relu2": ReLU(),
         "pool": GlobalAveragePool(),
         "linear": Linear(head, num_classes, rng=rng, dtype=dtype),
     }
     options = {"num_classes": num_classes, "width_mult": width_mult}
-    return finish(Network(layers, resolution=32), "mobilenet-v2-cifar", **options)
+    return finish(Network(layers, 32, channels), "mobilenet-v2-cifar", **options)
 
 
 def _cifar_block(c_in: int, t: int, c_out: int, stride: int, rng: np.random.Generator, dtype: Any) -> Layer:

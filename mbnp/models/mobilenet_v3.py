@@ -71,49 +71,51 @@ Rows = Sequence[tuple[int, int, int, bool, Callable[[], Layer], int]]
 
 
 def mobilenet_v3_large(
-    num_classes: int = 1000, width_mult: float = 1.0, resolution: int = 224, seed: int = 0, dtype: Any = np.float32
-) -> Network:
+    num_classes: int = 1000, width_mult: float = 1.0, resolution: int = 224, seed: int = 0, dtype: Any = np.float32,
+    channels: int = 3,
+) -> Network:  # fmt: skip
     """Build MobileNetV3-Large: 5,483,032 parameters and 216,589,760 MACs at width 1 and 224 pixels, 1000 classes.
 
     Names are torchvision's: `features.0` is the stem, then the blocks, the last 1x1 convolution, `classifier.0` and
     `classifier.3`. `resolution` only says what images the network is meant for.
     """
-    layers = _layers(LARGE, LAST_LARGE, 2, num_classes, width_mult, seed, dtype)
+    layers = _layers(LARGE, LAST_LARGE, 2, num_classes, width_mult, seed, dtype, channels)
     options = {"num_classes": num_classes, "width_mult": width_mult, "resolution": resolution}
-    return finish(Network(layers, resolution), "mobilenet-v3-large", **options)
+    return finish(Network(layers, resolution, channels), "mobilenet-v3-large", **options)
 
 
 def mobilenet_v3_small(
-    num_classes: int = 1000, width_mult: float = 1.0, resolution: int = 224, seed: int = 0, dtype: Any = np.float32
-) -> Network:
+    num_classes: int = 1000, width_mult: float = 1.0, resolution: int = 224, seed: int = 0, dtype: Any = np.float32,
+    channels: int = 3,
+) -> Network:  # fmt: skip
     """Build MobileNetV3-Small: 2,542,856 parameters and 56,510,400 MACs at width 1 and 224 pixels, 1000 classes.
 
     Names and options are those of `mobilenet_v3_large`.
     """
-    layers = _layers(SMALL, LAST_SMALL, 2, num_classes, width_mult, seed, dtype)
+    layers = _layers(SMALL, LAST_SMALL, 2, num_classes, width_mult, seed, dtype, channels)
     options = {"num_classes": num_classes, "width_mult": width_mult, "resolution": resolution}
-    return finish(Network(layers, resolution), "mobilenet-v3-small", **options)
+    return finish(Network(layers, resolution, channels), "mobilenet-v3-small", **options)
 
 
 def mobilenet_v3_small_cifar(
-    num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32
+    num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32, channels: int = 3
 ) -> Network:
     """Build MobileNetV3-Small for 32x32 images: the first two strides are 1, so that 4x4 pixels are left to average.
 
     Its BatchNorms have the usual momentum of 0.1, since a run on few images is too short for the paper's 0.01.
     """
     rows = [(*SMALL[0][:5], 1), *SMALL[1:]]
-    layers = _layers(rows, LAST_SMALL, 1, num_classes, width_mult, seed, dtype, momentum=0.1)
+    layers = _layers(rows, LAST_SMALL, 1, num_classes, width_mult, seed, dtype, channels, momentum=0.1)
     options = {"num_classes": num_classes, "width_mult": width_mult}
-    return finish(Network(layers, resolution=32), "mobilenet-v3-small-cifar", **options)
+    return finish(Network(layers, 32, channels), "mobilenet-v3-small-cifar", **options)
 
 
 def _layers(
     rows: Rows, last: int, first_stride: int, num_classes: int, width_mult: float, seed: int, dtype: Any,
-    momentum: float = 0.01,
+    image_channels: int, momentum: float = 0.01,
 ) -> dict[str, Layer]:  # fmt: skip
-    make = _Maker(begin(num_classes, seed, dtype), dtype, momentum)
-    stem = Conv(3, STEM, 3, first_stride, padding=1, bias=False, rng=make.rng, dtype=dtype)
+    make = _Maker(begin(num_classes, seed, dtype, image_channels), dtype, momentum)
+    stem = Conv(image_channels, STEM, 3, first_stride, padding=1, bias=False, rng=make.rng, dtype=dtype)
     features: list[Layer] = [make.conv_bn(stem, HS)]
     channels = unscaled = STEM
     for kernel, widened, c_out, se, activation, stride in rows:

@@ -17,26 +17,28 @@ STAGES = [(16, 1), (32, 2), (64, 2)]  # channels, stride of the first block
 BLOCKS_A_STAGE = 3
 
 
-def resnet20(num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32) -> Network:
+def resnet20(
+    num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32, channels: int = 3
+) -> Network:
     """Build ResNet-20: `conv1`, `bn1`, `layerS.B.{conv1,bn1,conv2,bn2}`, `linear`; 269,722 learnable parameters."""
-    rng = begin(num_classes, seed, dtype)
-    channels = scaled(STAGES[0][0], width_mult)
+    rng = begin(num_classes, seed, dtype, channels)
+    c_out = scaled(STAGES[0][0], width_mult)
     layers: dict[str, Layer] = {
-        "conv1": Conv(3, channels, 3, 1, padding=1, bias=False, rng=rng, dtype=dtype),
-        "bn1": BatchNorm(channels, dtype=dtype),
+        "conv1": Conv(channels, c_out, 3, 1, padding=1, bias=False, rng=rng, dtype=dtype),
+        "bn1": BatchNorm(c_out, dtype=dtype),
         "relu1": ReLU(),
     }
-    for s, (c_out, first_stride) in enumerate(STAGES, start=1):
+    for s, (width, first_stride) in enumerate(STAGES, start=1):
         stage: dict[str, Layer] = {}
         for b in range(BLOCKS_A_STAGE):
-            c_in, channels = channels, scaled(c_out, width_mult)
-            stage[f"{b}"] = _block(c_in, channels, first_stride if b == 0 else 1, rng, dtype)
+            c_in, c_out = c_out, scaled(width, width_mult)
+            stage[f"{b}"] = _block(c_in, c_out, first_stride if b == 0 else 1, rng, dtype)
             stage[f"{b}.relu"] = ReLU()
         layers[f"layer{s}"] = Sequential(stage)
     layers["pool"] = GlobalAveragePool()
-    layers["linear"] = Linear(channels, num_classes, rng=rng, dtype=dtype)
+    layers["linear"] = Linear(c_out, num_classes, rng=rng, dtype=dtype)
     options = {"num_classes": num_classes, "width_mult": width_mult}
-    return finish(Network(layers, resolution=32), "resnet20", **options)
+    return finish(Network(layers, 32, channels), "resnet20", **options)
 
 
 def _block(c_in: int, c_out: int, stride: int, rng: np.random.Generator, dtype: Any) -> Residual:

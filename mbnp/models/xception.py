@@ -19,29 +19,30 @@ EPS = 1e-3  # of BatchNorm, as in the author's code
 
 
 def xception(
-    num_classes: int = 1000, width_mult: float = 1.0, resolution: int = 299, seed: int = 0, dtype: Any = np.float32
-) -> Network:
+    num_classes: int = 1000, width_mult: float = 1.0, resolution: int = 299, seed: int = 0, dtype: Any = np.float32,
+    channels: int = 3,
+) -> Network:  # fmt: skip
     """Build Xception: 22,855,952 parameters and 8,357,403,496 MACs at width 1 and 299 pixels, with 1000 classes.
 
     Names are Keras's but for a dot, `blockB.sepconvS` with `depthwise` and `pointwise` inside. The width multiplier is
     not the paper's. `resolution` only says what images the network is meant for.
     """
-    make = _Maker(begin(num_classes, seed, dtype), dtype, width_mult)
-    stem = make.stem(3, 32, "conv1", 2, 0) | make.stem(32, 64, "conv2", 1, 0)
+    make = _Maker(begin(num_classes, seed, dtype, channels), dtype, width_mult)
+    stem = make.stem(channels, 32, "conv1", 2, 0) | make.stem(make.scaled(32), 64, "conv2", 1, 0)
     layers = {"block1": Sequential(stem)} | make.body(64, ENTRY, MIDDLE, EXIT) | make.head(EXIT[-1], num_classes)
     options = {"num_classes": num_classes, "width_mult": width_mult, "resolution": resolution}
-    return finish(Network(layers, resolution), "xception", **options)
+    return finish(Network(layers, resolution, channels), "xception", **options)
 
 
-def xception_cifar(num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32) -> Network:
+def xception_cifar(
+    num_classes: int = 10, width_mult: float = 1.0, seed: int = 0, dtype: Any = np.float32, channels: int = 3
+) -> Network:
     """Build a small Xception for 32x32 images: one stem convolution, of stride 1, two blocks of each flow."""
-    make = _Maker(begin(num_classes, seed, dtype), dtype, width_mult)
-    layers = {"block1": Sequential(make.stem(3, 32, "conv1", 1, 1))} | make.body(
-        32, CIFAR_ENTRY, CIFAR_MIDDLE, CIFAR_EXIT
-    )
-    layers |= make.head(CIFAR_EXIT[-1], num_classes)
+    make = _Maker(begin(num_classes, seed, dtype, channels), dtype, width_mult)
+    layers: dict[str, Layer] = {"block1": Sequential(make.stem(channels, 32, "conv1", 1, 1))}
+    layers |= make.body(32, CIFAR_ENTRY, CIFAR_MIDDLE, CIFAR_EXIT) | make.head(CIFAR_EXIT[-1], num_classes)
     options = {"num_classes": num_classes, "width_mult": width_mult}
-    return finish(Network(layers, resolution=32), "xception-cifar", **options)
+    return finish(Network(layers, 32, channels), "xception-cifar", **options)
 
 
 class _Maker:
@@ -51,17 +52,14 @@ class _Maker:
         self.rng, self.dtype, self.width_mult = rng, dtype, width_mult
 
     def scaled(self, channels: int) -> int:
-        return channels if channels == 3 else scaled(channels, self.width_mult)
-
-    def conv(self, c_in: int, c_out: int, kernel: int, stride: int, padding: Any) -> Conv:
-        c_in, c_out = self.scaled(c_in), self.scaled(c_out)
-        return Conv(c_in, c_out, kernel, stride, padding, bias=False, rng=self.rng, dtype=self.dtype)
+        return scaled(channels, self.width_mult)
 
     def bn(self, channels: int) -> BatchNorm:
         return BatchNorm(self.scaled(channels), eps=EPS, dtype=self.dtype)
 
     def stem(self, c_in: int, c_out: int, name: str, stride: int, padding: int) -> dict[str, Layer]:
-        conv = self.conv(c_in, c_out, 3, stride, padding)
+        """Build a convolution, BatchNorm and ReLU; c_in channels as they are."""
+        conv = Conv(c_in, self.scaled(c_out), 3, stride, padding, bias=False, rng=self.rng, dtype=self.dtype)
         return {name: conv, f"{name}_bn": self.bn(c_out), f"{name}_act": ReLU()}
 
     def separable(self, c_in: int, c_out: int, name: str) -> dict[str, Layer]:
@@ -85,7 +83,8 @@ class _Maker:
         if not pooled:
             return Residual(layers)
         layers["pool"] = MaxPool(3, 2, "same")
-        across = self.conv(channels[0], channels[-1], 1, 2, "same")
+        ends = self.scaled(channels[0]), self.scaled(channels[-1])
+        across = Conv(*ends, 1, 2, "same", bias=False, rng=self.rng, dtype=self.dtype)
         return Residual(layers, Sequential([across, self.bn(channels[-1])]))
 
     def body(self, c_in: int, entry: tuple, middle: int, last: tuple) -> dict[str, Layer]:

@@ -102,6 +102,7 @@ def save(net: Network, path: str | os.PathLike, **options: Any) -> None:
     """
     path = Path(path)
     check_target(path)
+    files.check_scale(net)
     writer = importlib.import_module(f"mbnp.weights.{_WRITERS[path.suffix.lower()]}")
     writer.save(net, path, **options)
 

@@ -12,6 +12,8 @@ from mbnp import spec
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
 
+OF_BYTES = 8  # numbers above it are of images from 0 to 255; a rare scaling of images from 0 to 1 has 4
+
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
@@ -75,9 +77,21 @@ def check_preprocessing(preprocessing: Any, channels: int) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         good = False
     if not good or min(std) <= 0:
-        raise MbnpError(f"its preprocessing is {short(preprocessing, 120)}")
+        wanted = f"a mean and a standard deviation above 0 for each of {channels} channels"
+        raise MbnpError(f"its preprocessing is {short(preprocessing, 120)}, not {wanted}")
     order = {"order": preprocessing["order"]} if "order" in preprocessing else {}
     return {"mean": mean, "std": std, **order}
+
+
+def check_scale(net: Network) -> None:
+    """Raise MbnpError for a preprocessing that is none, or whose numbers are meant for images from 0 to 255."""
+    if net.preprocessing is None:
+        return
+    said = check_preprocessing(net.preprocessing, net.channels)
+    if max(map(abs, said["mean"] + said["std"])) > OF_BYTES:
+        mean, std = (",".join(f"{value / 255:.4g}" for value in said[name]) for name in ("mean", "std"))
+        scale = f"mean {short(said['mean'])} and std {short(said['std'])} are on a scale of 0 to 255"
+        raise MbnpError(f"{scale}, and here images are from 0 to 1: divided by 255 they are {mean} and {std}")
 
 
 def _real(value: Any) -> float:

@@ -26,10 +26,11 @@ from mbnp.weights.torch_names import array_of, from_torch, is_timm, to_torch
 
 
 class Family(NamedTuple):
-    """A kind of state dict: its builder, the names of its widest convolution and of its classifier."""
+    """A kind of state dict: its builder, the names of its first and widest convolution and of its classifier."""
 
     whose: str
     builder: str
+    first: str
     widest: str
     channels: int  # of the widest convolution, at width 1
     classifier: str
@@ -37,12 +38,12 @@ class Family(NamedTuple):
 
 
 FAMILIES = (
-    Family("the article's class", "mobilenet-v1-small", "conv2_8.3.weight", 512, "fc.weight"),
-    Family("its full convolutions", "standard-small", "conv2_8.0.weight", 512, "fc.weight"),
-    Family("kuangliu's MobileNet", "mobilenet-v1-cifar", "layers.12.conv2.weight", 1024, "linear.weight"),
-    Family("timm's MobileNet", "mobilenet-v1", "blocks.4.1.conv_pw.weight", 1024, "classifier.weight", 6.0),
-    Family("mobilenet-v1", "mobilenet-v1", "features.13.3.weight", 1024, "classifier.weight"),
-    Family("ResNet-20", "resnet20", "layer3.2.conv2.weight", 64, "linear.weight"),
+    Family("the article's class", "mobilenet-v1-small", "conv1.0", "conv2_8.3", 512, "fc"),
+    Family("its full convolutions", "standard-small", "conv1.0", "conv2_8.0", 512, "fc"),
+    Family("kuangliu's MobileNet", "mobilenet-v1-cifar", "conv1", "layers.12.conv2", 1024, "linear"),
+    Family("timm's MobileNet", "mobilenet-v1", "conv_stem", "blocks.4.1.conv_pw", 1024, "classifier", 6.0),
+    Family("mobilenet-v1", "mobilenet-v1", "features.0.0", "features.13.3", 1024, "classifier"),
+    Family("ResNet-20", "resnet20", "conv1", "layer3.2.conv2", 64, "linear"),
 )
 
 
@@ -122,10 +123,12 @@ def _unknown(content: Any, path: Path) -> MbnpError:
 def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
     """Return the builder and options for a state dict of these names and shapes, or None."""
     for f in FAMILIES:
-        widest, classifier = shapes.get(f.widest), shapes.get(f.classifier)
+        first, widest, classifier = (shapes.get(f"{name}.weight", ()) for name in (f.first, f.widest, f.classifier))
         if widest and classifier:
             width = _width(widest[0], f.channels)
             options = {"relu_cap": f.max_value} if f.max_value else {}
+            if len(first) == 4 and first[1] != 3:
+                options["channels"] = first[1]
             return {"name": f.builder, "num_classes": classifier[0], "width_mult": width, **options}
     return None
 

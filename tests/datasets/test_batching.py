@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from mbnp.datasets import Split, augment, batches, cifar10, count_batches, normalise
+from mbnp.datasets import AUGMENTATIONS, Split, augment, batches, cifar10, count_batches, normalise, resized_crop
 from mbnp.errors import MbnpError
+from mbnp.recipe import Recipe
 
 CONSTANTS = {"mean": cifar10.MEAN, "std": cifar10.STD}
 
@@ -85,7 +86,7 @@ def test_augment_uses_every_shift_and_mirrors_half():
 
 def test_augment_refuses_to_reflect_more_than_there_is():
     with pytest.raises(MbnpError, match="cannot reflect 4 pixels"):
-        augment(noise(1, 4, 32), np.random.default_rng(0))
+        augment(noise(1, 4, 32), np.random.default_rng(0), pad=4)
 
 
 def numbers(iterator):
@@ -147,3 +148,37 @@ def test_errors_come_at_the_call():
         batches(numbered(5), 6, rng, **CONSTANTS)
     with pytest.raises(MbnpError, match="pass an rng"):
         batches(numbered(5), 2, augment=augment, **CONSTANTS)
+
+
+@pytest.mark.parametrize(("size", "pad"), [(32, 4), (64, 8), (8, 1), (7, 0)])
+def test_the_shift_is_an_eighth_of_the_size(size, pad):
+    images = noise(12, size, size)
+    moved = augment(images, np.random.default_rng(1))
+    np.testing.assert_array_equal(moved, augment(images, np.random.default_rng(1), pad))
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_a_resized_crop_is_a_part_of_the_image(c):
+    """On a slope the value tells the place: each crop is a slope, of its part, and some are mirrored."""
+    slope = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[None, None, :, None], (400, 64, 64, c))
+    images = np.ascontiguousarray(slope)
+    crops = resized_crop(images, np.random.default_rng(0))
+    assert crops.shape == images.shape
+    assert crops.dtype == np.uint8
+    np.testing.assert_array_equal(images, slope)
+    first, last = crops[:, 32, 1, 0].astype(int), crops[:, 32, -2, 0].astype(int)
+    assert 0.4 < np.mean(first > last) < 0.6
+    width = abs(last - first) / 4 / 62  # the share of the whole image
+    assert width.min() < 0.35
+    assert 0.9 < width.max() <= 1.02
+    assert (np.diff(crops.astype(int), axis=1) == 0).all(), "nothing of a horizontal slope is turned"
+    again = resized_crop(images, np.random.default_rng(0))
+    np.testing.assert_array_equal(crops, again)
+
+
+def test_each_augmentation_has_its_name():
+    assert {"shift": augment, "crop": resized_crop} == AUGMENTATIONS
+    for value, expected in ((True, augment), ("shift", augment), ("crop", resized_crop), (False, None)):
+        assert Recipe(augment=value).augmentation() is expected
+    with pytest.raises(MbnpError, match="unknown augmentation 'crops': did you mean 'crop'"):
+        Recipe(augment="crops")

@@ -10,6 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 
+from mbnp import datasets
 from mbnp.datasets import cifar10, subset
 from mbnp.errors import MbnpError
 
@@ -317,3 +318,86 @@ def test_a_header_that_claims_terabytes_is_refused_at_once(tmp_path):
     path.write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT)))
     with pytest.raises(MbnpError, match=r"unpacks to more than .* \(at 'skip\.txt'\)"):
         cifar10.read(path)
+
+
+# -- CIFAR-100 -------------------------------------------------------------------------------------------------
+
+
+FINE = [f"fine {k}" for k in range(100)]
+COARSE = [f"coarse {k}" for k in range(20)]
+
+
+@pytest.fixture
+def hundred(tmp_path):
+    """CIFAR-100's files, smaller: each image has its fine label in every byte, and a fifth of that as coarse label."""
+    folder = tmp_path / "data" / "cifar-100-binary"
+    folder.mkdir(parents=True)
+    fine = np.arange(100, dtype=np.uint8)
+    records = np.column_stack([fine // 5, fine, np.repeat(fine[:, None], 3072, 1)])
+    (folder / "train.bin").write_bytes(np.tile(records, (2, 1)).tobytes())
+    (folder / "test.bin").write_bytes(records[::-1].tobytes())
+    (folder / "fine_label_names.txt").write_text("\n".join(FINE) + "\n")
+    (folder / "coarse_label_names.txt").write_text("\n".join(COARSE) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar100_has_two_sets_of_labels(hundred, packed, tmp_path):
+    place = hundred
+    if packed:
+        files = [(f"{hundred.name}/{file.name}", file.read_bytes()) for file in hundred.iterdir()]
+        place = pack(tmp_path / "cifar-100-binary.tar.gz", files)
+    for coarse, classes, each, suffix in ((False, FINE, 1, ""), (True, COARSE, 5, ":coarse")):
+        data = datasets.load(f"{place}{suffix}")
+        assert (data.classes, data.name, data.source) == (classes, f"cifar100{suffix}", f"{place}{suffix}")
+        assert (len(data.train), len(data.test)) == (200, 100)
+        for split in (data.train, data.test):
+            np.testing.assert_array_equal(split.images[:, 3, 4, 1] // each, split.labels)
+            assert split.labels.dtype == np.int64
+        assert datasets.absolute(data.source) == f"{place}{suffix}"
+        assert coarse == (data.name != "cifar100")
+
+
+def test_cifar100_by_its_name(hundred, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MBNP_DATA", raising=False)
+    assert datasets.load("cifar100").classes == FINE
+    assert datasets.load("cifar100:coarse").classes == COARSE
+    monkeypatch.setenv("MBNP_DATA", "cifar100:coarse")
+    assert datasets.load().classes == COARSE
+    monkeypatch.setenv("MBNP_DATA", str(hundred))
+    assert datasets.load().classes == datasets.load("cifar100").classes == FINE
+
+
+def test_damaged_cifar100(hundred, records):
+    with pytest.raises(MbnpError, match="is CIFAR-10, which has no coarse labels"):
+        datasets.load(f"{records}:coarse")
+    with pytest.raises(MbnpError, match=r"of 10 classes and 32x32x3: cifar100 has 100 classes"):
+        subset(datasets.load(hundred), hundred.parent / "few")
+    content = (hundred / "test.bin").read_bytes()
+    for damaged, message in (
+        (content[:-1], r"test\.bin is cut short: record 99 has 3,073 of its 3,074 bytes"),
+        (content[:1] + b"\x64" + content[2:], "record 0 has the label 100; labels are 0 to 99"),
+        (b"", "is empty"),
+    ):
+        (hundred / "test.bin").write_bytes(damaged)
+        with pytest.raises(MbnpError, match=message):
+            datasets.load(hundred)
+    (hundred / "test.bin").write_bytes(b"\x14" + content[1:])
+    with pytest.raises(MbnpError, match="record 0 has the label 20; labels are 0 to 19"):
+        datasets.load(f"{hundred}:coarse")
+    (hundred / "fine_label_names.txt").unlink()
+    with pytest.raises(MbnpError, match=r"has no fine_label_names\.txt"):
+        datasets.load(hundred)
+    (hundred / "train.bin").unlink()
+    (hundred / "fine_label_names.txt").write_text("one")
+    with pytest.raises(MbnpError, match="must name 100 classes, one a line; it has 1"):
+        datasets.load(hundred)
+
+
+def test_others_call_their_files_so_too(tmp_path, drawn):
+    """A folder of tokens, say, is not taken for CIFAR-100."""
+    (tmp_path / "text").mkdir()
+    for name in ("train.bin", "test.bin"):
+        (tmp_path / "text" / name).write_bytes(b"tokens")
+    assert cifar10.locate(tmp_path, cifar10.CIFAR100) is None

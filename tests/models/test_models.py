@@ -163,3 +163,29 @@ def test_unknown_names_and_options():
         models.create("mobilenet-v1", seed=-1)
     with pytest.raises(MbnpError, match="float32 or float64, got int64"):
         models.create("mobilenet-v1-small", dtype=int)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_grey_networks_are_described_saved_and_converted(name, tmp_path):
+    net = vary(models.create(name, channels=1, width_mult=0.25, num_classes=4))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 32, 32, 1), np.float32)
+    expected = net.forward(x)
+    with pytest.raises(MbnpError, match=r"shape \(N, H, W, 1\)"):
+        net.forward(np.zeros((1, 32, 32, 3), np.float32))
+    assert models.description(net) == net.arch
+    assert net.arch["channels"] == 1
+    assert "channels" not in models.create(name).arch, "as in files from before there was a choice"
+    assert models.with_new_head(net, 7).arch == net.arch | {"num_classes": 7}
+    assert relative(fused.convert(net).forward(x), expected) < 1e-5
+    for suffix in (".safetensors", ".pt", ".onnx"):
+        weights.save(net, tmp_path / f"net{suffix}")
+        again = weights.load(tmp_path / f"net{suffix}")
+        assert again.channels == 1
+        assert relative(again.forward(x), expected) < 1e-5, suffix
+
+
+@pytest.mark.parametrize("channels", [0, -1, 1.0, "1", 8193])
+def test_channels_that_no_image_has(channels):
+    with pytest.raises(MbnpError, match="channels"):
+        models.create("mobilenet-v1-small", channels=channels)
