@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mbnp
-from mbnp import cli, fused, optim, runs, train
+from mbnp import cli, fused, optim, runs, storage, train
 from mbnp.errors import MbnpError
 from mbnp.layers import Conv, Dropout, GlobalAveragePool, HardSwish, Linear, Network
 from mbnp.weights import native
@@ -205,14 +205,14 @@ def test_a_run_killed_before_it_had_a_folder_leaves_nothing_for_long(records, wh
 def test_a_signal_while_the_folder_gets_its_name_is_for_the_run_that_it_then_is(
     records, whole, tmp_path, capsys, monkeypatch
 ):
-    folder, flush, came = tmp_path / "run", runs.flush, []
+    folder, flush, came = tmp_path / "run", storage.flush, []
 
     def flushed(path):
         flush(path)
         if path == tmp_path and not came:
             came.append(signal.raise_signal(signal.SIGTERM))
 
-    monkeypatch.setattr(runs, "flush", flushed)
+    monkeypatch.setattr(storage, "flush", flushed)
     assert cli.main(["train", *ARGUMENTS, "--data", str(records), "--out", str(folder)]) == 143
     assert capsys.readouterr().err.endswith(f"; to go on: mbnp train --resume {folder}\n")
     assert cli.main(["train", "--resume", str(folder)]) == 0

@@ -89,7 +89,9 @@ def recognise(
     most: how many bytes they may have.
     """
     try:
-        found = nested.choose(content, [(f.widest, f.classifier) for f in FAMILIES], which, say, most)
+        found = nested.choose(
+            content, [(f"{f.widest}.weight", f"{f.classifier}.weight") for f in FAMILIES], which, say, most
+        )
     except MbnpError as error:
         raise MbnpError(f"{path} cannot be used: {error}") from None
     arrays = {name: array_of(x) for name, x in (found or {}).items()}

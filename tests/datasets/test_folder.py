@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbnp import datasets, runs
+from mbnp import datasets, runs, storage
 from mbnp.datasets import folder
 from mbnp.datasets.images import read_image
 from mbnp.errors import MbnpError
@@ -194,9 +194,10 @@ def test_an_interruption_leaves_nothing_that_is_used(photos, nowhere):
     assert not [path for path in kept.iterdir() if path.is_dir()]
     # A process that was killed could not clean up: what it left is begun again.
     entry = folder._key(photos, folder._plan(photos), 32, 3)
-    (kept / f"{entry}.part").mkdir()
-    (kept / f"{entry}.part" / "images.npy").write_bytes(b"half")
-    (kept / "of-another-state.part").mkdir()
+    for state in (entry, "another"):
+        name = storage.unfinished(Path(state)).replace(f"-{os.getpid()}.", f"-{2**22 + 1}.")  # more than any number
+        (kept / f"{name}abcd_123").mkdir()
+        (kept / f"{name}abcd_123" / "images.npy").write_bytes(b"half")
     assert len(datasets.load("photos").train) == 24
     assert [path.name for path in kept.iterdir() if path.is_dir()] == [entry]
 
