@@ -25,7 +25,7 @@ def table(
     table is wider than WIDTH.
     """
     everything = [head, *rows, *([total] if total else [])]
-    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
+    widths = [max(map(_columns, column)) for column in zip(*everything, strict=True)]
     width = sum(widths) + 2 * len(widths) - 2
     if width > WIDTH and drop:
         at = list(head).index(drop[0])
@@ -35,11 +35,17 @@ def table(
     flush_left = {*range(left), *([len(head) - 1] if left_last else [])}
 
     def text(row: Sequence[str]) -> str:
-        cells = (c.ljust(w) if i in flush_left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))  # noqa: B905
+        spaces = [" " * (w - _columns(c)) for c, w in zip(row, widths)]  # noqa: B905
+        cells = (c + s if i in flush_left else s + c for i, (c, s) in enumerate(zip(row, spaces)))  # noqa: B905
         return "  ".join(cells).rstrip()
 
     rule = "-" * min(width, WIDTH)
     return "\n".join([text(head), rule, *map(text, rows), *([rule, text(total)] if total else [])])
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    return len(text) + len(re.findall(f"[{WIDE}]", text))
 
 
 def hang(text: str, indent: int = 2) -> str:

@@ -72,12 +72,12 @@ GUARANTEES = (
         ("tests/test_outside.py", "tests/weights"),
     ),
     Guarantee(
-        "A PyTorch checkpoint of a known network is read whatever its suffix, nesting or prefix; what is left out is said",
+        "PyTorch's checkpoints of known networks are read whatever their suffix, nesting or prefix",
         "2,000 random nestings, 2,000 random pickles; what is called, against PyTorch's own weights-only list",
         ("tests/weights/test_wild.py",),
     ),
     Guarantee(
-        "A folder of images becomes a data set, whole or not at all; only files that cannot be read are left out, and named",
+        "A folder of images becomes a data set, whole or not at all; only what cannot be read is left out, and listed",
         "kinds of damage, kills and 100 interrupts while images are prepared, a damaged cache, files that change",
         ("tests/datasets", "tests/test_own_images.py"),
     ),

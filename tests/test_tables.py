@@ -75,3 +75,8 @@ def test_chinese_lines_end_between_characters():
 def test_a_path_is_not_broken():
     path = "/" + "a-long-folder/" * 10
     assert tables.hang(f"kept under {path}") == f"kept under\n  {path}"
+
+
+def test_chinese_names_take_two_columns_each():
+    text = tables.table(["class", "images"], [["猫咪", "12"], ["dog", "7"]])
+    assert text.splitlines() == ["class  images", "-" * 13, "猫咪       12", "dog         7"]
