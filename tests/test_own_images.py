@@ -68,7 +68,7 @@ def test_a_folder_from_train_to_predict(photos, capsys):
     lines = run(capsys, "train", *SMALL[:2], "--threads", "1", "--data", photos, "--epochs", "1", "--out", "run")
     assert lines[0] == "preparing 31 images (once) ..."
     assert lines[1] == "data: photos, 24 training and 6 test images (photos)"
-    assert lines[3] == "1 files could not be read and are left out:"
+    assert lines[3] == "could not be read and are left out, 1:"
     assert "broken.jpg is no image that can be read" in lines[4]
     config = json.loads(Path("run/config.json").read_text())
     assert config["recipe"]["batch_size"] == 6, "a quarter of the images"

@@ -44,7 +44,7 @@ def about(data: Dataset, most: int) -> list[str]:
     lines = [*data.notes]
     if count := len(data.damaged):
         rest = "; mbnp data show lists them" if count > most else ""
-        lines += [f"{count:,} files could not be read and are left out{rest}:", *data.damaged[:most]]
+        lines += [f"could not be read and are left out, {count:,}{rest}:", *data.damaged[:most]]
     return lines
 
 

@@ -157,7 +157,8 @@ def _by_class(place: Path, folders: dict[str, Path], least: int = 2) -> tuple[li
 
 def _loose(place: Path) -> list[str]:
     loose = [f.name for f in sorted(place.iterdir()) if f.is_file() and not f.name.startswith(".")]
-    return [f"{len(loose)} files in {place} are in no class, such as {short(loose[0])}"] if loose else []
+    more = f" and {len(loose) - 1:,} more files" if len(loose) > 1 else ""
+    return [f"in no class: {short(loose[0])}{more} in {place}"] if loose else []
 
 
 def _set_aside(classes: list[str], files: list[_File], notes: list[str]) -> _Plan:
