@@ -96,6 +96,11 @@ def fma(a, b, c):
     return a * b + c
 
 
+def line(v, slope, offset):
+    """slope * v + offset, of two numbers; compiled, it is rounded once."""
+    return slope * v + offset
+
+
 def clip(v, low, high):
     """v between two numbers; a NaN stays one."""
     v = np.where(v < low, low, v)
@@ -158,6 +163,7 @@ _typed(transpose, lambda x, k, x_step, y, o, y_step: types.none if is_plain(x) a
 _typed(prefetch, lambda x, k: types.none if is_plain(x) else None)
 _typed(accumulate, lambda v, x, k: types.none if is_plain(x) and x.dtype == types.float64 else None)
 _typed(fma, lambda a, b, c: a if a == b == c and isinstance(a, Vector) else None)
+_typed(line, lambda v, slope, offset: v if slope == offset == v.dtype else None)
 _typed(clip, lambda v, low, high: v if low == high == v.dtype else None)
 _typed(where_inside, lambda v, low, high, g: g if v == g and low == high == v.dtype else None)
 
@@ -307,3 +313,9 @@ def _fma_function(builder: Any, kind: Any) -> Any:
 @lower_builtin(fma, Vector, Vector, Vector)
 def _fma(context, builder, sig, args):
     return builder.call(_fma_function(builder, args[0].type), args)
+
+
+@lower_builtin(line, Vector, types.Float, types.Float)
+def _line(context, builder, sig, args):
+    v, slope, offset = args[0], *(repeat(builder, number, args[0].type) for number in args[1:])
+    return builder.call(_fma_function(builder, v.type), (v, slope, offset))

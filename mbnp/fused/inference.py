@@ -15,7 +15,7 @@ from mbnp.fused.kernels import program as kernels
 from mbnp.fused.match import Operation, geometry, only_convolved
 from mbnp.fused.training import Clock, own, run_layer
 from mbnp.fused.workspace import Arena, Shape
-from mbnp.layers import BatchNorm
+from mbnp.layers import BatchNorm, HardSwish
 
 CHUNK = 16  # images at a time: what one step writes is still in the cache when the next one reads it
 PIXELS = 128  # of a task, at least: fewer would load the weights of its matrix product for too little work
@@ -181,7 +181,8 @@ class Inference:
         step["images"], step["H"], step["W"], step["C"], step["OH"], step["OW"], step["D"] = N, H, W, C, OH, OW, D
         step["source"], step["source_image"], step["source_row"] = source.at, source.image, source.row
         step["out"], step["out_image"], step["out_row"] = out.at, out.image, out.row
-        step["low"], step["high"] = operation.bounds(self.dtype)
+        if operation.kind != "curve":
+            step["low"], step["high"] = operation.bounds(self.dtype)
         step["group"], step["band"], step["bands"], step["shares"], step["tasks"] = 1, OH, 1, 1, N
         if depthwise:
             kernel, _, stride, top, left = geometry(depthwise.layer, source.shape)
@@ -199,6 +200,11 @@ class Inference:
             step["second"], step["second_image"], step["second_row"] = second.at, second.image, second.row
         elif operation.kind == "average":
             step["kind"] = kernels.AVERAGE
+        elif operation.kind == "curve":
+            step["kind"] = kernels.SWISH if type(operation.activation) is HardSwish else kernels.SIGMOID
+        elif operation.kind == "gate":
+            step["kind"], step["second"] = kernels.GATE, self.maps[operation.inputs[1]].at
+            step["second_image"] = self.maps[operation.inputs[1]].image
         elif operation.kind == "depthwise":
             step["kind"] = kernels.DEPTHWISE
             self._tiles(step)

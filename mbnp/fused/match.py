@@ -4,6 +4,8 @@
     depthwise   a depthwise convolution, likewise
     sum         a residual's two branches, and the activation after it
     average     the average over a feature map
+    curve       hard-swish or hard-sigmoid by itself
+    gate        a feature map times a factor for each image and channel
     layer       anything else: a layer of the reference network, as it is
 
 Layers may come in any order, with any number of channels. An operation reads feature maps by number: 0 is the batch of
@@ -17,8 +19,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mbnp.errors import MbnpError
-from mbnp.layers import AveragePool, BatchNorm, Conv, Depthwise, Flatten, GlobalAveragePool, Linear, Pointwise, ReLU
-from mbnp.network import Layer, Network, Residual, Sequential
+from mbnp.layers import (
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Depthwise,
+    Flatten,
+    GlobalAveragePool,
+    HardSigmoid,
+    HardSwish,
+    Linear,
+    Pointwise,
+    ReLU,
+    Squeeze,
+)
+from mbnp.network import Gate, Layer, Network, Residual, Sequential
 from mbnp.ops import window
 
 Shape = tuple[int, ...]
@@ -73,7 +88,8 @@ class _Matcher:
         while at < len(layers):
             rest = layers[at:]
             found = self._average(rest, source, shape, flat) or self._weighted(rest, source, shape, flat)
-            found = found or self._residual(rest, source, shape, flat) or self._layer(rest, source, shape, flat)
+            found = found or self._residual(rest, source, shape, flat) or self._gate(rest, source, shape, flat)
+            found = found or self._curve(rest, source, shape, flat) or self._layer(rest, source, shape, flat)
             self.operations.append(found)
             source, shape, flat = len(self.operations), found.shape, found.flat
             at += self.taken
@@ -104,8 +120,9 @@ class _Matcher:
         if flat:
             return None
         out = (shape[0], 1, 1, shape[3])
-        if type(pool) is GlobalAveragePool:
-            return self._made(layers, 1, kind="average", inputs=(source,), shape=out, flat=True)
+        if type(pool) in (GlobalAveragePool, Squeeze):
+            flat = type(pool) is GlobalAveragePool
+            return self._made(layers, 1, kind="average", inputs=(source,), shape=out, flat=flat)
         whole = type(pool) is AveragePool and pool.size == shape[1:3] and pool.options["padding"] == 0
         if not whole:
             return None
@@ -131,6 +148,21 @@ class _Matcher:
         )
         self.taken += 1
         return made
+
+    def _gate(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
+        name, gate = layers[0]
+        if type(gate) is not Gate or flat:
+            return None
+        gate.output_shape(shape[1:])  # raises unless there is a factor for each channel
+        factors, *_ = self.chain(gate.flat(name), source, shape, False)
+        self.taken = 1
+        return Operation("gate", (), (source, factors), shape)
+
+    def _curve(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
+        curve = layers[0][1]
+        if type(curve) not in (HardSwish, HardSigmoid):
+            return None
+        return self._made(layers, 1, kind="curve", inputs=(source,), shape=shape, flat=flat, activation=curve)
 
     def _layer(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation:
         name, layer = layers[0]

@@ -18,6 +18,7 @@ from mbnp.fused.kernels.batchnorm import Statistics
 from mbnp.fused.kernels.depthwise import Window, is_three, scratch_vectors
 from mbnp.fused.match import Operation, geometry, only_convolved
 from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
+from mbnp.layers import HardSwish
 from mbnp.network import Layer, Residual, Sequential
 from mbnp.ops import batchnorm, checks
 from mbnp.parameter import Parameter
@@ -329,6 +330,50 @@ class Average(Step):
         kernels.average_backward(self.out.g, self.inputs[0].source(), self.work.part("means", N, C), self.target(0, N))
 
 
+class Curve(Step):
+    """Hard-swish or hard-sigmoid."""
+
+    def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
+        super().__init__(operation, inputs, out, work)
+        self.swish = type(operation.activation) is HardSwish
+        work.ask("sums", out.shape[0], 2, out.shape[3])
+
+    def shares(self, source: FeatureMap) -> bool:
+        return True
+
+    def forward(self) -> None:
+        kernels.curve_forward(self.inputs[0].source(), self.swish, self.out.z)
+
+    def backward(self) -> None:
+        target = self.target(0, self.out.shape[0])
+        kernels.curve_backward(self.out.g, self.inputs[0].source(), self.swish, target)
+
+
+class Gate(Step):
+    """A feature map, times a factor for each image and channel."""
+
+    def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
+        super().__init__(operation, inputs, out, work)
+        self.unlimited = np.array([-np.inf, np.inf], out.bounds.dtype)
+        N, *_, C = out.shape
+        work.ask("sums", N, 2, C)
+        work.ask("ds", N, 1, 1, C)
+        work.ask("unused", *out.shape)
+
+    def forward(self) -> None:
+        kernels.gate_forward(self.inputs[0].source(), self.inputs[1].source(), self.out.z)
+
+    def backward(self) -> None:
+        source, factors = self.inputs
+        N, *_, C = self.out.shape
+        ds, target = self.work.part("ds", N, 1, 1, C), self.target(0, N)
+        if not source.needed:
+            target = target._replace(g=self.work.part("unused", *source.shape))
+        kernels.gate_backward(self.out.g, source.source(), factors.source(), target, ds)
+        if factors.needed:
+            kernels.pass_back(ds, ds, self.unlimited, factors.source(), self.target(1, N))
+
+
 class Reference(Step):
     """A layer of the reference network as it is: a copy, which shares its parameters and not what forward saves."""
 
@@ -387,7 +432,8 @@ def _rows(parameter: Parameter) -> np.ndarray:
 
 
 KINDS: dict[str, type[Step]] = {
-    "conv": Conv, "depthwise": Depthwise, "sum": Sum, "average": Average, "layer": Reference,
+    "conv": Conv, "depthwise": Depthwise, "sum": Sum, "average": Average, "curve": Curve, "gate": Gate,
+    "layer": Reference,
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from mbnp.backend.vectors import (
     clip,
     flat,
     fma,
+    line,
     load,
     padded,
     prefetch,
@@ -39,6 +40,7 @@ def everything(x, y, low, high, out, totals):
     store(clip(v, low, high), out[1], 0)
     store(where_inside(v, low, high, w), out[1], 16)
     store(spread(x, 3), out[1], 32)
+    store(line(v, low, high), out[2], 32)
     store(w, flat(out), 2 * 64 + 9)
     accumulate(v, totals, 2)
 
@@ -57,7 +59,8 @@ def test_compiled_they_do_what_their_definitions_say(dtype, bounds):
     results = []
     for function in (everything, compiled(everything)):
         out, totals = np.zeros((3, 64), dtype), np.ones(n + 2)
-        function(x, y, dtype(bounds[0]), dtype(bounds[1]), out, totals)
+        with np.errstate(invalid="ignore"):  # 0 * inf
+            function(x, y, dtype(bounds[0]), dtype(bounds[1]), out, totals)
         results.append((out, totals))
     for expected, got in zip(*results, strict=True):
         np.testing.assert_array_equal(got, expected)

@@ -20,7 +20,10 @@ from mbnp.layers import (
     Conv,
     Depthwise,
     Flatten,
+    Gate,
     GlobalAveragePool,
+    HardSigmoid,
+    HardSwish,
     Linear,
     MaxPool,
     Pad,
@@ -28,6 +31,7 @@ from mbnp.layers import (
     ReLU,
     Residual,
     Sequential,
+    Squeeze,
     Subsample,
 )
 from mbnp.network import Network
@@ -310,6 +314,11 @@ def projection(c_in, c_out, options):
     return Sequential([Conv(c_in, c_out, 1, 2, bias=False, **options), BatchNorm(c_out, dtype=options["dtype"])])
 
 
+def excite(channels, options):
+    few = [Pointwise(channels, 4, **options), ReLU(), Pointwise(4, channels, **options)]
+    return Gate([Squeeze(), *few, HardSigmoid()])
+
+
 RESIDUALS = {
     # what follows 10 channels on 8 x 9 pixels, and the channels that it makes
     "identity": (lambda o: [Residual(block(10, 10, 1, o)), ReLU()], 10),
@@ -331,6 +340,13 @@ RESIDUALS = {
     ),
     "averages": (lambda o: [Residual([AveragePool((8, 9))], AveragePool((8, 9))), ReLU(), Pointwise(10, 6, **o)], 6),
     "pooling between": (lambda o: [*block(10, 12, 1, o), MaxPool(2), *block(12, 9, 1, o), ReLU(), AveragePool(2)], 9),
+    "gate": (lambda o: [*block(10, 12, 1, o), HardSwish(), excite(12, o), *block(12, 7, 1, o)], 7),
+    "gate of what is not activated": (lambda o: [*block(10, 12, 1, o), excite(12, o), Pointwise(12, 5, **o)], 5),
+    "gate of the given images": (lambda o: [Gate([GlobalAveragePool(), Linear(10, 10, **o), HardSigmoid()])], 10),
+    "gate in a residual": (lambda o: [Residual([*separable(10, o), HardSwish(), excite(10, o)]), HardSigmoid()], 10),
+    "gate in a gate": (lambda o: [Gate([Squeeze(), Gate([Squeeze(), HardSigmoid()]), HardSigmoid()]), ReLU()], 10),
+    "gate of a layer as it is": (lambda o: [Gate([MaxPool((8, 9)), Pointwise(10, 10, **o)]), HardSwish()], 10),
+    "hard-swish of a sum": (lambda o: [Residual(block(10, 10, 1, o)), HardSwish(), *block(10, 6, 2, o)], 6),
     "two activations": (lambda o: [Residual(block(10, 10, 1, o)), ReLU(), ReLU(1), *block(10, 7, 1, o)], 7),
 }
 

@@ -11,7 +11,10 @@ from mbnp.layers import (
     Conv,
     Depthwise,
     Flatten,
+    Gate,
     GlobalAveragePool,
+    HardSigmoid,
+    HardSwish,
     Linear,
     MaxPool,
     Pad,
@@ -19,6 +22,7 @@ from mbnp.layers import (
     ReLU,
     Residual,
     Sequential,
+    Squeeze,
     Subsample,
 )
 from mbnp.network import Layer, Network
@@ -78,7 +82,7 @@ class Generator:
         return BatchNorm(channels, eps=self.one_of(0.01, 0.1), momentum=self.one_of(0.1, 0.3), dtype=np.float64)
 
     def activation(self):
-        return self.one_of(ReLU, ReLU, lambda: ReLU(6), lambda: ReLU(0.7), Leaky, Wave)()
+        return self.one_of(ReLU, ReLU, lambda: ReLU(6), lambda: ReLU(0.7), HardSwish, HardSigmoid, Leaky, Wave)()
 
     def window(self, kind, shape):
         """Return a convolution, or what takes its place where it does not fit."""
@@ -116,6 +120,7 @@ class Generator:
         if min(h, w) >= 2:
             layers += [lambda: MaxPool(2), lambda: AveragePool(2), lambda: AveragePool(3, 1, 1)]
         layers.append(lambda: AveragePool((h, w)))
+        layers.append(lambda: Gate([Squeeze(), Pointwise(c, c, **self.options), *[HardSigmoid()] * self.chance(0.7)]))
         return [self.one_of(*layers)()]
 
     def shortcut(self, shape, out):
@@ -257,6 +262,6 @@ def test_the_networks_are_of_all_kinds():
         found |= {operation.kind for operation in match.match(net, (1, *shape))}
         sizes.append(len(list(net.leaves())))
         nested += any("shortcut" in name and name.count(".") > 3 for name, _ in net.leaves())
-    assert found == {"conv", "depthwise", "sum", "average", "layer"}
+    assert found == {"conv", "depthwise", "sum", "average", "curve", "gate", "layer"}
     assert np.mean(sizes) > 8
     assert nested > 5

@@ -6,9 +6,10 @@ likewise in reverse (BatchNorm fission-fusion: Jung et al., "Restructuring Batch
 Training", MLSys 2019).
 
 Read `backend/vectors.py` for what a kernel can say and `ops/matmul.py` for the product, then `arrays.py` for what
-kernels take, `batchnorm.py` for the passes that all share, `conv.py`, which shows the whole idea, `depthwise.py` and
-`average.py`; and `program.py`, which runs a whole network in inference. Each kernel's docstring states its reference
-equation in terms of `ops`, to which tests hold networks made of them, layer by layer and in every gradient.
+kernels take, `batchnorm.py` for the passes that all share, `conv.py`, which shows the whole idea, `depthwise.py`,
+`average.py` and `gate.py`; and `program.py`, which runs a whole network in inference. Each kernel's docstring states
+its reference equation in terms of `ops`, to which tests hold networks made of them, layer by layer and in every
+gradient.
 
 The symbols, for one BatchNorm over the channels of z (N, H, W, C):
     scale_shift   (5, C)   rows mean, scale = gamma*inv, shift, inv = 1 / sqrt(var + eps), rest:
@@ -24,9 +25,9 @@ another and let the pixels pass by, so that what belongs to the channels (weight
 registers. Times the zeros, an infinity becomes NaN: a network that overflows does so here in all channels, unless they
 fill vectors by themselves.
 
-Another activation, such as hard-swish, is a tag beside the bounds: an entry of `match.ACTIVATIONS` and a branch in
-`activate_run` and `mask_run` and where bounds are read in `program.py`. A gate, as in squeeze-and-excite, is one more
-kind of step: a class in `training.py` and a kind in `program.py`.
+Hard-swish, hard-sigmoid and the gate of squeeze-and-excite are passes of their own (`gate.py`): each a kind of step, a
+class in `training.py` and a kind in `program.py`. To save those passes an activation would have to become a tag beside
+the bounds, with a branch in `activate_run` and `mask_run`.
 
 Most kernels wait for memory and not for the multiplier. So the reader of what no cache holds asks for it a run or a row
 ahead (`prefetch`); when it was tried with and without, that took a tenth off a training step.
@@ -52,6 +53,7 @@ from mbnp.fused.kernels.depthwise import (
     depthwise_backward,
     depthwise_forward,
 )
+from mbnp.fused.kernels.gate import curve_backward, curve_forward, gate_backward, gate_forward
 
 __all__ = [
     "activate",
@@ -61,6 +63,8 @@ __all__ = [
     "average_forward",
     "conv_backward",
     "conv_forward",
+    "curve_backward",
+    "curve_forward",
     "depthwise_any_backward",
     "depthwise_any_forward",
     "depthwise_backward",
@@ -68,6 +72,8 @@ __all__ = [
     "differentiate",
     "finish_coefficients",
     "finish_statistics",
+    "gate_backward",
+    "gate_forward",
     "pack_weights",
     "pass_back",
     "weights_backward",

@@ -15,12 +15,13 @@ from mbnp.backend import in_parallel, inlined, jit, piece
 from mbnp.backend.tiles import CLIP
 from mbnp.backend.vectors import BYTES, accumulate, clip, load, store
 from mbnp.fused.kernels.depthwise import Window, any_rows, convolve_row, nine
+from mbnp.fused.kernels.gate import curve, numbers
 from mbnp.ops.matmul import ROWS, multiply
 
-COPY, CONV, DEPTHWISE, SEPARABLE, SUM, AVERAGE = range(6)
+COPY, CONV, DEPTHWISE, SEPARABLE, SUM, AVERAGE, SWISH, SIGMOID, GATE = range(9)
 
 # Where in the arrays a feature map begins, and from where to where its images and rows are apart: source, second (of a
-# sum) and out. Offsets of weights, biases and tables. Geometry. Depthwise of a SEPARABLE: depth_*.
+# sum or a gate) and out. Offsets of weights, biases and tables. Geometry. Depthwise of a SEPARABLE: depth_*.
 _WHOLE = """
 kind tasks images group band bands shares
 source source_image source_row H W C second second_image second_row out out_image out_row OH OW D
@@ -140,6 +141,31 @@ def _sum(step, n, data):
             store(clip(load(data, i + k) + load(data, j + k), low, high), data, o + k)
 
 
+@piece
+def _curve(step, n, data):
+    of = numbers(data)
+    for r in range(step.OH):
+        i = step.source + n * step.source_image + r * step.source_row
+        o = step.out + n * step.out_image + r * step.out_row
+        if step.kind == SWISH:
+            for k in range(0, step.OW * step.D, BYTES // data.itemsize):
+                store(curve(load(data, i + k), True, of), data, o + k)
+        else:
+            for k in range(0, step.OW * step.D, BYTES // data.itemsize):
+                store(curve(load(data, i + k), False, of), data, o + k)
+
+
+@piece
+def _gate(step, n, data):
+    for c in range(0, step.D, BYTES // data.itemsize):
+        s = load(data, step.second + n * step.second_image + c)
+        for r in range(step.OH):
+            i = step.source + n * step.source_image + r * step.source_row + c
+            o = step.out + n * step.out_image + r * step.out_row + c
+            for k in range(0, step.OW * step.D, step.D):
+                store(load(data, i + k) * s, data, o + k)
+
+
 @piece(allocates=True)
 def _average(step, n, data):
     C = step.C
@@ -169,6 +195,10 @@ def _run_task(t, program, i, tables, weights, data, threads, x):
         _sum(step, t, data)
     elif step.kind == AVERAGE:
         _average(step, t, data)
+    elif step.kind == SWISH or step.kind == SIGMOID:
+        _curve(step, t, data)
+    elif step.kind == GATE:
+        _gate(step, t, data)
     else:
         _conv(step, t, tables, weights, data, scratch)
 
