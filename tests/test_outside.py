@@ -166,12 +166,12 @@ def test_a_step_that_no_machine_has_memory_for(tmp_path, monkeypatch, capsys):
     net.preprocessing = {"mean": [0.5] * 3, "std": [0.5] * 3}
     weights.save(net, tmp_path / "net.safetensors")
     records = write_records(tmp_path / "records")
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"total": 10**9}))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"total": 10**8}))
     monkeypatch.chdir(tmp_path)
     command = ["train", "--init", str(tmp_path / "net.safetensors"), "--data", str(records)]
     assert cli.main(command) == 2
     assert (
-        "a step on 64 images keeps up to 2.6 GB of feature maps, and this machine has 1.0 GB" in capsys.readouterr().err
+        "a step on 22 images keeps up to 0.9 GB of feature maps, and this machine has 0.1 GB" in capsys.readouterr().err
     )
     assert not (tmp_path / "runs").exists()
 
@@ -257,7 +257,7 @@ def test_names_from_files_steer_no_terminal(tmp_path, capfd, monkeypatch):
     for command in commands:
         status = cli.main(command)
         out, err = capfd.readouterr()
-        assert status in (0, 2), command
+        assert status in (0, 1, 2), command
         text = (out + err).replace("\n", "")
         assert text, command
         assert text.isprintable(), f"{command}: {text!r}"

@@ -78,7 +78,7 @@ def _reader(path: Path) -> str:
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "native"
     if start.startswith(b"PK") and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with files.reading(path, "checkpoint"), zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if any(name.endswith(".npy") for name in names):
             raise MbnpError(f"{path} is an archive of NumPy's arrays; mbnp reads .safetensors")
