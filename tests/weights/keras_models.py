@@ -74,6 +74,26 @@ def handmade() -> keras.Model:
     return keras.Model(inputs, L.Softmax()(L.Flatten()(L.Conv2D(6, 1)(x))))
 
 
+def old_swish() -> keras.Model:
+    """Build a model with hard-swish and a gate as keras.applications wrote them before Keras 3."""
+
+    def hard_sigmoid(x: Any) -> Any:
+        return L.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)
+
+    x = inputs = L.Input((21, 21, 3))
+    x = L.BatchNormalization()(L.Conv2D(8, 3, strides=2)(x))
+    x = L.Multiply()([x, hard_sigmoid(x)])
+    s = L.Reshape((1, 1, 8))(L.GlobalAveragePooling2D()(x))
+    x = L.Multiply()([x, hard_sigmoid(L.Dense(8)(L.Dense(4, activation="relu")(s)))])
+    x = L.Add()([L.ZeroPadding2D(1)(L.Conv2D(8, 3)(x)), x])
+    return keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(x)))
+
+
+def application(name: str, size: int, **options: Any) -> keras.Model:
+    make = getattr(keras.applications, name)
+    return make(input_shape=(size, size, 3), weights=None, classifier_activation=None, classes=5, **options)
+
+
 def block(x: Any, c: int, stride: int, depthwise: dict, norm: dict, relu: L.Layer) -> Any:
     x = relu(L.BatchNormalization(**norm)(L.DepthwiseConv2D(3, strides=stride, **depthwise)(x)))
     return L.ReLU()(L.BatchNormalization(**norm)(L.Conv2D(c, 1, padding="same")(x)))
@@ -175,9 +195,24 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "resized": resized,
     "renamed": renamed,
     "numbered-mobilenet": numbered_mobilenet,
+    "old-swish": old_swish,
+    "v2": lambda: application("MobileNetV2", 65, alpha=0.35),
+    "v3-small": lambda: application("MobileNetV3Small", 64, alpha=0.75),
+    "v3-large-minimalistic": lambda: application("MobileNetV3Large", 33, alpha=0.75, minimalistic=True),
+    "v3-large": lambda: application("MobileNetV3Large", 64, alpha=0.75),
+    "xception": lambda: application("Xception", 75),
 }
 # The others take pixels / 127.5 - 1.
-TAKE_PIXELS = ("transfer", "transfer-half-frozen", "sequential", "rescaled", "resized")
+TAKE_PIXELS = (
+    "v3-small",
+    "v3-large",
+    "v3-large-minimalistic",
+    "transfer",
+    "transfer-half-frozen",
+    "sequential",
+    "rescaled",
+    "resized",
+)
 
 
 def randomise(model: keras.Model, rng: np.random.Generator) -> None:
