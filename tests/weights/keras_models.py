@@ -202,6 +202,7 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "v3-large": lambda: application("MobileNetV3Large", 64, alpha=0.75),
     "xception": lambda: application("Xception", 75),
 }
+APPLICATIONS = ("v2", "v3-small", "v3-large", "v3-large-minimalistic", "xception")
 # The others take pixels / 127.5 - 1.
 TAKE_PIXELS = (
     "v3-small",
@@ -215,15 +216,18 @@ TAKE_PIXELS = (
 )
 
 
-def randomise(model: keras.Model, rng: np.random.Generator) -> None:
-    """Set weights that keep the data's size from layer to layer, and statistics that are not 0 and 1."""
+def randomise(model: keras.Model, rng: np.random.Generator, gain: float = 2.0) -> None:
+    """Set weights that keep the data's size from layer to layer, and statistics that are not 0 and 1.
+
+    gain: 2 where a ReLU follows each convolution; less where sums add up.
+    """
     for variable in model.weights:
         shape, name = variable.shape, variable.path.rpartition("/")[2]
         if name in ("gamma", "moving_variance"):
             variable.assign(rng.uniform(0.5, 1.5, shape))
         elif name == "kernel" or name.endswith("_kernel"):
             depthwise = len(shape) == 4 and shape[3] == 1
-            variable.assign(rng.normal(0, np.sqrt(2 / np.prod(shape[:2] if depthwise else shape[:-1])), shape))
+            variable.assign(rng.normal(0, np.sqrt(gain / np.prod(shape[:2] if depthwise else shape[:-1])), shape))
         elif name in ("beta", "bias", "moving_mean"):
             variable.assign(rng.normal(0, 0.3, shape))
 
@@ -238,7 +242,7 @@ def write(folder: Path) -> None:
             raise AssertionError(f"{name} changes images in inference")
     for name, make in MODELS.items():
         model = make()
-        randomise(model, rng)
+        randomise(model, rng, 0.7 if name in APPLICATIONS else 2.0)
         shape = model.input_shape[1:] if model.input_shape[1] else (30, 26, 3)
         pixels = rng.uniform(0, 255, (3, *shape)).astype(np.float32)
         y = model.predict(pixels if name in TAKE_PIXELS else pixels / 127.5 - 1, verbose=0)
