@@ -13,7 +13,7 @@ The paper's tables say 16 for the stem and the first block, and 5.4 M, 219 M MAC
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,37 @@ LAST_LARGE, LAST_SMALL = 1280, 1024
 Rows = Sequence[tuple[int, int, int, bool, Callable[[], Layer], int]]
 
 
+class Row(NamedTuple):
+    """A row with its channels at one width; few: those of squeeze-and-excite, 0 for none."""
+
+    kernel: int
+    wide: int
+    c_out: int
+    few: int
+    activation: Callable[[], Layer]
+    stride: int
+
+
+class Channels(NamedTuple):
+    """What one network is made of: its stem's channels, its blocks, and the channels of its last two layers."""
+
+    stem: int
+    rows: tuple[Row, ...]
+    wide: int
+    last: int
+
+
+def widths(table: Rows, last: int, width_mult: float) -> Channels:
+    """Return the channels at a width, as Keras scales them."""
+    made, c_out, unscaled = [], STEM, STEM
+    for kernel, widened, full, se, activation, stride in table:
+        c_in, c_out = c_out, divisible(full * width_mult)
+        wide = divisible(c_in * (widened / unscaled))
+        made.append(Row(kernel, wide, c_out, divisible(wide / 4) if se else 0, activation, stride))
+        unscaled = full
+    return Channels(STEM, tuple(made), divisible(6 * c_out), divisible(last * max(1.0, width_mult)))
+
+
 def mobilenet_v3_large(
     num_classes: int = 1000, width_mult: float = 1.0, resolution: int = 224, seed: int = 0, dtype: Any = np.float32,
     channels: int = 3,
@@ -79,7 +110,7 @@ def mobilenet_v3_large(
     Names are torchvision's: `features.0` is the stem, then the blocks, the last 1x1 convolution, `classifier.0` and
     `classifier.3`. `resolution` only says what images the network is meant for.
     """
-    layers = _layers(LARGE, LAST_LARGE, 2, num_classes, width_mult, seed, dtype, channels)
+    layers = build(widths(LARGE, LAST_LARGE, width_mult), num_classes, 2, seed, dtype, channels)
     options = {"num_classes": num_classes, "width_mult": width_mult, "resolution": resolution}
     return finish(Network(layers, resolution, channels), "mobilenet-v3-large", **options)
 
@@ -92,7 +123,7 @@ def mobilenet_v3_small(
 
     Names and options are those of `mobilenet_v3_large`.
     """
-    layers = _layers(SMALL, LAST_SMALL, 2, num_classes, width_mult, seed, dtype, channels)
+    layers = build(widths(SMALL, LAST_SMALL, width_mult), num_classes, 2, seed, dtype, channels)
     options = {"num_classes": num_classes, "width_mult": width_mult, "resolution": resolution}
     return finish(Network(layers, resolution, channels), "mobilenet-v3-small", **options)
 
@@ -105,34 +136,32 @@ def mobilenet_v3_small_cifar(
     Its BatchNorms have the usual momentum of 0.1, since a run on few images is too short for the paper's 0.01.
     """
     rows = [(*SMALL[0][:5], 1), *SMALL[1:]]
-    layers = _layers(rows, LAST_SMALL, 1, num_classes, width_mult, seed, dtype, channels, momentum=0.1)
+    layers = build(widths(rows, LAST_SMALL, width_mult), num_classes, 1, seed, dtype, channels, momentum=0.1)
     options = {"num_classes": num_classes, "width_mult": width_mult}
     return finish(Network(layers, 32, channels), "mobilenet-v3-small-cifar", **options)
 
 
-def _layers(
-    rows: Rows, last: int, first_stride: int, num_classes: int, width_mult: float, seed: int, dtype: Any,
-    image_channels: int, momentum: float = 0.01,
+def build(
+    found: Channels, num_classes: int, first_stride: int = 2, seed: int = 0, dtype: Any = np.float32,
+    channels: int = 3, eps: float = 1e-3, momentum: float = 0.01,
 ) -> dict[str, Layer]:  # fmt: skip
-    make = _Maker(begin(num_classes, seed, dtype, image_channels), dtype, momentum)
-    stem = Conv(image_channels, STEM, 3, first_stride, padding=1, bias=False, rng=make.rng, dtype=dtype)
+    """Return the layers of a MobileNetV3 with any channels, such as those of a file."""
+    make = _Maker(begin(num_classes, seed, dtype, channels), dtype, eps, momentum)
+    stem = Conv(channels, found.stem, 3, first_stride, padding=1, bias=False, rng=make.rng, dtype=dtype)
     features: list[Layer] = [make.conv_bn(stem, HS)]
-    channels = unscaled = STEM
-    for kernel, widened, c_out, se, activation, stride in rows:
-        c_in, channels = channels, divisible(c_out * width_mult)
-        wide = divisible(c_in * (widened / unscaled))
-        features.append(make.block(c_in, kernel, wide, channels, se, activation, stride))
-        unscaled = c_out
-    wide, last = divisible(6 * channels), divisible(last * max(1.0, width_mult))
-    features.append(make.conv_bn(make.pointwise(channels, wide), HS))
+    c_in = found.stem
+    for row in found.rows:
+        features.append(make.block(c_in, row))
+        c_in = row.c_out
+    features.append(make.conv_bn(make.pointwise(c_in, found.wide), HS))
     return {
         "features": Sequential(features),
         "pool": GlobalAveragePool(),
         "classifier": Sequential([
-            Linear(wide, last, rng=make.rng, dtype=dtype),
+            Linear(found.wide, found.last, rng=make.rng, dtype=dtype),
             HardSwish(),
             Dropout(0.2, seed=int(make.rng.integers(1_000_000))),
-            Linear(last, num_classes, rng=make.rng, dtype=dtype),
+            Linear(found.last, num_classes, rng=make.rng, dtype=dtype),
         ]),
     }  # fmt: skip
 
@@ -140,30 +169,28 @@ def _layers(
 class _Maker:
     """The parts of a network that draws its weights from one generator."""
 
-    def __init__(self, rng: np.random.Generator, dtype: Any, momentum: float) -> None:
-        self.rng, self.dtype, self.momentum = rng, dtype, momentum
+    def __init__(self, rng: np.random.Generator, dtype: Any, eps: float, momentum: float) -> None:
+        self.rng, self.dtype, self.eps, self.momentum = rng, dtype, eps, momentum
 
     def pointwise(self, c_in: int, c_out: int) -> Pointwise:
         return Pointwise(c_in, c_out, bias=False, rng=self.rng, dtype=self.dtype)
 
     def conv_bn(self, conv: Any, activation: Callable[[], Layer] | None = None) -> Sequential:
-        bn = BatchNorm(conv.weight.value.shape[-1], eps=1e-3, momentum=self.momentum, dtype=self.dtype)
+        bn = BatchNorm(conv.weight.value.shape[-1], eps=self.eps, momentum=self.momentum, dtype=self.dtype)
         return Sequential([conv, bn, *([activation()] if activation else [])])
 
-    def block(
-        self, c_in: int, kernel: int, wide: int, c_out: int, se: bool, activation: Callable[[], Layer], stride: int
-    ) -> Layer:
+    def block(self, c_in: int, row: Row) -> Layer:
         """Build an inverted residual with a gate (the paper's figure 4); it does not widen where `wide` is c_in."""
+        kernel, wide, c_out, few, activation, stride = row
         depthwise = Depthwise(wide, kernel, stride, padding=kernel // 2, bias=False, rng=self.rng, dtype=self.dtype)
         parts = [] if wide == c_in else [self.conv_bn(self.pointwise(c_in, wide), activation)]
         parts.append(self.conv_bn(depthwise, activation))
-        parts += [self.gate(wide)] if se else []
+        parts += [self.gate(wide, few)] if few else []
         parts.append(self.conv_bn(self.pointwise(wide, c_out)))
         body = {"block": Sequential(parts)}
         return Residual(body) if stride == 1 and c_in == c_out else Sequential(body)
 
-    def gate(self, channels: int) -> Gate:
-        few = divisible(channels / 4)
+    def gate(self, channels: int, few: int) -> Gate:
         return Gate({
             "avgpool": Squeeze(),
             "fc1": Pointwise(channels, few, rng=self.rng, dtype=self.dtype),

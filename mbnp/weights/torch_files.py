@@ -1,50 +1,28 @@
 """PyTorch's files. They hold arrays by name and no architecture: names and shapes say which network they are of.
 
-Known are the state dicts of the article's class (and of the same class with full convolutions), of kuangliu's CIFAR
-MobileNet, of timm's mobilenetv1_*, of ResNet-20, and those that mbnp writes of `models.mobilenet_v1`.
-
-Where in the file the state dict is, `nested.py` finds. A `.pt` file is a pickle: PyTorch's weights-only loader reads
-it, and only after a look at its opcodes (`pickles.py`).
+Which ones are known is in `torch_known.py`: the article's class, kuangliu's, torchvision's, timm's, Hugging Face's and
+marvis's MobileNets, ResNet-20, and what mbnp writes of its own models. Where in the file the state dict is, `nested.py`
+finds. A `.pt` file is a pickle: PyTorch's weights-only loader reads it, and only after a look at its opcodes
+(`pickles.py`).
 """
 
 import io
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from mbnp import models, spec
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
 from mbnp.storage import replacing
-from mbnp.weights import files, nested, pickles
+from mbnp.weights import files, nested, pickles, torch_known
+from mbnp.weights.torch_known import FAMILIES, Family
 from mbnp.weights.torch_names import array_of, from_torch, is_timm, to_torch
-
-
-class Family(NamedTuple):
-    """A kind of state dict: its builder, the names of its first and widest convolution and of its classifier."""
-
-    whose: str
-    builder: str
-    first: str
-    widest: str
-    channels: int  # of the widest convolution, at width 1
-    classifier: str
-    max_value: float | None = None  # of its ReLUs
-
-
-FAMILIES = (
-    Family("the article's class", "mobilenet-v1-small", "conv1.0", "conv2_8.3", 512, "fc"),
-    Family("its full convolutions", "standard-small", "conv1.0", "conv2_8.0", 512, "fc"),
-    Family("kuangliu's MobileNet", "mobilenet-v1-cifar", "conv1", "layers.12.conv2", 1024, "linear"),
-    Family("timm's MobileNet", "mobilenet-v1", "conv_stem", "blocks.4.1.conv_pw", 1024, "classifier", 6.0),
-    Family("mobilenet-v1", "mobilenet-v1", "features.0.0", "features.13.3", 1024, "classifier"),
-    Family("ResNet-20", "resnet20", "conv1", "layer3.2.conv2", 64, "linear"),
-)
 
 
 def load(path: Path, which: str | None = None, say: Callable[[str], object] = lambda text: None) -> Network:
@@ -65,15 +43,15 @@ def load(path: Path, which: str | None = None, say: Callable[[str], object] = la
 def save(net: Network, path: Path, names: str | None = None) -> None:
     """Write the state dict of `net`, a plain dict of tensors, for `load_state_dict`.
 
-    names: "mbnp" or "timm"; None: timm's for timm's networks. Such a file cannot say padding, eps or ReLU6, so a
-    network whose names would be taken for those of another one is refused.
+    names: "mbnp" or "timm"; None: timm's, if those of mbnp would be taken for another network and timm's would not.
+    Such a file cannot say padding, eps or ReLU6: a network that would be taken for another one is refused.
     """
     torch = _torch(path)
-    names = names or ("timm" if is_timm(net) else "mbnp")
-    tensors = to_torch(net, names)
-    arch = _architecture({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    if arch and models.from_description(arch).built_as != spec.describe_layers(net):
-        problem = f"without its padding, eps or ReLU6 this network would be taken for another {arch['name']}"
+    tensors = to_torch(net, names or "mbnp")
+    if (other := _taken_for(net, tensors)) and names is None and is_timm(net):
+        tensors, other = to_torch(net, "timm"), None
+    if other:
+        problem = f"without its padding, eps or ReLU6 this network would be taken for another {other}"
         raise MbnpError(f"{path}: {problem}: write .safetensors or .onnx, or take weights.to_torch(net)")
     content = io.BytesIO()  # torch's own writer raises a RuntimeError on a full disk
     torch.save(tensors, content)
@@ -89,25 +67,49 @@ def recognise(
     most: how many bytes they may have.
     """
     try:
-        found = nested.choose(
-            content, [(f"{f.widest}.weight", f"{f.classifier}.weight") for f in FAMILIES], which, say, most
-        )
+        found = nested.choose(content, [(f.widest, f.classifier) for f in FAMILIES], which, say, most)
     except MbnpError as error:
         raise MbnpError(f"{path} cannot be used: {error}") from None
     arrays = {name: array_of(x) for name, x in (found or {}).items()}
-    arch = _architecture({name: x.shape for name, x in arrays.items()})
-    if arch is None:
+    shapes = {name: x.shape for name, x in arrays.items()}
+    family = torch_known.family_of(shapes)
+    if family is None:
         raise _unknown(content, path)
     try:
         dtype = np.float64 if {x.dtype for x in arrays.values()} == {np.dtype(np.float64)} else np.float32
-        net = models.from_description(arch, dtype, sum(x.size for x in arrays.values()))
+        net = torch_known.network(family, shapes, dtype)
         from_torch(net, arrays)
         files.check_values(net.state())
-        if "relu_cap" in arch:
-            _add_timm_config(net, path.with_name("config.json"), say)
+        _add_config(net, family, path.with_name("config.json"), say)
     except (MbnpError, OverflowError) as error:
-        raise MbnpError(f"{path} looks like {arch['name']} in PyTorch, but {error}") from None
+        raise MbnpError(f"{path} looks like {family.builder} in PyTorch ({family.whose}), but {error}") from None
     return net
+
+
+def _taken_for(net: Network, tensors: Mapping[str, Any]) -> str | None:
+    """Return what reading this state dict would make of it, if that computes something else than `net` does."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    family = torch_known.family_of(shapes)
+    if family is None:
+        return None
+    try:
+        if torch_known.computes(torch_known.network(family, shapes)) == torch_known.computes(net):
+            return None
+    except MbnpError:  # which reading it would say
+        pass
+    return family.builder
+
+
+# What else is often found in such files, by a name that only it has. The first that fits is said.
+_OTHERS = {
+    r"\.conv_pwl\.weight$": "a network of timm's with inverted residuals, and no MobileNetV2 or V3 that mbnp knows",
+    r"^(module\.|model\.)*features\.\d+\.conv\.\d": "torchvision's MobileNetV2 without its classifier, or cut",
+    r"^(module\.|model\.)*features\.\d+\.block\.\d": "torchvision's MobileNetV3 or EfficientNet, cut or changed",
+    r"^(module\.)?layers\.\d+\.conv3\.weight$": "kuangliu's MobileNetV2 with other blocks, or of another class of his",
+    r"mobilenet_v[12]\.": "Hugging Face's MobileNetV2, or its MobileNetV1 without the classifier",
+    r"layer4\.\d+\.conv\d\.weight$": "a ResNet of ImageNet's size, of which mbnp has ResNet-20 only",
+    r"\.(attn|attention|self_attn)\.": "a transformer, which mbnp does not have",
+}
 
 
 def _unknown(content: Any, path: Path) -> MbnpError:
@@ -118,54 +120,66 @@ def _unknown(content: Any, path: Path) -> MbnpError:
     names = ", ".join([*map(ascii, list(arrays)[:3]), *(["..."] if len(arrays) > 3 else [])])
     known = ", ".join(family.whose for family in FAMILIES)
     problem = f"its names ({names}) are of no state dict that mbnp knows ({known})"
-    advice = "build the network and call weights.from_torch(net, state_dict)"
+    for pattern, what in _OTHERS.items():
+        if any(re.search(pattern, name) for name in arrays):
+            problem = f"its names ({names}) are those of {what}"
+            break
+    advice = "build the network and call weights.from_torch(net, state_dict), or export it to ONNX"
     return MbnpError(f"{path} has no mbnp architecture in its metadata, and {problem}: {advice}")
-
-
-def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """Return the builder and options for a state dict of these names and shapes, or None."""
-    for f in FAMILIES:
-        first, widest, classifier = (shapes.get(f"{name}.weight", ()) for name in (f.first, f.widest, f.classifier))
-        if widest and classifier:
-            width = _width(widest[0], f.channels)
-            options = {"relu_cap": f.max_value} if f.max_value else {}
-            if len(first) == 4 and first[1] != 3:
-                options["channels"] = first[1]
-            return {"name": f.builder, "num_classes": classifier[0], "width_mult": width, **options}
-    return None
-
-
-def _width(channels: int, at_width_1: int) -> float:
-    """Return the shortest width_mult with int(width_mult * at_width_1) == channels.
-
-    Narrower layers have powers of two fewer channels at width 1, so the widest decides for all of them.
-    """
-    exact = channels / at_width_1
-    for digits in range(1, 7):
-        if int(at_width_1 * (width := round(exact, digits))) == channels:
-            return width
-    return exact
 
 
 # What timm's model_args may say that changes nothing in inference.
 _HARMLESS = ("drop_rate", "drop_path_rate", "pretrained", "checkpoint_path", "scriptable", "exportable")
 
 
-def _add_timm_config(net: Network, config: Path, say: Callable[[str], object]) -> None:
+def _add_config(net: Network, family: Family, config: Path, say: Callable[[str], object]) -> None:
+    """Honour the config.json that timm's and Hugging Face's downloads have beside the weights."""
+    known = {"timm": _add_timm_config, "Hugging": _add_hugging_faces_config}
+    add = known.get(re.split("[' ]", family.whose)[0])
+    if add is None:
+        return
+    said: dict[str, Any] = {}
+    if config.is_file() and config.stat().st_size <= 10_000_000:
+        try:
+            read = json.loads(config.read_bytes())
+            said = read if isinstance(read, dict) else {}
+        except (ValueError, RecursionError):
+            said = {"architecture": "none"}
+    add(net, family, said, config, say)
+
+
+def _add_hugging_faces_config(
+    net: Network, family: Family, said: dict[str, Any], config: Path, say: Callable[[str], object]
+) -> None:
+    """Add classes and the size of images; MbnpError for what this network does not have."""
+    has = {"tf_padding": True, "layer_norm_eps": 1e-3, "hidden_act": "relu6", "num_channels": net.channels}
+    for key, value in has.items():
+        if said.get(key, value) != value:
+            raise MbnpError(f"{config} says {key} {short(said[key])}, and mbnp knows this network with {value!r}")
+    labels = said.get("id2label")
+    classes = [labels.get(str(i)) for i in range(net.num_classes)] if isinstance(labels, dict) else None
+    files.set_description(net, said.get("image_size", net.resolution), classes, net.preprocessing)
+
+
+def _add_timm_config(
+    net: Network, family: Family, said: dict[str, Any], config: Path, say: Callable[[str], object]
+) -> None:
     """Add preprocessing and classes from the config.json that timm's downloads have beside the weights.
 
     All of it is honoured, or MbnpError says what cannot be; a file of another network's is left alone.
     """
-    if not config.is_file() or config.stat().st_size > 10_000_000:
+    architecture = str(said.get("architecture", "none"))
+    kind = family.builder.replace("mobilenet-", "mobilenet").replace("-", "_")
+    if not said:
+        if kind != "mobilenetv1":
+            say(f"it is taken for timm's {kind}_*: tf_{kind}_* has the same names, and computes otherwise")
         return
-    try:
-        said = json.loads(config.read_bytes())
-        architecture = str(said["architecture"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        architecture = "none"
-    if not architecture.startswith("mobilenetv1"):
+    tensorflows, bare = architecture.startswith("tf_"), architecture.removeprefix("tf_")
+    if not bare.startswith(kind):
         say(f"{config.name} beside it is of {short(architecture)}: not used")
         return
+    if tensorflows:
+        torch_known.as_tensorflow(net)
     trained = said.get("pretrained_cfg", said)  # before timm 0.9 in one level
     arguments = said.get("model_args") or {}
     if not isinstance(trained, dict) or not isinstance(arguments, dict):

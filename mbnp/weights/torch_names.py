@@ -1,8 +1,7 @@
-"""PyTorch state dicts. Their layouts are in `layouts.py`; only timm's networks have other names, too.
+"""PyTorch state dicts. Their layouts are in `layouts.py`; others' names of our layers in `torch_known.py`.
 
-`models.mobilenet_v1_small` has the names of the article's class, `models.mobilenet_v1_cifar` those of
-kuangliu/pytorch-cifar. timm's mobilenetv1_* are `models.mobilenet_v1(max_value=6)` by other names:
-`conv_stem, bn1, blocks.S.I.{conv_dw,bn1,conv_pw,bn2}, classifier`.
+`models.mobilenet_v1_small` has the names of the article's class, `models.mobilenet_v1_cifar` and `mobilenet_v2_cifar`
+those of kuangliu/pytorch-cifar, `models.mobilenet_v2` and `mobilenet_v3_*` torchvision's.
 """
 
 from collections.abc import Mapping
@@ -10,50 +9,36 @@ from typing import Any
 
 import numpy as np
 
-from mbnp import spec
 from mbnp.errors import MbnpError, unknown
-from mbnp.layers import ReLU
-from mbnp.models.mobilenet_v1 import BLOCKS, STEM, mobilenet_v1
+from mbnp.layers import Linear, ReLU
 from mbnp.network import Network, Skipped
-from mbnp.weights import layouts
-
-
-def _timm_names() -> dict[str, str]:
-    """Map timm's name of each layer of MobileNetV1 to ours. timm begins a stage where the feature map gets smaller."""
-    names = {"conv_stem": "features.0.0", "bn1": "features.0.1", "classifier": "classifier"}
-    stage = block = 0
-    for i, (_, stride) in enumerate(BLOCKS, start=1):
-        if stride == 2:
-            stage, block = stage + 1, 0
-        for theirs, ours in (("conv_dw", 0), ("bn1", 1), ("conv_pw", 3), ("bn2", 4)):
-            names[f"blocks.{stage}.{block}.{theirs}"] = f"features.{i}.{ours}"
-        block += 1
-    return names
-
-
-_FROM_TIMM = _timm_names()
-_TO_TIMM = {ours: theirs for theirs, ours in _FROM_TIMM.items()}
+from mbnp.weights import layouts, torch_known
 
 
 def from_torch(net: Network, state_dict: Mapping[str, Any], strict: bool = True) -> Skipped:
     """Copy a PyTorch state dict, of tensors or arrays, into `net`, cast to its dtype.
 
-    Names are the network's own, or timm's. Every name and shape must fit, or MbnpError says what does not and `net`
-    is left as it was; `num_batches_tracked` is ignored. strict=False copies what fits and returns what was skipped,
-    such as the classifier of a network with another number of classes.
+    Names are the network's own, or timm's, Hugging Face's or marvis's. Every name and shape must fit, or MbnpError says
+    what does not and `net` is left as it was; `num_batches_tracked` is ignored. strict=False copies what fits and
+    returns what was skipped, such as the classifier of a network with another number of classes.
     """
     owner = layouts.owners(net)
-    from_timm = "conv_stem.weight" in state_dict and "features.0.0.weight" in owner
-    if from_timm and any(isinstance(layer, ReLU) and layer.max_value != 6 for _, layer in net.leaves()):
+    scheme = torch_known.scheme_of(state_dict)
+    names = torch_known.their_names(net, scheme) if scheme else {}
+    ours = {theirs: own for own, theirs in names.items()}
+    caps = [layer.max_value for _, layer in net.leaves() if isinstance(layer, ReLU)]
+    if scheme == "timm" and names and "classifier.0" not in names and any(cap != 6 for cap in caps):
         raise MbnpError("timm's weights are for ReLU6: build models.mobilenet_v1(max_value=6)")
     arrays, mismatches = {}, {}
     for name, tensor in state_dict.items():
         layer_name, _, last = name.rpartition(".")
         if last == "num_batches_tracked":
             continue
-        if from_timm:
-            name = f"{_FROM_TIMM.get(layer_name, layer_name)}.{last}"
+        if ours:
+            name = f"{ours.get(layer_name, layer_name)}.{last}"
         array = array_of(tensor)
+        if isinstance(owner.get(name), Linear) and array.shape[2:] == (1, 1):
+            array = array[:, :, 0, 0]  # after the average, a 1x1 convolution is a linear layer
         try:
             kind = type(owner[name]) if name in owner else None
             arrays[name] = layouts.convert(array, kind, "torch", "mbnp", name) if kind else array
@@ -71,7 +56,7 @@ def from_torch(net: Network, state_dict: Mapping[str, Any], strict: bool = True)
 def to_torch(net: Network, names: str = "mbnp") -> dict[str, Any]:
     """Return what `load_state_dict` of the same architecture in PyTorch takes: copies, as tensors.
 
-    names="timm" for timm's mobilenetv1_*; MbnpError if `net` is no such network.
+    names="timm" for timm's MobileNets; MbnpError if `net` is no such network.
     """
     return _tensors(net, net.state(), names)
 
@@ -94,27 +79,36 @@ def _tensors(net: Network, arrays: Mapping[str, np.ndarray], names: str) -> dict
     if names == "timm" and not is_timm(net):
         raise MbnpError("not timm's network: models.mobilenet_v1(max_value=6), with its padding and eps")
     owner = layouts.owners(net)
+    theirs = torch_known.their_names(net, "timm") if names == "timm" else {}
     state = {}
     for name, array in arrays.items():
+        layer_name, _, last = name.rpartition(".")
         if name in owner:
             array = np.ascontiguousarray(layouts.convert(array, type(owner[name]), "mbnp", "torch"))
-        if names == "timm":
-            layer_name, _, last = name.rpartition(".")
-            name = f"{_TO_TIMM[layer_name]}.{last}"
-        state[name] = torch.from_numpy(array)
+        if theirs.get(layer_name) == "conv_head" and array.ndim == 2:
+            array = array[:, :, None, None]
+        state[f"{theirs.get(layer_name, layer_name)}.{last}"] = torch.from_numpy(array)
     return state
 
 
 def is_timm(net: Network) -> bool:
-    """Return whether `net` computes what timm's mobilenetv1_* of its width computes, whatever its weights."""
-    stem = net.variables().get("features.0.0.weight")
-    if stem is None:
-        return False
+    """Return whether `net` computes what timm's network of its widths computes, whatever its weights."""
+    names = torch_known.their_names(net, "timm")
+    owner, shapes = layouts.owners(net), {}
+    for name, variable in net.variables().items():
+        layer_name, _, last = name.rpartition(".")
+        if layer_name not in names:
+            return False
+        kind = type(owner[name]) if name in owner else None
+        shape = layouts.convert(variable.value, kind, "mbnp", "torch").shape if kind else variable.value.shape
+        shape = (*shape, 1, 1) if names[layer_name] == "conv_head" and len(shape) == 2 else shape
+        shapes[f"{names[layer_name]}.{last}"] = shape
+    family = torch_known.family_of(shapes)
     try:
-        timm = mobilenet_v1(net.num_classes, stem.value.shape[-1] / STEM, net.resolution, max_value=6.0)
-    except MbnpError:  # wider than any
+        built = torch_known.network(family, shapes) if family else None
+    except MbnpError:
         return False
-    return timm.built_as == spec.describe_layers(net)
+    return built is not None and torch_known.computes(built) == torch_known.computes(net)
 
 
 def array_of(tensor: Any) -> np.ndarray:

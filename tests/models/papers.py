@@ -89,15 +89,18 @@ V3 = {  # Howard et al., tables 1 and 2: input, kernel, widened, out, SE, activa
 }
 
 
-def mobilenet_v3(size: str, width: float, classes: int) -> nn.Module:
-    """Width as Keras has it: the stem stays, widened channels follow from the scaled input."""
+def mobilenet_v3(size: str, width: float, classes: int, columns: bool = False, eps: float = 1e-3) -> nn.Module:
+    """Width as Keras has it: the stem stays, widened channels follow from the scaled input.
+
+    columns: width as torchvision has it, which scales every column of the table.
+    """
     table, last_conv, last = V3[size]
-    bn = {"eps": 1e-3, "momentum": 0.01}
-    c = 16
+    bn = {"eps": eps, "momentum": 0.01}
+    c = to_multiple(16 * width) if columns else 16
     features: list[nn.Module] = [unit(3, c, 3, 2, 1, nn.Hardswish(), **bn)]
     for row in table.split(", "):
         c_in, kernel, wide, c_out, se, activation, stride = (int(v) if v.isdigit() else v for v in row.split())
-        wide, out = to_multiple(c * (wide / c_in)), to_multiple(c_out * width)
+        wide, out = to_multiple(wide * width if columns else c * (wide / c_in)), to_multiple(c_out * width)
         activate = nn.ReLU if activation == "RE" else nn.Hardswish
         layers = [unit(c, wide, 1, 1, 1, activate(), **bn)] if wide != c else []
         layers += [unit(wide, wide, kernel, stride, wide, activate(), **bn)]
@@ -105,7 +108,7 @@ def mobilenet_v3(size: str, width: float, classes: int) -> nn.Module:
         layers += [unit(wide, out, 1, 1, 1, None, **bn)]
         features.append(Inverted("block", layers, stride == 1 and c == out))
         c = out
-    wide, last = to_multiple(6 * c), to_multiple(last * max(1.0, width))
+    wide, last = to_multiple(6 * c), to_multiple(last * (width if columns else max(1.0, width)))
     assert width != 1 or wide == last_conv
     features.append(unit(c, wide, 1, 1, 1, nn.Hardswish(), **bn))
     return Classified(features, [nn.Linear(wide, last), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(last, classes)])

@@ -74,6 +74,26 @@ def handmade() -> keras.Model:
     return keras.Model(inputs, L.Softmax()(L.Flatten()(L.Conv2D(6, 1)(x))))
 
 
+def old_swish() -> keras.Model:
+    """Build a model with hard-swish and a gate as keras.applications wrote them before Keras 3."""
+
+    def hard_sigmoid(x: Any) -> Any:
+        return L.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)
+
+    x = inputs = L.Input((21, 21, 3))
+    x = L.BatchNormalization()(L.Conv2D(8, 3, strides=2)(x))
+    x = L.Multiply()([x, hard_sigmoid(x)])
+    s = L.Reshape((1, 1, 8))(L.GlobalAveragePooling2D()(x))
+    x = L.Multiply()([x, hard_sigmoid(L.Dense(8)(L.Dense(4, activation="relu")(s)))])
+    x = L.Add()([L.ZeroPadding2D(1)(L.Conv2D(8, 3)(x)), x])
+    return keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(x)))
+
+
+def application(name: str, size: int, **options: Any) -> keras.Model:
+    make = getattr(keras.applications, name)
+    return make(input_shape=(size, size, 3), weights=None, classifier_activation=None, classes=5, **options)
+
+
 def block(x: Any, c: int, stride: int, depthwise: dict, norm: dict, relu: L.Layer) -> Any:
     x = relu(L.BatchNormalization(**norm)(L.DepthwiseConv2D(3, strides=stride, **depthwise)(x)))
     return L.ReLU()(L.BatchNormalization(**norm)(L.Conv2D(c, 1, padding="same")(x)))
@@ -175,20 +195,39 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "resized": resized,
     "renamed": renamed,
     "numbered-mobilenet": numbered_mobilenet,
+    "old-swish": old_swish,
+    "v2": lambda: application("MobileNetV2", 65, alpha=0.35),
+    "v3-small": lambda: application("MobileNetV3Small", 64, alpha=0.75),
+    "v3-large-minimalistic": lambda: application("MobileNetV3Large", 33, alpha=0.75, minimalistic=True),
+    "v3-large": lambda: application("MobileNetV3Large", 64, alpha=0.75),
+    "xception": lambda: application("Xception", 75),
 }
+APPLICATIONS = ("v2", "v3-small", "v3-large", "v3-large-minimalistic", "xception")
 # The others take pixels / 127.5 - 1.
-TAKE_PIXELS = ("transfer", "transfer-half-frozen", "sequential", "rescaled", "resized")
+TAKE_PIXELS = (
+    "v3-small",
+    "v3-large",
+    "v3-large-minimalistic",
+    "transfer",
+    "transfer-half-frozen",
+    "sequential",
+    "rescaled",
+    "resized",
+)
 
 
-def randomise(model: keras.Model, rng: np.random.Generator) -> None:
-    """Set weights that keep the data's size from layer to layer, and statistics that are not 0 and 1."""
+def randomise(model: keras.Model, rng: np.random.Generator, gain: float = 2.0) -> None:
+    """Set weights that keep the data's size from layer to layer, and statistics that are not 0 and 1.
+
+    gain: 2 where a ReLU follows each convolution; less where sums add up.
+    """
     for variable in model.weights:
         shape, name = variable.shape, variable.path.rpartition("/")[2]
         if name in ("gamma", "moving_variance"):
             variable.assign(rng.uniform(0.5, 1.5, shape))
         elif name == "kernel" or name.endswith("_kernel"):
             depthwise = len(shape) == 4 and shape[3] == 1
-            variable.assign(rng.normal(0, np.sqrt(2 / np.prod(shape[:2] if depthwise else shape[:-1])), shape))
+            variable.assign(rng.normal(0, np.sqrt(gain / np.prod(shape[:2] if depthwise else shape[:-1])), shape))
         elif name in ("beta", "bias", "moving_mean"):
             variable.assign(rng.normal(0, 0.3, shape))
 
@@ -203,7 +242,7 @@ def write(folder: Path) -> None:
             raise AssertionError(f"{name} changes images in inference")
     for name, make in MODELS.items():
         model = make()
-        randomise(model, rng)
+        randomise(model, rng, 0.7 if name in APPLICATIONS else 2.0)
         shape = model.input_shape[1:] if model.input_shape[1] else (30, 26, 3)
         pixels = rng.uniform(0, 255, (3, *shape)).astype(np.float32)
         y = model.predict(pixels if name in TAKE_PIXELS else pixels / 127.5 - 1, verbose=0)

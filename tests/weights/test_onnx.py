@@ -292,6 +292,63 @@ def ending(*nodes, opset=17, dims=("N", 3, 6, 6), **arrays):
     return {"nodes": [C, *nodes], "arrays": {"w": CONV, **arrays}, "opset": opset, "dims": dims}
 
 
+def numbered(*operations, start="h"):
+    """Return nodes from (operation, inputs): _ is what the one before makes."""
+    nodes, at = [], start
+    for op, inputs, *attributes in operations:
+        made = f"{start}_{len(nodes)}"
+        nodes.append(node(op, inputs.replace("_", at) if "_" in inputs else inputs, made, **dict(*attributes)))
+        at = made
+    return nodes
+
+
+NUMBERS = {"three": 3.0, "six": 6.0, "sixth": 1 / 6, "zero": 0.0, "half": 0.5, "one": 1.0, "least": -np.finfo("f").max}
+NUMBERS = {name: np.float32(value) for name, value in NUMBERS.items()}
+SIXTH = {"alpha": 1 / 6, "beta": 0.5}
+HARD = {  # how exporters write min(max(x + 3, 0), 6) / 6
+    "clip, div": [("Add", "_ three"), ("Clip", "_ zero six"), ("Div", "_ six")],
+    "relu, min, mul": [("Add", "three _"), ("Relu", "_"), ("Min", "_ six"), ("Mul", "sixth _")],
+    "min, max, div": [("Add", "_ three"), ("Min", "six _"), ("Max", "_ zero"), ("Div", "_ six")],
+    "mul, add, clip": [("Mul", "_ sixth"), ("Add", "half _"), ("Clip", "_ zero one")],
+    "one operation": [("HardSigmoid", "_", SIXTH)],
+    "sub": [("Add", "_ six"), ("Sub", "_ three"), ("Clip", "_ - six"), ("Relu", "_"), ("Div", "_ six")],
+}
+SWISH = {f"swish: {name}": [*operations, ("Mul", "h _")] for name, operations in HARD.items()} | {
+    "swish: mul, div": [*HARD["clip, div"][:2], ("Mul", "_ h"), ("Div", "_ six")],
+    "swish: relu, min, mul, mul": [*HARD["relu, min, mul"][:3], ("Mul", "_ h"), ("Mul", "_ sixth")],
+    "swish: swish": [("HardSwish", "_")],
+}
+
+
+def swish(operations, before=()):
+    """Return a graph with x * hard-sigmoid(x) between a convolution and a classifier; before: what follows that."""
+    nodes = [node("Conv", "x w b", "h" if not before else "c"), *before, *numbered(*operations)]
+    tail = [node("GlobalAveragePool", nodes[-1].output[0], "g"), *GLOBAL[1:]]
+    return {
+        "nodes": [*nodes, *tail],
+        "arrays": {"w": 5 * CONV, "b": rand(4), "last": LAST, "across": rand(1, 4, 1, 1), **NUMBERS, **SCALED},
+    }
+
+
+SCALED = {"scale": 1 + rand(4, 1, 1) ** 2, "shift": rand(1, 4, 1, 1)}
+IDENTICAL = node("Identity", "c", "h")
+AS_BATCHNORM = [node("Mul", "c scale", "c1"), node("Add", "shift c1", "h")]
+
+
+def gated(operations, through="conv", after=()):
+    """Return a graph with a squeeze-and-excite whose factors end in `operations`; after: those after the product."""
+    arrays = {"few": rand(2, 4, 1, 1), "many": 9 * rand(4, 2, 1, 1), "fb": rand(2), "mb": rand(4), "last": LAST}
+    arrays |= {"flat": i64(-1, 4), "whole": i64(0, -1, 1, 1), "m1": rand(4, 2), "m2": 9 * rand(2, 4)}
+    if through == "conv":
+        ways = [("GlobalAveragePool", "h"), ("Conv", "_ few fb"), ("Relu", "_"), ("Conv", "_ many mb"), *operations]
+    else:
+        ways = [("ReduceMean", "h", {"axes": [2, 3], "keepdims": 0}), ("Gemm", "_ m1 fb"), ("Relu", "_")]
+        ways += [("MatMul", "_ m2"), ("Add", "_ mb"), *operations, ("Reshape", "_ whole")]
+    nodes = [node("Conv", "x w b", "h"), *numbered(*ways, ("Mul", "h _"), *after)]
+    tail = [node("GlobalAveragePool", nodes[-1].output[0], "g"), *GLOBAL[1:]]
+    return {"nodes": [*nodes, *tail], "arrays": {"w": CONV, "b": rand(4), **arrays, **NUMBERS}}
+
+
 def i64(*values):
     return np.array(values, np.int64)
 
@@ -562,6 +619,17 @@ GOOD = {
         k=LAST,
     ),
     "global-max": meaning(("GlobalMaxPool", 1, [])),
+    **{name: swish(operations) for name, operations in SWISH.items()},
+    "swish: a sixth of x": swish([*HARD["clip, div"][:2], ("Mul", "_ s")], [IDENTICAL, node("Mul", "h sixth", "s")]),
+    "swish: after a batchnorm": swish(SWISH["swish: clip, div"], AS_BATCHNORM),
+    **{f"gate: {name}": gated(operations) for name, operations in HARD.items()},
+    "gate: gemm": gated(HARD["clip, div"], "gemm"),
+    "gate: div at the end": gated(HARD["clip, div"][:2], after=[("Div", "_ six")]),
+    "gate: no hard-sigmoid": gated([("Relu", "_")]),
+    "gate: 3 in the bias": gated(HARD["clip, div"][1:]),
+    "gate: other slope": gated([("HardSigmoid", "_")]),
+    "batchnorm-as-mul-and-add": swish([("Relu", "_")], AS_BATCHNORM),
+    "add-3-and-relu6": swish(HARD["clip, div"][:2]),
     "unused-nodes": ending(
         node("Relu", "h", "dead"), node("Flatten", "h", "f"), node("MatMul", "f k", "y"), k=rand(64, 5)
     ),
@@ -772,7 +840,15 @@ BAD = {
     "comes after a mean over H alone": meaning(("ReduceMean", 1, [2])),
     r"takes the max over the axes \[?\(?2": meaning(("ReduceMax", 1, [2])),
     "comes after a sum over pixels which no division": meaning(("ReduceSum", 1, [2, 3]), ("Div", "four")),
-    "it scales by a constant": meaning(("Mul", "four")),
+    "Mul 'the mul' is before it, which scales by a constant": swish([("Relu", "_"), ("Mul", "_ six")]),
+    "GlobalAveragePool .*: Mul 'the mul' is before it": swish([*HARD["clip, div"][:2], ("Mul", "h _")]),
+    "Add 'the add' is before it, which adds a constant after": swish([("Relu", "_"), ("Add", "_ six")]),
+    "or one by itself": swish([("Mul", "h h")]),
+    "tensors that are both computed": swish(
+        [("Mul", "r s")], [IDENTICAL, node("Relu", "h", "r"), node("HardSwish", "h", "s")]
+    ),
+    "multiplies what comes from a sigmoid": gated([("Sigmoid", "_")]),
+    "mbnp has a factor for each channel": swish([("Conv", "_ across"), ("Mul", "h _")]),
     "turns pixels over": {
         "nodes": [node("Mul", "x m", "x1"), node("Conv", "x1 w", "h"), *GLOBAL],
         "arrays": {"m": np.float32(-1), "w": CONV, "last": LAST},
@@ -824,7 +900,7 @@ BAD = {
     "transA 1": ending(node("Flatten", "h", "f"), node("Gemm", "f k", "y", transA=1), k=rand(64, 5)),
     "mbnp flattens each image": ending(node("Reshape", "h s", "y"), s=i64(1, -1)),
     "flattens from axis 2": ending(node("Flatten", "h", "y", axis=2)),
-    "adds a constant after a layer without a bias": through("Add", "c b", arrays={"b": rand(4, 1, 1)})
+    "which adds a constant after a layer without a bias": through("Add", "c b", arrays={"b": rand(4, 1, 1)})
     | {"nodes": [node("Conv", "x w", "c0"), node("Relu", "c0", "c"), node("Add", "c b", "h"), *GLOBAL]},
     "no bias of 4 channels": through("Add", "c b", arrays={"b": rand(4, 4, 4)}),
     "by two branches": ending(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mbnp import MbnpError, fused, layers, models, optim, train, weights
 from mbnp.network import Network
-from mbnp.weights import pickles, torch_files
+from mbnp.weights import pickles, torch_known
 from tests.twins import Article, batch, relative, tensor, vary
 
 WIDTH = 0.25
@@ -158,7 +158,7 @@ def test_timms_weights_are_for_relu6():
 @pytest.mark.parametrize("width", [0.1, 0.25, 0.35, 0.7, 1.0, 1.25])
 def test_any_width_is_found(width):
     for channels in (64, 512, 1024):
-        found = torch_files._width(int(channels * width), channels)
+        found = torch_known.width_of(int(channels * width), channels)
         narrower = [2**k for k in range(5, channels.bit_length())]
         assert [int(c * found) for c in narrower] == [int(c * width) for c in narrower]
 

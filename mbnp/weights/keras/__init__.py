@@ -1,11 +1,12 @@
 """Keras's weights: whole-model `.h5`, `.weights.h5` and `.keras` files, read with h5py and nothing of Keras.
 
-`load` returns the network that the file describes. Its layers must form one sequence: a branch, a Lambda, or any
-layer that mbnp has no counterpart of is refused by name. The steps, one file each:
+`load` returns the network that the file describes. Its layers must form one sequence, with two branches where an Add
+joins them (MobileNetV2, Xception) or a Multiply does (squeeze-and-excite, hard-swish: MobileNetV3). A Lambda, or any
+layer that mbnp has no counterpart of, is refused by name. The steps, one file each:
 
     reader.py    the bytes: the configuration (JSON) and the arrays by path, nothing else, nothing executed
     files.py     runs the reader in a process of its own, because a damaged file can break the HDF5 library
-    graph.py     the configuration, as Keras 2 or Keras 3 writes it, as one sequence of layers
+    graph.py     the configuration, as Keras 2 or Keras 3 writes it, as one sequence of layers and branches
     arrays.py    which array belongs to which layer: by name, or by class and order; never by luck
     defaults.py  the layers of a file without configuration: keras.applications.MobileNet, if the arrays fit it
     build.py     the sequence as a Network of mbnp's layers, with layer.py for the values of a configuration
@@ -27,6 +28,7 @@ from mbnp.errors import MbnpError
 from mbnp.network import Network
 from mbnp.weights.keras import arrays, defaults, files, graph
 from mbnp.weights.keras.build import network
+from mbnp.weights.keras.layer import flat
 
 __all__ = ["load"]
 
@@ -48,7 +50,9 @@ def load(path: str | os.PathLike, say: Callable[[str], object] = lambda text: No
         saved = files.read(path)
         if saved.config is None:
             return network(defaults.layers(saved), say)
-        return network(arrays.match(graph.layers(saved.config), saved), say)
+        sequence = graph.layers(saved.config)
+        arrays.match(flat(sequence), saved)
+        return network(sequence, say)
     except MbnpError as error:
         problem = str(error)
     except RecursionError:

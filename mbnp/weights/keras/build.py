@@ -13,11 +13,11 @@ import numpy as np
 
 from mbnp import layers
 from mbnp.errors import MbnpError, short
-from mbnp.network import Layer, Network, Sequential
+from mbnp.network import Gate, Layer, Network, Residual, Sequential
 from mbnp.weights import layouts
 from mbnp.weights.files import check_square
 from mbnp.weights.keras import pixels
-from mbnp.weights.keras.layer import WEIGHTS, KerasLayer
+from mbnp.weights.keras.layer import WEIGHTS, KerasLayer, flat
 
 RESOLUTION = 224  # keras.applications' default, where the file names no size
 LARGEST_RESOLUTION = 10_000
@@ -47,10 +47,9 @@ SIZES = ("Resizing", "CenterCrop", "RandomCrop")
 
 def network(sequence: list[KerasLayer], say: Callable[[str], object]) -> Network:
     """Return the network; its dtype is float64 if all its arrays are, else float32."""
-    dtypes = {array.dtype for layer in sequence for array in layer.arrays.values()}
+    dtypes = {array.dtype for layer in flat(sequence) for array in layer.arrays.values()}
     build = _Build(_input_shape(sequence), np.float64 if dtypes == {np.dtype(np.float64)} else np.float32, say)
-    for layer in sequence:
-        build.add(layer)
+    build.run(sequence)
     return build.finish()
 
 
@@ -70,7 +69,7 @@ def _input_shape(sequence: list[KerasLayer]) -> tuple[int, int, int]:
             return h or RESOLUTION, w or RESOLUTION, c
         if layer.arrays:
             break
-    first = next((layer for layer in sequence if "kernel" in layer.arrays), None)
+    first = next((layer for layer in flat(sequence) if "kernel" in layer.arrays), None)
     if first is None or first.arrays["kernel"].ndim != 4:
         raise MbnpError("it does not say what images its network takes")
     return RESOLUTION, RESOLUTION, first.arrays["kernel"].shape[2]
@@ -84,10 +83,56 @@ class _Build:
         # Of pixels 0 to 255, before any layer.
         self.scale, self.shift = np.ones(self.channels), np.zeros(self.channels)
         self.scaled = False
+        self.inside: list[str] = []  # the kinds of layers that join the branches we are in
         self.margin: KerasLayer | None = None  # a ZeroPadding2D that waits for its convolution
         self.closed: KerasLayer | None = None  # the closing softmax or sigmoid
 
+    def run(self, sequence: list[KerasLayer]) -> None:
+        """Add all layers, those of a hard-sigmoid as one."""
+        at = 0
+        while at < len(sequence):
+            hard = _is_hard_sigmoid(sequence[at : at + 3])
+            if hard:
+                self.put(sequence[at + 1].name, layers.HardSigmoid())
+            else:
+                self.add(sequence[at])
+            at += 3 if hard else 1
+
+    def join(self, layer: KerasLayer) -> None:
+        """Add a sum of two branches, or a tensor times what a branch makes of it: a gate, or hard-swish."""
+        self.pad()
+        made = [self.branch(layer.kind, branch) for branch in layer.branches]
+        made.sort(key=lambda pair: -len(pair[0]))  # the body, or the gate, first
+        (body, shape), (other, other_shape) = made
+        if layer.kind == "Add":
+            if not body or shape != other_shape:
+                raise MbnpError(f"{layer} adds a tensor to itself, or {shape} to {other_shape}")
+            self.put(layer.name, Residual(body, Sequential(other) if other else None))
+        elif other or not body:
+            raise MbnpError(f"{layer} multiplies two tensors that are both computed; mbnp reads x * gate(x)")
+        elif [type(one) for one in body.values()] == [layers.HardSigmoid]:
+            self.put(layer.name, layers.HardSwish())
+        else:
+            self.put(layer.name, Gate(body))
+
+    def branch(self, kind: str, sequence: list[KerasLayer]) -> tuple[dict[str, Layer], tuple[int, ...]]:
+        """Return the layers of a branch that begins here, and the shape that they make."""
+        outer, shape = self.layers, self.shape
+        self.layers = {}
+        self.inside.append(kind)
+        self.run(sequence)
+        self.pad()
+        self.inside.pop()
+        found, made = self.layers, self.shape
+        self.layers, self.shape = outer, shape
+        if self.closed:
+            raise MbnpError(f"the closing {self.closed} is in a branch; mbnp leaves out one at the end")
+        return found, made
+
     def add(self, layer: KerasLayer) -> None:
+        if layer.branches:
+            self.join(layer)
+            return
         if layer.kind == "InputLayer" or layer.kind in IDENTITIES:
             return
         if layer.config.get("data_format", "channels_last") not in ("channels_last", None):
@@ -134,7 +179,7 @@ class _Build:
         return {"mean": (0.0 - self.shift * std).tolist(), "std": std.tolist()}
 
     def scale_pixels(self, layer: KerasLayer) -> None:
-        if self.layers or self.margin:
+        if self.layers or self.margin or self.inside:
             raise MbnpError(f"{layer} comes after other layers; mbnp reads it before them")
         scale, shift = pixels.scaling(layer, self.channels)
         self.scale, self.shift = self.scale * scale, self.shift * scale + shift
@@ -143,7 +188,7 @@ class _Build:
     def resize(self, layer: KerasLayer) -> None:
         """Let the network take images of the size that a layer at its beginning brings them to."""
         size = layer.pair("height", 0)[0], layer.pair("width", 0)[0]
-        if self.layers or self.margin:
+        if self.layers or self.margin or self.inside:
             raise MbnpError(f"{layer} comes after other layers; mbnp reads it before them")
         if size == self.shape[:2]:
             return
@@ -260,17 +305,21 @@ class _Build:
             what = inner.get("name") if isinstance(inner, dict) else inner
         if what in ("relu", "relu6"):
             self.put(name, layers.ReLU(6.0 if what == "relu6" else None))
+        elif what in ("hard_silu", "hard_swish"):
+            self.put(name, layers.HardSwish())
         elif what in ("softmax", "sigmoid"):
             self.close(layer)
         elif what not in (None, "linear"):
-            raise MbnpError(f"{layer} has the activation {short(what)}; mbnp reads relu, relu6, softmax, sigmoid")
+            raise MbnpError(
+                f"{layer} has the activation {short(what)}; mbnp reads relu, relu6, hard_silu, softmax, sigmoid"
+            )
 
     _Activation = activation
 
     # --- pooling and shape ---
 
     def _GlobalAveragePooling2D(self, layer: KerasLayer) -> None:
-        self.put(layer.name, layers.GlobalAveragePool())
+        self.put(layer.name, layers.Squeeze() if "Multiply" in self.inside[-1:] else layers.GlobalAveragePool())
 
     def _GlobalMaxPooling2D(self, layer: KerasLayer) -> None:
         self.put(layer.name, layers.MaxPool((self.shape[0], self.shape[1])))
@@ -302,6 +351,19 @@ class _Build:
             self._Flatten(layer)
         elif target not in ([1, 1, c], [1, 1, -1]) or math.prod(self.shape) != c:
             raise MbnpError(f"{layer} makes {short(target)} of {self.shape}, which mbnp cannot")
+
+
+def _is_hard_sigmoid(three: list[KerasLayer]) -> bool:
+    """Return whether layers are keras.applications' relu6(x + 3) * (1 / 6)."""
+    if [layer.kind for layer in three[:2]] != ["Add", "ReLU"] or len(three) < 3:
+        return False
+    first, relu, last = three
+    constants = [[o for o in layer.operands if type(o) in (int, float)] for layer in (first, last)]
+    by = {"Multiply": 1 / 6, "TrueDivide": 6.0, "Divide": 6.0}.get(last.kind)
+    if first.branches or last.branches or by is None or [len(c) for c in constants] != [1, 1]:
+        return False
+    (plus,), (factor,) = constants
+    return plus == 3 and relu.config.get("max_value") == 6 and math.isclose(factor, by, rel_tol=1e-6)
 
 
 def _as_mobilenet(found: dict[str, Layer]) -> dict[str, Layer] | None:

@@ -1,9 +1,10 @@
-"""A Keras configuration, Functional or Sequential, nested or not, as one sequence of layers.
+"""A Keras configuration, Functional or Sequential, nested or not, as one sequence of layers; an Add has its branches.
 
 Keras 2 writes the inputs of a layer as [[["conv1", 0, 0, {}]]], Keras 3 as {"args": [{"class_name":
 "__keras_tensor__", "config": {"keras_history": ["conv1", 0, 0]}}], "kwargs": {}}. Both say: the output of call 0 of
-`conv1`. The sequence is followed from the network's one output back to its one input, so a layer with two inputs, or
-two uses of a layer with weights, ends in an error that names it.
+`conv1`. The sequence is followed from the network's one output back to its one input. Where an Add or a Multiply has
+two inputs, what leads to each from the last layer that both pass is a branch. Other layers with two inputs, and two
+uses of a layer with weights, end in an error that names them.
 """
 
 import re
@@ -11,11 +12,13 @@ from collections import Counter
 from typing import Any
 
 from mbnp.errors import MbnpError, short
-from mbnp.weights.keras.layer import KerasLayer
+from mbnp.weights.keras.layer import KerasLayer, flat
 
 SEQUENCES = ("Sequential", "Pipeline")
 MODELS = ("Functional", "Model", *SEQUENCES)
 DEEPEST_MODEL = 8
+JOINS = ("Add", "Multiply")  # of two tensors
+MOST_LAYERS = 10_000
 
 # Arithmetic with a constant, which is how `preprocess_input` appears in a model.
 _FUNCTIONS = {
@@ -50,11 +53,11 @@ def layers(model: Any, depth: int = 0) -> list[KerasLayer]:
         leaf = KerasLayer(kind_of, name_of, config_of)
         inner = layers(entry, depth + 1) if kind_of in MODELS else [leaf]
         step: tuple[tuple[str, int], ...] = ()
-        if any(layer.expected_arrays() for layer in inner):
+        if any(layer.expected_arrays() for layer in flat(inner)):
             snake = snake_case(kind_of)
             step = ((snake, counts[snake]),)
             counts[snake] += 1
-        for layer in inner:
+        for layer in flat(inner):
             layer.place = (at, *layer.place)
             frozen = isinstance(config_of, dict) and config_of.get("trainable") is False
             layer.trainable = layer.trainable and not frozen
@@ -71,39 +74,97 @@ def _follow(config: dict[str, Any], found: dict[str, list[KerasLayer]], calls: d
     (name, call), *more = _inputs(config.get("output_layers")) or [("", 0)]
     if more:
         raise MbnpError("its model has several outputs; mbnp reads layers in sequence")
-    backwards: list[list[KerasLayer]] = []
-    used: set[tuple[str, int]] = set()
-    while True:
-        if name not in found or (name, call) in used:
+    walk = _Walk(found, calls)
+    sequence, end = walk.back((name, call), None)
+    for at, inner in found.items():
+        if not walk.times[at]:
+            raise MbnpError(f"layer {short(at)} is not between the input and the output")
+        if walk.times[at] > 1 and any(layer.expected_arrays() for layer in flat(inner)):
+            raise MbnpError(f"layer {short(at)} is used twice with the same weights, which mbnp cannot")
+    return found[end[0]] + sequence
+
+
+Call = tuple[str, int]  # a layer's name, and which of its calls
+
+
+class _Walk:
+    """A walk from the output back to the input."""
+
+    def __init__(self, found: dict[str, list[KerasLayer]], calls: dict[str, Any]) -> None:
+        self.found, self.calls = found, calls
+        self.times: Counter[str] = Counter()
+        self.before: dict[Call, tuple[Call, int]] = {}  # the last layer that all ways to one pass, and its depth
+
+    def inputs(self, at: Call) -> list[Call]:
+        """Return what one call of a layer takes: one output of another, or two; none at the beginning."""
+        name, call = at
+        if name not in self.found:
             raise MbnpError(f"its layers do not lead from one input to the output, at {short(name)}")
-        used.add((name, call))
-        inner = found[name]
+        inner, uses = self.found[name], self.calls[name]
         begins = inner[0].kind == "InputLayer"
         if begins and len(inner) == 1:
-            break
-        backwards.append(inner)
-        uses = calls[name]
+            return []
         if isinstance(uses, list) and len(uses) == 1 and begins and call == 1:
             call = 0  # Keras 2 counts the making of a nested model as its call 0
         if not isinstance(uses, list) or not 0 <= call < len(uses):
             raise MbnpError(f"{inner[-1]} has no input")
         if _trains(uses[call]):
             raise MbnpError(f"{inner[-1]} is called with training=True: it acts in inference, too")
-        operands = _operands(uses[call])
         if len(inner) == 1:
-            inner[0].operands = [INPUT if isinstance(o, tuple) else o for o in operands]
-        inputs = _inputs(uses[call])
-        if len(inputs) != 1:
+            inner[0].operands = [INPUT if isinstance(o, tuple) else o for o in _operands(uses[call])]
+        taken = _inputs(uses[call])
+        if len(taken) != 1 and not (len(taken) == 2 and len(inner) == 1 and inner[0].kind in JOINS):
             where = f"layer {short(name)} ({inner[-1].kind[:40]})"
-            raise MbnpError(f"{where} has {len(inputs)} inputs; mbnp reads one")
-        name, call = inputs[0]
-    times = Counter(at for at, _ in used)
-    for at, inner in found.items():
-        if not times[at]:
-            raise MbnpError(f"layer {short(at)} is not between the input and the output")
-        if times[at] > 1 and any(layer.expected_arrays() for layer in inner):
-            raise MbnpError(f"layer {short(at)} is used twice with the same weights, which mbnp cannot")
-    return found[name] + [layer for inner in reversed(backwards) for layer in inner]
+            raise MbnpError(f"{where} has {len(taken)} inputs; mbnp reads one, or two that it adds or multiplies")
+        return taken
+
+    def passed(self, at: Call) -> tuple[Call, int]:
+        """Return the last layer before `at` that all ways to it pass, and the depth of `at`."""
+        waiting, open_ = [at], {at}
+        while waiting:
+            now = waiting[-1]
+            inputs = [] if now in self.before else self.inputs(now)
+            missing = [one for one in inputs if one not in self.before]
+            if open_.intersection(missing) or len(waiting) > MOST_LAYERS:
+                raise MbnpError(f"its layers do not lead from one input to the output, at {short(now[0])}")
+            if missing:
+                open_.add(now)  # whose inputs are looked at
+                waiting.append(missing[0])
+                continue
+            if now not in self.before:
+                last = self.common(*inputs) if inputs else now
+                self.before[now] = last, self.before[last][1] + 1 if inputs else 0
+            open_.discard(now)
+            waiting.pop()
+        return self.before[at]
+
+    def common(self, a: Call, b: Call | None = None) -> Call:
+        """Return the last layer that all ways to `a` and to `b` pass, which may be one of them."""
+        b = a if b is None else b
+        while a != b:
+            (up_a, deep_a), (up_b, deep_b) = self.before[a], self.before[b]
+            if deep_a == deep_b == 0:
+                raise MbnpError(f"its layers do not lead from one input to the output, at {short(a[0])}")
+            a, b = (up_a, b) if deep_a >= deep_b else (a, up_b)
+        return a
+
+    def back(self, at: Call, stop: Call | None) -> tuple[list[KerasLayer], Call]:
+        """Return the layers from `stop` (not with it; None: the beginning) to `at`, and where that began."""
+        parts: list[list[KerasLayer]] = []
+        while at != stop:
+            before, _ = self.passed(at)
+            inputs = self.inputs(at)
+            self.times[at[0]] += 1
+            if self.times.total() > MOST_LAYERS:
+                raise MbnpError(f"its branches make more than {MOST_LAYERS:,} layers")
+            if not inputs:
+                break
+            parts.append(self.found[at[0]])
+            if len(inputs) == 2:
+                (join,) = self.found[at[0]]
+                join.branches = [self.back(one, before)[0] for one in inputs]
+            at = before
+        return [layer for part in reversed(parts) for layer in part], at
 
 
 def _trains(value: Any) -> bool:

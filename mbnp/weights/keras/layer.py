@@ -34,6 +34,7 @@ class KerasLayer:
     steps: tuple[tuple[str, int], ...] = ()  # the same, as (class in snake case, which of its class)
     operands: list[Any] = field(default_factory=list)  # what it was called with: INPUT or a number
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    branches: list[list["KerasLayer"]] = field(default_factory=list)  # two, that an Add or a Multiply joins
 
     def expected_arrays(self) -> tuple[str, ...]:
         """Return the names of the arrays that it has by its configuration, in Keras's order."""
@@ -105,6 +106,11 @@ class KerasLayer:
         if not np.isfinite(array).all():
             raise MbnpError(f"the {variable} of {self} holds NaN or infinity")
         return array
+
+
+def flat(layers: list[KerasLayer]) -> list[KerasLayer]:
+    """Return the layers with those in their branches."""
+    return [one for layer in layers for one in (*(x for branch in layer.branches for x in flat(branch)), layer)]
 
 
 def _twice(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Build a network from the graph of an ONNX file: layers in sequence, with a sum where two branches meet."""
+"""Build a network from the graph of an ONNX file: layers in sequence, with a sum or a gate where two branches meet."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 
 from mbnp import models, spec
 from mbnp.errors import MbnpError, short
-from mbnp.layers import Dropout
+from mbnp.layers import Dropout, HardSigmoid
 from mbnp.network import Gate, Layer, Network, Residual, Sequential
 from mbnp.weights import files
 from mbnp.weights.onnx import constants, nodes
@@ -24,7 +24,8 @@ RESOLUTIONS = (224, 32)  # of a graph that takes images of any size: the first t
 LARGEST_IMAGE = 10_000
 MOST_LAYERS, DEEPEST = 10_000, 12
 _BEFORE_TRANSPOSE = ("Add", "Cast", "Clip", "Div", "Identity", "Mul", "Pad", "Sub")
-KNOWN = {*nodes.OPERATIONS, *constants.OPERATIONS, "Add", "Shape"}
+JOIN = ("Add", "Mul")  # two branches
+KNOWN = {*nodes.OPERATIONS, *constants.OPERATIONS, *JOIN, "Shape"}
 
 
 def load(path: str | os.PathLike, say: Callable[[str], object] = lambda text: None) -> Network:
@@ -112,6 +113,7 @@ class _Builder:
             raise MbnpError(f"its output {short(self.graph.output)} does not come from all of its branches")
         try:
             y.check("the output")
+            y.settle()
         except MbnpError as error:
             raise MbnpError(f"its output {short(self.graph.output)}: {error}") from None
         if y.shape[:2] == (1, 1) and not y.flat:
@@ -151,8 +153,8 @@ class _Builder:
             if not any(a is not None and np.may_share_memory(a, made) for a in arrays):
                 self.spend(made.size)
             self.constants[node.outputs[0]] = made
-        elif len(absent) == 2 and node.op == "Add":
-            self.put(node.outputs[0], self.add(node, *map(self.take, absent)))
+        elif len(absent) == 2 and node.op in JOIN:
+            self.put(node.outputs[0], self.join(node, *map(self.take, absent)))
         else:
             self.put(node.outputs[0], self.apply(node, arrays, absent))
 
@@ -167,6 +169,8 @@ class _Builder:
         if x.probabilities and node.op not in nodes.KEEP_VALUES:
             raise MbnpError("it comes after a softmax, which mbnp leaves out at the end and has nowhere else")
         x.check(node.op, node.op in nodes.KEEP_VALUES)
+        if node.op not in nodes.WAIT:
+            x.settle()
         before = x.last
         operation(node, x, *(a for i, a in enumerate(arrays) if i != at))
         if isinstance(x.last, Layer) and x.last is not before:
@@ -184,6 +188,7 @@ class _Builder:
             return self.values.pop(name)
         value = self.values[name]
         if name not in self.forks:
+            value.settle()
             value.open, value.depth = self.uses[name], 1
             if value.root in self.forks:
                 value.depth += self.forks[value.root].depth
@@ -192,23 +197,48 @@ class _Builder:
             self.forks[name] = value
         return value.branch(name)
 
-    def add(self, node: Node, a: Value, b: Value) -> Value:
-        """Return a + b, of two branches from one tensor, whose own layers go on once all branches are joined."""
+    def join(self, node: Node, a: Value, b: Value) -> Value:
+        """Return a + b or a * b, of branches from one tensor, whose own layers go on once all branches are joined."""
+        does = "adds" if node.op == "Add" else "multiplies"
         if a.root != b.root or a.root not in self.forks:
-            raise MbnpError("it adds what does not come from one tensor by two branches")
-        if not a.entries and not b.entries:
+            raise MbnpError(f"it {does} what does not come from one tensor by two branches")
+        if node.op == "Add" and not a.entries and not b.entries:
             raise MbnpError("it adds a tensor to itself, which mbnp's sums of branches do not")
         if a.probabilities or b.probabilities:
-            raise MbnpError("it adds what comes from a softmax, which mbnp leaves out at the end")
+            what = "a softmax" if node.op == "Add" else "a sigmoid or softmax"
+            raise MbnpError(f"it {does} what comes from {what}, which mbnp leaves out at the end")
         for branch in (a, b):
-            branch.check("Add")
-        if a.dims() != b.dims() or a.axes != b.axes or a.shape != b.shape:
+            branch.check(node.op)
+            if branch.scale != 1:
+                raise MbnpError("it comes after a sum over pixels which no division makes a mean")
+        factor = 1.0
+        if node.op == "Mul":
+            factor = a.factor() * b.factor()
+            a, b = (b, a) if a.entries else (a, b)  # x itself first
+        for branch in (a, b):
+            branch.settle()
+        if node.op == "Add" and (a.dims() != b.dims() or a.axes != b.axes or a.shape != b.shape):
             raise MbnpError(f"it adds feature maps of {a.shape} and {b.shape}")
         fork = self.forks[a.root]
         fork.open -= 1
         start = fork if fork.open == 1 else fork.branch(a.root)
-        start.add_sum(node, a, b)
+        if node.op == "Add":
+            start.add_sum(node, a, b)
+        else:
+            self.check_factors(a, b)
+            start.add_product(node, b.entries)
+            start.axes = a.axes
+            start.affine(node, factor, 0.0)
         return start
+
+    def check_factors(self, x: Value, s: Value) -> None:
+        """Raise MbnpError unless `s` is made of x and has a factor for each channel, or is its hard-sigmoid."""
+        if x.entries or not s.entries:
+            raise MbnpError("it multiplies two tensors that are both computed, or one by itself; mbnp has x * gate(x)")
+        hard = [type(entry) for _, entry in s.entries] == [HardSigmoid]
+        one_each = s.channels == x.channels and (s.flat or s.shape[:2] == (1, 1))
+        if s.axes != x.axes or not (hard or one_each):
+            raise MbnpError(f"it multiplies feature maps of {x.shape} by {s.shape}; mbnp has a factor for each channel")
 
     def spend(self, numbers: int) -> None:
         self.budget -= numbers

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,22 @@ def _constant_of_shape(node: Node, shape: np.ndarray) -> np.ndarray:
     return np.full(dims, value.reshape(-1)[0])
 
 
+def _arithmetic(operation: Callable[..., np.ndarray], node: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if math.prod(np.broadcast_shapes(a.shape, b.shape)) > max(a.size, b.size, MOST):
+        raise MbnpError(f"it makes more numbers of constants of shape {a.shape} and {b.shape}")
+    with np.errstate(divide="raise", invalid="raise"):
+        return operation(a, b)
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    whole = a.dtype.kind in "iu"
+    return np.trunc(a / b).astype(a.dtype) if whole else np.divide(a, b)  # ONNX's division goes towards 0
+
+
 # Functions of a node and its inputs that return its output; a Transpose, Reshape or Identity makes a view.
 OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
+    **{op: partial(_arithmetic, f) for op, f in {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}.items()},
+    "Div": partial(_arithmetic, _divide),
     "Cast": _cast,
     "Concat": _concat,
     "Constant": _constant,

@@ -4,9 +4,10 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
-from mbnp.network import Layer, Residual, Sequential
-from mbnp.weights.onnx.value import Entry, Sum
+from mbnp.network import Gate, Layer, Residual, Sequential
+from mbnp.weights.onnx.value import Entry, Product, Sum
 
 LONGEST = 80
 
@@ -21,16 +22,20 @@ class Names:
         self.numbers: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(2))
 
     def layers(self, entries: list[Entry], prefix: str = "") -> dict[str, Layer]:
-        """Return the layers by name, without `prefix`, each sum as a Residual."""
+        """Return the layers by name, without `prefix`, each sum as a Residual and each product as a Gate."""
         named: dict[str, Layer] = {}
         for wanted, entry in entries:
-            if isinstance(entry, Sum):
-                name = self.sum(entry, prefix)
+            layer: Any
+            if isinstance(entry, Product):
+                name = self.container(wanted, entry, prefix, "gate")
+                layer = Gate(self.layers(entry.body, f"{name}."))
+            elif isinstance(entry, Sum):
+                name = self.container(wanted, entry, prefix, "sum")
                 body = self.layers(entry.body, f"{name}.")
                 numbered = [(str(i), layer) for i, (_, layer) in enumerate(entry.shortcut)]
                 shortcut = [*self.layers(numbered, f"{name}.shortcut.").values()]
                 branch: Layer = shortcut[0] if len(shortcut) == 1 else Sequential(shortcut)
-                layer: Layer = Residual(body, branch if shortcut else None)
+                layer = Residual(body, branch if shortcut else None)
             else:
                 name, layer = self.free(_clean(wanted), prefix, self.above), entry
                 self.leaves.add(name)
@@ -38,12 +43,16 @@ class Names:
             named[name.removeprefix(prefix)] = layer
         return named
 
-    def sum(self, entry: Sum, prefix: str) -> str:
-        """Return the name of a sum: what its weighted layers' names begin with, as in `layer1.0.conv1`."""
+    def container(self, wanted: str, entry: Sum | Product, prefix: str, kind: str) -> str:
+        """Return the name of a sum or a gate: what its weighted layers' names begin with, as in `layer1.0.conv1`.
+
+        That is its own name, `wanted`, where they begin with it.
+        """
         weighted = [_clean(name) for name, x in entry.body if isinstance(x, Layer) and x.variables()]
         common = set.intersection(*({*_above(name)} for name in weighted)) if weighted else set()
         longest = max(common, key=len, default="")
-        wanted = longest if longest.startswith(prefix) and longest else "sum"
+        wanted = _clean(wanted) if _clean(wanted) in common else longest
+        wanted = wanted if wanted.startswith(prefix) and wanted else kind
         name = self.free(wanted, prefix, self.sums)
         self.sums.add(name)
         self.above.update(_above(f"{name}.shortcut.0"))

@@ -6,15 +6,12 @@ It gets the node, the value, and the node's constant inputs after that one, None
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from mbnp import layers
 from mbnp.errors import MbnpError
 from mbnp.network import Layer
-from mbnp.parameter import Parameter
-from mbnp.weights import layouts
 from mbnp.weights.onnx import windows
 from mbnp.weights.onnx.constants import FLOATS, Array, named_axes
 from mbnp.weights.onnx.read import Node
@@ -42,18 +39,12 @@ def matmul(node: Node, x: Value, w: np.ndarray) -> None:
 
 
 def add_constant(node: Node, x: Value, constant: np.ndarray) -> None:
-    """Add the bias of the layer before, which has a node of its own; at the start, what preprocessing adds."""
+    """Add a constant: the bias of the layer before, or a part of hard-sigmoid; at the start, of preprocessing."""
     bias = _channels(x, constant)
     if x.at_start:
         x.pixels.shift = x.pixels.shift + bias
-        return
-    layer: Any = x.last
-    if not isinstance(layer, layers.BatchNorm) and not layouts.axes(type(layer)):
-        raise MbnpError("it adds a constant after a layer without a bias")
-    if layer.bias is None:
-        layer.bias = Parameter(bias.copy())
     else:
-        layer.bias.value = layer.bias.value + bias
+        x.affine(node, 1.0, bias)
 
 
 def subtract(node: Node, x: Value, constant: np.ndarray) -> None:
@@ -61,7 +52,7 @@ def subtract(node: Node, x: Value, constant: np.ndarray) -> None:
 
 
 def multiply(node: Node, x: Value, constant: np.ndarray) -> None:
-    """Scale pixels at the start, and a sum to the mean."""
+    """Scale pixels at the start, a sum to the mean, or what weights make, as BatchNorm does."""
     factor = _channels(x, constant)
     if x.at_start:
         x.pixels.scale, x.pixels.shift = x.pixels.scale * factor, x.pixels.shift * factor
@@ -69,7 +60,7 @@ def multiply(node: Node, x: Value, constant: np.ndarray) -> None:
         x.scale *= constant.item()
         x.scale = 1.0 if math.isclose(x.scale, 1, rel_tol=1e-6) else x.scale
     else:
-        raise MbnpError("it scales by a constant, which mbnp has for pixels only, before all layers")
+        x.affine(node, factor, 0.0)
 
 
 def divide(node: Node, x: Value, constant: np.ndarray) -> None:
@@ -139,6 +130,14 @@ def minimum(node: Node, x: Value, most: np.ndarray) -> None:
     _bound(node, x, None, most.item())
 
 
+def hard_sigmoid(node: Node, x: Value) -> None:
+    """Compute min(max(alpha x + beta, 0), 1); mbnp's alpha is 1/6 and its beta 1/2."""
+    alpha, beta = (node.attributes.get(key, default) for key, default in (("alpha", 0.2), ("beta", 0.5)))
+    x.affine(node, 6 * alpha, 6 * beta - 3)
+    x.settle()
+    x.add(node, layers.HardSigmoid())
+
+
 def _bound(node: Node, x: Value, least: float | None, most: float | None) -> None:
     """Clip the values: a ReLU, or the max_value of the ReLU before or after."""
     lowest = np.finfo(np.float32).min
@@ -159,6 +158,7 @@ def _bound(node: Node, x: Value, least: float | None, most: float | None) -> Non
     else:
         return  # and the ReLU comes after
     x.most = None
+    x.bounded()
 
 
 def sigmoid(node: Node, x: Value) -> None:
@@ -292,6 +292,7 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "Gemm": gemm,
     "GlobalAveragePool": partial(global_pool, mean),
     "GlobalMaxPool": partial(global_pool, largest),
+    "HardSigmoid": hard_sigmoid,
     "Identity": lambda node, x: None,
     "LogSoftmax": softmax,
     "MatMul": matmul,
@@ -313,5 +314,7 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "Transpose": transpose,
 }
 COMMUTE = ("Add", "Max", "Min", "Mul")
+# Operations before which a constant that was added or multiplied may wait for the next.
+WAIT = ("Add", "Cast", "Clip", "Div", "Dropout", "HardSigmoid", "Identity", "Max", "Min", "Mul", "Relu", "Sub")
 # Operations that may come after the softmax at the end.
 KEEP_VALUES = ("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose")

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mbnp.errors import MbnpError
-from mbnp.layers import Flatten
+from mbnp.layers import BatchNorm, Flatten, GlobalAveragePool, HardSigmoid, HardSwish, Linear, Pointwise, ReLU, Squeeze
 from mbnp.network import Layer
+from mbnp.parameter import Parameter
 from mbnp.spec import MOST_NUMBERS
 from mbnp.weights import layouts
 from mbnp.weights.onnx.constants import Array
@@ -24,6 +25,24 @@ class Sum(NamedTuple):
     shortcut: list["Entry"]
 
 
+class Product(NamedTuple):
+    """A tensor times what a branch makes of it: one factor for each channel."""
+
+    body: list["Entry"]
+
+
+class Affine(NamedTuple):
+    """x * scale + shift for each channel, in float64, until `Value.settle` gives it to the layers beside it."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+    def is_all(self, scale: float, shift: float) -> bool:
+        """Return whether it is the same for all channels, but for rounding."""
+        near = np.isclose(self.scale, scale, rtol=1e-5, atol=0) & np.isclose(self.shift, shift, rtol=1e-5, atol=1e-5)
+        return bool(near.all())
+
+
 @dataclass
 class Pixels:
     """The arithmetic before all layers: pixel * scale + shift, numbers or one for each channel."""
@@ -32,7 +51,7 @@ class Pixels:
     shift: Any = 0.0
 
 
-Entry = tuple[str, Layer | Sum]  # and the name that it would like to have
+Entry = tuple[str, Layer | Sum | Product | Affine]  # and the name that it would like to have
 
 
 @dataclass
@@ -75,7 +94,7 @@ class Value:
         return self.shape[-1]
 
     @property
-    def last(self) -> Layer | Sum | None:
+    def last(self) -> Layer | Sum | Product | Affine | None:
         return self.entries[-1][1] if self.entries else None
 
     def dims(self) -> list[int]:
@@ -120,6 +139,74 @@ class Value:
         self.entries.append((wanted_name(node), Sum(body.entries, shortcut.entries)))
         self.shape, self.axes = a.shape, a.axes
 
+    def affine(self, node: Node, scale: Any, shift: Any) -> None:
+        """Compute x * scale + shift, numbers or one for each channel; constants after one another are one."""
+        scale, shift = (np.broadcast_to(np.asarray(a, np.float64), self.channels) for a in (scale, shift))
+        name, before = str(node), self.last
+        if isinstance(before, Affine):
+            name = self.entries.pop()[0]
+            scale, shift = before.scale * scale, before.shift * scale + shift
+        self.entries.append((name, Affine(scale, shift)))
+        if self.last.is_all(1, 0):  # type: ignore[union-attr]
+            self.entries.pop()
+
+    def factor(self) -> float:
+        """Take the scaling by one number off the end, and return it."""
+        self._as_hard_sigmoid()
+        if not isinstance(self.last, Affine) or not self.last.is_all(self.last.scale.flat[0], 0):
+            return 1.0
+        return float(self.entries.pop()[1].scale.flat[0])  # type: ignore[union-attr]
+
+    def bounded(self) -> None:
+        """Let a ReLU of an affine be what it is of a hard-sigmoid: min(max(x + 3, 0), 6) is 6 of it."""
+        match [entry for _, entry in self.entries[-2:]]:
+            case [Affine() as inner, ReLU(max_value=float(most))] if inner.is_all(most / 6, most / 2):
+                (name, _) = self.entries.pop()
+                self.entries[-1] = (name, HardSigmoid())
+                scale = np.full(self.channels, most)
+                self.entries.append((name, Affine(scale, 0 * scale)))
+
+    def settle(self) -> None:
+        """Give constants that were added and multiplied to the layers before them; MbnpError where those have none."""
+        self._as_hard_sigmoid()
+        match [entry for _, entry in self.entries[-2:]]:
+            case [HardSigmoid(), Affine() as outer] if (most := outer.scale.flat[0]) > 0 and outer.is_all(most, 0):
+                self._insert(most / 6, most / 2, ReLU(float(most)))
+        for at in range(max(len(self.entries) - 2, 0), len(self.entries)):
+            name, entry = self.entries[at]
+            if isinstance(entry, Affine):
+                layer: Any = self.entries[at - 1][1] if at else None
+                if not isinstance(layer, BatchNorm) and not layouts.axes(type(layer)):
+                    what = _ADDS if (entry.scale == 1).all() else _SCALES
+                    raise MbnpError(f"{name} is before it, which {what}")
+                _fold(layer, entry, self.dtype)
+                del self.entries[at]
+                return
+
+    def _as_hard_sigmoid(self) -> None:
+        """Let min(max(x, 0), 6) / 6 be the hard-sigmoid of x - 3."""
+        match [entry for _, entry in self.entries[-2:]]:
+            case [ReLU(max_value=float(most)), Affine() as outer] if outer.is_all(1 / most, 0):
+                self._insert(6 / most, -3.0, HardSigmoid())
+
+    def _insert(self, scale: float, shift: float, layer: Layer) -> None:
+        """Put an affine and `layer` in the place of the last two entries."""
+        (name, _), _ = self.entries[-2:]
+        del self.entries[-2:]
+        made = Affine(np.full(self.channels, scale), np.full(self.channels, shift))
+        if self.entries and isinstance(before := self.last, Affine):
+            self.entries.pop()
+            made = Affine(before.scale * scale, before.shift * scale + shift)
+        self.entries += [] if made.is_all(1, 0) else [(name, made)]
+        self.entries.append((name, layer))
+
+    def add_product(self, node: Node, body: list[Entry]) -> None:
+        """Append x * s(x), where `body` makes of x, which is this value, factors s: hard-swish, or a gate."""
+        if [type(entry) for _, entry in body] == [HardSigmoid]:
+            self.entries.append((wanted_name(node), HardSwish()))
+        else:
+            self.entries.append((wanted_name(node), Product(_as_gate(body))))
+
     def expect_nchw(self, feature_map: bool = True) -> None:
         """Raise MbnpError unless the graph has it as NCHW, and mbnp, where it asks for a feature map, as (H, W, C)."""
         if self.axes != "NCHW":
@@ -133,6 +220,35 @@ class Value:
             order = self.axes[1:].replace("P", "HW")
             self.add(node, Flatten(order=None if self.shape[:2] == (1, 1) else order))
         self.axes = "NC"
+
+
+_ADDS = "adds a constant after a layer without a bias"
+_SCALES = "scales by a constant, which mbnp has for pixels only, before all layers, and after weights"
+
+
+def _fold(layer: Any, affine: Affine, dtype: type) -> None:
+    """Let `layer`, which has weights, compute the affine of its output, too."""
+    if not (affine.scale == 1).all():
+        layer.weight.value = numbers("weights", layer.weight.value * affine.scale, dtype)
+    if layer.bias is None:
+        layer.bias = Parameter(numbers("constant", affine.shift, dtype))
+    else:
+        layer.bias.value = numbers("constant", layer.bias.value * affine.scale + affine.shift, dtype)
+
+
+def _as_gate(body: list[Entry]) -> list[Entry]:
+    """Return the layers of a gate with 1x1 convolutions of one pixel for linear layers, where all of them may be."""
+    plain = (Linear, ReLU, HardSigmoid, HardSwish, BatchNorm)
+    kinds = [type(entry) for _, entry in body]
+    if kinds[:1] != [GlobalAveragePool] or not all(kind in plain for kind in kinds[1:]):
+        return body
+    made: list[Entry] = [(body[0][0], Squeeze())]
+    for name, layer in body[1:]:
+        if isinstance(layer, Linear):
+            b = None if layer.bias is None else layer.bias.value
+            layer = layouts.layer(Pointwise, layer.weight.value, b, layer.weight.value.dtype)
+        made.append((name, layer))
+    return made
 
 
 def wanted_name(node: Node, weight: str = "") -> str:
