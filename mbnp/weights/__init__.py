@@ -1,6 +1,7 @@
 """Weights in and out, one file or folder per format; `load` goes by the file's content, `save` by its suffix.
 
 net = weights.load("mobilenet.h5")           safetensors (mbnp's and PyTorch's), PyTorch's, Keras's and ONNX files
+                                             (whose state dicts: torch_known.py; which Keras models: keras/__init__.py)
 weights.save(net, "model.safetensors")       also .pt and .onnx
 weights.from_torch(net, state_dict); state_dict = weights.to_torch(net)
 gradients = weights.grads_to_torch(net)      by the names of named_parameters()

@@ -6,6 +6,7 @@ A script of its own, so that Keras, its threads and its warnings stay out of the
 """
 
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,13 @@ def old_swish() -> keras.Model:
 def application(name: str, size: int, **options: Any) -> keras.Model:
     make = getattr(keras.applications, name)
     return make(input_shape=(size, size, 3), weights=None, classifier_activation=None, classes=5, **options)
+
+
+def preprocessed() -> keras.Model:
+    """Build a MobileNet whose preprocessing is in the model, as arithmetic."""
+    inputs = L.Input((32, 32, 3))
+    x = keras.applications.mobilenet.preprocess_input(inputs)
+    return keras.Model(inputs, mobilenet(0.25, 32, 4, classifier_activation=None)(x))
 
 
 def block(x: Any, c: int, stride: int, depthwise: dict, norm: dict, relu: L.Layer) -> Any:
@@ -195,6 +203,7 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "resized": resized,
     "renamed": renamed,
     "numbered-mobilenet": numbered_mobilenet,
+    "preprocessed": preprocessed,
     "old-swish": old_swish,
     "v2": lambda: application("MobileNetV2", 65, alpha=0.35),
     "v3-small": lambda: application("MobileNetV3Small", 64, alpha=0.75),
@@ -203,8 +212,11 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "xception": lambda: application("Xception", 75),
 }
 APPLICATIONS = ("v2", "v3-small", "v3-large", "v3-large-minimalistic", "xception")
+# Written by Keras's own exporter, too: BatchNorm as Mul and Add, and what scales pixels within the graph.
+EXPORTED = ("preprocessed", *(("v2", "v3-small") if os.environ.get("MBNP_NIGHTLY") else ()))
 # The others take pixels / 127.5 - 1.
 TAKE_PIXELS = (
+    "preprocessed",
     "v3-small",
     "v3-large",
     "v3-large-minimalistic",
@@ -255,6 +267,8 @@ def write(folder: Path) -> None:
         model.save(folder / f"{name}.h5")
         model.save_weights(folder / f"{name}.weights.h5")
         model.save(folder / f"{name}.keras")
+        if name in EXPORTED:
+            model.export(folder / f"{name}.onnx", format="onnx", verbose=False)
 
 
 if __name__ == "__main__":

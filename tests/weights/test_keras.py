@@ -20,6 +20,7 @@ from mbnp import MbnpError, fused, weights
 from mbnp.layers import Depthwise
 from mbnp.weights import keras
 from mbnp.weights.keras import files, reader
+from tests.tally import NIGHTLY
 
 SCRIPT = Path(__file__).with_name("keras_models.py")
 FORMATS = (".h5", ".weights.h5", ".keras")
@@ -70,6 +71,15 @@ def test_same_outputs_as_keras(folder, name, suffix):
     for z in ours:
         np.testing.assert_allclose(z, y, rtol=0, atol=1e-5 * np.abs(y).max() if name in APPLICATIONS else 1e-4)
     assert net.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["preprocessed", *(["v2", "v3-small"] if NIGHTLY else [])])
+def test_what_keras_exports_to_onnx(folder, name):
+    net, saved = weights.load(folder / f"{name}.onnx"), np.load(folder / f"{name}.npz")
+    x = saved["pixels"] / 127.5 - 1
+    if name != "v2":  # whose graph begins after the preprocessing
+        np.testing.assert_allclose([*net.preprocessing["mean"], *net.preprocessing["std"]], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(net(x.astype(np.float32)), saved["y"], rtol=0, atol=2e-5 * np.abs(saved["y"]).max())
 
 
 def test_what_comes_with_the_weights(folder):

@@ -29,6 +29,8 @@ from mbnp.layers import (
     Subsample,
 )
 from mbnp.weights.onnx import write
+from tests.models import papers
+from tests.tally import NIGHTLY
 from tests.twins import Article, gradients, relative, torch_network, vary
 from tests.weights.graphs import assert_same, model, node, rand, run, written
 
@@ -207,6 +209,8 @@ TORCH = {
     "resnet20": (lambda: torch_network(models.resnet20(width_mult=0.5)), 32),
     "branches": (Branches, 12),
 }
+if NIGHTLY:
+    TORCH["v3"] = lambda: papers.mobilenet_v3("small", 0.35, 5), 33
 
 
 def exported(path, name, exporter, batch):
