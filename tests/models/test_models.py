@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from mbnp import MbnpError, fused, models, optim, train, weights
+from mbnp.weights import torch_known
 from tests.twins import Article, assert_gradients, batch, gradients, relative, tensor, torch_network, vary
 
 CASES = [
