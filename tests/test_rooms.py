@@ -124,6 +124,10 @@ def test_the_reading_order_counts_right():
         seen |= paths
         lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
         assert abs(lines - int(count.replace(",", ""))) <= 0.1 * lines, f"{what}: {lines} lines, not {count}"
+    read = sum(int(count.replace(",", "")) for what, count in rows if not what.startswith("`fused/`"))
+    for page in (PAGE, (PACKAGE.parent / "README.md").read_text(encoding="utf-8")):
+        (said,) = re.findall(r"About ([\d,]+)\s+lines", page)
+        assert abs(read - int(said.replace(",", ""))) <= 0.03 * read, f"{read} lines are to be read, not {said}"
 
 
 def test_everything_the_page_names_is_there():

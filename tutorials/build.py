@@ -38,6 +38,8 @@ from typing import Any
 
 import chinese
 
+import mbnp
+
 HERE = Path(__file__).resolve().parent
 RENDERED = HERE / "rendered"
 HINTS = re.compile(r"^# <!-- mbnp/grading/lessons/hints/(\d\d)\.md: (\w+) -->$", re.MULTILINE)
@@ -304,9 +306,17 @@ def _chosen(names: list[str], everything: bool) -> list[Path]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a fresh clone: full size, the data that mbnp draws itself, the default backend."""
+    """Return the environment of a fresh clone: full size, the data that mbnp draws itself, the default backend.
+
+    The mbnp in it is the one that is imported here, whose code is stamped, from whatever folder the lesson runs.
+    """
     ours = ("MBNP_LESSONS", "MBNP_DATA", "MBNP_BACKEND", "MPLBACKEND")
     env = {name: value for name, value in os.environ.items() if name not in ours}
+    paths = [
+        str(Path(mbnp.__file__).parents[1]),
+        *map(os.path.abspath, filter(None, env.get("PYTHONPATH", "").split(os.pathsep))),
+    ]
+    env["PYTHONPATH"] = os.pathsep.join(paths)
     return {**env, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # or the kernel warns about frozen modules
 
 

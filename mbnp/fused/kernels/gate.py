@@ -1,4 +1,14 @@
-"""Hard-swish, hard-sigmoid and the gate of squeeze-and-excite: passes of their own over a feature map."""
+"""Hard-swish, hard-sigmoid and the gate of squeeze-and-excite: passes of their own over a feature map.
+
+A ReLU costs its consumer two selections while it loads, here and in backward. A parabola and its slope in that place
+would be a branch in every kernel, so each of these is computed once, stored, and read as it is: one more pass over
+memory. What they read is a Source like any other: a = clip((z - mean)*scale + shift) is made on the way, and on the way
+back its clip and the sums of its BatchNorm, as in `batchnorm.pass_back`. The factors of a gate are one vector for a
+whole image, so that they stay in a register while its pixels pass by; the gradient of a factor is a sum over these
+pixels, of which a run is added up in the type of z, and the runs in float64.
+
+Hard-sigmoid is min(max(x/6 + 1/2, 0), 1) here, one multiply-add, and 1 or 0 outside of -3 to 3 as in `ops`.
+"""
 
 from typing import Any, NamedTuple
 
