@@ -112,6 +112,11 @@ def where_inside(v, low, high, g):
     return np.where((v <= low) | (v >= high), g.dtype.type(0), g)
 
 
+def where_larger(a, b, x, y):
+    """x where a > b or a is NaN, else y."""
+    return np.where((a > b) | np.isnan(a), x, y)
+
+
 def transpose(x, k, x_step, y, o, y_step):
     """y[o + i*y_step + j] = x[k + j*x_step + i], for i and j below the width of a vector."""
     V = width(x.dtype)
@@ -166,6 +171,8 @@ _typed(fma, lambda a, b, c: a if a == b == c and isinstance(a, Vector) else None
 _typed(line, lambda v, slope, offset: v if slope == offset == v.dtype else None)
 _typed(clip, lambda v, low, high: v if low == high == v.dtype else None)
 _typed(where_inside, lambda v, low, high, g: g if v == g and low == high == v.dtype else None)
+
+_typed(where_larger, lambda a, b, x, y: x if a == b == x == y and isinstance(a, Vector) else None)
 
 
 @lower_builtin(flat, types.Array)
@@ -283,6 +290,12 @@ def _where_inside(context, builder, sig, args):
     v, low, high, g = args[0], *(repeat(builder, bound, args[0].type) for bound in args[1:3]), args[3]
     inside = builder.and_(builder.fcmp_unordered(">", v, low), builder.fcmp_unordered("<", v, high))
     return builder.select(inside, g, ir.Constant(g.type, [0.0] * g.type.count))
+
+
+@lower_builtin(where_larger, Vector, Vector, Vector, Vector)
+def _where_larger(context, builder, sig, args):
+    a, b, x, y = args
+    return builder.select(builder.or_(builder.fcmp_ordered(">", a, b), builder.fcmp_unordered("uno", a, a)), x, y)
 
 
 class _Arithmetic(AbstractTemplate):

@@ -15,7 +15,7 @@ from mbnp.fused.kernels import program as kernels
 from mbnp.fused.match import Operation, geometry, only_convolved
 from mbnp.fused.training import Clock, own, run_layer
 from mbnp.fused.workspace import Arena, Shape
-from mbnp.layers import BatchNorm, HardSwish
+from mbnp.layers import BatchNorm
 
 CHUNK = 16  # images at a time: what one step writes is still in the cache when the next one reads it
 PIXELS = 128  # of a task, at least: fewer would load the weights of its matrix product for too little work
@@ -181,8 +181,8 @@ class Inference:
         step["images"], step["H"], step["W"], step["C"], step["OH"], step["OW"], step["D"] = N, H, W, C, OH, OW, D
         step["source"], step["source_image"], step["source_row"] = source.at, source.image, source.row
         step["out"], step["out_image"], step["out_row"] = out.at, out.image, out.row
-        if operation.kind != "curve":
-            step["low"], step["high"] = operation.bounds(self.dtype)
+        step["low"], step["high"] = operation.bounds(self.dtype)
+        step["swish"] = operation.swish()
         step["group"], step["band"], step["bands"], step["shares"], step["tasks"] = 1, OH, 1, 1, N
         if depthwise:
             kernel, _, stride, top, left = geometry(depthwise.layer, source.shape)
@@ -193,6 +193,7 @@ class Inference:
                 left,
             )
             step["depth_low"], step["depth_high"] = depthwise.bounds(self.dtype)
+            step["depth_swish"] = depthwise.swish()
             step["depth_weights"] = self._reserve(depthwise, (kernel * kernel + 1) * C)
         if operation.kind == "sum":
             second = self.maps[operation.inputs[1]]
@@ -200,8 +201,12 @@ class Inference:
             step["second"], step["second_image"], step["second_row"] = second.at, second.image, second.row
         elif operation.kind == "average":
             step["kind"] = kernels.AVERAGE
-        elif operation.kind == "curve":
-            step["kind"] = kernels.SWISH if type(operation.activation) is HardSwish else kernels.SIGMOID
+        elif operation.kind == "largest":
+            step["kind"] = kernels.LARGEST
+            for name, value in zip(kernels.GEOMETRY, geometry(operation.layer, source.shape), strict=True):
+                step[name] = value
+        elif operation.kind == "activation":
+            step["kind"] = kernels.ACTIVATION
         elif operation.kind == "gate":
             step["kind"], step["second"] = kernels.GATE, self.maps[operation.inputs[1]].at
             step["second_image"] = self.maps[operation.inputs[1]].image
@@ -216,8 +221,9 @@ class Inference:
     def _product(self, step: Any, operation: Operation, source: Stored, out: Stored) -> None:
         C, D, OW = int(step["C"]), int(step["D"]), int(step["OW"])
         before = operation.layer if step["kind"] == kernels.CONV else None
-        kernel, columns, stride, top, left = geometry(before, source.shape) if before else (1, 1, 1, 0, 0)
-        step["kernel"], step["columns"], step["stride"], step["top"], step["left"] = kernel, columns, stride, top, left
+        kernel, columns, stride, *_ = shape = geometry(before, source.shape) if before else (1, 1, 1, 0, 0)
+        for name, value in zip(kernels.GEOMETRY, shape, strict=True):
+            step[name] = value
         step["weights"] = self._reserve(operation, kernel * columns * C * D)
         step["bias"] = self._reserve(None, D)
         self.folds.append((int(step["weights"]), int(step["bias"]), operation))
@@ -268,7 +274,8 @@ class Inference:
         if version == self.folded_from:
             return
         for at, bias_at, operation in self.folds:
-            w, b = fold(operation.layer, operation.bn)
+            (w, b), (slope, offset) = fold(operation.layer, operation.bn), operation.line(self.dtype)
+            w, b = w * slope, b * slope + offset
             D = padded(b.size, self.dtype)
             rows = w.reshape(-1, b.size)
             if operation.kind == "depthwise":

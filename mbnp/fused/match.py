@@ -2,9 +2,10 @@
 
     conv        a standard or pointwise convolution or a linear layer, the BatchNorm and the activation after it
     depthwise   a depthwise convolution, likewise
-    sum         a residual's two branches, and the activation after it
+    sum         a residual's two branches, and the ReLU after it
     average     the average over a feature map
-    curve       hard-swish or hard-sigmoid by itself
+    largest     max pooling
+    activation  ReLU or hard-swish by itself: how what comes after it reads a feature map
     gate        a feature map times a factor for each image and channel
     layer       anything else: a layer of the reference network, as it is
 
@@ -29,6 +30,7 @@ from mbnp.layers import (
     HardSigmoid,
     HardSwish,
     Linear,
+    MaxPool,
     Pointwise,
     ReLU,
     Squeeze,
@@ -38,9 +40,12 @@ from mbnp.ops import window
 
 Shape = tuple[int, ...]
 
-# The activations that kernels know, and the bounds to which each clips.
+# The activations that kernels know, and the bounds to which each clips. Hard-swish is a function of its own, and
+# hard-sigmoid the clip of a line.
 ACTIVATIONS: dict[type[Layer], Callable[[Any], tuple[float, float]]] = {
-    ReLU: lambda relu: (0, math.inf if relu.max_value is None else relu.max_value)
+    ReLU: lambda relu: (0, math.inf if relu.max_value is None else relu.max_value),
+    HardSwish: lambda swish: (-math.inf, math.inf),
+    HardSigmoid: lambda sigmoid: (0, 1),
 }
 
 
@@ -52,7 +57,7 @@ class Operation(NamedTuple):
     inputs: tuple[int, ...]  # feature maps
     shape: Shape  # of what it makes: (N, H, W, C)
     flat: bool = False  # where that stands for (N, C), H and W being 1
-    layer: Any = None  # the convolution or linear layer, or of kind "layer" that layer
+    layer: Any = None  # the convolution, linear layer or max pooling, or of kind "layer" that layer
     bn: BatchNorm | None = None
     activation: Layer | None = None
 
@@ -60,6 +65,19 @@ class Operation(NamedTuple):
         """Return what the activation clips to: (2,), infinite where there is none."""
         clip = ACTIVATIONS[type(self.activation)](self.activation) if self.activation else (-math.inf, math.inf)
         return np.array(clip, dtype)
+
+    def swish(self) -> bool:
+        return type(self.activation) is HardSwish
+
+    def line(self, dtype: Any) -> tuple[Any, Any]:
+        """Return slope and offset of what the bounds clip.
+
+        The sixth is rounded up, so that at -3 and at 3 hard-sigmoid is outside of its bounds, where its slope is 0.
+        """
+        if type(self.activation) is not HardSigmoid:
+            return 1, 0
+        sixth = np.dtype(dtype).type(1 / 6)
+        return (sixth if sixth > 1 / 6 else np.nextafter(sixth, 1)), 0.5
 
     def layers(self) -> list[Layer]:
         return [layer for layer in (self.layer, self.bn) if layer]
@@ -89,7 +107,8 @@ class _Matcher:
             rest = layers[at:]
             found = self._average(rest, source, shape, flat) or self._weighted(rest, source, shape, flat)
             found = found or self._residual(rest, source, shape, flat) or self._gate(rest, source, shape, flat)
-            found = found or self._curve(rest, source, shape, flat) or self._layer(rest, source, shape, flat)
+            found = found or self._largest(rest, source, shape, flat)
+            found = found or self._activation(rest, source, shape, flat) or self._layer(rest, source, shape, flat)
             self.operations.append(found)
             source, shape, flat = len(self.operations), found.shape, found.flat
             at += self.taken
@@ -106,7 +125,8 @@ class _Matcher:
             return None
         channels = conv.weight.value.shape[-1]
         bn = after.pop(0) if after and type(after[0]) is BatchNorm and _fits(after[0], channels, self.dtype) else None
-        activation = after[0] if after and type(after[0]) in ACTIVATIONS else None
+        known = ACTIVATIONS if bn is None else (ReLU, HardSwish)
+        activation = after[0] if after and type(after[0]) in known else None
         out = conv.output_shape(shape[3:] if flat else shape[1:])
         kind = "depthwise" if type(conv) is Depthwise else "conv"
         return self._made(
@@ -129,6 +149,16 @@ class _Matcher:
         flattened = bool(after) and type(after[0]) is Flatten
         return self._made(layers, 1 + flattened, kind="average", inputs=(source,), shape=out, flat=flattened)
 
+    def _largest(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
+        pool = layers[0][1]
+        if type(pool) is not MaxPool or flat:
+            return None
+        stride = window.pair("stride", pool.options["stride"])
+        if stride[0] != stride[1] or not _is_narrow(pool.options["padding"], shape, pool.size, stride):
+            return None
+        out = (shape[0], *pool.output_shape(shape[1:]))
+        return self._made(layers, 1, kind="largest", inputs=(source,), shape=out, layer=pool)
+
     def _residual(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
         (name, residual), *after = layers[:2]
         if type(residual) is not Residual or flat:
@@ -142,7 +172,7 @@ class _Matcher:
             shortcut, other, _ = self.chain(branch, source, shape, flat)
         if out != other:
             raise MbnpError(f"{name} adds {other[1:]} to {out[1:]}")
-        activation = after[0][1] if after and type(after[0][1]) in ACTIVATIONS else None
+        activation = after[0][1] if after and type(after[0][1]) is ReLU else None
         made = self._made(
             after, activation is not None, kind="sum", inputs=(body, shortcut), shape=out, activation=activation
         )
@@ -158,11 +188,15 @@ class _Matcher:
         self.taken = 1
         return Operation("gate", (), (source, factors), shape)
 
-    def _curve(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
-        curve = layers[0][1]
-        if type(curve) not in (HardSwish, HardSigmoid):
+    def _activation(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
+        """Match ReLU of a feature map that is clipped at most, or hard-swish of one without activation."""
+        kind = type(layers[0][1])
+        before = self.operations[source - 1].activation if source else None
+        if type(before) is HardSwish or not (kind is ReLU or (kind is HardSwish and before is None)):
             return None
-        return self._made(layers, 1, kind="curve", inputs=(source,), shape=shape, flat=flat, activation=curve)
+        return self._made(
+            layers, 1, kind="activation", inputs=(source,), shape=shape, flat=flat, activation=layers[0][1]
+        )
 
     def _layer(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation:
         name, layer = layers[0]
@@ -184,12 +218,15 @@ def _supported(conv: Any, shape: Shape, flat: bool, dtype: Any) -> bool:
     if kind in (Pointwise, Linear):
         return True
     stride, kernel = window.pair("stride", conv.options["stride"]), w.shape[:2]
-    (top, bottom), (left, right) = window.explicit_padding(
-        conv.options["padding"], (shape[1], shape[2]), kernel, stride
-    )
-    if stride[0] != stride[1] or max(top, bottom) >= kernel[0] or max(left, right) >= kernel[1]:
+    if stride[0] != stride[1] or not _is_narrow(conv.options["padding"], shape, kernel, stride):
         return False
     return kind is Conv or (kernel[0] == kernel[1] and kernel[0] in (3, 5, 7) and stride[0] <= 2)
+
+
+def _is_narrow(padding: Any, shape: Shape, kernel: Any, stride: Any) -> bool:
+    """Return whether padding is narrower than the kernel, so that no window lies in it as a whole."""
+    (top, bottom), (left, right) = window.explicit_padding(padding, (shape[1], shape[2]), kernel, stride)
+    return max(top, bottom) < kernel[0] and max(left, right) < kernel[1]
 
 
 def _fits(bn: BatchNorm, channels: int, dtype: Any) -> bool:
@@ -197,10 +234,11 @@ def _fits(bn: BatchNorm, channels: int, dtype: Any) -> bool:
 
 
 def geometry(conv: Any, shape: Shape) -> tuple[int, int, int, int, int]:
-    """Return rows and columns of the kernel, stride, and padding above and to the left, for an input of `shape`."""
+    """Return rows and columns of the window, stride, and padding above and to the left, for an input of `shape`."""
     if type(conv) in (Pointwise, Linear):
         return 1, 1, 1, 0, 0
-    stride, kernel = window.pair("stride", conv.options["stride"]), conv.weight.value.shape[:2]
+    stride = window.pair("stride", conv.options["stride"])
+    kernel = conv.size if type(conv) is MaxPool else conv.weight.value.shape[:2]
     (top, _), (left, _) = window.explicit_padding(conv.options["padding"], (shape[1], shape[2]), kernel, stride)
     return *kernel, stride[0], top, left
 

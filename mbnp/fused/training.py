@@ -16,9 +16,9 @@ from mbnp.fused import kernels, windows
 from mbnp.fused.kernels.arrays import Gradient, Source, Target, Work
 from mbnp.fused.kernels.batchnorm import Statistics
 from mbnp.fused.kernels.depthwise import Window, is_three, scratch_vectors
+from mbnp.fused.kernels.largest import Pool
 from mbnp.fused.match import Operation, geometry, only_convolved
 from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
-from mbnp.layers import HardSwish
 from mbnp.network import Layer, Residual, Sequential
 from mbnp.ops import batchnorm, checks
 from mbnp.parameter import Parameter
@@ -45,7 +45,8 @@ class FeatureMap:
         self.shape = shape if z is not None else (*shape[:3], padded(shape[3], dtype))
         self.pixels = int(np.prod(shape[:3]))
         self.z = np.empty(0, dtype) if z is None else z
-        self.bounds, self.plain, self.flat = bounds, plain, flat
+        self.bounds, self.swish, self.plain, self.flat = bounds, False, plain, flat
+        self._viewed: FeatureMap | None = None  # not itself: a cycle would keep all memory until it is collected
         self.scale_shift = np.zeros((5, self.shape[3]), dtype)
         self.scale_shift[[1, 3]] = 1
         self.sums = np.zeros((2, self.shape[3]))  # of the gradient g; see `kernels`
@@ -55,12 +56,26 @@ class FeatureMap:
 
     def source(self) -> Source:
         if self._source is None or self._source.z is not self.z:
-            self._source = Source(self.z, self.scale_shift, self.bounds, self.plain)
+            self._source = Source(self.z, self.scale_shift, self.bounds[0], self.bounds[1], self.swish, self.plain)
         return self._source
+
+    @property
+    def viewed(self) -> "FeatureMap":
+        """The map whose z and gradient these are: this one, or where it is a view, which has only its activation."""
+        return self._viewed or self
+
+    def view(self, operation: Operation) -> "FeatureMap":
+        """Return this map as consumers read it that apply one more activation."""
+        view = copy.copy(self)
+        (low, high), (low2, high2) = self.bounds, operation.bounds(self.bounds.dtype)
+        view.bounds = np.array([max(low, low2), min(high, high2)], self.bounds.dtype)
+        view._viewed = self.viewed
+        view.swish, view.plain, view._source = operation.swish(), False, None
+        return view
 
     def linear(self) -> bool:
         """Return whether no activation is applied to it."""
-        return not np.isfinite(self.bounds).any()
+        return not (self.swish or np.isfinite(self.bounds).any())
 
     def values(self) -> np.ndarray:
         """Return what is read of it, (N, H, W, C) or where it is flat (N, C), in an array of the caller's own."""
@@ -79,6 +94,9 @@ class Step:
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
         self.operation, self.inputs, self.out, self.work = operation, inputs, out, work
         self.adds = [False] * len(inputs)
+
+    def reserve(self) -> None:
+        """Ask for memory to work in that is only needed if a gradient is added to."""
 
     def prepare(self) -> None:
         """Put the kernels' arguments together, once all memory is there: a call has nothing left to work out."""
@@ -108,8 +126,9 @@ class _Convolution(Step):
         super().__init__(operation, inputs, out, work)
         self.layer, self.bn = operation.layer, operation.bn
         dtype, D = out.bounds.dtype, out.shape[3]
+        self.line = operation.line(dtype)
         self.coefficients = np.zeros((3, D), dtype)
-        self.coefficients[0] = 1
+        self.coefficients[0] = out.scale_shift[1] = self.line[0]
         self.no_bias = np.zeros(out.channels, dtype)
 
     def _store(self, rows: int, channels: int) -> None:
@@ -144,7 +163,8 @@ class _Convolution(Step):
         """Make scale_shift: from the moments, from a frozen BatchNorm's running statistics, or from a bias alone."""
         bn, out, C = self.bn, self.out, self.out.channels
         if bn is None:
-            out.scale_shift[2, :C] = self._bias()
+            slope, offset = self.line
+            out.scale_shift[2, :C] = self._bias() * slope + offset
         elif self.exact:
             inv = 1 / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
             mean = bn.running_mean.value - self._bias()
@@ -199,6 +219,14 @@ class Conv(_Convolution):
     def shares(self, source: FeatureMap) -> bool:
         return self.plan.windows.flat and source.shape == self.out.shape
 
+    def reserve(self) -> None:
+        # The products are added to before they are masked, which is the same only for one clip that all readers share.
+        source = self.inputs[0]
+        self.apart = self.adds[0] and (source.swish or source.viewed is not source)
+        if self.apart:
+            self.work.ask("incoming", *source.shape)
+            self.work.ask("sums", source.shape[0], 2, source.shape[3])
+
     def prepare(self) -> None:
         super().prepare()
         out, source, w = self.out, self.inputs[0], self.layer.weight
@@ -207,7 +235,11 @@ class Conv(_Convolution):
         work = Work(self.work.scratch(), parts, self.plan.tiles)
         shared = self.plan.windows, self.plan.tables, work
         self.forward_arguments = self.packed[0], *shared, out.z, self.moments
-        self.backward_arguments = self.packed[1], *shared, self.target(0, self.groups), not (w.frozen or self.by_rows)
+        target = self.target(0, self.groups)
+        if self.apart:
+            self.incoming = self.work.part("incoming", *source.shape)
+            target = target._replace(g=self.incoming, add=False)
+        self.backward_arguments = self.packed[1], *shared, target, not (w.frozen or self.by_rows)
         self.add_arguments = work.parts, self.taps, _rows(w)
         classes, panel = self.plan.tables.classes, 2 * padded(1, out.z.dtype)
         panels = -(-out.shape[3] // panel) + (len(classes) * -(-source.shape[3] // panel) if source.needed else 0)
@@ -238,12 +270,15 @@ class Conv(_Convolution):
             kernels.differentiate(self.gradient, self.dz)
             kernels.activate(source.source(), self.a)
             kernels.weights_backward(*self.rows_arguments)
-            if source.needed:
-                kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
-            return
-        kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
-        if not w.frozen:
+        if source.needed or not self.by_rows:
+            kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
+        if not (w.frozen or self.by_rows):
             kernels.add_parts(*self.add_arguments)
+        if self.apart:
+            unlimited = np.array([-np.inf, np.inf], self.incoming.dtype)
+            linear = source.source()._replace(low=unlimited[0], high=unlimited[1], swish=False)
+            target = self.target(0, len(self.incoming))
+            kernels.pass_back(self.incoming, self.incoming, unlimited, linear, target)
 
 
 class Depthwise(_Convolution):
@@ -330,23 +365,20 @@ class Average(Step):
         kernels.average_backward(self.out.g, self.inputs[0].source(), self.work.part("means", N, C), self.target(0, N))
 
 
-class Curve(Step):
-    """Hard-swish or hard-sigmoid."""
-
+class Largest(Step):
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
         super().__init__(operation, inputs, out, work)
-        self.swish = type(operation.activation) is HardSwish
-        work.ask("sums", out.shape[0], 2, out.shape[3])
-
-    def shares(self, source: FeatureMap) -> bool:
-        return True
+        N, H, W, C = inputs[0].shape
+        self.pool = Pool(*geometry(operation.layer, inputs[0].shape))
+        work.ask("scratch", H * W * padded(1, out.bounds.dtype))
+        work.ask("sums", N, 2, C)
 
     def forward(self) -> None:
-        kernels.curve_forward(self.inputs[0].source(), self.swish, self.out.z)
+        kernels.largest_forward(self.inputs[0].source(), self.pool, self.out.z)
 
     def backward(self) -> None:
         target = self.target(0, self.out.shape[0])
-        kernels.curve_backward(self.out.g, self.inputs[0].source(), self.swish, target)
+        kernels.largest_backward(self.out.g, self.inputs[0].source(), self.pool, self.work.scratch(), target)
 
 
 class Gate(Step):
@@ -432,7 +464,7 @@ def _rows(parameter: Parameter) -> np.ndarray:
 
 
 KINDS: dict[str, type[Step]] = {
-    "conv": Conv, "depthwise": Depthwise, "sum": Sum, "average": Average, "curve": Curve, "gate": Gate,
+    "conv": Conv, "depthwise": Depthwise, "sum": Sum, "average": Average, "largest": Largest, "gate": Gate,
     "layer": Reference,
 }  # fmt: skip
 
@@ -460,15 +492,21 @@ class Plan:
         self.steps: list[Step] = []
         for i, operation in enumerate(operations, start=first):
             inputs = [maps[j] for j in operation.inputs]
+            if operation.kind == "activation":
+                maps[i + 1] = inputs[0].view(operation)
+                continue
             plain = operation.kind not in ("conv", "depthwise")
             bounds = unlimited if plain else operation.bounds(dtype)
             out = maps[i + 1] = FeatureMap(operation.shape, bounds, None, plain, operation.flat)
+            out.swish = not plain and operation.swish()
             out.z = arena.array(*out.shape)
             out.needed = operation.learns() or any(source.needed for source in inputs)
             self.steps.append(KINDS[operation.kind](operation, inputs, out, self.work))
-        self.out = self.steps[-1].out
+        self.maps, self.out = list(maps.values()), maps[first + len(operations)]
         self.work.ask("sums", self.out.shape[0], 2, self.out.shape[3])
         self._plan_gradients(arena)
+        for step in self.steps:
+            step.reserve()
         self.work.allocate(arena)
         for step in self.steps:
             step.prepare()
@@ -480,7 +518,8 @@ class Plan:
         """
         slots, taken = Slots(), {}
         made = {step.out: k for k, step in enumerate(self.steps)} | {self.images: -1}
-        read = {source: [k for k, step in enumerate(self.steps) if source in step.inputs] for source in made}
+        reads = [[source.viewed for source in step.inputs] for step in self.steps]
+        read = {source: [k for k, inputs in enumerate(reads) if source in inputs] for source in made}
 
         def give(source: FeatureMap) -> None:
             taken[source] = slots.take(int(np.prod(source.shape)))
@@ -491,19 +530,20 @@ class Plan:
             return all(reader < made[b] for a, b in pairs for reader in read[a] if reader != k)
 
         if self.out.needed:
-            give(self.out)
+            give(self.out.viewed)
         for k, step in reversed(list(enumerate(self.steps))):
             if not step.out.needed:
                 continue
             slot = taken[step.out]
             alone, sharing = slots.users[slot] == 1, list[FeatureMap]()
-            for i, source in enumerate(step.inputs):
+            for i, read_as in enumerate(step.inputs):
+                source = read_as.viewed
                 if not source.needed:
                     continue
                 step.adds[i] = source in taken
                 if source in taken:
                     continue
-                if step.shares(source) and alone and all(apart(source, other, k) for other in sharing):
+                if step.shares(read_as) and alone and all(apart(source, other, k) for other in sharing):
                     taken[source] = slot
                     slots.users[slot] += 1
                     sharing.append(source)
@@ -511,8 +551,9 @@ class Plan:
                     give(source)
             slots.users[slot] -= 1
         buffers = [arena.array(size) for size in slots.sizes]
-        for source, slot in taken.items():
-            source.g = middle(buffers[slot], source.shape)
+        for source in self.maps:
+            if source.viewed in taken:
+                source.g = middle(buffers[taken[source.viewed]], source.shape)
 
     def forward(self, x: np.ndarray, clock: Clock = plainly) -> np.ndarray:
         """Return the output of the last step for x, which is kept, and read again by `backward`."""

@@ -12,7 +12,7 @@ from mbnp import backend, fused, models
 from mbnp.backend.jit import Kernel
 from mbnp.fused import ahead, kernels
 from mbnp.fused.kernels import program
-from mbnp.layers import BatchNorm, Conv, MaxPool
+from mbnp.layers import AveragePool, BatchNorm, Conv
 from mbnp.network import Network
 
 pytestmark = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
@@ -61,7 +61,7 @@ def test_recording_leaves_the_kernels_as_they_were():
 def test_a_network_needs_what_its_operations_call(monkeypatch):
     monkeypatch.setattr(Kernel, "is_cached", lambda self, types: False)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert ahead.missing(Network({"bn": BatchNorm(3), "pool": MaxPool(2)}, resolution=4)) == []
+    assert ahead.missing(Network({"bn": BatchNorm(3), "pool": AveragePool(2)}, resolution=4)) == []
     needed = ahead.missing(models.resnet20())
     assert {"conv_forward", "conv_backward", "run_program", "add", "pass_back"} < set(needed)
     assert not any("depthwise" in name for name in needed)
@@ -74,7 +74,7 @@ def test_what_takes_longest_is_begun_first():
 
 
 def test_layers_that_run_as_they_are_compile_nothing_while_signatures_are_recorded():
-    class Watched(MaxPool):
+    class Watched(AveragePool):
         def forward(self, x, train=False):
             seen.append(backend.current())
             return super().forward(x, train)

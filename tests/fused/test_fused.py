@@ -157,7 +157,7 @@ ENDS = [
     ),
     (lambda **o: {"flat": Flatten(order="HWC"), "fc": Linear(175, 4, **o), "relu": ReLU()}, ["layer", "conv"]),
     (lambda **o: {"fc": Pointwise(7, 4, **o)}, ["conv"]),
-    (lambda **o: {"pool": GlobalAveragePool(), "relu": ReLU(0.1)}, ["average", "layer"]),
+    (lambda **o: {"pool": GlobalAveragePool(), "relu": ReLU(0.1)}, ["average", "activation"]),
 ]
 
 
@@ -289,6 +289,38 @@ def test_reference_equation_without_batchnorm_or_activation(kind, bn, activation
         assert_converted(build, images(2, 7, 9, 18 if first else 3), dtype, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [(3, 2, 1), (2, 2, 0), (3, 1, "same"), ((2, 3), 2, ((0, 1), (1, 2))), ((1, 9), 3, 0), (3, 3, ((2, 0), (0, 2)))],
+    ids=str,
+)
+@pytest.mark.parametrize("activation", [None, ReLU, HardSwish], ids=str)
+def test_reference_equation_of_max_pooling(activation, size, stride, padding, dtype):
+    def build(dtype):
+        o = {"rng": np.random.default_rng(5), "dtype": dtype}
+        before = [*linear(3, 18, o), *([activation()] if activation else [])]
+        pooled = [*before, MaxPool(size, stride, padding), Pointwise(18, 5, **o), GlobalAveragePool()]
+        return chain(pooled, resolution=9)
+
+    fast = assert_converted(build, images(3, 10, 9), dtype, TOLERANCE[dtype])
+    assert kinds(fast) == ["conv", "largest", "conv", "average"]
+
+
+def test_the_largest_of_equal_pixels_is_the_first_and_nan_is_larger():
+    x = images(2, 6, 6, 16)
+    x[0, ::2] = x[0, 1::2] = 0.5
+    x[1, 2, 3, 4], x[1, 5, 5], x[1, 0, 0] = np.nan, np.inf, -np.inf
+    net = Network({"pool": MaxPool(3, 2, 1)}, resolution=6, channels=16)
+    net.needs_dx = True
+    fast = fused.convert(net)
+    np.testing.assert_array_equal(fast.forward(x), net.forward(x))
+    y = net.forward(x, train=True)
+    np.testing.assert_array_equal(fast.forward(x, train=True), y)
+    dy = np.random.default_rng(0).standard_normal(y.shape).astype(np.float32)
+    np.testing.assert_array_equal(fast.backward(dy)[0], net.backward(dy)[0])
+
+
 # -- branches --------------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +331,10 @@ def block(c_in, c_out, stride, options):
         *(Conv(c_in, c_out, 3, stride, padding=1, bias=False, **options), BatchNorm(c_out, dtype=dtype), ReLU()),
         *(Conv(c_out, c_out, 3, 1, padding=1, bias=False, **options), BatchNorm(c_out, dtype=dtype)),
     ]
+
+
+def linear(c_in, c_out, options):
+    return [Pointwise(c_in, c_out, bias=False, **options), BatchNorm(c_out, dtype=options["dtype"])]
 
 
 def separable(c, options):
@@ -347,6 +383,27 @@ RESIDUALS = {
     "gate in a gate": (lambda o: [Gate([Squeeze(), Gate([Squeeze(), HardSigmoid()]), HardSigmoid()]), ReLU()], 10),
     "gate of a layer as it is": (lambda o: [Gate([MaxPool((8, 9)), Pointwise(10, 10, **o)]), HardSwish()], 10),
     "hard-swish of a sum": (lambda o: [Residual(block(10, 10, 1, o)), HardSwish(), *block(10, 6, 2, o)], 6),
+    "activations alone": (
+        lambda o: [*block(10, 12, 1, o), MaxPool(2), HardSwish(), *block(12, 9, 1, o), HardSwish(), ReLU()],
+        9,
+    ),
+    "an activation that the shortcut does not see": (
+        lambda o: [Residual([ReLU(6), *separable(10, o)]), Residual([HardSwish(), *block(10, 10, 1, o)])],
+        10,
+    ),
+    "two activations of one map": (
+        lambda o: [
+            *linear(10, 12, o),
+            Residual([HardSwish(), *block(12, 14, 2, o)], Sequential([ReLU(2), *block(12, 14, 2, o)])),
+        ],
+        14,
+    ),
+    "hard-swish that two convolutions read": (
+        lambda o: [*linear(10, 12, o), HardSwish(), Residual(block(12, 12, 1, o), Pointwise(12, 12, **o))],
+        12,
+    ),
+    "hard-swish and a sum": (lambda o: [*linear(10, 12, o), HardSwish(), Residual(block(12, 12, 1, o))], 12),
+    "hard-sigmoid": (lambda o: [Conv(10, 12, 3, padding=1, **o), HardSigmoid(), *block(12, 9, 2, o)], 9),
     "two activations": (lambda o: [Residual(block(10, 10, 1, o)), ReLU(), ReLU(1), *block(10, 7, 1, o)], 7),
 }
 
@@ -643,10 +700,11 @@ def test_views_and_large_batches_are_taken():
 
 
 def test_layers_that_the_kernels_do_not_know_run_as_they_are():
-    layers = [MaxPool(2), Pad(1), AveragePool(2), BatchNorm(3), ReLU(), Flatten(order="HWC"), ReLU()]
+    layers = [MaxPool(2), Pad(1), AveragePool(2), BatchNorm(3), ReLU(), Flatten(order="HWC"), HardSigmoid()]
     net = chain(layers, resolution=4)
     fast = fused.convert(net)
-    assert kinds(fast) == ["its own layer"] * 7
+    own = "its own layer"
+    assert kinds(fast) == ["largest", own, own, own, "activation", own, own]
     x, _ = batch(2, 4, np.float32)
     np.testing.assert_array_equal(fast(x), net(x))
     dy = fast.forward(x, train=True)

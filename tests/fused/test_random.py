@@ -118,7 +118,12 @@ class Generator:
         pad = Pad(self.one_of(1, ((0, 1), (2, 0))), (1, 0))
         layers = [Wave, lambda: ReLU(1), lambda: self.batchnorm(c), lambda: pad]
         if min(h, w) >= 2:
-            layers += [lambda: MaxPool(2), lambda: AveragePool(2), lambda: AveragePool(3, 1, 1)]
+            layers += [
+                lambda: MaxPool(2),
+                lambda: MaxPool(2, 1, ((0, 1), (1, 0))),
+                lambda: AveragePool(2),
+                lambda: AveragePool(3, 1, 1),
+            ]
         layers.append(lambda: AveragePool((h, w)))
         layers.append(lambda: Gate([Squeeze(), Pointwise(c, c, **self.options), *[HardSigmoid()] * self.chance(0.7)]))
         return [self.one_of(*layers)()]
@@ -262,6 +267,6 @@ def test_the_networks_are_of_all_kinds():
         found |= {operation.kind for operation in match.match(net, (1, *shape))}
         sizes.append(len(list(net.leaves())))
         nested += any("shortcut" in name and name.count(".") > 3 for name, _ in net.leaves())
-    assert found == {"conv", "depthwise", "sum", "average", "curve", "gate", "layer"}
+    assert found == {"conv", "depthwise", "sum", "average", "largest", "activation", "gate", "layer"}
     assert np.mean(sizes) > 8
     assert nested > 5

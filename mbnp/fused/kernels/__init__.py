@@ -7,16 +7,17 @@ Training", MLSys 2019).
 
 Read `backend/vectors.py` for what a kernel can say and `ops/matmul.py` for the product, then `arrays.py` for what
 kernels take, `batchnorm.py` for the passes that all share, `conv.py`, which shows the whole idea, `depthwise.py`,
-`average.py` and `gate.py`; and `program.py`, which runs a whole network in inference. Each kernel's docstring states
-its reference equation in terms of `ops`, to which tests hold networks made of them, layer by layer and in every
-gradient.
+`average.py`, `largest.py` and `gate.py`; and `program.py`, which runs a whole network in inference. Each kernel's
+docstring states its reference equation in terms of `ops`, to which tests hold networks made of them, layer by layer and
+in every gradient.
 
 The symbols, for one BatchNorm over the channels of z (N, H, W, C):
     scale_shift   (5, C)   rows mean, scale = gamma*inv, shift, inv = 1 / sqrt(var + eps), rest:
                            a = clip((z - mean)*scale + shift); mean is rounded to z's type, shift = beta + rest*scale
                            makes up for it, and rest is what rounding added
-    bounds        (2,)     the clip: (0, inf) for ReLU, (0, 6) for ReLU6, (-inf, inf) for none
-    g             like z   dL/da where the clip let it through, else 0:  the gradient of BN's output
+    bounds        (2,)     the clip: (0, inf) for ReLU, (0, 6) for ReLU6, (-inf, inf) for none; hard-swish is a tag
+                           beside them, and hard-sigmoid the clip to (0, 1) of v/6 + 1/2, which is in scale and shift
+    g             like z   dL/da times the slope of the activation: the gradient of BN's output
     sums          (2, C)   of g and of g * (z - mean), from which BN's backward follows; in float64
     coefficients  (3, C)   k, c1, c0:  dL/dz = k*g + c1*(z - mean) + c0,  the whole of BN's backward
 
@@ -25,9 +26,9 @@ another and let the pixels pass by, so that what belongs to the channels (weight
 registers. Times the zeros, an infinity becomes NaN: a network that overflows does so here in all channels, unless they
 fill vectors by themselves.
 
-Hard-swish, hard-sigmoid and the gate of squeeze-and-excite are passes of their own (`gate.py`): each a kind of step, a
-class in `training.py` and a kind in `program.py`. To save those passes an activation would have to become a tag beside
-the bounds, with a branch in `activate_run` and `mask_run`.
+An activation is two functions of a vector, `activation` and `activation_back` in `batchnorm.py`, which every reader of
+a feature map calls. One map may have readers with different activations (Xception's blocks begin with a ReLU that their
+shortcut does not see): each activates, and masks its part of the gradient, by its own.
 
 Most kernels wait for memory and not for the multiplier. So the reader of what no cache holds asks for it a run or a row
 ahead (`prefetch`); when it was tried with and without, that took a tenth off a training step.
@@ -53,7 +54,8 @@ from mbnp.fused.kernels.depthwise import (
     depthwise_backward,
     depthwise_forward,
 )
-from mbnp.fused.kernels.gate import curve_backward, curve_forward, gate_backward, gate_forward
+from mbnp.fused.kernels.gate import gate_backward, gate_forward
+from mbnp.fused.kernels.largest import largest_backward, largest_forward
 
 __all__ = [
     "activate",
@@ -63,8 +65,6 @@ __all__ = [
     "average_forward",
     "conv_backward",
     "conv_forward",
-    "curve_backward",
-    "curve_forward",
     "depthwise_any_backward",
     "depthwise_any_forward",
     "depthwise_backward",
@@ -74,6 +74,8 @@ __all__ = [
     "finish_statistics",
     "gate_backward",
     "gate_forward",
+    "largest_backward",
+    "largest_forward",
     "pack_weights",
     "pass_back",
     "weights_backward",

@@ -6,14 +6,17 @@ import numpy as np
 
 
 class Source(NamedTuple):
-    """A feature map as its consumers read it: a = clip((z - mean)*scale + shift).
+    """A feature map as its consumers read it: a = activation((z - mean)*scale + shift).
 
-    plain: it is a that is stored, so that there is nothing to apply
+    The activation is a clip, or where `swish` is set hard-swish. plain: it is a that is stored, so that there is
+    nothing to apply.
     """
 
     z: np.ndarray  # (N, H, W, C)
     scale_shift: np.ndarray  # (5, C)
-    bounds: np.ndarray  # (2,)
+    low: np.floating  # of z's type
+    high: np.floating
+    swish: bool
     plain: bool
 
 

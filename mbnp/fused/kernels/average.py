@@ -3,21 +3,21 @@
 import numpy as np
 
 from mbnp.backend import in_parallel, jit, piece
-from mbnp.backend.vectors import BYTES, accumulate, clip, flat, fma, load
-from mbnp.fused.kernels.batchnorm import RUN, mask_run, total
+from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load
+from mbnp.fused.kernels.batchnorm import RUN, activation, affine, mask_run, total
 
 
 @piece(allocates=True)
-def average_image(z, at, pixels, scale_shift, bounds, out, o):
+def average_image(source, at, pixels, out, o):
     """out (C,) from o on = the mean over the pixels of the activated z; runs of them are added in float64."""
-    C, low, high = scale_shift.shape[1], bounds[0], bounds[1]
+    z, C = flat(source.z), source.z.shape[3]
     sums = np.zeros(C)
     for first in range(0, pixels, RUN):
         for c in range(0, C, BYTES // z.itemsize):
-            mean, scale, shift = load(scale_shift[0], c), load(scale_shift[1], c), load(scale_shift[2], c)
+            mean, scale, shift = affine(source, c)
             value = mean - mean
             for p in range(first, min(first + RUN, pixels)):
-                value = value + clip(fma(load(z, at + p * C + c) - mean, scale, shift), low, high)
+                value = value + activation(fma(load(z, at + p * C + c) - mean, scale, shift), source)
             accumulate(value, sums, c)
     for c in range(C):
         out[o + c] = sums[c] / pixels
@@ -26,8 +26,7 @@ def average_image(z, at, pixels, scale_shift, bounds, out, o):
 @piece(allocates=True)
 def _forward(n, source, features):
     _, H, W, C = source.z.shape
-    z, at = flat(source.z), n * H * W * C
-    average_image(z, at, H * W, source.scale_shift, source.bounds, flat(features), n * C)
+    average_image(source, n * H * W * C, H * W, flat(features), n * C)
 
 
 @jit(literal=True)
@@ -51,7 +50,7 @@ def _backward(n, dy, source, means, target):
     for p in range(0, H * W, RUN):
         k, pixels = (n * H * W + p) * C, min(RUN, H * W - p)
         for c in range(0, C, BYTES // z.itemsize):  # from one pixel to the next da does not move: a step of 0
-            mask_run(scratch, c, 0, z, k + c, pixels, source.scale_shift, source.bounds, c, g, target.add, sums)
+            mask_run(scratch, c, 0, source, z, k + c, pixels, c, g, target.add, sums)
 
 
 @jit(literal=True)

@@ -5,10 +5,48 @@ from typing import NamedTuple
 import numpy as np
 
 from mbnp.backend import in_parallel, inlined, jit, piece
-from mbnp.backend.vectors import BYTES, accumulate, clip, flat, fma, load, prefetch, store, where_inside
+from mbnp.backend.vectors import BYTES, accumulate, clip, flat, fma, line, load, prefetch, store, where_inside
 
 # Pixels whose sums are made in float32, as those of a row are in depthwise kernels; they are added up in float64.
 RUN = 64
+
+
+# ---- the activation --------------------------------------------------------------------------------------------------
+#
+# Which it is does not change within a loop, so that the compiler makes a loop for each.
+
+
+@inlined
+def hard_swish(v, x):
+    """v * clip(v/6 + 1/2, 0, 1), of a vector of x's type."""
+    t = x.dtype.type  # a literal is a float64
+    return v * clip(line(v, t(1 / 6), t(0.5)), t(0), t(1))
+
+
+@inlined
+def affine(source, c):
+    """mean, scale and shift of a Source's channels c ... ."""
+    ss = source.scale_shift
+    return load(ss[0], c), load(ss[1], c), load(ss[2], c)
+
+
+@inlined
+def activation(v, source):
+    """What a Source's consumers read, of v = BN(z)."""
+    if source.swish:
+        return hard_swish(v, source.z)
+    return clip(v, source.low, source.high)
+
+
+@inlined
+def activation_back(d, v, source):
+    """d times the slope of `activation` at v."""
+    if not source.swish:
+        return where_inside(v, source.low, source.high, d)
+    t = source.z.dtype.type
+    # On the right the slope is 1: what is not below the corner is left of d.
+    right = d - where_inside(v, t(-np.inf), t(3), d)
+    return where_inside(v, t(-3), t(3), d * line(v, t(1 / 3), t(0.5))) + right
 
 
 # ---- pieces: one vector of channels of a run of pixels -----------------------------------------------------------
@@ -18,14 +56,13 @@ RUN = 64
 
 
 @inlined
-def activate_run(z, at, pixels, scale_shift, bounds, c, out, o, step, ahead):
-    """out = clip((z - mean)*scale + shift) for channels c ..., z from `at` and out from o on, `step` apart in out."""
-    C = scale_shift.shape[1]
-    mean, scale, shift = load(scale_shift[0], c), load(scale_shift[1], c), load(scale_shift[2], c)
-    low, high = bounds[0], bounds[1]
+def activate_run(source, z, at, pixels, c, out, o, step, ahead):
+    """out = a for channels c ..., source's flat z from `at` and out from o on, `step` apart in out."""
+    C = source.z.shape[3]
+    mean, scale, shift = affine(source, c)
     for _ in range(pixels):
         prefetch(z, at + ahead)
-        store(clip(fma(load(z, at) - mean, scale, shift), low, high), out, o)
+        store(activation(fma(load(z, at) - mean, scale, shift), source), out, o)
         at, o = at + C, o + step
 
 
@@ -43,29 +80,27 @@ def gradient_run(g, z, at, pixels, scale_shift, coefficients, c, out, o, step, a
 
 
 @inlined
-def mask_run(da, o, step, z, at, pixels, scale_shift, bounds, c, g, add, sums):
-    """g = da where BN(z) lies strictly within the bounds, else 0; adds g and g*(z - mean) to sums (2, C).
+def mask_run(da, o, step, source, z, at, pixels, c, g, add, sums):
+    """g = da times the activation's slope, of a clip 1 strictly within its bounds and else 0.
 
-    With `add`, da is added to the gradient that is in g already.
+    Adds g and g*(z - mean) to sums (2, C). With `add`, it is added to the gradient that is in g already.
     """
     if add:  # a loop for each: a branch within one would be taken, or not, for every pixel
-        _mask(da, o, step, z, at, pixels, scale_shift, bounds, c, g, True, sums)
+        _mask(da, o, step, source, z, at, pixels, c, g, True, sums)
     else:
-        _mask(da, o, step, z, at, pixels, scale_shift, bounds, c, g, False, sums)
+        _mask(da, o, step, source, z, at, pixels, c, g, False, sums)
 
 
 @inlined
-def _mask(da, o, step, z, at, pixels, scale_shift, bounds, c, g, add, sums):
-    C = scale_shift.shape[1]
-    mean, scale, shift = load(scale_shift[0], c), load(scale_shift[1], c), load(scale_shift[2], c)
-    low, high = bounds[0], bounds[1]
+def _mask(da, o, step, source, z, at, pixels, c, g, add, sums):
+    C = source.z.shape[3]
+    mean, scale, shift = affine(source, c)
     s1 = s2 = mean - mean
     for _ in range(pixels):
         centred = load(z, at) - mean
-        d = load(da, o)
+        d = activation_back(load(da, o), fma(centred, scale, shift), source)
         if add:
             d = d + load(g, at)
-        d = where_inside(fma(centred, scale, shift), low, high, d)
         store(d, g, at)
         s1, s2 = s1 + d, fma(d, centred, s2)
         at, o = at + C, o + step
@@ -90,14 +125,14 @@ def moments_run(z, at, pixels, C, pivot, c, moments):
 
 
 @piece
-def activate_pixels(z, at, pixels, scale_shift, bounds, out, o):
-    """out from o on = clip((z - mean)*scale + shift), z from `at` on."""
-    C = scale_shift.shape[1]
+def activate_pixels(source, at, pixels, out, o):
+    """out from o on = a, z from `at` on."""
+    z, C = flat(source.z), source.z.shape[3]
     for first in range(0, pixels, RUN):
         run = min(RUN, pixels - first)
         for c in range(0, C, BYTES // z.itemsize):
             k = first * C + c
-            activate_run(z, at + k, run, scale_shift, bounds, c, out, o + k, C, RUN * C)
+            activate_run(source, z, at + k, run, c, out, o + k, C, RUN * C)
 
 
 @piece
@@ -210,7 +245,7 @@ def finish_coefficients(sums, pixels, scale_shift, dgamma, dbeta, coefficients):
 def _activate(n, source, out):
     _, H, W, C = source.z.shape
     at = n * H * W * C
-    activate_pixels(flat(source.z), at, H * W, source.scale_shift, source.bounds, flat(out), at)
+    activate_pixels(source, at, H * W, flat(out), at)
 
 
 @jit(literal=True)
@@ -223,18 +258,14 @@ def activate(source, out):
 def _add(n, first, second, bounds, out):
     _, H, W, C = first.z.shape
     x, y, o = flat(first.z), flat(second.z), flat(out)
-    low, high, low1, high1 = bounds[0], bounds[1], first.bounds[0], first.bounds[1]
-    low2, high2 = second.bounds[0], second.bounds[1]
+    low, high = bounds[0], bounds[1]
     for start in range(0, H * W, RUN):
         for c in range(0, C, BYTES // out.itemsize):
-            ss = first.scale_shift
-            mean1, scale1, shift1 = load(ss[0], c), load(ss[1], c), load(ss[2], c)
-            ss = second.scale_shift
-            mean2, scale2, shift2 = load(ss[0], c), load(ss[1], c), load(ss[2], c)
+            (mean1, scale1, shift1), (mean2, scale2, shift2) = affine(first, c), affine(second, c)
             k = (n * H * W + start) * C + c
             for _ in range(min(RUN, H * W - start)):
-                a = clip(fma(load(x, k) - mean1, scale1, shift1), low1, high1)
-                b = clip(fma(load(y, k) - mean2, scale2, shift2), low2, high2)
+                a = activation(fma(load(x, k) - mean1, scale1, shift1), first)
+                b = activation(fma(load(y, k) - mean2, scale2, shift2), second)
                 store(clip(a + b, low, high), o, k)
                 k += C
 
@@ -249,20 +280,19 @@ def add(first, second, bounds, out):
 def _pass_back(n, dy, y, bounds, source, target):
     _, H, W, C = source.z.shape
     dy, y, z, g = flat(dy), flat(y), flat(source.z), flat(target.g)
-    sums, ss = target.parts[n], source.scale_shift
-    low, high, low1, high1 = bounds[0], bounds[1], source.bounds[0], source.bounds[1]
+    sums, low, high = target.parts[n], bounds[0], bounds[1]
     sums[:] = 0
     for start in range(0, H * W, RUN):
         for c in range(0, C, BYTES // z.itemsize):
-            mean, scale, shift = load(ss[0], c), load(ss[1], c), load(ss[2], c)
+            mean, scale, shift = affine(source, c)
             s1 = s2 = mean - mean
             k = (n * H * W + start) * C + c
             for _ in range(min(RUN, H * W - start)):
+                centred = load(z, k) - mean
                 d = where_inside(load(y, k), low, high, load(dy, k))
+                d = activation_back(d, fma(centred, scale, shift), source)
                 if target.add:
                     d = d + load(g, k)
-                centred = load(z, k) - mean
-                d = where_inside(fma(centred, scale, shift), low1, high1, d)
                 store(d, g, k)
                 s1, s2 = s1 + d, fma(d, centred, s2)
                 k += C

@@ -12,11 +12,13 @@ import numba
 
 from mbnp.backend import in_parallel, inlined, jit, piece
 from mbnp.backend.tiles import ADD, STORE
-from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, store, transpose, where_inside
+from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, store, transpose
 from mbnp.fused.kernels.batchnorm import (
     RUN,
     activate_pixels,
     activate_run,
+    activation_back,
+    affine,
     centre,
     gradient_pixels,
     gradient_run,
@@ -134,9 +136,7 @@ def _fill_input(source, windows, n0, n1, first, last, patch):
                 _copy(x, at, inside * C, patch, o + before)
             else:
                 for c in range(0, C, BYTES // x.itemsize):
-                    activate_run(
-                        x, at + c, inside, source.scale_shift, source.bounds, c, patch, o + before + c, C, W * C
-                    )  # fmt: skip
+                    activate_run(source, x, at + c, inside, c, patch, o + before + c, C, W * C)
             _zero(patch, o + before + inside * C, after)
 
 
@@ -176,7 +176,7 @@ def _forward(t, source, packed, windows, tables, work, z, moments):
         at = t * windows.tile
         pixels = min(N * OH * OW - at, windows.tile)
         if not source.plain:
-            activate_pixels(flat(source.z), at * C, pixels, source.scale_shift, source.bounds, scratch, 0)
+            activate_pixels(source, at * C, pixels, scratch, 0)
     else:
         n0, n1, first, last = _images_and_rows(windows, N, t)
         at, pixels = (n0 * OH + first) * OW, (n1 - n0) * (last - first) * OW
@@ -220,29 +220,28 @@ def conv_forward(source, packed, windows, tables, work, z, moments):
 @piece
 def _mask_run(at, pixels, n, entries, source, target, sums):
     """In place, in g: mask the finished products of a run of pixels by their activation, and take their sums."""
-    z, g, C = flat(source.z), flat(target.g), source.scale_shift.shape[1]
+    z, g, C = flat(source.z), flat(target.g), source.z.shape[3]
     for first in range(0, pixels, RUN):
         run = min(RUN, pixels - first)
         for c in range(n, n + entries, BYTES // z.itemsize):
             k = at + first * C + c
-            mask_run(g, k, C, z, k, run, source.scale_shift, source.bounds, c, g, False, sums)
+            mask_run(g, k, C, source, z, k, run, c, g, False, sums)
 
 
 @piece
 def _mask_pixels(at, table, pixels, n, entries, source, target, sums):
     """The same for pixels that lie apart, each where the table says."""
     V = BYTES // source.z.itemsize
-    z, g, ss = flat(source.z), flat(target.g), source.scale_shift
-    low, high = source.bounds[0], source.bounds[1]
+    z, g = flat(source.z), flat(target.g)
     for first in range(0, pixels, RUN):
         last = min(pixels, first + RUN)
         for c in range(n, n + entries, V):
-            mean, scale, shift = load(ss[0], c), load(ss[1], c), load(ss[2], c)
+            mean, scale, shift = affine(source, c)
             s1 = s2 = mean - mean
             for r in range(first, last):
                 o = at + table[r] + c
                 centred = load(z, o) - mean
-                d = where_inside(fma(centred, scale, shift), low, high, load(g, o))
+                d = activation_back(load(g, o), fma(centred, scale, shift), source)
                 store(d, g, o)
                 s1, s2 = s1 + d, fma(d, centred, s2)
             accumulate(s1, sums[0], c)
@@ -309,7 +308,7 @@ def _backward_flat(gradient, source, packed, windows, tables, t, first, scratch,
             a = flat(source.z)
             _weights_backward(a, at * C, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part, g, soon)
         else:
-            activate_pixels(flat(source.z), at * C, pixels, source.scale_shift, source.bounds, scratch, 0)
+            activate_pixels(source, at * C, pixels, scratch, 0)
             _weights_backward(scratch, 0, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part, g, soon)
     if target.g.size > 0:
         _input_backward(scratch, dz_at, packed, windows, tables, at * C, pixels, 0, 1, source, target, sums, z, soon)

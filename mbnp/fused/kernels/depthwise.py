@@ -14,8 +14,18 @@ from typing import NamedTuple
 import numba
 
 from mbnp.backend import in_parallel, inlined, jit, piece
-from mbnp.backend.vectors import BYTES, accumulate, clip, flat, fma, load, prefetch, store, store_rows, where_inside
-from mbnp.fused.kernels.batchnorm import activate_run, centre, gradient_run, mask_run, take_moments, total
+from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, prefetch, store, store_rows
+from mbnp.fused.kernels.batchnorm import (
+    activate_run,
+    activation,
+    activation_back,
+    affine,
+    centre,
+    gradient_run,
+    mask_run,
+    take_moments,
+    total,
+)
 
 SLOTS = 4  # of a ring of rows: three, and a power of two, by which to divide costs nothing
 
@@ -74,13 +84,12 @@ def _three(x, i, step):
 
 
 @inlined
-def convolve_row(w, finishes, bias, bounds, pivot, x, i, j, k, step, stride, pixels, out, o, C):
+def convolve_row(w, finishes, bias, applied, pivot, x, i, j, k, step, stride, pixels, out, o, C):
     """out, C apart from o on, = the sums of windows whose rows begin at i, j and k in x; or where it `finishes`, as in
-    inference, clip(sum + bias).
+    inference, the activation of sum + bias; applied: a Source, or what else `activation` takes.
 
     Returns the sums of out - pivot and of its square.
     """
-    low, high = bounds[0], bounds[1]
     s1 = s2 = pivot - pivot
     if stride == 1:
         # Two of three columns stay in registers when the window moves: three loads instead of nine.
@@ -90,7 +99,7 @@ def convolve_row(w, finishes, bias, bounds, pivot, x, i, j, k, step, stride, pix
             prefetch(out, o + pixels * C)
             v = _window(w, (u0, u1, u2), (m0, m1, m2), (l0, l1, l2))
             if finishes:
-                v = clip(v + bias, low, high)
+                v = activation(v + bias, applied)
             store(v, out, o)
             v = v - pivot
             s1, s2 = s1 + v, fma(v, v, s2)
@@ -101,7 +110,7 @@ def convolve_row(w, finishes, bias, bounds, pivot, x, i, j, k, step, stride, pix
         prefetch(out, o + pixels * C)
         v = _window(w, _three(x, i, step), _three(x, j, step), _three(x, k, step))
         if finishes:
-            v = clip(v + bias, low, high)
+            v = activation(v + bias, applied)
         store(v, out, o)
         v = v - pivot
         s1, s2 = s1 + v, fma(v, v, s2)
@@ -128,14 +137,14 @@ def _three_forward(n, source, taps, window, work, out, moments):
                 if 0 <= new < H:
                     at, ahead = _slot(new, H, row) + left * V, stride * W * C
                     k = new * W * C + c
-                    activate_run(x, k, inside, source.scale_shift, source.bounds, c, ring, at, V, ahead)
+                    activate_run(source, x, k, inside, c, ring, at, V, ahead)
             i, j, k = _slot(above, H, row), _slot(above + 1, H, row), _slot(above + 2, H, row)
             if r == 0:  # deviations are from the middle of the first row: see `take_moments`
                 at = OW // 2 * stride * V
                 p = _window(w, _three(ring, i + at, V), _three(ring, j + at, V), _three(ring, k + at, V))
                 store(p, ring, pivot + c)
             o = r * OW * C + c
-            s1, s2 = convolve_row(w, False, zero, source.bounds, p, ring, i, j, k, V, stride, OW, y, o, C)
+            s1, s2 = convolve_row(w, False, zero, source, p, ring, i, j, k, V, stride, OW, y, o, C)
             accumulate(s1, sums[0], c)
             accumulate(s2, sums[1], c)
     centre(ring[pivot : pivot + C], OH * OW, sums)
@@ -160,7 +169,7 @@ def _any_forward(n, source, taps, window, work, out, moments):
     for c in range(0, C, V):
         for h in range(H):
             at, o = (n * H + h) * W * C + c, ((window.top + h) * columns + window.left) * V
-            activate_run(x, at, W, source.scale_shift, source.bounds, c, scratch, o, V, W * C)
+            activate_run(source, x, at, W, c, scratch, o, V, W * C)
         any_rows(taps, scratch, 0, columns * V, V, window, 0, OH, OW, c, y, n * OH * OW * C + c, OW * C, C)
     take_moments(y, n * OH * OW * C, OH * OW, 0, C, pivot, sums)
     centre(pivot, OH * OW, sums)
@@ -169,23 +178,43 @@ def _any_forward(n, source, taps, window, work, out, moments):
 @inlined
 def any_rows(taps, x, k, row, step, window, first, last, OW, c, y, o, y_row, C):
     """Rows first to last of the convolution of x from k on, rows `row` and pixels `step` apart, for channels c ..."""
-    K, S = window.kernel, window.stride
+    S, width = window.stride, min(OW, 4)
     for r in range(first, last):
-        for j in range(0, OW, 4):
-            a0 = a1 = a2 = a3 = load(taps[0], c) - load(taps[0], c)
-            # The last four pixels may overlap the ones before: each is written with what it was.
-            j0 = max(0, min(j, OW - 4))
-            j1, j2, j3 = min(j0 + 1, OW - 1), min(j0 + 2, OW - 1), min(j0 + 3, OW - 1)
-            for u in range(K):
-                for v in range(K):
-                    w, at = load(taps[u * K + v], c), k + (r * S + u) * row + v * step
-                    a0, a1 = fma(w, load(x, at + j0 * S * step), a0), fma(w, load(x, at + j1 * S * step), a1)
-                    a2, a3 = fma(w, load(x, at + j2 * S * step), a2), fma(w, load(x, at + j3 * S * step), a3)
-            at = o + (r - first) * y_row
-            store(a0, y, at + j0 * C)
-            store(a1, y, at + j1 * C)
-            store(a2, y, at + j2 * C)
-            store(a3, y, at + j3 * C)
+        at, to = k + r * S * row, o + (r - first) * y_row
+        for j in range(0, OW, width):
+            j = min(j, OW - width)  # the last four may overlap the ones before: each is written with what it was
+            if width == 4:
+                a0, a1, a2, a3 = _four(taps, x, at + j * S * step, row, step, window, c)
+                store(a0, y, to + j * C)
+                store(a1, y, to + (j + 1) * C)
+                store(a2, y, to + (j + 2) * C)
+                store(a3, y, to + (j + 3) * C)
+            else:
+                for i in range(j, OW):
+                    a = _sums(taps, x, at + i * S * step, row, step, window.kernel, 0, c)[0]
+                    store(a, y, to + i * C)
+
+
+@inlined
+def _four(taps, x, k, row, step, window, c):
+    """The sums of four neighbouring windows, the first of which begins at k."""
+    if window.kernel == 5:  # known to the compiler, which loads a pixel once for all taps that see it
+        if window.stride == 1:
+            return _sums(taps, x, k, row, step, 5, 1, c)
+        return _sums(taps, x, k, row, step, 5, 2, c)
+    return _sums(taps, x, k, row, step, window.kernel, window.stride, c)
+
+
+@inlined
+def _sums(taps, x, k, row, step, K, S, c):
+    """The sums of four windows, S pixels apart."""
+    a0 = a1 = a2 = a3 = load(taps[0], c) - load(taps[0], c)
+    for u in range(K):
+        for v in range(K):
+            w, at = load(taps[u * K + v], c), k + u * row + v * step
+            a0, a1 = fma(w, load(x, at), a0), fma(w, load(x, at + S * step), a1)
+            a2, a3 = fma(w, load(x, at + 2 * S * step), a2), fma(w, load(x, at + 3 * S * step), a3)
+    return a0, a1, a2, a3
 
 
 @jit(literal=True)
@@ -205,19 +234,20 @@ def depthwise_any_forward(source, taps, window, work, out, moments):
 
 
 @inlined
-def _gather_row(w, d, bn, bounds, dz, rows, step, x, gx, o, pixels, C, add):
+def _gather_row(w, d, bn, source, dz, rows, step, x, gx, o, pixels, C, add):
     """Make the gradient of a row of x, from o on, of three rows of dz; x and gx are C apart, and dz `step`.
 
     Returns the sums of the gradient and of its product with z - mean, and those for the weights, d with this row's.
     """
     # The outputs lie the other way round: the one above saw a pixel by its lowest tap.
     (w8, w7, w6, w5, w4, w3, w2, w1, w0), (d8, d7, d6, d5, d4, d3, d2, d1, d0) = w, d
-    (mean, scale, shift), low, high, (i, j, k) = bn, bounds[0], bounds[1], rows
+    (mean, scale, shift), (i, j, k) = bn, rows
     s1 = s2 = mean - mean
     for _ in range(pixels):
         prefetch(x, o + pixels * C)
         centred = load(x, o) - mean
-        a = clip(fma(centred, scale, shift), low, high)
+        y = fma(centred, scale, shift)
+        a = activation(y, source)
         v = load(dz, i)
         upper, d0 = w0 * v, fma(a, v, d0)
         v = load(dz, i + step)
@@ -236,10 +266,9 @@ def _gather_row(w, d, bn, bounds, dz, rows, step, x, gx, o, pixels, C, add):
         lower, d7 = fma(w7, v, lower), fma(a, v, d7)
         v = load(dz, k + 2 * step)
         lower, d8 = fma(w8, v, lower), fma(a, v, d8)
-        g = upper + middle + lower
+        g = activation_back(upper + middle + lower, y, source)
         if add:
             g = g + load(gx, o)
-        g = where_inside(a, low, high, g)
         store(g, gx, o)
         s1, s2 = s1 + g, fma(g, centred, s2)
         i, j, k, o = i + step, j + step, k + step, o + C
@@ -254,12 +283,11 @@ def _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, s
     row = (W + 2) * V
     ring = scratch
     x, gx, y, gy = flat(source.z[n]), flat(target.g[n]), flat(gradient.z[n]), flat(gradient.g[n])
-    scale_shift, bounds = source.scale_shift, source.bounds
     _zero(ring, 0, (SLOTS + 1) * row)
     for c in range(0, C, V):
         w, zero = nine(taps, c), load(ring, SLOTS * row)
         d = zero, zero, zero, zero, zero, zero, zero, zero, zero
-        bn = load(scale_shift[0], c), load(scale_shift[1], c), load(scale_shift[2], c)
+        bn = affine(source, c)
         for r in range(H):
             above = r + top - 2  # the row of dz that the window begins with
             for new in range(above if r == 0 else above + 2, above + 3):
@@ -271,9 +299,9 @@ def _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, s
                     )  # fmt: skip
             o, at = r * W * C + c, (_slot(above, OH, row), _slot(above + 1, OH, row), _slot(above + 2, OH, row))
             if target.add:  # a loop for each: see `mask_run`
-                s1, s2, d = _gather_row(w, d, bn, bounds, ring, at, V, x, gx, o, W, C, True)
+                s1, s2, d = _gather_row(w, d, bn, source, ring, at, V, x, gx, o, W, C, True)
             else:
-                s1, s2, d = _gather_row(w, d, bn, bounds, ring, at, V, x, gx, o, W, C, False)
+                s1, s2, d = _gather_row(w, d, bn, source, ring, at, V, x, gx, o, W, C, False)
             accumulate(s1, sums[0], c)
             accumulate(s2, sums[1], c)
         store_rows(d, dw, 0, c)
@@ -290,7 +318,6 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
     row = 2 * (OW + 1) * V
     rows = scratch  # two rows of dz, two of a, one of zeros, two of da
     x, gx, y, gy = flat(source.z[n]), flat(target.g[n]), flat(gradient.z[n]), flat(gradient.g[n])
-    scale_shift, bounds = source.scale_shift, source.bounds
     _zero(rows, 0, 7 * row)
     zeros, da = 4 * row, 5 * row
     for c in range(0, C, V):
@@ -308,10 +335,10 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
             even, odd = zeros, zeros
             if 0 <= 2 * r - top < H:
                 even, at = 2 * row, (2 * r - top) * W * C + c
-                activate_run(x, at, W, scale_shift, bounds, c, rows, even + left * V, V, 2 * W * C)
+                activate_run(source, x, at, W, c, rows, even + left * V, V, 2 * W * C)
             if 0 <= 2 * r + 1 - top < H:
                 odd, at = 3 * row, (2 * r + 1 - top) * W * C + c
-                activate_run(x, at, W, scale_shift, bounds, c, rows, odd + left * V, V, 2 * W * C)
+                activate_run(source, x, at, W, c, rows, odd + left * V, V, 2 * W * C)
             i, j, o = above, here, da
             up_left, on_left = load(rows, i), load(rows, j)
             for _ in range(OW + 1):
@@ -334,7 +361,7 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
                 at = 2 * r + half - top
                 if 0 <= at < H:
                     o = da + half * row + left * V
-                    mask_run(rows, o, V, x, at * W * C + c, W, scale_shift, bounds, c, gx, target.add, sums)
+                    mask_run(rows, o, V, source, x, at * W * C + c, W, c, gx, target.add, sums)
         store_rows((d0, d1, d2, d3, d4, d5, d6, d7, d8), dw, 0, c)
 
 
@@ -352,7 +379,7 @@ def _any_backward(n, gradient, source, taps, window, work, target):
         _zero(scratch, 0, 2 * size)
         for h in range(H):
             at, o = (n * H + h) * W * C + c, ((window.top + h) * columns + window.left) * V
-            activate_run(x, at, W, source.scale_shift, source.bounds, c, scratch, o, V, W * C)
+            activate_run(source, x, at, W, c, scratch, o, V, W * C)
         for t in range(K * K):
             store(load(scratch, size) - load(scratch, size), dw[t], c)
         for r in range(OH):
@@ -372,7 +399,7 @@ def _any_backward(n, gradient, source, taps, window, work, target):
                     store(d, dw[u * K + v], c)
         for h in range(H):
             at, o = (n * H + h) * W * C + c, size + ((window.top + h) * columns + window.left) * V
-            mask_run(scratch, o, V, x, at, W, source.scale_shift, source.bounds, c, gx, target.add, sums)
+            mask_run(scratch, o, V, source, x, at, W, c, gx, target.add, sums)
 
 
 @piece

@@ -8,30 +8,43 @@ rows goes straight into the product.
 Each step is a record of numbers; all feature maps are in one array, all weights in another, all tables in a third.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
 from mbnp.backend import in_parallel, inlined, jit, piece
 from mbnp.backend.tiles import CLIP
-from mbnp.backend.vectors import BYTES, accumulate, clip, load, store
+from mbnp.backend.vectors import BYTES, accumulate, clip, load, store, where_larger
+from mbnp.fused.kernels.batchnorm import activation, hard_swish
 from mbnp.fused.kernels.depthwise import Window, any_rows, convolve_row, nine
-from mbnp.fused.kernels.gate import curve, numbers
+from mbnp.fused.kernels.largest import Pool, inside
 from mbnp.ops.matmul import ROWS, multiply
 
-COPY, CONV, DEPTHWISE, SEPARABLE, SUM, AVERAGE, SWISH, SIGMOID, GATE = range(9)
+COPY, CONV, DEPTHWISE, SEPARABLE, SUM, AVERAGE, LARGEST, ACTIVATION, GATE = range(9)
 
 # Where in the arrays a feature map begins, and from where to where its images and rows are apart: source, second (of a
 # sum or a gate) and out. Offsets of weights, biases and tables. Geometry. Depthwise of a SEPARABLE: depth_*.
 _WHOLE = """
 kind tasks images group band bands shares
 source source_image source_row H W C second second_image second_row out out_image out_row OH OW D
-weights bias kernel columns stride top left
+weights bias kernel columns stride top left swish depth_swish
 depth_weights depth_kernel depth_stride depth_top depth_left
 rows_at taps_at out_at
 """
 _FIELDS: list[tuple[str, type]] = [(name, np.int64) for name in _WHOLE.split()]
 _FIELDS += [(name, np.float64) for name in ("low", "high", "depth_low", "depth_high")]
+GEOMETRY = "kernel", "columns", "stride", "top", "left"
 STEP = np.dtype((np.record, _FIELDS))  # whose fields are attributes, in Python too
+
+
+class _Activation(NamedTuple):
+    """What `batchnorm.activation` takes."""
+
+    z: np.ndarray  # of the type of what is activated
+    low: np.floating
+    high: np.floating
+    swish: bool
 
 
 @inlined
@@ -64,30 +77,29 @@ def _copy(step, t, x, data):
 
 @piece
 def _depthwise(step, taps, n0, n1, first, last, data, out, o, out_image, out_row):
-    """out from o on = clip(convolution + bias) of rows first to last of images n0 to n1; taps end in the bias."""
+    """out from o on = the activated convolution of rows first to last of images n0 to n1; taps end in the bias."""
     C, OW = step.C, step.OW
     V, K, S = BYTES // data.itemsize, step.depth_kernel, step.depth_stride
-    low, high = data.dtype.type(step.depth_low), data.dtype.type(step.depth_high)
+    applied = _Activation(data, data.dtype.type(step.depth_low), data.dtype.type(step.depth_high), step.depth_swish > 0)
     window = Window(K, S, 0, 0)
     row = step.source_row
-    for c in range(0, C, V):
-        bias = load(taps[K * K], c)
-        for n in range(n0, n1):
-            begin = step.source + n * step.source_image - step.depth_top * row - step.depth_left * C + c
-            at = o + (n - n0) * out_image + c
-            if K == 3:
-                w = nine(taps, c)
-                for r in range(first, last):
-                    i = begin + r * S * row
+    # Row by row, since the vectors of a row are neighbours in memory.
+    for n in range(n0, n1):
+        begin = step.source + n * step.source_image - step.depth_top * row - step.depth_left * C
+        for r in range(first, last):
+            at, i = o + (n - n0) * out_image + (r - first) * out_row, begin + r * S * row
+            for c in range(0, C, V):
+                bias = load(taps[K * K], c)
+                if K == 3:
+                    k = i + c
                     convolve_row(
-                        w, True, bias, (low, high), bias, data, i, i + row, i + 2 * row, C, S, OW, out,
-                        at + (r - first) * out_row, C,
+                        nine(taps, c), True, bias, applied, bias, data, k, k + row, k + 2 * row, C, S, OW, out, at + c,
+                        C,
                     )  # fmt: skip
-            else:
-                any_rows(taps, data, begin, row, C, window, first, last, OW, c, out, at, out_row, C)
-                for r in range(last - first):
-                    for k in range(at + r * out_row, at + r * out_row + OW * C, C):
-                        store(clip(load(out, k) + bias, low, high), out, k)
+                else:
+                    any_rows(taps, data, begin + c, row, C, window, r, r + 1, OW, c, out, at + c, out_row, C)
+                    for k in range(at + c, at + c + OW * C, C):
+                        store(activation(load(out, k) + bias, applied), out, k)
 
 
 @piece(allocates=True)
@@ -128,6 +140,17 @@ def _conv(step, t, tables, weights, data, scratch):
                 data, at, rows, taps, run, weights, step.weights, data, o, out_rows, CLIP, bias, low, high, pixels, n,
                 step.D, weights, soon, ahead,
             )  # fmt: skip
+        if step.swish > 0:
+            _swish(data, o + n, out_rows, pixels, min(2 * V, step.D - n))
+
+
+@piece
+def _swish(data, o, out_rows, pixels, entries):
+    """Hard-swish, in place, of the columns that have just been multiplied."""
+    for c in range(0, entries, BYTES // data.itemsize):
+        for r in range(pixels):
+            k = o + out_rows[r] + c
+            store(hard_swish(load(data, k), data), data, k)
 
 
 @piece
@@ -142,17 +165,13 @@ def _sum(step, n, data):
 
 
 @piece
-def _curve(step, n, data):
-    of = numbers(data)
+def _activate(step, n, data):
+    applied = _Activation(data, data.dtype.type(step.low), data.dtype.type(step.high), step.swish > 0)
     for r in range(step.OH):
         i = step.source + n * step.source_image + r * step.source_row
         o = step.out + n * step.out_image + r * step.out_row
-        if step.kind == SWISH:
-            for k in range(0, step.OW * step.D, BYTES // data.itemsize):
-                store(curve(load(data, i + k), True, of), data, o + k)
-        else:
-            for k in range(0, step.OW * step.D, BYTES // data.itemsize):
-                store(curve(load(data, i + k), False, of), data, o + k)
+        for k in range(0, step.OW * step.D, BYTES // data.itemsize):
+            store(activation(load(data, i + k), applied), data, o + k)
 
 
 @piece
@@ -181,6 +200,23 @@ def _average(step, n, data):
         data[step.out + n * step.out_image + c] = sums[c] / (step.H * step.W)
 
 
+@piece
+def _largest(step, n, data):
+    C = step.C
+    pool = Pool(step.kernel, step.columns, step.stride, step.top, step.left)
+    for i in range(step.OH):
+        for j in range(step.OW):
+            p0, p1, q0, q1 = inside(pool, i, j, step.H, step.W)
+            o = step.out + n * step.out_image + i * step.out_row + j * C
+            for c in range(0, C, BYTES // data.itemsize):
+                at = step.source + n * step.source_image + p0 * step.source_row + q0 * C + c
+                value = load(data, at)
+                for p in range(p1 - p0):
+                    for k in range(at + p * step.source_row, at + p * step.source_row + (q1 - q0) * C, C):
+                        value = where_larger(load(data, k), value, load(data, k), value)
+                store(value, data, o + c)
+
+
 @piece(allocates=True)
 def _run_task(t, program, i, tables, weights, data, threads, x):
     step, scratch = program[i], threads[numba.get_thread_id()]
@@ -195,8 +231,10 @@ def _run_task(t, program, i, tables, weights, data, threads, x):
         _sum(step, t, data)
     elif step.kind == AVERAGE:
         _average(step, t, data)
-    elif step.kind == SWISH or step.kind == SIGMOID:
-        _curve(step, t, data)
+    elif step.kind == LARGEST:
+        _largest(step, t, data)
+    elif step.kind == ACTIVATION:
+        _activate(step, t, data)
     elif step.kind == GATE:
         _gate(step, t, data)
     else:
