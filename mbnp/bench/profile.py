@@ -20,7 +20,8 @@ from mbnp.fused.network import FusedNetwork
 from mbnp.network import Network
 
 KINDS = {"Depthwise": "depthwise", "Pointwise": "pointwise", "Conv": "standard"}
-INCLUDED = ("BatchNorm", "ReLU")  # computed on the way, where another layer is in the same step
+# Computed on the way, where another layer is in the same step.
+INCLUDED = ("BatchNorm", "ReLU", "HardSwish", "HardSigmoid")
 
 Names = tuple[str, ...]  # of the layers that run as one
 Laps = dict[Hashable, float]  # seconds by (names, whether backward), and of "optimiser" and "rest"

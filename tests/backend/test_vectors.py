@@ -187,15 +187,16 @@ def start(width_in_bytes, folder, *command):
 def test_vectors_may_have_another_width(tmp_path):
     """On every processor: what its registers do not hold the compiler divides, so that 64 runs without AVX-512.
 
-    All widths but the one that the rest of the suite runs with, at once: each compiles every kernel.
+    Another width than the rest of the suite runs with, and in the long setting both others at once: each compiles every
+    kernel.
     """
     chosen = "(test_matmul and (packed or tile) and float32) or test_reference_equation[case2-float32]"
     if NIGHTLY:
         chosen += " or test_vectors"
     tests = "tests/backend/test_vectors.py", "tests/ops/test_matmul.py", "tests/fused/test_fused.py"
     arguments = "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen, *tests
-    widths = {"16", "32", "64"} - {str(vectors.BYTES)}
-    for process in [start(width_in_bytes, tmp_path, *arguments) for width_in_bytes in sorted(widths)]:
+    widths = sorted({"16", "32", "64"} - {str(vectors.BYTES)})
+    for process in [start(width_in_bytes, tmp_path, *arguments) for width_in_bytes in widths[-2 if NIGHTLY else -1 :]]:
         out, error = process.communicate(timeout=600)
         assert process.returncode == 0, out + error
         assert " passed" in out

@@ -176,13 +176,13 @@ def _activate(step, n, data):
 
 @piece
 def _gate(step, n, data):
-    for c in range(0, step.D, BYTES // data.itemsize):
-        s = load(data, step.second + n * step.second_image + c)
-        for r in range(step.OH):
-            i = step.source + n * step.source_image + r * step.source_row + c
-            o = step.out + n * step.out_image + r * step.out_row + c
-            for k in range(0, step.OW * step.D, step.D):
-                store(load(data, i + k) * s, data, o + k)
+    s = step.second + n * step.second_image
+    for r in range(step.OH):
+        i = step.source + n * step.source_image + r * step.source_row
+        o = step.out + n * step.out_image + r * step.out_row
+        for k in range(0, step.OW * step.D, step.D):
+            for c in range(0, step.D, BYTES // data.itemsize):
+                store(load(data, i + k + c) * load(data, s + c), data, o + k + c)
 
 
 @piece(allocates=True)
