@@ -21,7 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import lower_builtin, type_callable
 
-from mbnp.backend.vectors import Vector, ask_for, clipped, is_plain, load, repeat, store, width
+from mbnp.backend.vectors import Vector, ask_for, clip, clipped, is_plain, load, repeat, store, width
 
 STORE, ADD, CLIP = 0, 1, 2
 
@@ -114,7 +114,7 @@ def _finish(total, c, place, then, bias, n, low, high):
     if then == ADD:
         total = total + load(c, place)
     elif then == CLIP:
-        total = np.clip(total + load(bias, n), low, high)
+        total = clip(total + load(bias, n), low, high)
     store(total, c, place)
 
 

@@ -86,8 +86,8 @@ def read(
     so that a script needs `if __name__ == "__main__":`.
     """
     place = Path(place)
-    if not 1 <= resolution <= 4096:
-        raise MbnpError(f"the resolution must be from 1 to 4096 pixels, got {resolution}")
+    if not (isinstance(resolution, (int, np.integer)) and 1 <= resolution <= 4096):
+        raise MbnpError(f"the resolution must be a whole number from 1 to 4096 pixels, got {resolution!r}")
     plan = _plan(place)
     entry = cache_folder() / "images" / _key(place, plan, resolution, channels)
     shape = len(plan.train) + len(plan.test), resolution, resolution, channels
@@ -165,8 +165,10 @@ def _set_aside(classes: list[str], files: list[_File], notes: list[str]) -> _Pla
     """Choose a fifth of each class to test on: of the same names always the same."""
     rng = np.random.default_rng(0)
     of_test: set[int] = set()
-    for label in range(len(classes)):
-        mine = [i for i, file in enumerate(files) if file.label == label]
+    of_class: list[list[int]] = [[] for _ in classes]
+    for i, file in enumerate(files):
+        of_class[file.label].append(i)
+    for mine in of_class:
         count = max(1, round(len(mine) / 5)) if len(mine) > 1 else 0
         of_test |= {mine[k] for k in rng.permutation(len(mine))[:count]}
     if not of_test:
@@ -229,7 +231,7 @@ def _prepare(entry: Path, place: Path, plan: _Plan, shape: tuple[int, ...], prog
                 raise OSError(f"{error.strerror}, while images were prepared in {entry.parent}") from None
             raise
     for other in entry.parent.glob("*/about.json"):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
             if other.parent != entry and json.loads(other.read_text()).items() >= of.items():
                 shutil.rmtree(other.parent)
     return _kept(entry, shape)

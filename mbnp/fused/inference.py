@@ -275,7 +275,8 @@ class Inference:
             return
         for at, bias_at, operation in self.folds:
             (w, b), (slope, offset) = fold(operation.layer, operation.bn), operation.line(self.dtype)
-            w, b = w * slope, b * slope + offset
+            if offset:
+                w, b = w * slope, b * slope + offset
             D = padded(b.size, self.dtype)
             rows = w.reshape(-1, b.size)
             if operation.kind == "depthwise":

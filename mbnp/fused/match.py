@@ -40,11 +40,13 @@ from mbnp.ops import window
 
 Shape = tuple[int, ...]
 
+# No bounds: every comparison with NaN is false, so that kernels pass on infinities, too.
+UNLIMITED = math.nan, math.nan
 # The activations that kernels know, and the bounds to which each clips. Hard-swish is a function of its own, and
 # hard-sigmoid the clip of a line.
 ACTIVATIONS: dict[type[Layer], Callable[[Any], tuple[float, float]]] = {
-    ReLU: lambda relu: (0, math.inf if relu.max_value is None else relu.max_value),
-    HardSwish: lambda swish: (-math.inf, math.inf),
+    ReLU: lambda relu: (0, math.nan if relu.max_value is None else relu.max_value),
+    HardSwish: lambda swish: UNLIMITED,
     HardSigmoid: lambda sigmoid: (0, 1),
 }
 
@@ -62,8 +64,8 @@ class Operation(NamedTuple):
     activation: Layer | None = None
 
     def bounds(self, dtype: Any) -> np.ndarray:
-        """Return what the activation clips to: (2,), infinite where there is none."""
-        clip = ACTIVATIONS[type(self.activation)](self.activation) if self.activation else (-math.inf, math.inf)
+        """Return what the activation clips to: (2,), NaN where there is no bound."""
+        clip = ACTIVATIONS[type(self.activation)](self.activation) if self.activation else UNLIMITED
         return np.array(clip, dtype)
 
     def swish(self) -> bool:
@@ -72,7 +74,7 @@ class Operation(NamedTuple):
     def line(self, dtype: Any) -> tuple[Any, Any]:
         """Return slope and offset of what the bounds clip.
 
-        The sixth is rounded up, so that at -3 and at 3 hard-sigmoid is outside of its bounds, where its slope is 0.
+        The sixth is rounded up, so that -3 and 3 (without a bias) are outside of the bounds, where the slope is 0.
         """
         if type(self.activation) is not HardSigmoid:
             return 1, 0

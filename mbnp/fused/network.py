@@ -173,8 +173,8 @@ class FusedNetwork(Network):
         frozen = 0 if needs_dx else _count_frozen(operations)
         if frozen == len(operations):
             return _Frozen(frozen, None)
-        begins = shape if frozen == 0 else operations[frozen - 1].shape
-        return _Frozen(frozen, Plan(operations[frozen:], begins, self.dtype, needs_dx, frozen))
+        begins, flat = (operations[frozen - 1].shape, operations[frozen - 1].flat) if frozen else (shape, False)
+        return _Frozen(frozen, Plan(operations[frozen:], begins, self.dtype, needs_dx, frozen, flat))
 
     def _forward(self, operations: list[Operation], x: np.ndarray) -> np.ndarray:
         learning = tuple(p.frozen for p in self._variables.values() if hasattr(p, "frozen"))

@@ -17,7 +17,7 @@ from mbnp.fused.kernels.arrays import Gradient, Source, Target, Work
 from mbnp.fused.kernels.batchnorm import Statistics
 from mbnp.fused.kernels.depthwise import Window, is_three, scratch_vectors
 from mbnp.fused.kernels.largest import Pool
-from mbnp.fused.match import Operation, geometry, only_convolved
+from mbnp.fused.match import UNLIMITED, Operation, geometry, only_convolved
 from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
 from mbnp.network import Layer, Residual, Sequential
 from mbnp.ops import batchnorm, checks
@@ -68,7 +68,7 @@ class FeatureMap:
         """Return this map as consumers read it that apply one more activation."""
         view = copy.copy(self)
         (low, high), (low2, high2) = self.bounds, operation.bounds(self.bounds.dtype)
-        view.bounds = np.array([max(low, low2), min(high, high2)], self.bounds.dtype)
+        view.bounds = np.array([np.fmax(low, low2), np.fmin(high, high2)], self.bounds.dtype)
         view._viewed = self.viewed
         view.swish, view.plain, view._source = operation.swish(), False, None
         return view
@@ -96,7 +96,7 @@ class Step:
         self.adds = [False] * len(inputs)
 
     def reserve(self) -> None:
-        """Ask for memory to work in that is only needed if a gradient is added to."""
+        """Find out what depends on which gradients are added to, and ask for memory to work in."""
 
     def prepare(self) -> None:
         """Put the kernels' arguments together, once all memory is there: a call has nothing left to work out."""
@@ -275,7 +275,7 @@ class Conv(_Convolution):
         if not (w.frozen or self.by_rows):
             kernels.add_parts(*self.add_arguments)
         if self.apart:
-            unlimited = np.array([-np.inf, np.inf], self.incoming.dtype)
+            unlimited = np.array(UNLIMITED, self.incoming.dtype)
             linear = source.source()._replace(low=unlimited[0], high=unlimited[1], swish=False)
             target = self.target(0, len(self.incoming))
             kernels.pass_back(self.incoming, self.incoming, unlimited, linear, target)
@@ -386,7 +386,7 @@ class Gate(Step):
 
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
         super().__init__(operation, inputs, out, work)
-        self.unlimited = np.array([-np.inf, np.inf], out.bounds.dtype)
+        self.unlimited = np.array(UNLIMITED, out.bounds.dtype)
         N, *_, C = out.shape
         work.ask("sums", N, 2, C)
         work.ask("ds", N, 1, 1, C)
@@ -412,7 +412,7 @@ class Reference(Step):
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
         super().__init__(operation, inputs, out, work)
         self.layer = own(operation.layer)
-        self.unlimited = np.array([-np.inf, np.inf], out.bounds.dtype)
+        self.unlimited = np.array(UNLIMITED, out.bounds.dtype)
         N, *_, C = inputs[0].shape
         work.ask("sums", N, 2, C)
         work.ask("incoming", N, *inputs[0].shape[1:])
@@ -472,18 +472,24 @@ KINDS: dict[str, type[Step]] = {
 class Plan:
     """The steps of a pass over a batch of one shape, with all their memory.
 
-    Its input is `images` (N, H, W, C): a batch, or what frozen operations before it made. needs_dx: whether backward
-    returns the gradient of it.
+    Its input is `images` (N, H, W, C): a batch, or what `first` frozen operations before it made, `flat` where that
+    stands for (N, C). needs_dx: whether backward returns the gradient of it.
     """
 
     def __init__(
-        self, operations: Sequence[Operation], shape: Shape, dtype: Any, needs_dx: bool, first: int = 0
+        self,
+        operations: Sequence[Operation],
+        shape: Shape,
+        dtype: Any,
+        needs_dx: bool,
+        first: int = 0,
+        flat: bool = False,
     ) -> None:
-        unlimited = np.array([-np.inf, np.inf], dtype)
+        unlimited = np.array(UNLIMITED, dtype)
         arena, self.work = Arena(dtype), Workspace()
         as_given = not needs_dx and only_convolved(first, operations)
         z = np.empty(0, dtype) if as_given else None
-        self.images = FeatureMap(shape, unlimited, z, plain=True)
+        self.images = FeatureMap(shape, unlimited, z, plain=True, flat=flat)
         self.images.needed = needs_dx
         if not as_given:
             self.images.z = arena.zeros(*self.images.shape)
@@ -574,7 +580,7 @@ class Plan:
             return None
         out.g[..., : out.channels] = dy
         out.g[..., out.channels :] = 0
-        unlimited = np.array([-np.inf, np.inf], out.z.dtype)
+        unlimited = np.array(UNLIMITED, out.z.dtype)
         parts = self.work.part("sums", out.shape[0], 2, out.shape[3])
         kernels.pass_back(out.g, out.g, unlimited, out.source(), Target(out.g, False, parts, out.sums))
         for step in reversed(self.steps):

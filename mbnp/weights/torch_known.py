@@ -147,8 +147,10 @@ def _size(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=object))
 
 
-def _with_head(family: Family, shapes: Shapes, dtype: Any) -> Network:
-    """Return timm's mobilenetv1_100h: a MobileNetV1 with one more 1x1 convolution at its end."""
+def _timm_v1(family: Family, shapes: Shapes, dtype: Any) -> Network:
+    """Return timm's MobileNetV1, and for mobilenetv1_100h with one more 1x1 convolution at its end."""
+    if "conv_head.weight" not in shapes:
+        return _mobilenet_v1(family, shapes, dtype)
     c = shapes[family.widest][0]
     head = _Reader(shapes).take("conv_head", None, c, 1, 1)
     net = _mobilenet_v1(family, {**shapes, family.classifier: (shapes[family.classifier][0], c)}, dtype)
@@ -205,7 +207,8 @@ def _mobilenet_v2(family: Family, shapes: Shapes, dtype: Any) -> Network:
 def _mobilenet_v2_cifar(family: Family, shapes: Shapes, dtype: Any) -> Network:
     """Return kuangliu's, whose stem, last convolution and classifier tell its width."""
     read, images = _Reader(shapes), _image_channels(shapes)
-    stem, c = read.take("conv1", None, images, 3, 3), (shapes.get("conv2.weight") or (0, 0))[1]
+    stem, last = read.take("conv1", None, images, 3, 3), shapes.get("conv2.weight") or ()
+    c = last[1] if len(last) == 4 else 0
     head = read.take("conv2", None, c, 1, 1)
     classes = read.take("linear", None, head)
     for width in _candidates(head / HEAD, c / 320, stem / 32):
@@ -269,7 +272,8 @@ FAMILIES = (
     ._replace(build=_mobilenet_v3),
     Family("timm's mobilenetv3_small_*", "mobilenet-v3-small", "blocks.5.0.conv.weight", _CLASSIFIER)
     ._replace(build=_mobilenet_v3),
-    Family("timm's MobileNet", "mobilenet-v1", "blocks.4.1.conv_pw.weight", _CLASSIFIER, 1024, 6.0, "conv_pwl.weight"),
+    Family("timm's MobileNet", "mobilenet-v1", "blocks.4.1.conv_pw.weight", _CLASSIFIER, 1024, 6.0, "conv_pwl.weight")
+    ._replace(build=_timm_v1),
     Family("torchvision's mobilenet_v2", "mobilenet-v2", "features.18.0.weight", "classifier.1.weight")
     ._replace(build=_mobilenet_v2),
     Family("torchvision's mobilenet_v3_large", "mobilenet-v3-large", "features.16.0.weight", "classifier.3.weight")
@@ -297,7 +301,7 @@ def network(family: Family, shapes: Shapes, dtype: Any = np.float32) -> Network:
     """Return the network of a family that has these shapes; MbnpError if none has."""
     if family.build:
         return family.build(family, shapes, dtype)
-    return (_with_head if "conv_head.weight" in shapes else _mobilenet_v1)(family, shapes, dtype)
+    return _mobilenet_v1(family, shapes, dtype)
 
 
 def computes(net: Network) -> list[Any]:
@@ -335,7 +339,10 @@ def width_of(channels: int, at_width_1: int) -> float:
 
 
 def their_names(net: Network, scheme: str) -> dict[str, str]:
-    """Map our name of each layer of `net` with arrays to "timm"'s, "hf"'s or "marvis"'s; {} if it is none of theirs."""
+    """Map our name of each layer of `net` with arrays to "timm"'s, "hf"'s or "marvis"'s, if it is a network of theirs.
+
+    {} if it has no `features`; of another network with them, names that no file has.
+    """
     features = net.layers.get("features")
     if type(features) is not Sequential:
         return {}

@@ -272,7 +272,7 @@ def test_what_lies_beside_the_classes_is_said(photos):
     assert f"in no class: 'labels.csv' in {photos}" in datasets.load("photos").notes
 
 
-@pytest.mark.parametrize(("resolution", "channels"), [(0, 3), (5000, 3), (32, 2), (32, 4)])
+@pytest.mark.parametrize(("resolution", "channels"), [(0, 3), (5000, 3), (8.5, 3), (32, 2), (32, 4)])
 def test_sizes_that_no_image_can_have(photos, resolution, channels):
     with pytest.raises(MbnpError, match=r"resolution must be|3 channels, or 1"):
         datasets.load("photos", resolution, channels)

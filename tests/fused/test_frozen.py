@@ -9,7 +9,7 @@ import pytest
 from mbnp import fused, models, optim, train
 from mbnp.fused import inference, kernels
 from mbnp.fused.kernels import program
-from mbnp.layers import Pointwise
+from mbnp.layers import BatchNorm, GlobalAveragePool, Pointwise, ReLU
 from mbnp.network import Network
 from tests.fused.test_fused import CASES, TOLERANCE, images, network
 from tests.twins import assert_converted, batch, gradients, relative, vary
@@ -212,3 +212,24 @@ def test_a_whole_chain_that_is_frozen_gives_its_output_away():
     kept = first.copy()
     fast.forward(2 * x, train=True)
     np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("after", [[BatchNorm(10)], [ReLU(0.1), BatchNorm(10)]], ids=["batchnorm", "relu first"])
+def test_a_frozen_beginning_may_end_flat(after):
+    """What learns first may be a layer without a kernel, which reads (N, C)."""
+    net = Network(dict(enumerated(Pointwise(3, 10), GlobalAveragePool(), *after)), resolution=4)
+    for parameter in net.layers["0"].parameters().values():
+        parameter.frozen = True
+    x, fast = images(5, 4, 4), fused.convert(net)
+    expected = net.forward(x, train=True)
+    net.backward(x[:, 0, 0, :1] * np.ones(10, np.float32))
+    found = {name: p.grad.copy() for name, p in net.parameters().items()}
+    optim.SGD(net.parameters(), lr=0.1).zero_grad()
+    assert relative(fast.forward(x, train=True), expected) < 1e-5
+    fast.backward(x[:, 0, 0, :1] * np.ones(10, np.float32))
+    for name, p in net.parameters().items():
+        assert relative(p.grad, found[name]) < 1e-5 or not found[name].any()
+
+
+def enumerated(*layers):
+    return ((str(i), layer) for i, layer in enumerate(layers))

@@ -307,6 +307,26 @@ def test_reference_equation_of_max_pooling(activation, size, stride, padding, dt
     assert kinds(fast) == ["conv", "largest", "conv", "average"]
 
 
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
+def test_an_infinite_gradient_reaches_every_weight_that_it_should(number):
+    o = {"rng": np.random.default_rng(5)}
+    layers = [Pointwise(3, 18, **o), Pointwise(18, 18, **o), HardSwish(), Depthwise(18, 3, padding=1, **o), MaxPool(2)]
+    net = Network({str(i): layer for i, layer in enumerate(layers)}, resolution=4)
+    dy = np.ones((2, 2, 2, 18), np.float32)
+    dy[0, 1, 1, 5] = number
+    found = []
+    for one in (net, fused.convert(net)):
+        one.forward(images(2, 4, 4), train=True)
+        with np.errstate(invalid="ignore", over="ignore"):
+            one.backward(dy)
+        found.append({name: ~np.isfinite(gradient) for name, gradient in gradients(net).items()})
+        for p in net.parameters().values():
+            p.grad[...] = 0
+    assert found[0]["0.weight"].all()
+    for name, wrong in found[0].items():
+        assert not (wrong & ~found[1][name]).any(), name
+
+
 def test_the_largest_of_equal_pixels_is_the_first_and_nan_is_larger():
     x = images(2, 6, 6, 16)
     x[0, ::2] = x[0, 1::2] = 0.5

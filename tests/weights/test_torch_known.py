@@ -239,6 +239,7 @@ BIG = {"features.5.block.1.0.weight": torch.zeros(10**8, 1, 0, 0)}
 STRANGE = {
     "kuangliu's MobileNetV2 with other blocks": {n: x for n, x in V2.items() if not n.startswith("layers.16.")},
     "mobilenet-v2-cifar .*missing layers.3.bn1": {n: x for n, x in V2.items() if n != "layers.3.bn1.weight"},
+    "mobilenet-v2-cifar .*conv2": V2 | {"conv2.weight": torch.zeros(7)},
     "of no width multiplier": V2 | {"conv1.weight": torch.zeros(16, 3, 3, 3)},
     "a network of timm's with inverted residuals": {
         "blocks.1.0.conv_pwl.weight": torch.zeros(2),

@@ -15,8 +15,8 @@ The symbols, for one BatchNorm over the channels of z (N, H, W, C):
     scale_shift   (5, C)   rows mean, scale = gamma*inv, shift, inv = 1 / sqrt(var + eps), rest:
                            a = clip((z - mean)*scale + shift); mean is rounded to z's type, shift = beta + rest*scale
                            makes up for it, and rest is what rounding added
-    bounds        (2,)     the clip: (0, inf) for ReLU, (0, 6) for ReLU6, (-inf, inf) for none; hard-swish is a tag
-                           beside them, and hard-sigmoid the clip to (0, 1) of v/6 + 1/2, which is in scale and shift
+    bounds        (2,)     the clip: (0, NaN) for ReLU, (0, 6) for ReLU6, NaN for none; hard-swish is a tag beside
+                           them, and hard-sigmoid the clip to (0, 1) of v/6 + 1/2, which is in scale and shift
     g             like z   dL/da times the slope of the activation: the gradient of BN's output
     sums          (2, C)   of g and of g * (z - mean), from which BN's backward follows; in float64
     coefficients  (3, C)   k, c1, c0:  dL/dz = k*g + c1*(z - mean) + c0,  the whole of BN's backward

@@ -45,7 +45,7 @@ def activation_back(d, v, source):
         return where_inside(v, source.low, source.high, d)
     t = source.z.dtype.type
     # On the right the slope is 1: what is not below the corner is left of d.
-    right = d - where_inside(v, t(-np.inf), t(3), d)
+    right = d - where_inside(v, t(np.nan), t(3), d)
     return where_inside(v, t(-3), t(3), d * line(v, t(1 / 3), t(0.5))) + right
 
 
