@@ -537,10 +537,10 @@ show(fig, "Roofline of the L1 cache: the products move right and up, from three 
 # padded rows of images, and the table tells where each window begins: none is copied.
 
 # %%
-source(passes.activate_run, fused_conv._forward, fused_conv._product, fused_conv.conv_forward)
+source(passes.affine, passes.activation, passes.activate_run, fused_conv._forward, fused_conv._product, fused_conv.conv_forward)
 
 # %% [markdown]
-# (`scale_shift` holds three numbers for each channel, and `activate_run` loads all of them: $(z - \mu) \cdot s + \beta$
+# (`scale_shift` holds three numbers for each channel, and `affine` loads all of them: $(z - \mu) \cdot s + \beta$
 # keeps the digits that $z \cdot s + t$ would lose where the mean is large. For the same reason `take_moments` sums
 # deviations from one of the outputs, the `pivot`; lesson 4 has the trap. `soon` is what the next tile will need,
 # requested from memory in time. `in_parallel` is a loop on all threads, as `prange` is, but its body is compiled once
