@@ -80,8 +80,8 @@ for axes, (name, (maps, steps, active, shortcut)) in zip(panels, SHAPES.items(),
 show(
     fig,
     "The feature maps of four blocks as bars as high as their channels: Xception 728 throughout and MobileNetV1 512, "
-    "MobileNetV2 64, 384, 384, 64 and MobileNetV3 112, 672, 672, 672, 112; arrows past all of the block, from its first "
-    "map to its last, in all but MobileNetV1",
+    "MobileNetV2 64, 384, 384, 64 and MobileNetV3 112, 672, 672, 672, 112; arrows past all of the block, from the "
+    "first map to the last, in all but MobileNetV1",
 )
 
 # %% [markdown]
@@ -149,8 +149,8 @@ for axes, n in zip(panels, (0, 2, 3, 5, 15, 30), strict=True):
     axes.axis("equal")
 show(
     fig,
-    "A spiral in the plane, and what comes back from 2, 3, 5, 15 and 30 channels after a ReLU: two collapse it to lines "
-    "and a corner, 15 and 30 give it back, a little bent",
+    "A spiral in the plane, and what comes back from 2, 3, 5, 15 and 30 channels after a ReLU: two collapse it to "
+    "lines and a corner, 15 and 30 give it back, a little bent",
 )
 
 # %% [markdown]
@@ -306,15 +306,10 @@ def swish(x):
 
 x = np.linspace(-6, 6, 1201)
 fig, (left, right) = figure(8, 3.1, ncols=2)
-for axes, values, title in (
-    (left, {"ReLU": relu.forward(x), "swish": swish(x), "hard-swish": hard_swish.forward(x)}, "the functions"),
-    (
-        right,
-        {name: np.gradient(f(x), x) for name, f in (("swish", swish), ("hard-swish", hard_swish.forward))},
-        "slopes",
-    ),
-):
-    for name, y in values.items():
+values = {"ReLU": relu.forward(x), "swish": swish(x), "hard-swish": hard_swish.forward(x)}
+slopes = {name: np.gradient(values[name], x) for name in ("swish", "hard-swish")}
+for axes, curves, title in ((left, values, "the functions"), (right, slopes, "their slopes")):
+    for name, y in curves.items():
         colour, line = {"ReLU": (BLACK, ":"), "swish": (BLUE, "-"), "hard-swish": (VERMILION, "--")}[name]
         axes.plot(x, y, line, color=colour, label=name)
     axes.set_title(title)
@@ -627,7 +622,8 @@ first_spread, last_spread = (by_class[block].std(axis=0).mean() for block in (fi
 low, high = by_class[first].mean(), by_class[last].mean()
 say(
     f"In the first gate the classes differ by {first_spread:.3f}, in the last by {last_spread:.3f}: "
-    f"{last_spread / first_spread:.1f} times as much. The mean factor is {low:.2f} in the first and {high:.2f} in the last."
+    f"{last_spread / first_spread:.1f} times as much. The mean factor is {low:.2f} in the first and {high:.2f} in the "
+    "last."
 )
 
 # %% [markdown]
