@@ -270,8 +270,9 @@ say(
 source(Gate.forward, Gate.backward)
 
 # %% [markdown]
-# In the backward pass $x$ appears twice, as the factor and in the averages, so two gradients are added. The
-# exercise below has it in twelve lines.
+# In the backward pass $x$ appears twice, as a factor and in the averages, so two gradients are added; you write
+# them in the last exercise. MobileNetV3 takes the lines of the next section for $\sigma$, and gives a gate a quarter
+# of the channels that it weighs (section 5.3). $m$ has no pixels any more.
 #
 # **Before you run the next cell:** which part of MobileNetV3-small's parameters is in its nine gates, and which
 # part of its MACs? One of the two is large.
@@ -627,15 +628,15 @@ say(
 )
 
 # %% [markdown]
-# Rows that look alike are a gate that does not care about the class. On ImageNet, Hu et al. (section 6.4) saw
-# the same as the numbers above ask about: early gates were much the same for all classes, later ones were not.
+# Rows that look alike are a gate that does not care about the class. Hu et al. ("Role of Excitation") looked at
+# the same in a network for ImageNet: its early gates were much the same for all classes, later ones were not.
 #
 # ## What to make of it
 #
 # Do not read the table as "V1 beats V3", nor the other way round. Read it with what you have seen:
 #
 # - **The networks were not made for this.** V2 was made for 224 pixels and a thousand classes, V3 was found by
-#   a search that measured the seconds of one phone. Cut to these MACs, most narrow ends have 8 channels, and a
+#   a search that weighed accuracy against the latency on a phone. Cut to these MACs, most narrow ends have 8 channels, and a
 #   good part of the MACs sits in the last layers, which were sized for a thousand classes.
 # - **The training is short.** The papers' networks learned for hundreds of epochs. In a short run, the network
 #   that learns faster is ahead: look at the first points of the lines. A recipe, too, was made for a network:
