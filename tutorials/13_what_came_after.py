@@ -12,6 +12,7 @@
 # %%
 import itertools
 import math
+import re
 
 import numpy as np
 from lesson import (
@@ -220,10 +221,8 @@ for index, block in net["features"].layers.items():
         layers = [row for row in counted if row.name.startswith(f"features.{index}.")]
         shape, wide = layers[0].input_shape, max(math.prod(row.output_shape) for row in layers)
         kept += math.prod(shape), wide
-        rows.append(
-            (f"`features.{index}`", f"{shape[0]}x{shape[1]}", shape[2], wide // (shape[0] * shape[1]), math.prod(shape))
-        )
-        rows[-1] += (wide,)
+        pixels, narrow = shape[0] * shape[1], math.prod(shape)
+        rows.append((f"`features.{index}`", pixels, shape[2], wide // pixels, narrow, wide))
 say(table(rows, ["block", "pixels", "narrow channels", "wide", "numbers, narrow", "numbers, wide"]))
 say(f"Together: {kept[0]:,} numbers at the narrow ends, {kept[1]:,} at the wide ones, {kept[1] / kept[0]:.1f} times.")
 
@@ -410,21 +409,21 @@ say(table(rows, ["network", "width", "MACs", "more than V1", "parameters", "acti
 # A width multiplier does not shrink everything alike. Look at what it leaves of the two newest:
 
 # %%
-HEADS = {"MobileNetV2": ("conv2", "linear"), "MobileNetV3-small": ("features.12.", "classifier.")}
+LAST = {"MobileNetV2": ("conv2", "linear"), "MobileNetV3-small": ("classifier.",)}  # layers with the last channels
 lines = []
-for name, head in HEADS.items():
+for name, layers in LAST.items():
     counted = cost.of(FOUR[name](width_mult=WIDTHS[name]))
-    last = [row for row in counted.rows if row.name.startswith(head)]
+    last = [row for row in counted.rows if row.name.startswith(layers)]
     projected = {  # the last 1x1 convolution in each block
         row.name.split(".")[1]: row.output_shape[-1]
         for row in counted.rows
-        if row.kind == "Pointwise" and row not in last and "shortcut" not in row.name
+        if row.kind == "Pointwise" and "shortcut" not in row.name and not row.name.startswith(("conv2", "features.12."))
     }
     ends = list(projected.values())
     lines.append(
         f"- **{name}**: {ends.count(8)} of its {len(ends)} narrow ends have 8 channels, the fewest that rounding "
-        f"allows. The layers after its blocks, which do not become narrower, have "
-        f"{sum(row.share for row in last):.0%} of the MACs and "
+        f"allows. The last {last[-1].input_shape[-1]:,} channels stay at any width below 1: the layers that make and "
+        f"read them have {sum(row.share for row in last):.0%} of the MACs and "
         f"{sum(row.params for row in last) / counted.params:.0%} of the parameters."
     )
 say("\n".join(lines))
@@ -578,11 +577,18 @@ say(
 # that has learned with them?
 
 # %%
-some = slice(0, 100 if SMALL else 500)
+some = slice(0, 200 if SMALL else 500)
 x, y = datasets.normalise(data.test.images[some], data.mean, data.std), data.test.labels[some]
-net = nets["MobileNetV2", 0]
-maps = net.activations(x)
-negative = [float(np.mean(maps[f"layers.{index}"] < 0)) for index in net["layers"].layers]
+
+
+def outputs(net, names):
+    """Return what the layers whose names match have as outputs, in inference, of all of x."""
+    parts = [net.activations(x[k : k + 50]) for k in range(0, len(x), 50)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if re.fullmatch(names, name)}
+
+
+ends = outputs(nets["MobileNetV2", 0], r"layers\.\d+")
+negative = [float(np.mean(end < 0)) for end in ends.values()]
 say(
     f"On average over its {len(negative)} narrow ends **{np.mean(negative):.0%}** are below zero, at the least "
     f"{min(negative):.0%}, at the most {max(negative):.0%}."
@@ -593,11 +599,10 @@ say(
 # BatchNorm has anyway. If it gives each class factors of its own, it weighs channels by what it sees.
 
 # %%
-maps = nets["MobileNetV3-small", 0].activations(x)
-factors = {name: a.reshape(len(x), -1) for name, a in maps.items() if name.endswith("scale_activation")}
+gates = outputs(nets["MobileNetV3-small", 0], r".*\.scale_activation")
 rows, by_class = [], {}
-for name, s in factors.items():
-    block = name.split(".")[1]
+for name, factors in gates.items():
+    block, s = name.split(".")[1], factors.reshape(len(x), -1)
     by_class[block] = np.stack([s[y == k].mean(axis=0) for k in range(len(data.classes))])
     between = by_class[block].std(axis=0).mean()
     within = np.mean([s[y == k].std(axis=0).mean() for k in range(len(data.classes))])
@@ -665,7 +670,8 @@ say(
 # %% [markdown]
 # Each was trained for 20 epochs on 10,000 of CIFAR-10's images, with three seeds, by
 #
-#     mbnp train --model mobilenet-v2-cifar --width-mult 0.25 --data FOLDER --epochs 20 --seed 0
+#     mbnp train --model mobilenet-v2-cifar --width-mult 0.25 --data FOLDER \
+#         --epochs 20 --seed 0
 #     mbnp train --model mobilenet-v1-small --data FOLDER --epochs 20 --seed 0
 #
 # and seeds 1 and 2, where FOLDER has the binary records. MobileNetV2 reached TODO-CIFAR % on the test images,
