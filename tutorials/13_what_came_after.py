@@ -431,8 +431,8 @@ for name, layers in LAST.items():
     ends = list(projected.values())
     lines.append(
         f"- **{name}**: {len(ends)} narrow ends of {min(ends)} to {max(ends)} channels, {ends.count(8)} of them of 8, "
-        f"the fewest that rounding allows. The last {last[-1].input_shape[-1]:,} channels stay at any width below 1: the layers that make and "
-        f"read them have {sum(row.share for row in last):.0%} of the MACs and "
+        f"the fewest that rounding allows. The last {last[-1].input_shape[-1]:,} channels stay at any width below 1; "
+        f"the layers that make and read them have {sum(row.share for row in last):.0%} of the MACs and "
         f"{sum(row.params for row in last) / counted.params:.0%} of the parameters."
     )
 say("\n".join(lines))
@@ -657,8 +657,8 @@ say(
 #   that learns faster is ahead: look at the first points of the lines. A recipe, too, was made for a network:
 #   ours for the article's.
 # - **Three seeds are few**, and the images are easy for all of them.
-# - **MACs are not seconds.** At equal MACs the three others took longer than MobileNetV1, here. If you pay for seconds, the
-#   middle panel is yours, and the network of half the width belongs into it.
+# - **MACs are not seconds.** At equal MACs the three others took longer than MobileNetV1, here. If you pay for
+#   seconds, the middle panel is yours, and the network of half the width belongs into it.
 #
 # What holds beyond this page is the reasons: a ReLU on few channels loses; a shortcut should carry what is
 # small and complete; a gate costs parameters and hardly any MACs; three lines are cheaper than an exponential.
