@@ -29,6 +29,7 @@ DIVISIBLE_CASES: list[Case] = [
         (13, 8),
         (53, 8),
         (40, 32),
+        (40, 12),
         (70.4, 32),
         (90, 16),
     )
@@ -179,6 +180,14 @@ FORWARD_MISTAKES = [
         lambda x, w1, w2, w3: _forward(x, w1, w2, w3, relu.forward, relu.forward),
     ),
     Mistake(
+        "ReLU for ReLU6 after the convolution that widens: what is above 6 becomes 6",
+        lambda x, w1, w2, w3: _forward(x, w1, w2, w3, first=relu.forward),
+    ),
+    Mistake(
+        "ReLU for ReLU6 after the depthwise convolution: what is above 6 becomes 6",
+        lambda x, w1, w2, w3: _forward(x, w1, w2, w3, second=relu.forward),
+    ),
+    Mistake(
         "the first ReLU6 is missing: it comes after the 1x1 convolution that widens, and before the depthwise one",
         lambda x, w1, w2, w3: _forward(x, w1, w2, w3, first=_linear),
     ),
@@ -261,6 +270,14 @@ BACKWARD_MISTAKES = [
         lambda *case, **named: _backward(*case, **named, first=relu.backward, second=relu.backward),
     ),
     Mistake(
+        "ReLU for ReLU6 after the convolution that widens: the gradient goes on only where 0 < a < 6",
+        lambda *case, **named: _backward(*case, **named, first=relu.backward),
+    ),
+    Mistake(
+        "ReLU for ReLU6 after the depthwise convolution: the gradient goes on only where 0 < b < 6",
+        lambda *case, **named: _backward(*case, **named, second=relu.backward),
+    ),
+    Mistake(
         "the first ReLU6 is passed over: its gradient is 0 where a is not between 0 and 6",
         lambda *case, **named: _backward(*case, **named, first=_passed),
     ),
@@ -304,7 +321,7 @@ def _excite_cases(seed: int) -> list[Case]:
     """Return cases in which some of the excitations lie on each of hard-sigmoid's three lines."""
     rng = np.random.default_rng(seed)
     cases = []
-    for shape, few in (((2, 3, 4, 6), 3), ((3, 2, 2, 5), 4), ((1, 5, 3, 8), 4), ((4, 1, 1, 4), 3)):
+    for shape, few in (((2, 2, 4, 7), 4), ((3, 2, 2, 5), 4), ((1, 5, 4, 8), 5), ((4, 1, 1, 4), 2)):
         c = shape[-1]
         case = {
             "dy": rng.standard_normal(shape),
@@ -387,6 +404,10 @@ EXCITE_MISTAKES = [
     Mistake(
         "hard-sigmoid: its slope is 1/6 only between -3 and 3. Outside it is flat: 0",
         lambda *case, **named: _excite(*case, **named, dsigmoid=lambda ds, z: ds / 6),
+    ),
+    Mistake(
+        "hard-sigmoid: above 3 it is flat, too. Its slope is 1/6 only between -3 and 3",
+        lambda *case, **named: _excite(*case, **named, dsigmoid=lambda ds, z: ds / 6 * (z > -3)),
     ),
     Mistake(
         "hard-sigmoid: s * (1 - s) is the slope of the sigmoid. Here there are three lines: 1/6 between -3 and 3, else "
