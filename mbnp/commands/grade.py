@@ -128,7 +128,8 @@ def _overview(console: Console) -> int:
         rows.append((str(lesson), f"{count - len(to_do)}/{count}", ", ".join(to_do)))
         total, done = total + count, done + count - len(to_do)
     heads, last = [_say(head) for head in ("lesson", "solved", "to do")], (_say("all"), f"{done}/{total}", "")
-    console.print(Text(tables.table(heads, rows, left_last=True, total=last)), end="\n\n")
+    table = tables.table(heads, rows, left_last=True, total=last)
+    console.print(Text(tables.hang(table, indent=len("lesson  solved  "))), end="\n\n")
     _lead(console, kept)
     if done < total:
         console.print(Text(_say("  then mbnp grade --watch")))

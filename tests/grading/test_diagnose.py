@@ -94,6 +94,11 @@ PLANTED = [
     ),
     ("class_activation_map", "w[:, classes]", "w[:, 0 * classes]", "every image gets the map of class 0"),
     ("intersection_over_union", "found | truth", "found ^ truth", "exclusive or"),
+    # what came after
+    ("divisible", "near < 0.9 * channels", "near <= 0.9 * channels", "the border of a comparison"),
+    ("inverted_residual_forward", "np.clip(filtered, 0, 6)", "np.maximum(filtered, 0)", "after the depthwise"),
+    ("inverted_residual_backward", "((b > 0) & (b < 6))", "(b > 0)", "only where 0 < b < 6"),
+    ("squeeze_excite_backward", "((z > -3) & (z < 3))", "(z > -3)", "above 3 it is flat"),
 ]
 
 

@@ -15,12 +15,12 @@ build = builder()
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
 NAMES = """01_convolution_by_hand 02_depthwise_and_pointwise 03_backwards_through_a_convolution 04_batch_normalisation
 05_building_the_network 06_training 07_separable_against_standard 08_width_and_resolution 09_flops_are_not_time
-10_making_it_fast 11_looking_inside 12_weights_from_elsewhere"""
+10_making_it_fast 11_looking_inside 12_weights_from_elsewhere 13_what_came_after"""
 
 ONE_THREAD = dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-def test_there_are_twelve():
+def test_there_are_thirteen():
     assert [lesson.stem for lesson in LESSONS] == NAMES.split()
 
 
