@@ -162,11 +162,10 @@ WIDTH_STYLE = {1.0: (BLUE, "o"), 0.75: (VERMILION, "s"), 0.5: (GREEN, "^"), 0.25
 
 def front(points):
     """Return the points that no other point dominates, by increasing cost. points: (MACs, accuracy)."""
-    kept, best = [], -math.inf
+    kept = []
     for macs, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if accuracy > best:
+        if not kept or accuracy > kept[-1][1] or (macs, accuracy) == kept[-1]:
             kept.append((macs, accuracy))
-            best = accuracy
     return kept
 
 

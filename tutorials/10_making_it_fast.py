@@ -261,7 +261,7 @@ activate_and_convolve(x, x_scale, x_shift, w, out, means, m2s)
 expected = depthwise.forward(relu.forward(batchnorm.forward(x, gamma, beta, eps)[0]), w, padding=1)
 same(out, expected, "BatchNorm, ReLU and convolution in one kernel")
 mean = means.mean(axis=0)
-variance = (m2s + S * S * (means - mean) ** 2).sum(axis=0) / (N * S * S)  # the last exercise
+variance = (m2s + S * S * (means - mean) ** 2).sum(axis=0) / (N * S * S)  # of tiles that differ: the last exercise
 same(mean, expected.mean(axis=(0, 1, 2)), "its mean")
 same(variance, expected.var(axis=(0, 1, 2)), "its variance")
 

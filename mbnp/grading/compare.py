@@ -120,7 +120,7 @@ def _guess_type(got: Any, mine: np.dtype, wanted: np.dtype) -> str:
     if wanted.kind == "b":
         return "true or false is asked for: return the comparison itself, or convert by .astype(bool)"
     if mine.kind == "f":
-        return "whole numbers as floats: // keeps them whole, and np.zeros, np.ones and np.empty take dtype=int"
+        return "whole numbers as floats: // keeps them whole, and np.zeros, np.ones and np.empty take a dtype"
     return f"another kind of whole number: convert it by .astype(np.{wanted})"
 
 

@@ -149,6 +149,7 @@ def _iou_cases(seed: int) -> list[Case]:
     return [
         {"found": found, "truth": truth},
         {"found": half, "truth": empty},
+        {"found": empty, "truth": half},
         {"found": rng.random((2, 6, 3)) < 0.7, "truth": rng.random((2, 6, 3)) < 0.3},
     ]
 
