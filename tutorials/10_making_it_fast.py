@@ -537,7 +537,14 @@ show(fig, "Roofline of the L1 cache: the products move right and up, from three 
 # padded rows of images, and the table tells where each window begins: none is copied.
 
 # %%
-source(passes.affine, passes.activation, passes.activate_run, fused_conv._forward, fused_conv._product, fused_conv.conv_forward)
+source(
+    passes.affine,
+    passes.activation,
+    passes.activate_run,
+    fused_conv._forward,
+    fused_conv._product,
+    fused_conv.conv_forward,
+)
 
 # %% [markdown]
 # (`scale_shift` holds three numbers for each channel, and `affine` loads all of them: $(z - \mu) \cdot s + \beta$

@@ -355,7 +355,12 @@ def _combine(counts, means, m2s):
 def _combine_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     cases = []
-    for counts, channels, deviation in (((4, 4, 2), 3, 1.0), ((5, 5, 5), 2, 3.0), ((7, 1), 1, 2.0), ((3, 1, 3), 2, 1.0)):
+    for counts, channels, deviation in (
+        ((4, 4, 2), 3, 1.0),
+        ((5, 5, 5), 2, 3.0),
+        ((7, 1), 1, 2.0),
+        ((3, 1, 3), 2, 1.0),
+    ):
         tiles = [rng.standard_normal((n, channels)) + deviation * rng.standard_normal(channels) for n in counts]
         means = np.array([tile.mean(axis=0) for tile in tiles])
         m2s = np.array([((tile - tile.mean(axis=0)) ** 2).sum(axis=0) for tile in tiles])
