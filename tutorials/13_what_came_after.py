@@ -721,8 +721,40 @@ say(
 #         --epochs 20 --seed 0
 #     mbnp train --model mobilenet-v1-small --data FOLDER --epochs 20 --seed 0
 #
-# and seeds 1 and 2, where FOLDER has the binary records. MobileNetV2 reached TODO-CIFAR % on the test images,
-# and the article's network TODO-CIFAR %.
+# and seeds 1 and 2, where FOLDER has the binary records (`mbnp data subset` cuts a subset of that size). On 2,000
+# test images MobileNetV2 reached 73.90, 72.80 and 73.65 %, in the mean **73.45 %** with a spread of
+# 0.58, and the article's network 74.50, 74.95 and 74.65 %, in the mean **74.70 %** with a spread of
+# 0.23. These are the means of the three runs' `metrics.csv`:
+
+# %%
+# In per cent, after each epoch: on training images as they were learned, and on test images.
+CURVES = {
+    "MobileNetV2": (
+        "20.0 30.7 36.2 42.3 46.9 50.4 53.4 55.4 57.4 59.1 60.4 62.3 63.7 65.2 67.3 68.9 70.6 72.8 74.7 75.4",
+        "24.7 34.8 35.1 45.8 46.8 51.9 52.8 54.1 57.6 58.5 60.7 63.0 64.0 64.8 67.7 68.6 70.4 72.5 72.9 73.5",
+    ),
+    "the article's network": (
+        "22.2 34.3 39.4 45.4 49.4 52.9 56.1 58.1 60.0 62.2 63.9 65.5 66.9 68.7 70.7 72.5 74.3 76.6 78.0 78.9",
+        "24.6 39.8 43.3 47.8 52.1 53.8 56.8 61.2 62.0 59.9 62.9 65.5 66.8 68.2 70.7 71.1 73.2 73.6 74.8 74.7",
+    ),
+}
+fig, axes = figure(6, 3.3)
+for (name, curves), colour in zip(CURVES.items(), (VERMILION, BLUE), strict=True):
+    for curve, line, what in zip(curves, ("--", "-"), ("training", "test"), strict=True):
+        axes.plot(range(1, 21), np.array(curve.split(), float), line, color=colour, label=f"{name}, {what}")
+axes.set(xlabel="epoch", ylabel="accuracy (%)", xlim=(1, 20))
+axes.legend(fontsize=9)
+show(
+    fig,
+    "Accuracy on CIFAR-10's training and test images over 20 epochs, means of three seeds: MobileNetV2 is behind the "
+    "article's network on training images throughout, and on test images at the end",
+)
+
+# %% [markdown]
+# The curves say where the difference comes from. MobileNetV2 is behind on the *training* images throughout, and the
+# distance between its two curves is the smaller one: it does not learn by heart, it has learned less by then. That
+# fits what the cut left of it, 17 blocks whose first narrow ends have 8 channels, and the short training. Whether more
+# epochs would turn it round, this page has not measured.
 #
 # ## Questions
 #
