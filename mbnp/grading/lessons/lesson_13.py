@@ -228,7 +228,7 @@ def _passed(d, x):
     return d
 
 
-def _backward(dy, x, a, b, w1, w2, w3, first=_slope6, second=_slope6, wide=_relu6, filtered=_relu6, unfiltered=None):
+def _backward(dy, x, a, b, w1, w2, w3, *, first=_slope6, second=_slope6, wide=_relu6, filtered=_relu6, unfiltered=None):
     """Return the right answer, or one with other slopes, other inputs of the convolutions, or another dx of one."""
     db, dw3, _ = pointwise.backward(dy, filtered(b), w3)
     db = second(db, b)
@@ -338,7 +338,7 @@ def _pixel_sum(dy, x):
 
 
 def _excite(
-    dy, x, w1, w2, ds=_pixel_sum, dsigmoid=hard_sigmoid.backward, drelu=relu.backward, ways=(1, 1), spread=None
+    dy, x, w1, w2, *, ds=_pixel_sum, dsigmoid=hard_sigmoid.backward, drelu=relu.backward, ways=(1, 1), spread=None
 ):
     """Return the right answer, or one with other derivatives, without one of x's two ways, or another average's."""
     m = x.mean(axis=(1, 2))
