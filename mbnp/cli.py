@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="start with:\n  mbnp train\n  mbnp summary mobilenet-v1 --resolution 224",
     )
     parser.add_argument("--version", action="version", version=f"mbnp {mbnp.__version__}")
-    commands = (_train, _evaluate, _predict, _summary, _check, _data, _bench, _warmup, _convert, _grade)
+    commands = (_train, _evaluate, _predict, _explain, _summary, _check, _data, _bench, _warmup, _convert, _grade)
     _add_commands(parser, "command", commands)
     return parser
 
@@ -235,6 +235,21 @@ def _predict(p: argparse.ArgumentParser) -> None:
     _share(p, "--weights WHICH", "--threads N", "--readable")
 
 
+def _explain(p: argparse.ArgumentParser) -> None:
+    """Open a network up: a page that shows what it makes of your images.
+
+    Write one HTML file that needs nothing else: the feature maps of every layer, how each number is computed, and where
+    the network looks. The images are read as by mbnp predict. Exit status 1 if a file could not be read.
+
+    example:
+      mbnp explain cat.jpg dog.png --checkpoint runs/resnet20-1/model.safetensors
+    """
+    _add(p, "images IMAGE", "an image file of any kind that Pillow reads, a folder of them, or a pattern", nargs="+")
+    _add(p, "--checkpoint FILE", f"weights from mbnp train, or others: {READ}", required=True)
+    _add(p, "--out PAGE", "the page", default=Path("explain.html"))
+    _share(p, "--weights WHICH", "--threads N")
+
+
 def _summary(p: argparse.ArgumentParser) -> None:
     """Count parameters and multiplications, layer by layer.
 
@@ -249,6 +264,7 @@ def _summary(p: argparse.ArgumentParser) -> None:
     _add(p, "model MODEL", f"{MODELS}, or a file: {READ}")
     _share(p, "--weights WHICH", "--resolution N", "--width-mult X", "--channels N")
     _add(p, "--num-classes N", "default: the network's own")
+    _add(p, "--html PAGE", "write the layers and what each costs as a page, too")
 
 
 def _check(p: argparse.ArgumentParser) -> None:
@@ -351,6 +367,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
     _add(p, "--rounds N", "rounds of each", default=15)
     _add(p, "--json FILE", "write all of it: seconds, bytes, ratios")
     _add(p, "--out FILE.png", "draw the roofline, or with --scaling its curves")
+    _add(p, "--html PAGE", "write a page: every layer by its measured time, and on the roofline")
     _share(p, "--threads N", "--readable")
 
 
@@ -421,7 +438,7 @@ def _numbers(text: str) -> list[float]:
 
 _numbers.__name__ = "list of numbers"
 
-TYPES: dict[str, Any] = {"N": int, "K": int, "X": number, "RUN": Path, "R,G,B": _numbers}
+TYPES: dict[str, Any] = {"N": int, "K": int, "X": number, "RUN": Path, "PAGE": Path, "R,G,B": _numbers}
 SHARED = {
     "--data PATH": "a folder of images with a folder for each class, or a folder or archive of the binary records of "
     "CIFAR-10 or CIFAR-100, or cifar10, cifar100, cifar100:coarse, shapes10 (default: what MBNP_DATA "

@@ -11,12 +11,13 @@ from typing import Any
 
 import numba
 
-from mbnp import backend, models, plots
+from mbnp import backend, models, pages, plots
 from mbnp.bench import candidates, comparison, isa, machine, profile, report, scaling
 from mbnp.bench.workload import Workload
 from mbnp.commands import common
 from mbnp.commands.console import Console
 from mbnp.errors import MbnpError, unknown
+from mbnp.pages import network
 from mbnp.storage import replacing
 from mbnp.tables import hang
 
@@ -33,9 +34,11 @@ def run(options: Namespace) -> int:
         raise MbnpError(f"--rounds must be at least 1, got {options.rounds}")
     if options.scaling and options.load:
         raise MbnpError("--load is for comparisons, which --scaling is instead of: leave out one of them")
+    if options.scaling and options.html:
+        raise MbnpError("--html is for the layers, which --scaling is instead of: leave out one of them")
     if options.load < 0:
         raise MbnpError(f"--load must be at least 0 busy processes, got {options.load}")
-    for path in filter(None, (options.json, options.out)):  # before minutes of measuring, not after
+    for path in filter(None, (options.json, options.out, options.html)):  # before minutes of measuring, not after
         if not Path(path).absolute().parent.is_dir():
             raise FileNotFoundError(f"no folder for {path}: make it first")
     workload = _workload(options)
@@ -114,6 +117,10 @@ class _Bench:
             self.found["layers"][work] = _layers_json(measured)
             if work == "training" and self.options.out:
                 plots.roofline(measured, self.peaks, self.options.out, f"{workload}; {self.title}")
+            if work == "training" and self.options.html:
+                title, subtitle = f"{workload.model}: where the time goes", f"{workload}; {self.title}"
+                page = network.bench_page(net, title, subtitle, workload.resolution, measured, self.peaks)
+                pages.write(self.options.html, page)
 
     def comparisons(self, compared: list[Workload]) -> bool:
         """Return whether mbnp itself was timed to the end everywhere."""

@@ -1,7 +1,9 @@
 """Helpers that several commands share."""
 
 import functools
-from collections.abc import Callable
+import glob
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numba.core import event
@@ -10,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from mbnp import backend, datasets, fused
 from mbnp.commands.console import Console
 from mbnp.datasets import Dataset
+from mbnp.datasets.images import files_in
 from mbnp.errors import MbnpError
 from mbnp.fused import ahead
 from mbnp.network import Network
@@ -56,6 +59,20 @@ def engine(net: Network, readable: bool) -> Network:
     if readable or backend.current() != "numba":
         return net
     return fused.convert(net)
+
+
+def image_files(names: Sequence[str]) -> list[str]:
+    """Return what is meant by each name: a file, the files in a folder, or those that fit a pattern.
+
+    What is none of these stays as it is, so that reading it says what is wrong.
+    """
+    found: list[str] = []
+    for name in names:
+        if os.path.isdir(name):
+            found += files_in(name) or [name]
+        else:
+            found += [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True)) or [name]
+    return found
 
 
 def require_preprocessing(net: Network, path: str) -> None:

@@ -1,6 +1,5 @@
 """`mbnp predict`: name the most probable classes of image files."""
 
-import glob
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 
 from mbnp import spec, tables, train, weights
 from mbnp.commands import common
-from mbnp.datasets.images import files_in, read_image
+from mbnp.datasets.images import read_image
 from mbnp.errors import MbnpError
 from mbnp.network import Network
 
@@ -51,7 +50,7 @@ def _say(text: str) -> None:
 
 def _answers(net: Network, options: Namespace) -> Iterator[dict[str, Any]]:
     """Yield for each image its classes and their probabilities, or the error."""
-    files = [file for name in options.images for file in _files(name)]
+    files = common.image_files(options.images)
     count = spec.most_images(net, (net.resolution, net.resolution, net.channels), _AT_ONCE)
     for first in range(0, len(files), count):
         paths = files[first : first + count]
@@ -81,10 +80,3 @@ def _name(net: Network, label: int) -> str:
     if net.classes:
         return net.classes[label]
     return "class 1, of 0 and 1" if net.num_classes == 1 else f"class {label}"
-
-
-def _files(name: str) -> list[str]:
-    """Return what is meant: a file by its name, the files in a folder, or those that fit a pattern."""
-    if os.path.isdir(name):
-        return files_in(name) or [name]
-    return [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True)) or [name]

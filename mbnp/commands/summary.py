@@ -3,9 +3,10 @@
 from argparse import Namespace
 from pathlib import Path
 
-from mbnp import cost, models, tables, weights
+from mbnp import cost, models, pages, tables, weights
 from mbnp.errors import MbnpError
 from mbnp.network import Network
+from mbnp.pages import network
 
 SHOWN = 10  # names of classes
 
@@ -25,7 +26,10 @@ def run(options: Namespace) -> None:
     size = net.resolution if options.resolution is None else options.resolution
     counted = cost.of(net, (size, size, net.channels))
     name = net.arch.get("name")
-    print(f"{name if name in models.names() else options.model}, images of {size} x {size}\n")
+    name = name if name in models.names() else options.model
+    if options.html is not None:  # first: if it cannot be written, nothing is printed
+        pages.write(options.html, network.page(net, name, size))
+    print(f"{name}, images of {size} x {size}\n")
     print(tables.hang(counted.table()) + "\n")
     for label, text in _totals(net, counted).items():
         print(tables.hang(f"{label:12}{text}", indent=12))
@@ -36,6 +40,8 @@ def run(options: Namespace) -> None:
         "separable": cost.separable(10, 10, 3, 3, 10),
     }
     print("\n" + FORMULAS.format(**example))
+    if options.html is not None:
+        print(f"\n{options.html}: open it in a browser")
 
 
 def _totals(net: Network, counted: cost.Cost) -> dict[str, str]:
