@@ -24,9 +24,9 @@ from mbnp.pages.network import MEASURES, Node, described, graph
 
 CLASSES = 3  # for which the page says where the network looks; of one image
 SHOWN = 10  # classes in the list of the most probable
-CHANNELS = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)  # at most so many that a layer adds, the first that fits
+CHANNELS = (512, 256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)  # at most so many that a layer adds, the first that fits
 BYTES = 10 << 20  # of an image's numbers before they are compressed
-SQUARES = 14  # of the occlusion, in each direction
+SQUARES = 12  # of the occlusion, in each direction
 LARGEST = 6e4  # what the largest number of a feature map is stored as, below float16's largest
 
 

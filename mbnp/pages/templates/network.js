@@ -32,6 +32,8 @@ function number(v) {
   return text.replace("-", "−");
 }
 const signed = (v) => (v < 0 ? "− " : "+ ") + number(Math.abs(v));
+// A sum of products, or of numbers alone, as text.
+const added = (terms) => terms.map(([a, b], k) => (k ? " " + signed(a) : number(a)) + (b === undefined ? "" : `·${number(b)}`)).join("");
 const whole = (v) => Math.round(v).toLocaleString("en");
 const percent = (v) => (100 * v).toFixed(v > 0 && v < 0.001 ? 2 : 1) + " %";
 
@@ -184,9 +186,7 @@ function drawFlow() {
       el("div", { class: "cost", title: `${node.name}: ${size(value)}` }, value ? el("span", {}, size(value)) : "",
         el("i", { style: `height:${(54 * value) / most}px` })));
     if (images.length) {
-      const [h, w] = hw(node), strongest = node.channels.map((_, at) => at)
-        .sort((a, b) => strength(node, b) - strength(node, a)).slice(0, 4);
-      column.append(el("div", { class: "maps" }, strongest.map((at) => el(
+      column.append(el("div", { class: "maps" }, strongest(node).slice(0, 4).map((at) => el(
         "button", {
           class: "map", "aria-pressed": i === state.node && at === state.channel, "data-node": node.name,
           "data-channel": node.channels[at], "aria-label": `${node.name}, channel ${node.channels[at]}`,
@@ -196,6 +196,7 @@ function drawFlow() {
     return column;
   }));
 }
+const strongest = (node) => node.channels.map((_, at) => at).sort((a, b) => strength(node, b) - strength(node, a));
 const strengths = new Map();
 function strength(node, at) {
   const key = `${node.name}/${at}/${state.image}`;
@@ -261,8 +262,7 @@ function depthwiseView(node, at) {
     const products = seen.map((v, k) => v * kernel[k]);
     grids.replaceChildren(grid(seen, width, "input"), el("span", {}, "×"), grid(kernel, width, "kernel"), el("span", {}, "="),
       grid(products, width, "products"));
-    const terms = seen.map((v, k) => `${number(kernel[k])}·${number(v)}`).join(" + ");
-    return `${terms}${bias ? " " + signed(bias) : ""} = ${number(output(node, at)(i, j))}`;
+    return `${added(seen.map((v, k) => [kernel[k], v]))}${bias ? " " + signed(bias) : ""} = ${number(output(node, at)(i, j))}`;
   }];
 }
 
@@ -291,11 +291,11 @@ function sumView(node, at) {
     rows.replaceChildren(...top.flatMap(([c, v]) => {
       const how = kh * kw > 1 ? `kernel · ${kh}×${kw} pixels` : `${number(kernel(c)[0])} × ${number(patch(map(before, c), h, w, frame)[0])}`;
       return line(thumbs.get(c), `channel ${before.channels[c]}`, how, v);
-    }), ...(values.length > shown.length ? line("", `${values.length - shown.length} more`, "held by this page", others) : []),
-    ...(left ? line("", `${left} others`, "not in this page", absent) : []),
-    ...(bias ? line("", "bias", "", bias) : []), ...line("", "sum", "", total, "total"));
-    const first = top.slice(0, 4).map(([c, v]) => kh * kw > 1 ? number(v) : `${number(kernel(c)[0])}·${number(patch(map(before, c), h, w, frame)[0])}`);
-    return `${first.join(" + ")}${before.count > 4 ? ` + … (${before.count} inputs)` : ""}${bias ? " " + signed(bias) : ""} = ${number(total)}`;
+    }), ...(values.length > shown.length ? line(el("span"), `${values.length - shown.length} more`, "held by this page", others) : []),
+    ...(left ? line(el("span"), `${left} others`, "not in this page", absent) : []),
+    ...(bias ? line(el("span"), "bias", "", bias) : []), ...line(el("span"), "sum", "", total, "total"));
+    const first = top.slice(0, 4).map(([c, v]) => kh * kw > 1 ? [v] : [kernel(c)[0], patch(map(before, c), h, w, frame)[0]]);
+    return `${added(first)}${before.count > 4 ? ` + … (${before.count} inputs)` : ""}${bias ? " " + signed(bias) : ""} = ${number(total)}`;
   }];
 }
 const kernelPicture = (values, kh, kw) => {
@@ -305,7 +305,7 @@ const kernelPicture = (values, kh, kw) => {
 
 // A function of one number, drawn over the histogram of what goes in.
 function curve(values, f, { cut = () => false, mark = null, label }) {
-  const [w, h, m] = [360, 240, 34], finite = values.filter(Number.isFinite);
+  const [w, h, m] = [360, 240, 58], finite = values.filter(Number.isFinite);
   let [low, high] = extent(finite);
   if (mark) { low = Math.min(low, mark[0]); high = Math.max(high, mark[1]); }
   if (!(high > low)) [low, high] = [low - 1, high + 1];
@@ -388,7 +388,7 @@ function averageView(node, at) {
   return [parts, (i, j) => {
     const frame = node.kernel ? taps(node, i, j) : [0, 0, h, w], seen = patch(values, h, w, frame);
     input.show(...frame);
-    return `(${seen.slice(0, 9).map(number).join(" + ")}${seen.length > 9 ? " + …" : ""})/${seen.length} = ${number(output(node, at)(i, j))}`;
+    return `(${added(seen.slice(0, 9).map((v) => [v]))}${seen.length > 9 ? " + …" : ""})/${seen.length} = ${number(output(node, at)(i, j))}`;
   }];
 }
 function maxView(node, at) {
@@ -447,7 +447,7 @@ function drawDetail() {
   } }, text);
   byId("detail").replaceChildren(
     el("h2", {}, `${node.name}: ${node.title}`),
-    el("p", { class: "quiet" }, `${node.shape.join(" × ")}; ${whole(node.macs)} MACs, ${whole(node.params)} parameters. ${held}: `),
+    el("p", { class: "quiet" }, `${node.shape.join(" × ")}; ${whole(node.macs)} MACs, ${whole(node.params)} parameters; ${held}:`),
     strip,
     el("div", { class: "stage" }, figure(mine.box, named(node, at), scaleOf(values)), parts),
     formula,
@@ -560,6 +560,7 @@ try {
   byId("measure").addEventListener("change", drawFlow);
   if (images.length) {
     state.node = Math.max(nodes.findIndex((node) => node.kind === "depthwise"), 1);
+    state.channel = strongest(nodes[state.node])[0];
     state.pixel = hw(nodes[state.node]).map((n) => n >> 1);
   }
   drawAll();
