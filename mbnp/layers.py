@@ -348,6 +348,9 @@ class Dropout(Layer):
     def backward(self, dy: np.ndarray) -> np.ndarray:
         return dropout.backward(dy, self.pop_saved("mask"))
 
+    def still(self) -> None:
+        self.rate = 0.0
+
     def torch(self, F: Any) -> Callable[..., Any]:
         """Return PyTorch's dropout, which draws other masks."""
         return lambda x, train: F.dropout(x, self.rate, train)

@@ -8,6 +8,7 @@ MobileNet is a chain, so running the layers' backwards in reverse order is the w
 and no global training mode. The arrays are in `parameter.py`, the layers themselves in `layers.py`.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -115,6 +116,11 @@ class Layer:
         """Return whether there is a parameter that is not frozen."""
         return any(not p.frozen for p in self.parameters().values())
 
+    def still(self) -> None:
+        """Make a training forward compute what inference does. A layer that draws random numbers stops that, too."""
+        for p in self.parameters().values():
+            p.frozen = True
+
     def touch(self) -> None:
         """Mark the arrays of this layer as changed, after they were written in place."""
         for variable in self.variables().values():
@@ -162,9 +168,13 @@ class Layer:
         """Yield (name, layer, input shape, output shape) of each layer that computes; no batch axis."""
         return self._walk(tuple(shape), "")
 
+    def parts(self, name: str = "") -> Iterator[tuple[str, "Layer"]]:
+        """Yield (full name, layer) of every layer, a container after what is in it."""
+        yield name, self
+
     def leaves(self, name: str = "") -> Iterator[tuple[str, "Layer"]]:
         """Yield (full name, layer) of each layer that is no container."""
-        yield name, self
+        return ((at, layer) for at, layer in self.parts(name) if not isinstance(layer, Sequential))
 
     def _visit(self, x: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
         yield name, self.forward(x)
@@ -269,9 +279,10 @@ class Sequential(Layer):
     def variables(self) -> dict[str, parameter.Variable]:
         return {f"{at}.{name}": v for at, layer in self.layers.items() for name, v in layer.variables().items()}
 
-    def leaves(self, name: str = "") -> Iterator[tuple[str, Layer]]:
+    def parts(self, name: str = "") -> Iterator[tuple[str, Layer]]:
         for child, layer in self.layers.items():
-            yield from layer.leaves(_join(name, child))
+            yield from layer.parts(_join(name, child))
+        yield name, self
 
     def flat(self, name: str = "") -> list[tuple[str, Layer]]:
         """Return (full name, layer) in order, with plain Sequentials opened; a Residual counts as one layer."""
@@ -314,10 +325,12 @@ class Residual(Sequential):
         shortcut = self.shortcut.variables() if self.shortcut else {}
         return super().variables() | {f"shortcut.{name}": v for name, v in shortcut.items()}
 
-    def leaves(self, name: str = "") -> Iterator[tuple[str, Layer]]:
-        yield from super().leaves(name)
+    def parts(self, name: str = "") -> Iterator[tuple[str, Layer]]:
+        *body, itself = super().parts(name)
+        yield from body
         if self.shortcut:
-            yield from self.shortcut.leaves(_join(name, "shortcut"))
+            yield from self.shortcut.parts(_join(name, "shortcut"))
+        yield itself
 
     def _visit(self, x: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
         *body, (_, y) = super()._visit(x, name)
@@ -438,6 +451,28 @@ class Network(Sequential):
         self.check_input(x)
         return super().forward(x, train)
 
+    def gradients(self, x: np.ndarray, dlogits: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the gradient of sum(logits * dlogits) with respect to every layer's output in inference.
+
+        The names are those of `activations`; "input" is the gradient of the images x (N, H, W, 3), so that no layer may
+        have this name. BatchNorm uses its running statistics, and dropout does nothing. dlogits has the logits' shape
+        (N, classes) and dtype: for the gradient of one logit it is 1 there, and 0 elsewhere. All of it happens in a
+        copy: the network and the gradients of its parameters stay as they are.
+        """
+        self.check_input(x)
+        if "input" in self.layers:
+            raise MbnpError("a layer is named 'input', as the gradient of the images would be: rename the layer")
+        net, found = copy.deepcopy(self), dict[str, np.ndarray]()
+        names = [name for name, _ in net.parts() if name]
+        for name, layer in net.parts():
+            layer.still()
+            _record_dy(layer, name, found)
+        net.needs_dx = True
+        _check_dlogits(dlogits, net.forward(x, train=True))
+        dx = net.backward(dlogits.copy())
+        assert dx is not None  # since needs_dx is true
+        return {name: found[name] for name in names if name in found} | {"input": dx}
+
     def check_input(self, x: np.ndarray) -> None:
         """Raise an MbnpError that names what is wrong with x, if anything is."""
         if not isinstance(x, np.ndarray):
@@ -451,3 +486,23 @@ class Network(Sequential):
             raise MbnpError(f"x holds no images: its shape is {x.shape}")
         if x.dtype != self.dtype:
             raise MbnpError(f"x is {x.dtype} and the network {self.dtype}; pass x.astype(net.dtype)")
+
+
+def _record_dy(layer: Layer, name: str, found: dict[str, np.ndarray]) -> None:
+    """Make the layer's backward keep dy, the gradient of its output, in `found`."""
+    backward = layer.backward
+
+    def recorded(dy: np.ndarray) -> np.ndarray:
+        found[name] = dy
+        return backward(dy)
+
+    layer.backward = recorded  # type: ignore[method-assign]
+
+
+def _check_dlogits(dlogits: np.ndarray, logits: np.ndarray) -> None:
+    got = dlogits.shape if isinstance(dlogits, np.ndarray) else f"a {type(dlogits).__name__}"
+    if got != logits.shape:
+        raise MbnpError(f"dlogits must be a NumPy array of the logits' shape {logits.shape}, got {got}")
+    refuse_mask("dlogits", dlogits)
+    if dlogits.dtype != logits.dtype:
+        raise MbnpError(f"dlogits is {dlogits.dtype} and the logits are {logits.dtype}; pass dlogits.astype(net.dtype)")

@@ -9,15 +9,18 @@
 # need lessons 5 and 6. It takes about forty minutes.
 
 # %%
+from pathlib import Path
+
 import numpy as np
 from lesson import BLACK, BLUE, ORANGE, SKY, SMALL, VERMILION, figure, measured_here, say, show, source, table
 
-from mbnp import backend, cost, datasets, fused, train
+from mbnp import backend, cost, datasets, explain, fused, pages, train
 from mbnp.datasets import shapes10
 from mbnp.layers import GlobalAveragePool, Linear
 from mbnp.models.blocks import separable_block, standard_block
 from mbnp.network import Network
 from mbnp.ops import linear, pool, relu, softmax_cross_entropy
+from mbnp.pages import explain as explain_page
 
 backend.set_num_threads(min(2, backend.max_threads()))
 measured_here()
@@ -56,6 +59,7 @@ history = train.fit(fast, data, recipe)
 test, masks = data.test, data.test.masks
 x = datasets.normalise(test.images, data.mean, data.std)
 predicted = fast.forward(x).argmax(axis=1)
+recognised = predicted == test.labels
 say(
     f"{cost.of(net, (32, 32, 3)).params:,} parameters, {len(history)} epochs, {sum(r.seconds for r in history):.0f} s: "
     f"test accuracy {history[-1].test_accuracy:.1%}. On average the object covers "
@@ -272,29 +276,28 @@ def last_feature_map(images):
     return images
 
 
-features = np.concatenate([last_feature_map(x[start : start + 250]) for start in range(0, len(x), 250)])
-fc = net["fc"].weight.value, net["fc"].bias.value
-contribution = np.einsum("nijc,cn->nij", features, fc[0][:, predicted])  # (N, 8, 8)
-
-logit = net.forward(x[:50])[np.arange(50), predicted[:50]]
-error = np.abs(contribution[:50].mean(axis=(1, 2)) + fc[1][predicted[:50]] - logit).max()
+features, classes = last_feature_map(x[:50]), predicted[:50]
+weight, bias = net["fc"].weight.value, net["fc"].bias.value
+by_hand = np.einsum("nijc,cn->nij", features, weight[:, classes])  # (N, 8, 8)
+logit = net.forward(x[:50])[np.arange(50), classes]
+error = np.abs(by_hand.mean(axis=(1, 2)) + bias[classes] - logit).max()
 say(f"Mean of the class activation map plus bias against the logit, 50 images: the largest difference is {error:.1e}.")
+
+contribution = explain.class_activation_map(net, x, predicted)  # the same, of all images: (N, 8, 8)
+error = np.abs(contribution[:50] - by_hand).max()
+say(f"`explain.class_activation_map` against the three lines above: the largest difference is {error:.1e}.")
 
 # %% [markdown]
 # To display a class activation map we set negative contributions to 0, scale the maximum to 1, and enlarge
 # the map to the image's size by linear interpolation between the centres of the cells.
 
+
 # %%
-centres = 4 * np.arange(8) + 1.5  # of the cells, in pixels
-enlarge = np.array([np.interp(np.arange(32), centres, row) for row in np.eye(8)])  # (8, 32)
-
-
 def heat(contribution):
     """Return maps (N, 32, 32) from 0 to 1; all 0 where no contribution is positive."""
     positive = np.maximum(contribution, 0)
     top = positive.max(axis=(1, 2), keepdims=True)
-    positive = positive / np.where(top > 0, top, 1)
-    return np.einsum("nij,ip,jq->npq", positive, enlarge, enlarge)
+    return explain.enlarge(positive / np.where(top > 0, top, 1), 32, 32)
 
 
 cam = heat(contribution)
@@ -320,50 +323,77 @@ show(
 # ## Does the map mean anything?
 #
 # The **pointing game**: take the brightest pixel of each map. Is it on the object? And what would a method
-# score that does not look at the image at all?
+# score that does not look at the image at all? One is to point at the middle, always. Where the middle is not on the
+# object, that scores nothing, and is too easy to beat: there the second baseline is a pixel on a ring about the middle,
+# of the radius that scores most on training images. We count the images that the network recognises.
 #
 # **Before you run the next cell:** a pixel at random is on the object in about a fifth of the cases. What is
 # your guess for the map's brightest pixel? And for a method that always points at the middle of the image?
 
 # %%
-indices = np.arange(len(x))
-flat_masks = masks.reshape(len(x), -1)
-peak = cam.reshape(len(x), -1).argmax(axis=1)
-hit = flat_masks[indices, peak]
-in_the_middle = masks[:, 15:17, 15:17].mean(axis=(1, 2))
-others = flat_masks[np.roll(indices, 1), peak]  # the same peak, on the object of the next image
-wide = np.pad(masks, ((0, 0), (2, 2), (2, 2)))
-near = np.any([wide[:, i : i + 32, j : j + 32] for i in range(5) for j in range(5)], axis=0)
-off_centre = ~masks[:, 15:17, 15:17].any(axis=(1, 2))
+yy, xx = np.mgrid[:32, :32] - 15.5
+from_middle = np.hypot(yy, xx)
+middle = from_middle < 1  # four pixels
 
-rows = [
-    ["a random pixel", f"{masks.mean():.1%}"],
-    ["always the middle of the image, the mean of its four pixels", f"{in_the_middle.mean():.1%}"],
-    ["the map's peak", f"{hit.mean():.1%}"],
-    ["the map's peak, with the mask of another image", f"{others.mean():.1%}"],
-    [
-        "the map's peak, at most 2 pixels beside the object",
-        f"{near.reshape(len(x), -1)[indices, peak].mean():.1%}",
-    ],
-    [
-        f"the map's peak, in the {off_centre.mean():.0%} of images with none of the middle's four pixels on the object",
-        f"{hit[off_centre].mean():.1%}",
-    ],
-]
-say(table(rows, ["pixel", "on the object"]))
+
+def ring_of(radius):
+    """Return the pixels (32, 32) whose distance from the middle is `radius`, to half a pixel."""
+    return np.abs(from_middle - radius) <= 0.5
+
+
+def widened(masks, pixels=2):
+    """Return masks (N, 32, 32) with all pixels at most so many rows and so many columns beside them."""
+    wide, steps = np.pad(masks, ((0, 0), (pixels, pixels), (pixels, pixels))), range(2 * pixels + 1)
+    return np.any([wide[:, i : i + 32, j : j + 32] for i in steps for j in steps], axis=0)
+
+
+def misses_middle(masks):
+    """Return of which masks (N,) none of the middle's four pixels is a part."""
+    return ~masks[:, middle].any(axis=1)
+
+
+tuning = slice(0, 50 if SMALL else 500)
+masks_train = data.train.masks[tuning]
+radius = max(range(2, 16), key=lambda r: masks_train[misses_middle(masks_train)][:, ring_of(r)].mean())
+peaks = cam == cam.max(axis=(1, 2), keepdims=True)
+near, off_centre = widened(masks), misses_middle(masks)
+
+
+def score(pointed, truth, chosen):
+    """Return how often a pixel pointed at, one of (N, 32, 32) or of the same (32, 32), is in the truth (N, 32, 32)."""
+    pointed = np.broadcast_to(pointed, truth.shape)[chosen]
+    shares = (pointed & truth[chosen]).sum(axis=(1, 2)) / pointed.sum(axis=(1, 2))
+    return shares.sum() / max(len(shares), 1)
+
+
+rows = []
+of_recognised = (masks, recognised), (near, recognised), (masks, recognised & off_centre)
+for name, pointed in (
+    ("a random pixel", np.ones((32, 32), bool)),
+    ("always the middle of the image, the mean of its four pixels", middle),
+    (f"a pixel on a ring of radius {radius} about the middle, the mean of all", ring_of(radius)),
+    ("the map's peak", peaks),
+    ("the map's peak, with the mask of another image", np.roll(peaks, 1, axis=0)),
+):
+    rows.append([name, *(f"{score(pointed, truth, chosen):.1%}" for truth, chosen in of_recognised)])
+say(table(rows, ["pixel", "on the object", "or at most 2 pixels beside it", "on it, where the middle is not"]))
+
 say(
-    f"{hit.mean():.0%} looks good against {masks.mean():.0%}. Compared with always pointing at the middle, which "
-    f"scores {in_the_middle.mean():.0%}, it looks different. A result without the right baseline means nothing."
+    f"{score(peaks, masks, recognised):.0%} on the object looks good against {masks[recognised].mean():.0%}. Compared "
+    f"with always pointing at the middle, which scores {score(middle, masks, recognised):.0%}, it looks different. A "
+    f"result without the right baseline means nothing. The last column is of the {off_centre[recognised].mean():.0%} "
+    f"of the images that have none of the middle's four pixels on the object."
 )
 
 # %% [markdown]
-# The other lines help to understand it. With the mask of *another* image a map that only knew "objects are in
-# the middle" would score just as well as with its own. And where the middle is not on the object, pointing
-# there scores nothing. So the map does follow the object. Why then does its peak miss? Look at the classes
-# one by one.
+# The other lines and columns help to understand it. With the mask of *another* image a map that only knew "objects are
+# in the middle" would score just as well as with its own. And where the middle is not on the object, the map beats the
+# ring, the best that can be done there without looking. So the map does follow the object. Why then does its peak
+# miss? Look at the classes one by one.
 
 # %%
-by_class = [(hit[test.labels == k].mean(), in_the_middle[test.labels == k].mean()) for k in range(10)]
+of_class = [recognised & (test.labels == k) for k in range(10)]
+by_class = [(score(peaks, masks, chosen), score(middle, masks, chosen)) for chosen in of_class]
 order = np.argsort([-a for a, _ in by_class])
 fig, axes = figure(width=8, height=3)
 axes.bar(np.arange(10) - 0.2, [100 * by_class[k][0] for k in order], 0.38, color=BLUE, label="the map's peak")
@@ -411,16 +441,12 @@ def iou(found, truth):
     return (found & truth).sum(axis=(1, 2)) / np.maximum((found | truth).sum(axis=(1, 2)), 1)
 
 
-tuning = slice(0, 50 if SMALL else 500)
 x_train = datasets.normalise(data.train.images[tuning], data.mean, data.std)
-masks_train = data.train.masks[tuning]
-guess = fast.forward(x_train).argmax(axis=1)
-cam_train = heat(np.einsum("nijc,cn->nij", last_feature_map(x_train), fc[0][:, guess]))
-yy, xx = np.mgrid[:32, :32] - 15.5
+cam_train = heat(explain.class_activation_map(net, x_train, fast.forward(x_train).argmax(axis=1)))
 
 
 def disc(radius, count):
-    return np.broadcast_to(np.hypot(yy, xx) < radius, (count, 32, 32))
+    return np.broadcast_to(from_middle < radius, (count, 32, 32))
 
 
 thresholds, radii = np.arange(0.05, 0.95, 0.05), range(4, 20)
@@ -464,32 +490,20 @@ for a, b in ((0.5, 0.0), (0.5, 0.9), (0.4, 1.0)):
 # that z is 0, and its gradient is 0. A gradient is about a small change from here. It is not a share of the result:
 # these do not add up to z, as the contributions in a class activation map do to the logit.
 #
-# In mbnp a network whose `needs_dx` is true returns `dx`. BatchNorm has to use its running statistics, as it does
-# when it is frozen: with those of the batch, a logit would depend on the pixels of the other images.
-
+# In mbnp `net.gradients(x, dlogits)` goes back through the network, from `dlogits` with a 1 for one class and 0 for the
+# others, and returns the gradient at the output of every layer by its name, and that of the pixels as "input".
+# BatchNorm uses its running statistics there: with those of the batch, a logit would depend on the pixels of the other
+# images. The saliency map is then three lines:
 
 # %%
-def pixel_gradients(network, images, classes):
-    """Return the gradient (N, 32, 32, 3) of each image's logit of its class with respect to the image's pixels."""
-    parameters, found = network.parameters().values(), []
-    network.needs_dx = True
-    for parameter in parameters:
-        parameter.frozen = True
-    for start in range(0, len(images), 100):
-        logits = network.forward(images[start : start + 100], train=True)
-        one = np.eye(logits.shape[1], dtype=np.float32)[classes[start : start + 100]]  # 1 for the class, 0 for others
-        found.append(network.backward(one))
-    for parameter in parameters:
-        parameter.frozen = False
-    network.needs_dx = False
-    return np.concatenate(found)
+source(explain.saliency)
 
-
+# %%
 some = slice(0, 50 if SMALL else 500)
 x_some, masks_some, right = x[some], masks[some], test.labels[some]
 logits = net.forward(x_some)
 best, second = np.argsort(-logits, axis=1)[:, :2].T
-gradient = pixel_gradients(net, x_some, best)
+gradient = net.gradients(x_some[:1], np.eye(10, dtype=np.float32)[best[:1]])["input"]
 
 at = np.unravel_index(np.abs(gradient[0]).argmax(), gradient[0].shape)
 step = np.zeros_like(x_some[:1])
@@ -498,7 +512,7 @@ slope = (net.forward(x_some[:1] + step) - net.forward(x_some[:1] - step))[0, bes
 say(f"The largest gradient of the first image: {gradient[0][at]:.3f}. By finite differences: {slope:.3f}.")
 
 # %%
-saliency = np.abs(gradient).max(axis=3)
+saliency = explain.saliency(net, x_some, best)
 shown = [n for n in first if n < len(x_some)]
 fig, axes = figure(width=8.5, height=2.3, nrows=2, ncols=10)
 for axis in axes.flat:
@@ -537,8 +551,8 @@ def ranks(maps):
 untrained_net = short_network(len(data.classes))
 maps = {
     "saliency of the predicted class": saliency,
-    "saliency of the second class": np.abs(pixel_gradients(net, x_some, second)).max(axis=3),
-    "saliency before training": np.abs(pixel_gradients(untrained_net, x_some, best)).max(axis=3),
+    "saliency of the second class": explain.saliency(net, x_some, second),
+    "saliency before training": explain.saliency(untrained_net, x_some, best),
     "edges, no network": neighbour_differences(x_some),
     "random numbers": np.random.default_rng(0).random(saliency.shape),
 }
@@ -575,6 +589,34 @@ say(
 # is, as in the third line by hand), that a bright one is used (it could change the logit, but perhaps does not), or
 # that a person would give the same reason. It says what its definition says: a small change *here* would change this
 # logit most.
+#
+# ## Between the two: Grad-CAM
+#
+# A class activation map needs a network that ends in an average, and exists for the last feature map only. With the
+# gradients of an inner layer there is one for any layer: weigh each channel by the mean of its gradient over the
+# feature map, add the channels up, and set what is negative to 0 (Selvaraju et al., "Grad-CAM", 2017,
+# [arXiv:1610.02391](https://arxiv.org/abs/1610.02391)). Before the average, where the gradient is $w_{ck} / (HW)$ at
+# each cell, this is the class activation map divided by $HW$; in earlier layers it is no share of the logit any more.
+#
+# **Before you run the next cell:** earlier feature maps have more and smaller cells. Is the peak of their Grad-CAM on
+# the object more often, or less?
+
+# %%
+signed = explain.grad_cam(net, x_some, best, "block5", signed=True)  # without the last step, the ReLU
+error = np.abs(64 * signed - explain.class_activation_map(net, x_some, best)).max()
+say(f"64 times the Grad-CAM of block5 against the class activation map: the largest difference is {error:.1e}.")
+
+rows, good = [], best == right
+for k in range(1, len(BLOCKS) + 1):
+    maps = explain.grad_cam(net, x_some, best, f"block{k}")
+    large = explain.enlarge(maps, 32, 32)
+    peaks = large == large.max(axis=(1, 2), keepdims=True)
+    shares = (f"{score(peaks, truth[some], good):.1%}" for truth in (masks, near))
+    rows.append([f"block{k}", f"{maps.shape[1]}x{maps.shape[2]}", *shares])
+say(table(rows, ["Grad-CAM of", "cells", "peak on the object", "or at most 2 pixels beside it"]))
+
+# %% [markdown]
+# GRADCAM TEXT
 #
 # ## A dead filter
 #
@@ -684,6 +726,21 @@ say(
 # superfluous: they can replace each other. (*Pruning* makes networks smaller this way: remove the channels
 # that matter least, continue training, repeat.)
 #
+# ## The same for your own image
+#
+# All of this, for any image and any network that mbnp trained or read, is one command:
+#
+#     mbnp explain IMAGE --checkpoint FILE --out page.html
+#
+# It writes a page that needs nothing else, no network either: every layer's feature maps from left to right, what each
+# of their pixels was computed from, and the maps of this lesson. The cell below makes such a page of the star and the
+# network above: [explain.html](rendered/11_looking_inside_files/explain.html). Download it and open it in a browser,
+# since a code host shows a page's source.
+
+# %%
+pages.write(Path("explain.html"), explain_page.page(net, test.images[star : star + 1], [data.classes[8]]))
+
+# %% [markdown]
 # ## Questions
 #
 # 1. Why can the filters of the second layer not be shown as small colour images?

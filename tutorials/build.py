@@ -178,13 +178,18 @@ def is_fresh(lesson: Path) -> bool:
 
 
 def build(lesson: Path) -> Path:
-    """Execute a lesson and write its page and figures. LessonError, and nothing written, if a cell fails."""
-    notebook = _execute(lesson, HERE)
+    """Execute a lesson and write its page, its figures, and beside them what files it made in its working folder.
+
+    LessonError, and nothing written, if a cell fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = _execute(lesson, Path(folder))
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     shown = {name for output in outputs for name in output.get("metadata", {}).get("mbnp", {}).get("shown", ())}
     body, figures = _convert(notebook, f"{lesson.stem}_files")
     parts = [_stamp(lesson, sorted(shown)), _links(lesson), body, "---", _links(lesson)]
-    return _write("\n\n".join(parts) + "\n", figures, page_of(lesson))
+    return _write("\n\n".join(parts) + "\n", figures | files, page_of(lesson))
 
 
 def translate(lesson: Path) -> None:
@@ -305,15 +310,17 @@ def _chosen(names: list[str], everything: bool) -> list[Path]:
     return chosen
 
 
-def _environment() -> dict[str, str]:
+def _environment(*folders: Path) -> dict[str, str]:
     """Return the environment of a fresh clone: full size, the data that mbnp draws itself, the default backend.
 
-    The mbnp in it is the one that is imported here, whose code is stamped, from whatever folder the lesson runs.
+    The mbnp in it is the one that is imported here, whose code is stamped, from whatever folder the lesson runs; it
+    finds modules in `folders`, too.
     """
     ours = ("MBNP_LESSONS", "MBNP_DATA", "MBNP_BACKEND", "MPLBACKEND")
     env = {name: value for name, value in os.environ.items() if name not in ours}
     paths = [
         str(Path(mbnp.__file__).parents[1]),
+        *map(str, folders),
         *map(os.path.abspath, filter(None, env.get("PYTHONPATH", "").split(os.pathsep))),
     ]
     env["PYTHONPATH"] = os.pathsep.join(paths)
@@ -321,7 +328,7 @@ def _environment() -> dict[str, str]:
 
 
 def _execute(lesson: Path, folder: Path, setup: str = "") -> Any:
-    """Return the lesson as a notebook with its results; `setup` is a cell before all others."""
+    """Return the lesson as a notebook with its results; `setup` is a cell before all others, instead of lesson.py."""
     import jupytext
     import nbformat
     from jupyter_client.kernelspec import KernelSpecManager
@@ -344,7 +351,7 @@ def _execute(lesson: Path, folder: Path, setup: str = "") -> Any:
         resources={"metadata": {"path": str(folder)}},
     )
     try:
-        client.execute(env=_environment())
+        client.execute(env=_environment(*([] if setup else [HERE])))
     except CellExecutionError as error:
         what = f"{error.ename}: {error.evalue}".strip(": ").splitlines()[0]
         at = _failing_line(lesson, notebook, error.traceback)
@@ -399,11 +406,14 @@ def _relink(notebook: Any, to_lesson: str, to_file: str) -> None:
 
 
 def _linked(text: str, to_lesson: str, to_file: str) -> str:
-    """Write relative links as `to_lesson` with {} for the name of a lesson, and `to_file` for other files."""
+    """Write relative links as `to_lesson` with {} for the name of a lesson, and `to_file` for other files.
+
+    A file of `rendered` need not be there yet: a lesson may link what it makes.
+    """
 
     def link(target: re.Match[str]) -> str:
         file = HERE / target[0]
-        if not file.exists():
+        if not (file.exists() or target[0].startswith("rendered/")):
             return target[0]
         return to_lesson.format(file.stem) if file in lessons() else to_file.format(target[0])
 

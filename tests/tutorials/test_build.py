@@ -31,6 +31,8 @@ source(window.same_padding)
 # %%
 print("plain <output>")
 print("a warning", file=sys.stderr)
+with open("made.html", "w") as file:
+    file.write("a page")
 say(table([["a", 1_000, 0.5]], ["name", "count", "fraction"]))
 
 # %% tags=["hide-input"]
@@ -40,6 +42,8 @@ show(fig, "a line that rises")
 
 # %% [markdown]
 # See [the lesson after](14_after.py), [the tools](lesson.py) and [the web](https://example.org/lesson.py).
+#
+# [What it made](rendered/13_try_files/made.html).
 #
 # <details><summary>Solution</summary>
 #
@@ -103,10 +107,13 @@ def test_page_and_staleness(build, monkeypatch):
         "\n\n<details><summary>Solution</summary>\n\n```python\ndef f():\n    return 1\n\n\ng = f\n",
         "\ng = f\n```\n\n</details>\n\n---\n",
         "\n\nSee [the lesson after](14_after.md), [the tools](../lesson.py) and [the web](https://example.org/lesson.py).",
+        "\n\n[What it made](../rendered/13_try_files/made.html).\n\n",
     ):
         assert text in page
     assert "a warning" not in page.replace('print("a warning"', "")
-    assert [file.name for file in build.RENDERED.glob("13_try_files/*")] == ["4.png"]
+    assert sorted(file.name for file in build.RENDERED.glob("13_try_files/*")) == ["4.png", "made.html"]
+    assert (build.RENDERED / "13_try_files" / "made.html").read_text(encoding="utf-8") == "a page"
+    assert not (build.HERE / "made.html").exists()
 
     assert build.is_fresh(lesson)
     true_source = build.inspect.getsource

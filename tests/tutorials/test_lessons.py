@@ -74,7 +74,8 @@ def test_page_has_its_figures_and_no_other(lesson):
     page = build.page_of(lesson)
     named = re.findall(r"^!\[(.+)\]\((.+)\)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     folder = page.with_name(f"{page.stem}_files")
-    assert {name for _, name in named} == {f"{folder.name}/{file.name}" for file in folder.glob("*")}
+    linked = set(re.findall(rf"\]\((?:\.\./rendered/)?({folder.name}/[^)]+)\)", page.read_text(encoding="utf-8")))
+    assert linked == {f"{folder.name}/{file.name}" for file in folder.glob("*")}
     assert named, "a lesson has a figure"
     for alt, name in named:
         with Image.open(page.parent / name) as image:
