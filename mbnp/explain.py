@@ -115,6 +115,14 @@ def occlusion(
     The fast network is faster at it. Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", 2013,
     arXiv:1311.2901, section 4.2 and figure 6, who show the probability of the class instead.
     """
+    chosen = _one_hot(net, len(x), classes)
+    return np.einsum("nijk,nk->nij", occlusions(net, x, size, stride, fill), chosen)
+
+
+def occlusions(
+    net: Network, x: np.ndarray, size: int, stride: int, fill: float | Sequence[float] | np.ndarray = 0.0
+) -> np.ndarray:
+    """Return the `occlusion` of every class, (N, rows, columns, K), for the price of one."""
     net.check_input(x)
     for name, value in (("size", size), ("stride", stride)):
         if not isinstance(value, int | np.integer) or value < 1:
@@ -122,18 +130,16 @@ def occlusion(
     colour = np.asarray(fill, x.dtype)
     if colour.shape not in ((), x.shape[3:]):
         raise MbnpError(f"fill must be a number or {x.shape[3]} of them, one a channel, got {fill!r}")
-    dlogits = _one_hot(net, len(x), classes)
     down, across = (_squares(length, size, stride) for length in x.shape[1:3])
     places = [(n, i, j) for n in range(len(x)) for i in range(len(down)) for j in range(len(across))]
-    logits = [(net.forward(x[some]) * dlogits[some]).sum(axis=1) for some in _slices(len(x), _OCCLUDED)]
-    drops = np.repeat(np.concatenate(logits), len(down) * len(across))
+    logits = np.concatenate([net.forward(x[some]) for some in _slices(len(x), _OCCLUDED)])
+    drops = np.repeat(logits, len(down) * len(across), axis=0)
     for some in _slices(len(places), _OCCLUDED):
-        of = [n for n, _, _ in places[some]]
-        hidden = x[of]
+        hidden = x[[n for n, _, _ in places[some]]]
         for image, (_, i, j) in zip(hidden, places[some], strict=True):
             image[down[i], across[j]] = colour
-        drops[some] -= (net.forward(hidden) * dlogits[of]).sum(axis=1)
-    return drops.reshape(len(x), len(down), len(across))
+        drops[some] -= net.forward(hidden)
+    return drops.reshape(len(x), len(down), len(across), -1)
 
 
 # --- what layers output ---

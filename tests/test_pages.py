@@ -2,17 +2,17 @@
 
 import base64
 import json
+import os
 import re
 import zlib
 
 import numpy as np
 import pytest
-from browser import DESKTOP, PHONE, opened, started
 
 from mbnp import cli, datasets, models, pages, weights
 from mbnp.datasets import shapes10
-from mbnp.layers import ReLU
 from mbnp.pages import explain, network
+from tests.browser import DESKTOP, PHONE, opened, started
 
 KINDS = ["mobilenet-v1-small", "resnet20", "mobilenet-v1", "mobilenet-v3-small-cifar", "xception-cifar"]
 SCALE = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -22,7 +22,7 @@ def made(name):
     """Return a network whose statistics are those of images, as if it had been trained, and two images."""
     options = {"width_mult": 0.25} if name == "mobilenet-v1" else {}
     net = models.create(name, num_classes=10, **options)
-    net.preprocessing, net.classes = SCALE, list(shapes10.CLASSES)
+    net.preprocessing, net.classes = SCALE, [f"kind {k}" for k in range(10)]
     images = shapes10.make(train=10, test=10).test.images[:2]
     images = images.repeat(net.resolution // 32, axis=1).repeat(net.resolution // 32, axis=2)
     net.forward(datasets.normalise(images, **SCALE), train=True)
@@ -174,8 +174,9 @@ def test_every_layer_opens_and_shows_the_networks_numbers(name, written, browser
     path, net, images = written(name)
     activations = {"image": datasets.normalise(images, **SCALE)} | net.activations(datasets.normalise(images, **SCALE))
     with opened(browser, path) as page:
-        count = page.locator("#flow .layer").count()
-        for i in range(count):
+        kinds = page.eval_on_selector_all("#flow .layer", "columns => columns.map(column => column.className)")
+        chosen = range(len(kinds)) if os.environ.get("MBNP_NIGHTLY") else {k: i for i, k in enumerate(kinds)}.values()
+        for i in chosen:  # of each kind the last, or all
             column = page.locator("#flow .layer").nth(i)
             column.locator(".map").last.click()
             check_formula(page, activations, 0)
@@ -200,7 +201,6 @@ def test_sums_of_a_layer_add_up(written, browser):
         ]
         *parts, total = numbers
         assert sum(parts) == pytest.approx(total, abs=0.02 * sum(map(abs, parts)))
-        assert sorted(map(abs, parts[:3]), reverse=True) or parts
 
 
 def test_switches_and_methods(written, browser):
@@ -216,17 +216,18 @@ def test_switches_and_methods(written, browser):
             tallest[measure] = heights.index(max(heights))
         assert tallest["macs"] != tallest["params"] or tallest["bytes"] != tallest["params"]
         pixels = "canvas => canvas.toDataURL()"
-        seen = set()
+        seen = {}
         for method in ("cam", "gradcam", "saliency", "occlusion"):
             page.get_by_label("method").select_option(method)
-            seen.add(page.eval_on_selector("#heat", pixels))
-            page.get_by_label("class", exact=True).select_option("1")
-            seen.add(page.eval_on_selector("#heat", pixels))
+            for rank in "01":
+                page.get_by_label("class", exact=True).select_option(rank)
+                seen[method, rank] = page.eval_on_selector("#heat", pixels)
             page.locator("#look .big canvas").first.hover(position={"x": 100, "y": 100})
-            assert re.search(r"pixel \d+, \d+: .*there: [\d.−]+", page.inner_text("#reading"))
-        assert len(seen) == 8
+            assert re.search(r"pixel \d+, \d+: .*there: .*\d", page.inner_text("#reading"))
+        assert len(set(seen.values())) == 6
+        assert all(seen["cam", rank] == seen["gradcam", rank] for rank in "01")  # before the average they are the same
         page.get_by_label("method").select_option("cam")
-        assert "2 × 2 cells" in page.inner_text("#look")
+        assert "2 \N{MULTIPLICATION SIGN} 2 cells" in page.inner_text("#look")
         page.get_by_label("method").select_option("gradcam")
         page.get_by_label("layer", exact=True).select_option("conv1.2")
         assert page.get_attribute("#heat", "data-rows") == "32"

@@ -24,7 +24,8 @@ from mbnp.pages.network import MEASURES, Node, described, graph
 
 CLASSES = 3  # for which the page says where the network looks; of one image
 SHOWN = 10  # classes in the list of the most probable
-CHANNELS = (512, 256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)  # at most so many that a layer adds, the first that fits
+# At most so many channels that a layer adds: the first that fits.
+CHANNELS = (512, 256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
 BYTES = 10 << 20  # of an image's numbers before they are compressed
 SQUARES = 12  # of the occlusion, in each direction
 LARGEST = 6e4  # what the largest number of a feature map is stored as, below float16's largest
@@ -176,8 +177,8 @@ class _Page:
         if node.kind == "depthwise":
             found["weight"] = blob.add(variables["weight"].value[..., mine])
         if node.kind == "batchnorm":
-            names = ("weight", "bias", "running_mean", "running_var")
-            found |= {name: variables[name].value[mine].tolist() for name in names} | {"eps": layer.eps}  # type: ignore[attr-defined]
+            names = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
+            found |= {key: variables[name].value[mine].tolist() for key, name in names.items()} | {"eps": layer.eps}  # type: ignore[attr-defined]
         elif "bias" in variables:
             found["bias"] = variables["bias"].value[mine].tolist()
         if node.kind == "relu":
@@ -218,6 +219,7 @@ class _Page:
         fast = fused.convert(self.net) if self.net.dtype == np.float32 else self.net
         side = max(1, -(-self.x.shape[1] // SQUARES))
         size = 2 * side
+        drops = explain.occlusions(fast, self.x, size, side)
         for rank in ranks:
             classes = self.best[:, rank]
             gradients = self.net.gradients(self.x, np.eye(self.logits.shape[1], dtype=self.net.dtype)[classes])
@@ -225,7 +227,7 @@ class _Page:
             for name in spatial:
                 every[name].append(maps[name])
             every["saliency"].append(np.abs(gradients["input"]).max(axis=3))
-            every["occlusion"].append(explain.occlusion(fast, self.x, classes, size, side))
+            every["occlusion"].append(drops[np.arange(len(classes)), :, :, classes])
             try:
                 every["cam"].append(explain.class_activation_map(self.net, self.x, classes))
             except MbnpError as error:

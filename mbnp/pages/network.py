@@ -113,8 +113,12 @@ def bench_page(net: Network, title: str, subtitle: str, resolution: int, measure
         entry["ms"] = 1e3 * seconds.get(entry["name"], 0.0)
     points = [
         {
-            **{"name": row.name, "kind": row.kind, "backward": k == 1},
-            **{"intensity": rate.intensity, "gflops": rate.gflops, "ms": 1e3 * rate.seconds},
+            "name": row.name,
+            "kind": row.kind,
+            "backward": k == 1,
+            "intensity": rate.intensity,
+            "gflops": rate.gflops,
+            "ms": 1e3 * rate.seconds,
         }
         for row in measured.rows
         for k, rate in enumerate(row.rates)

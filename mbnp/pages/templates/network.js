@@ -5,8 +5,6 @@
 const page = JSON.parse(document.getElementById("data").textContent);
 const nodes = page.nodes, images = page.images;
 const state = { image: 0, node: 0, channel: 0, pixel: [0, 0] };
-const CVD = { below: [0, 114, 178], zero: [245, 245, 245], above: [213, 94, 0] };
-const CIVIDIS = [[0, 32, 76], [58, 75, 107], [123, 122, 119], [188, 174, 107], [255, 234, 70]];
 
 // --- numbers ---
 
@@ -94,27 +92,36 @@ function extent(values) {
 
 // --- pictures ---
 
-function colour(v, low, high) {
-  if (!Number.isFinite(v)) return [255, 0, 255];
-  if (low < 0) { // blue below zero, vermilion above, as far as the larger of both
-    const most = Math.max(-low, high) || 1, t = Math.min(Math.abs(v) / most, 1), end = v < 0 ? CVD.below : CVD.above;
-    return CVD.zero.map((c, k) => c + (end[k] - c) * t);
-  }
-  const t = high > low ? ((v - low) / (high - low)) * 4 : 0, k = Math.min(Math.floor(t), 3);
-  return CIVIDIS[k].map((c, j) => c + (CIVIDIS[k + 1][j] - c) * (t - k));
+// 256 colours each: from blue below zero to vermilion above, and from dark to bright.
+const table = (stops) => Array.from({ length: 256 }, (_, k) => {
+  const t = (k / 255) * (stops.length - 1), from = Math.min(Math.floor(t), stops.length - 2);
+  return stops[from].map((c, n) => Math.round(c + (stops[from + 1][n] - c) * (t - from)));
+});
+const SIGNED = table([[0, 114, 178], [245, 245, 245], [213, 94, 0]]);
+const POSITIVE = table([[0, 32, 76], [58, 75, 107], [123, 122, 119], [188, 174, 107], [255, 234, 70]]);
+// What the ends of the colours stand for: as far below zero as above it, where there is anything below.
+function rangeOf(values) {
+  const [low, high] = extent(values), most = Math.max(-low, high);
+  return low < 0 ? [-most, most] : [0, high];
 }
-function paint(canvas, values, h, w, range = null) {
-  const [low, high] = range ?? [Math.min(0, extent(values)[0]), extent(values)[1]];
+function colour(v, [low, high]) {
+  if (!Number.isFinite(v)) return [255, 0, 255];
+  const t = high > low ? (v - low) / (high - low) : 0;
+  return (low < 0 ? SIGNED : POSITIVE)[Math.round(255 * Math.min(Math.max(t, 0), 1))];
+}
+function paint(canvas, values, h, w, range = rangeOf(values)) {
   canvas.width = w; canvas.height = h;
-  const context = canvas.getContext("2d"), made = context.createImageData(w, h);
-  values.forEach((v, i) => made.data.set([...colour(v, low, high), 255], 4 * i));
+  const context = canvas.getContext("2d"), made = context.createImageData(w, h), data = made.data;
+  for (let i = 0; i < h * w; i++) {
+    const rgb = colour(values[i], range);
+    data[4 * i] = rgb[0]; data[4 * i + 1] = rgb[1]; data[4 * i + 2] = rgb[2]; data[4 * i + 3] = 255;
+  }
   context.putImageData(made, 0, 0);
   return canvas;
 }
 const thumbnail = (node, at) => paint(el("canvas"), map(node, at), ...hw(node));
 function scaleOf(values) {
-  const [low, high] = [Math.min(0, extent(values)[0]), extent(values)[1]];
-  const most = Math.max(-low, high), ends = low < 0 ? [-most, most] : [low, high];
+  const ends = rangeOf(values);
   const steps = Float32Array.from({ length: 48 }, (_, i) => ends[0] + ((ends[1] - ends[0]) * i) / 47);
   return el("div", { class: "scale" }, number(ends[0]), paint(el("canvas"), steps, 1, 48, ends), number(ends[1]));
 }
@@ -228,10 +235,10 @@ function patch(values, h, w, [top, left, kh, kw], outside = 0) {
   });
 }
 function grid(values, width, caption) {
-  const [low, high] = extent(values), rows = [];
+  const [low, high] = extent(values), most = Math.max(-low, high, 1e-30), rows = [];
   for (let k = 0; k < values.length; k += width) {
     rows.push(el("tr", {}, Array.from(values.slice(k, k + width), (v) => {
-      const [r, g, b] = colour(v, Math.min(low, -1e-30), high).map(Math.round);
+      const [r, g, b] = colour(v, [-most, most]);
       return el("td", { class: "number", style: `background:rgb(${r},${g},${b});color:${r + g + b > 380 ? "#000" : "#fff"}` }, number(v));
     })));
   }
@@ -341,7 +348,7 @@ function curveView(node, at, f, options, formula, words) {
   }];
 }
 function batchnormView(node, at) {
-  const [gamma, beta, mu, variance] = ["weight", "bias", "running_mean", "running_var"].map((name) => node[name][at]);
+  const [gamma, beta, mu, variance] = ["gamma", "beta", "mean", "variance"].map((name) => node[name][at]);
   const deviation = Math.sqrt(variance + node.eps), scale = gamma / deviation, shift = beta - mu * scale;
   return curveView(node, at, (v) => scale * v + shift, { mark: [mu - deviation, mu + deviation], label: "the line of BatchNorm" },
     (v, y) => `γ·(x − μ)/√(σ² + ε) + β = ${number(gamma)}·(${number(v)} ${signed(-mu)})/${number(deviation)} ${signed(beta)} = ` +
