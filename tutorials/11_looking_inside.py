@@ -742,7 +742,7 @@ say(
 # since a code host shows a page's source.
 
 # %%
-pages.write(Path("explain.html"), explain_page.page(net, test.images[star : star + 1], [data.classes[8]]))
+pages.write(Path("explain.html"), explain_page.page(net, test.images[star : star + 1], ["star"]))
 
 # %% [markdown]
 # ## Questions
