@@ -1,5 +1,7 @@
 """What a network looks at: exact where it has to be, PyTorch's where that has the same, and clear about bad input."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -222,7 +224,7 @@ def test_enlarge_is_bilinear(shape, size):
     np.testing.assert_allclose(explain.enlarge(maps[0], *size), expected[0], atol=1e-12)
 
 
-# --- bad input ---
+# --- all of them ---
 
 METHODS = {
     "class_activation_map": lambda net, x, classes: explain.class_activation_map(net, x, classes),
@@ -230,6 +232,15 @@ METHODS = {
     "saliency": explain.saliency,
     "occlusion": lambda net, x, classes: explain.occlusion(net, x, classes, 2, 2),
 }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_network_stays_as_it_was(method):
+    net = small(GlobalAveragePool(), Dropout(0.5), Linear(5, 4, dtype=np.float64))
+    net["layer0"].weight.grad[:] = 1
+    before = pickle.dumps(net)
+    METHODS[method](net, images(), 1)
+    assert pickle.dumps(net) == before
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,7 +5,7 @@
 # that most objects are in the middle?**
 #
 # At the end you can show what a filter has learned and how a block responds to an edge, find a dead filter,
-# make two kinds of maps of where a network looks, and, which is harder, test whether a map means anything. You
+# make three kinds of maps of where a network looks, and, which is harder, test whether a map means anything. You
 # need lessons 5 and 6. It takes about forty minutes.
 
 # %%
@@ -381,15 +381,16 @@ say(table(rows, ["pixel", "on the object", "or at most 2 pixels beside it", "on 
 say(
     f"{score(peaks, masks, recognised):.0%} on the object looks good against {masks[recognised].mean():.0%}. Compared "
     f"with always pointing at the middle, which scores {score(middle, masks, recognised):.0%}, it looks different. A "
-    f"result without the right baseline means nothing. The last column is of the {off_centre[recognised].mean():.0%} "
-    f"of the images that have none of the middle's four pixels on the object."
+    f"result without the right baseline means nothing. Two pixels more, and it is "
+    f"{score(peaks, near, recognised):.0%} against {score(middle, near, recognised):.0%}. The last column is of the "
+    f"{off_centre[recognised].mean():.0%} of images with none of the middle's four pixels on the object."
 )
 
 # %% [markdown]
 # The other lines and columns help to understand it. With the mask of *another* image a map that only knew "objects are
-# in the middle" would score just as well as with its own. And where the middle is not on the object, the map beats the
-# ring, the best that can be done there without looking. So the map does follow the object. Why then does its peak
-# miss? Look at the classes one by one.
+# in the middle" would score just as well as with its own. And where the middle is not on the object, the one to beat is
+# the ring, the best that can be done there without looking: the map does beat it. So it follows the object. Why then
+# does its peak miss? Look at the classes one by one.
 
 # %%
 of_class = [recognised & (test.labels == k) for k in range(10)]
@@ -493,7 +494,7 @@ for a, b in ((0.5, 0.0), (0.5, 0.9), (0.4, 1.0)):
 # In mbnp `net.gradients(x, dlogits)` goes back through the network, from `dlogits` with a 1 for one class and 0 for the
 # others, and returns the gradient at the output of every layer by its name, and that of the pixels as "input".
 # BatchNorm uses its running statistics there: with those of the batch, a logit would depend on the pixels of the other
-# images. The saliency map is then three lines:
+# images. The saliency map is the absolute value of that, the largest of the colours:
 
 # %%
 source(explain.saliency)
@@ -583,7 +584,7 @@ say(
 # - **Grey pixels.** The last column is not a picture but an experiment: change the pixels, look at the prediction.
 #   A map says something about this network if painting over *its* tenth costs more than painting over another one.
 #   But an image with grey specks is unlike any that the network has seen: part of the loss is due to that, as the
-#   random tenth shows.
+#   random tenth shows. (`explain.occlusion` makes a map of such experiments: a grey square, everywhere once.)
 #
 # What a saliency map does not prove, even then: that a dark pixel is not used (its gradient may be 0 because a ReLU
 # is, as in the third line by hand), that a bright one is used (it could change the logit, but perhaps does not), or
@@ -616,7 +617,10 @@ for k in range(1, len(BLOCKS) + 1):
 say(table(rows, ["Grad-CAM of", "cells", "peak on the object", "or at most 2 pixels beside it"]))
 
 # %% [markdown]
-# GRADCAM TEXT
+# None of the earlier layers points clearly better than the last one, however small its cells. Their weights mean less:
+# the layers after them use a channel in one way here and in another way there, so that its gradient differs from cell
+# to cell, in sign, too, and the mean of it says little. Before the average all cells have the same gradient, and
+# nothing is lost.
 #
 # ## A dead filter
 #
@@ -738,7 +742,7 @@ say(
 # since a code host shows a page's source.
 
 # %%
-pages.write(Path("explain.html"), explain_page.page(net, test.images[star : star + 1], [data.classes[8]]))
+pages.write(Path("explain.html"), explain_page.page(net, test.images[star : star + 1], ["star"]))
 
 # %% [markdown]
 # ## Questions

@@ -12,7 +12,7 @@ lesson, lesson.py and the code of mbnp that the page shows, with their common SH
 no longer true; what a page measures (seconds, accuracies) may differ from one build to the next. The code of a cell
 that is tagged `# %% tags=["hide-input"]`, a figure's mostly, is folded away. Hints and solutions are kept out of
 sight of those who read a lesson's source: the line `# <!-- mbnp/grading/lessons/hints/03.md: conv_dx -->` stands for
-that file's part on conv_dx.
+that file's part on conv_dx. What files a lesson writes into its working folder come beside its figures.
 
 A notebook has its results in it, brings lesson.py along, and installs mbnp in its first cell where it is missing. Its
 links lead into the repository that pyproject.toml names in [project.urls], if it names one; then the map of the
