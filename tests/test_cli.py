@@ -24,7 +24,7 @@ from mbnp import backend, cli, datasets, models, runs, spec, tables, train, weig
 from mbnp.commands import check, common
 from mbnp.datasets.images import read_image
 
-COMMANDS = ["train", "evaluate", "predict", "summary", "check", "data", "bench", "warmup", "convert", "grade"]
+COMMANDS = ["train", "evaluate", "predict", "explain", "summary", "check", "data", "bench", "warmup", "convert", "grade"]
 SMALL = ["--width-mult", "0.25", "--batch-size", "16", "--threads", "1"]
 
 
