@@ -188,7 +188,7 @@ function drawFlow() {
     const words = `${node.title}, ${node.shape.join(" × ")}`;
     const value = node[key] ?? 0;
     column.append(
-      el("div", { class: "head", title: `${node.name}: ${words}` }, el("b", {}, node.name), el("span", {}, node.title),
+      el("div", { class: "head", title: `${node.name}: ${words}` }, el("b", {}, node.name.split(".").map((part, k) => (k ? [".", el("wbr"), part] : part))), el("span", {}, node.title),
         el("span", { class: "quiet" }, node.shape.join("×"))),
       el("div", { class: "cost", title: `${node.name}: ${size(value)}` }, value ? el("span", {}, size(value)) : "",
         el("i", { style: `height:${(54 * value) / most}px` })));
@@ -210,11 +210,14 @@ function strength(node, at) {
   if (!strengths.has(key)) strengths.set(key, mean(map(node, at).map(Math.abs)));
   return strengths.get(key);
 }
+function peak(node, at) { // the pixel whose number is largest: where there is most to see
+  const sizes = map(node, at).map(Math.abs), k = sizes.indexOf(extent(sizes)[1]), w = hw(node)[1];
+  return [Math.floor(Math.max(k, 0) / w), Math.max(k, 0) % w];
+}
 function choose(i, at, pixel = null) {
   state.node = i;
   state.channel = at;
-  const [h, w] = hw(nodes[i]);
-  state.pixel = pixel ?? [h >> 1, w >> 1];
+  state.pixel = pixel ?? peak(nodes[i], at);
   for (const column of byId("flow").querySelectorAll(".chosen")) column.classList.remove("chosen");
   byId("flow").children[i].classList.add("chosen");
   for (const button of document.querySelectorAll(".map"))
@@ -543,15 +546,19 @@ function drawRoofline() {
   const [y0, y1] = [Math.min(...ys) / 2, Math.max(...ys, gflops) * 2];
   const x = (v) => m + (Math.log(v / x0) / Math.log(x1 / x0)) * (w - m - 12), y = (v) => h - m + 12 - (Math.log(v / y0) / Math.log(y1 / y0)) * (h - m - 12);
   const ticks = (a, b) => Array.from({ length: 9 }, (_, k) => 10 ** (k - 3)).filter((v) => v >= a && v <= b);
-  const roof = (bandwidth, name, dash) => [
-    el("path", { class: "axis", style: "stroke:var(--quiet)", "stroke-dasharray": dash, d: `M${x(x0)},${y(Math.max(x0 * bandwidth, y0))}L${x(gflops / bandwidth)},${y(gflops)}L${x(x1)},${y(gflops)}` }),
-    el("text", { x: x(Math.max(x0, y0 / bandwidth)) + 6, y: y(Math.max(x0 * bandwidth, y0)) - 26 }, `${name} ${number(bandwidth)} GB/s`)];
+  const roof = (bandwidth, dash) => el("path", { class: "axis", style: "stroke:var(--quiet)", "stroke-dasharray": dash,
+    d: `M${x(Math.max(x0, y0 / bandwidth))},${y(Math.max(x0 * bandwidth, y0))}L${x(gflops / bandwidth)},${y(gflops)}L${x(x1)},${y(gflops)}` });
+  const fastest = Math.max(cache, memory), slowest = Math.min(cache, memory), name = (v) => `${v === cache ? "last cache" : "memory"} ${number(v)} GB/s`;
+  const labels = [ // above the higher slope, below the lower one, above the roof
+    el("text", { x: x(gflops / fastest) - 16, y: y(gflops) + 4, "text-anchor": "end" }, name(fastest)),
+    el("text", { x: x((0.4 * gflops) / slowest) + 14, y: y(0.4 * gflops) + 12 }, name(slowest)),
+    el("text", { x: x(x1) - 6, y: y(gflops) - 8, "text-anchor": "end" }, `matrix product ${number(gflops)} GFLOP/s`)];
   byId("roofline").replaceChildren(el("svg", { viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": "roofline: GFLOP/s by FLOPs a byte" },
     el("line", { class: "axis", x1: m, x2: w, y1: h - m + 12, y2: h - m + 12 }), el("line", { class: "axis", x1: m, x2: m, y1: 0, y2: h - m + 12 }),
     ticks(x0, x1).map((v) => el("text", { x: x(v), y: h - 22, "text-anchor": "middle" }, String(v))),
     ticks(y0, y1).map((v) => el("text", { x: m - 6, y: y(v) + 4, "text-anchor": "end" }, String(v))),
     el("text", { x: w - 12, y: h - 4, "text-anchor": "end" }, "FLOPs for each byte"), el("text", { x: m + 6, y: 12 }, "GFLOP/s"),
-    roof(cache, "last cache", null), roof(memory, "memory", "5 4"), el("text", { x: x(x1) - 6, y: y(gflops) - 6, "text-anchor": "end" }, `matrix product ${number(gflops)} GFLOP/s`),
+    roof(cache, null), roof(memory, "5 4"), labels,
     points.map((p) => el("circle", { cx: x(p.intensity), cy: y(p.gflops), r: 6, tabindex: 0, style: `stroke-width:2;stroke:var(${colours[p.kind]});fill:${p.backward ? "transparent" : `var(${colours[p.kind]})`}` },
       el("title", {}, `${p.name}, ${p.kind}, ${p.backward ? "backward" : "forward"}: ${number(p.gflops)} GFLOP/s at ${number(p.intensity)} FLOPs a byte, ${number(p.ms)} ms`)))),
     el("p", { class: "quiet" }, Object.keys(colours).filter((kind) => points.some((p) => p.kind === kind)).map((kind) => el("span", { style: `color:var(${colours[kind]});margin-right:1rem` }, `● ${kind}`))));
@@ -568,7 +575,7 @@ try {
   if (images.length) {
     state.node = Math.max(nodes.findIndex((node) => node.kind === "depthwise"), 1);
     state.channel = strongest(nodes[state.node])[0];
-    state.pixel = hw(nodes[state.node]).map((n) => n >> 1);
+    state.pixel = peak(nodes[state.node], state.channel);
   }
   drawAll();
   drawTable();
