@@ -173,7 +173,7 @@ def save_curves(folder: Path, history: Sequence[Record], title: str) -> None:
     """Draw curves.png under `title` and the last test accuracy."""
     last = history[-1]
     title = f"{title}: test accuracy {100 * last.test_accuracy:.2f} % after {last.epoch} epochs"
-    plots.curves(history, folder / "curves.png", title)
+    plots.save(plots.curves(history, title), folder / "curves.png")
 
 
 def environment() -> dict[str, Any]:

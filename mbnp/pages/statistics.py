@@ -1,9 +1,9 @@
 """What a report says of a network beyond its curves, measured after each epoch of training.
 
-    watch = statistics.Watch(data)
-    train.fit(net, data, recipe, keep=kept.append, watch=watch)
-    kept[-1].progress.measured      a dict an epoch: "weights", "gradients", "zeros" and "dead", in the order of `layers`
-    watch.outcome                   what the network said of each test image, after the last epoch
+watch = statistics.Watch(data)
+train.fit(net, data, recipe, keep=kept.append, watch=watch)
+kept[-1].progress.measured      a dict an epoch: "weights", "gradients", "zeros" and "dead", in the order of `layers`
+watch.outcome                   what the network said of each test image, after the last epoch
 """
 
 from typing import Any, NamedTuple
@@ -91,7 +91,7 @@ def silent(net: Network, images: np.ndarray) -> tuple[dict[str, float], dict[str
     zeros: dict[str, list[float]] = {name: [] for name in chosen}
     alive: dict[str, np.ndarray] = {}
     at_once = max(1, PIXELS // (images.shape[1] * images.shape[2]))
-    with backend.use("numpy"), backend.one_pool():
+    with backend.use("numpy"), backend.one_pool(), np.errstate(over="ignore", invalid="ignore"):
         for first in range(0, len(images), at_once):
             some = images[first : first + at_once]
             x = datasets.normalise(some, **(net.preprocessing or {}), dtype=net.dtype)
