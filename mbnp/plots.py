@@ -83,7 +83,7 @@ def contact_sheet(images: "np.ndarray", labels: "np.ndarray", classes: Sequence[
         for column, i in enumerate(mine[np.linspace(0, len(mine) - 1, min(columns, len(mine))).astype(int)]):
             image = images[i] if images.shape[3] == 3 else images[i, ..., 0]
             shown = Image.fromarray(image).convert("RGB").resize((cell, cell), Image.Resampling.BICUBIC)
-            sheet[k * row : k * row + cell, left + column * row : left + column * row + cell] = shown
+            sheet[k * row : k * row + cell, left + column * row : left + column * row + cell] = np.asarray(shown)
     figure.figimage(sheet)
     return figure
 
@@ -196,7 +196,7 @@ def front(
     """
     figure, (axes,) = _figure(title, 6)
     percent, line = [100 * a for a in accuracies], best(costs, accuracies)
-    front = {"color": TEST, "linewidth": 1.5, "drawstyle": "steps-post", "zorder": 1}
+    front: dict[str, Any] = {"color": TEST, "linewidth": 1.5, "drawstyle": "steps-post", "zorder": 1}
     axes.plot([costs[i] for i in line], [percent[i] for i in line], "-", label="the front", **front)
     for chosen, colour, marker, label in (
         (line, TEST, "s", "no other run is cheaper and as good"),

@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 from mbnp import plots
 from mbnp.errors import MbnpError
@@ -16,7 +17,7 @@ def run(options: Namespace) -> None:
         raise MbnpError("none of these is a finished run: there is nothing to compare")
     print(compare.text(found))
     if options.html:
-        compare.write(options.html, found, f"{len(found)} runs compared", notes)
+        compare.write(Path(options.html), found, f"{len(found)} runs compared", notes)
     if options.out:
         numbers = [run.macs for run in found], [run.accuracy for run in found]
         plots.save(plots.front([run.name for run in found], *numbers, compare.COSTS["macs"]), options.out)

@@ -59,14 +59,14 @@ class Dashboard:
         right = {"training": [100 * r.accuracy for r in records], "test": [100 * r.test_accuracy for r in self.history]}
         known = [v for values in losses.values() for v in values if math.isfinite(v)]
         one = self.chart("loss", losses, (0, max(known, default=1)), width, rows, "{:.3f}")
-        other = self.chart("accuracy", right, (0, 100), width, rows, "{:.1f} %")
+        other = self.chart("accuracy %", right, (0, 100), width, rows, "{:.1f}")
         return [left + Text("  ") + line for left, line in zip(one, other, strict=True)]
 
     def chart(
         self, name: str, series: dict[str, list[float]], limits: tuple[float, float], width: int, rows: int, form: str
     ) -> list[Text]:
         """Return a chart in `rows` + 2 lines of `width` columns."""
-        head = Text(name.ljust(9))
+        head = Text(name)
         for which, values in series.items():
             said = form.format(values[-1]) if values else "-"
             head.append(f"  {which} {said}", COLOURS[which])
@@ -79,8 +79,8 @@ class Dashboard:
             line = Text(f"{label:>5}") + Text("|" if self.console.options.ascii_only else "│", "bright_black")
             for column in range(width - margin):
                 bits = [int(each[row, column]) for each in cells]
-                which = max((k for k, some in enumerate(bits) if some), default=0)
-                line.append(self.glyph(bits[0] | bits[1]), list(COLOURS.values())[which])
+                last_drawn = max((k for k, some in enumerate(bits) if some), default=0)
+                line.append(self.glyph(bits[0] | bits[1]), list(COLOURS.values())[last_drawn])
             lines.append(line)
         last = f"epoch {self.epochs}"
         lines.append(Text(" " * margin + "1" + last.rjust(width - margin - 1), "bright_black"))
@@ -105,8 +105,8 @@ class Dashboard:
         for row in range(rows):
             found.append(Text("  ".join(self.layer(last, i) for i in chosen[row::rows])))
         left_out = len(self.names) - len(chosen)
-        note = f"; {left_out} of {len(self.names)} layers are left out" if left_out else ""
-        said = f"norms; % of outputs that are 0, of channels that are dead{note}"
+        said = f"{left_out} of {len(self.names)} layers are left out; " if left_out else ""
+        said += "norms, % of outputs at 0, % of channels dead"
         return [*found, Text(said[:width], "bright_black")]
 
     def layer(self, last: dict[str, Any], i: int) -> str:

@@ -214,6 +214,7 @@ class _Session:
         self.watch = statistics.Watch(data)
         self.outcome: statistics.Outcome | None = None  # of the last epoch of `progress`
         self.began, self.reporting = time.perf_counter(), 0.0  # the seconds that went into the report
+        self.reported = 0  # the last epoch that is in it
         self.console = Console()
         self.animated = self.console.is_terminal and not self.console.is_dumb_terminal
         columns = "{task.description}", BarColumn(None), "{task.fields[state]}", _TimeLeft(compact=True)
@@ -288,11 +289,12 @@ class _Session:
             print(f"mbnp: no {' and no '.join(failed)}: {failed.popitem()[1]}", file=sys.stderr)
 
     def report(self) -> None:
-        """Write report.html, of the last epoch that was kept."""
-        if self.outcome is not None:
+        """Write report.html, of the last epoch that was kept, unless that is in it."""
+        if self.outcome is not None and self.reported < len(self.history):
             began = time.perf_counter()
             try:
                 report.write(self.folder, self.net, self.data, self.progress, self.outcome)
+                self.reported = len(self.history)
             finally:
                 self.reporting += time.perf_counter() - began
 

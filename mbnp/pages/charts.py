@@ -99,10 +99,10 @@ def _line(series: Series, x: Scale, y: Scale) -> Line:
     stretches: list[list[str]] = [[]]
     dots = []
     for at, value in zip(series.xs, series.ys, strict=True):
-        if not _shows(value, y.log):
+        if value is None or not _shows(value, y.log):
             stretches.append([])
             continue
-        place = x(at), y(min(max(value, y.low), y.high))  # type: ignore[type-var]
+        place = x(at), y(min(max(value, y.low), y.high))
         stretches[-1].append("{},{}".format(*place))
         if series.dots:
             dots.append((*place, f"{series.name}, {x.label} {quantity(at)}: {value:.4g}"))

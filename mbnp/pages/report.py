@@ -60,7 +60,7 @@ class Mistake(NamedTuple):
     label: str
     prediction: str
     confidence: float
-    index: int
+    number: int
 
 
 def write(folder: Path, net: Network, data: Dataset, progress: Progress, outcome: Outcome) -> None:
@@ -112,7 +112,7 @@ def page(folder: Path, net: Network, data: Dataset, progress: Progress, outcome:
 
 def settings(config: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what decided the run, as (name, value)."""
-    found = {"model": runs.model_name(config)}
+    found: dict[str, Any] = {"model": runs.model_name(config)}
     found |= {name: value for name, value in config["model"].items() if name not in ("name", "layers")}
     found |= config["recipe"]
     found |= {"data": config["data"]["name"], "images from": config["data"]["source"]}
