@@ -74,7 +74,16 @@ def test_a_table_in_80_columns(folders, capsys):
 
 
 def test_settings_that_do_not_fit_beside_one_another_are_lines(folders, tmp_path, capsys):
-    many = {"lr": 0.2, "weight_decay": 0.01, "schedule": "cosine", "label_smoothing": 0.25, "augment": False, "seed": 7}
+    many = {
+        "momentum": [0.5, 0.6],
+        "nesterov": False,
+        "lr": 0.2,
+        "weight_decay": 0.01,
+        "schedule": "cosine",
+        "label_smoothing": 0.25,
+        "augment": False,
+        "seed": 7,
+    }
     altered(folders / "a", tmp_path / ("a-run-with-a-rather-long-name-" * 2), **many)
     assert cli.main(["compare", str(folders / "a"), *map(str, tmp_path.iterdir())]) == 0
     output = capsys.readouterr().out

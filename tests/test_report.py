@@ -402,7 +402,9 @@ def test_live_fits_a_small_terminal(watched):
             assert f"test {100 * kept[-1].progress.history[-1].test_accuracy:.1f}" in text
         assert "conv1.0" in text
         assert re.search("[\u2801-\u28ff]", text)
-        assert ("layers are left out" in text) == (height < 24)
+        shown = sum(f"{row.name} " in text for row in statistics.layers(net))
+        left_out = len(statistics.layers(net)) - shown
+        assert (f"{left_out} of 18 layers are left out" in text) == (left_out > 0) == (height < 50)
 
 
 def test_a_terminal_gets_the_board_and_plain_last_lines(records, capsys, monkeypatch):  # noqa: F811

@@ -16,7 +16,7 @@ from mbnp.layers import HardSwish, ReLU
 from mbnp.network import Layer, Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 
-MOST, PIXELS = 32, 2**16  # images that are looked at for dead activations; pixels at a time, since memory is finite
+MOST, PIXELS = 16, 2**16  # images that are looked at for dead activations; pixels at a time, since memory is finite
 
 
 class Outcome(NamedTuple):
