@@ -1,4 +1,7 @@
-"""Every figure. Each function writes one PNG; an older file is replaced when the new one is complete."""
+"""Every figure: one function each, which takes what is drawn and returns a matplotlib Figure; and `save`.
+
+plots.save(plots.curves(history, "a title"), "curves.png")
+"""
 
 import math
 import os
@@ -7,16 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mbnp.errors import printable
 from mbnp.storage import replacing
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import: inside the functions
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from mbnp.bench.machine import Peaks
     from mbnp.bench.profile import Profile
     from mbnp.bench.scaling import Sweep
-    from mbnp.datasets import Dataset
     from mbnp.train import Record
 
 # Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in grey.
@@ -32,7 +36,14 @@ KINDS = {
 }
 
 
-def curves(history: Sequence["Record"], path: str | os.PathLike, title: str = "") -> None:
+def save(figure: "Figure", path: str | os.PathLike) -> None:
+    """Write a figure as PNG; an older file is replaced when the new one is complete."""
+    with replacing(Path(path)) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # names of data may have characters that no font here has
+        figure.savefig(partial, format="png", dpi="figure")
+
+
+def curves(history: Sequence["Record"], title: str = "") -> "Figure":
     """Draw loss and accuracy by epoch, training and test, from the records of `train.fit`."""
     from matplotlib.ticker import MaxNLocator
 
@@ -50,31 +61,34 @@ def curves(history: Sequence["Record"], path: str | os.PathLike, title: str = ""
     loss.set_ylim(0, 1.05 * max(max(r.loss, r.test_loss) for r in history))
     loss.set_ylabel("cross-entropy (nats)")
     accuracy.set(ylabel="accuracy (%)", ylim=(0, 100))
-    _save(figure, path)
+    return figure
 
 
-def contact_sheet(data: "Dataset", path: str | os.PathLike, columns: int = 10) -> None:
-    """Show training images, evenly spread over each of the first hundred classes: a row and its name for each."""
+def contact_sheet(images: "np.ndarray", labels: "np.ndarray", classes: Sequence[str], columns: int = 10) -> "Figure":
+    """Show images (N, H, W, C) uint8, evenly spread over each of the first hundred classes: a row and its name each."""
     import numpy as np
-    from PIL import Image, ImageDraw
+    from matplotlib.figure import Figure
+    from PIL import Image
 
-    classes, side = data.classes[:100], data.train.images.shape[1]
+    classes, side = classes[:100], images.shape[1]
     cell = max(side, 48) if side < 128 else 128
     left, row = 160, cell + 2
-    sheet = Image.new("RGB", (left + columns * row, len(classes) * row), "white")
-    draw = ImageDraw.Draw(sheet)
+    sheet = np.full((len(classes) * row, left + columns * row, 3), 255, np.uint8)
+    height, width, _ = sheet.shape
+    figure = Figure(figsize=((width + 0.01) / 100, (height + 0.01) / 100), dpi=100)  # never a pixel less
     for k, name in enumerate(classes):
-        mine = np.flatnonzero(data.train.labels == k)
-        draw.text((4, k * row + cell // 2 - 6), name[:25], fill="black")
+        mine = np.flatnonzero(labels == k)
+        y = (k + 0.5) * row
+        figure.text(4 / width, 1 - y / height, printable(name[:25]), va="center", fontsize=8, parse_math=False)
         for column, i in enumerate(mine[np.linspace(0, len(mine) - 1, min(columns, len(mine))).astype(int)]):
-            image = data.train.images[i]
-            shown = Image.fromarray(image if image.shape[2] == 3 else image[..., 0]).convert("RGB")
-            sheet.paste(shown.resize((cell, cell), Image.Resampling.BICUBIC), (left + column * row, k * row))
-    with replacing(Path(path)) as partial:
-        sheet.save(partial, "PNG")
+            image = images[i] if images.shape[3] == 3 else images[i, ..., 0]
+            shown = Image.fromarray(image).convert("RGB").resize((cell, cell), Image.Resampling.BICUBIC)
+            sheet[k * row : k * row + cell, left + column * row : left + column * row + cell] = np.asarray(shown)
+    figure.figimage(sheet)
+    return figure
 
 
-def roofline(profile: "Profile", peaks: "Peaks", path: str | os.PathLike, title: str = "") -> None:
+def roofline(profile: "Profile", peaks: "Peaks", title: str = "") -> "Figure":
     """Draw every layer's GFLOP/s by its FLOPs a byte, under the machine's limits; both axes are logarithmic.
 
     No layer can be higher than the matrix product, nor than its bytes allow. Williams, Waterman and Patterson,
@@ -109,7 +123,7 @@ def roofline(profile: "Profile", peaks: "Peaks", path: str | os.PathLike, title:
     axes.set_title("Fewer FLOPs, so why is it not faster? Grey is what the machine can do", fontsize=11)
     figure.draw_without_rendering()  # the layout decides how steep a slope is
     _roofs(axes, peaks)
-    _save(figure, path)
+    return figure
 
 
 def _roofs(axes: "Axes", peaks: "Peaks") -> None:
@@ -132,7 +146,7 @@ def _roofs(axes: "Axes", peaks: "Peaks") -> None:
     axes.annotate(name, (right, peaks.gflops), (-4, 5), ha="right", **text)
 
 
-def scaling(sweeps: Sequence["Sweep"], path: str | os.PathLike, title: str = "") -> None:
+def scaling(sweeps: Sequence["Sweep"], title: str = "") -> "Figure":
     """Draw the time for one image of a training step and of an inference, a panel for each thing that was varied."""
     figure, panels = _figure(title, 7, 2, 2)
     for axes, sweep in zip(panels, sweeps, strict=True):
@@ -153,23 +167,89 @@ def scaling(sweeps: Sequence["Sweep"], path: str | os.PathLike, title: str = "")
         axes.set(xlabel=sweep.name, ylabel="ms for one image")
         axes.set_title(sweep.fixed, fontsize=10)
         axes.legend(frameon=False)
-    _save(figure, path)
+    return figure
+
+
+def best(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
+    """Return where the front is, cheapest first: the points that no other beats in cost or accuracy and equals in the
+    other.
+    """
+    found: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -accuracies[i])):
+        if not found or accuracies[i] > accuracies[found[-1]]:
+            found.append(i)
+    return found
+
+
+def wide(costs: Sequence[float]) -> bool:
+    """Return whether these are so far apart that they are drawn on a logarithmic axis."""
+    return max(costs) >= 4 * min(costs) > 0
+
+
+def front(
+    names: Sequence[str], costs: Sequence[float], accuracies: Sequence[float], cost: str = "MACs", title: str = ""
+) -> "Figure":
+    """Draw accuracy (from 0 to 1) against what it costs: a point and its name for each run.
+
+    The axis of the cost is logarithmic where the runs are far apart. The line joins those that no other run beats. A
+    name that would lie on another is left out.
+    """
+    from matplotlib.ticker import LogLocator
+
+    figure, (axes,) = _figure(title, 6)
+    percent, line = [100 * a for a in accuracies], best(costs, accuracies)
+    front: dict[str, Any] = {"color": TEST, "linewidth": 1.5, "drawstyle": "steps-post", "zorder": 1}
+    axes.plot([costs[i] for i in line], [percent[i] for i in line], "-", label="the front", **front)
+    for chosen, colour, marker, label in (
+        (line, TEST, "s", "no other run is cheaper and as good"),
+        ([i for i in range(len(costs)) if i not in line], TRAINING, "o", "another run is"),
+    ):
+        axes.plot([costs[i] for i in chosen], [percent[i] for i in chosen], marker, color=colour, label=label)
+    axes.set(xscale="log" if wide(costs) else "linear", xlabel=cost, ylabel="test accuracy (%)")
+    apart = 0.08 * (max(costs) - min(costs)) or 0.1 * max(costs)
+    axes.set_xlim(*((min(costs) / 1.3, 1.3 * max(costs)) if wide(costs) else (min(costs) - apart, max(costs) + apart)))
+    margin = max(1.0, 0.12 * (max(percent) - min(percent)))
+    axes.set_ylim(min(percent) - margin, max(percent) + margin)
+    if wide(costs):
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(_quantity)
+    axes.minorticks_off()
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
+    figure.draw_without_rendering()
+    taken: list[Any] = []
+    for i in [*line, *(i for i in range(len(costs)) if i not in line)]:
+        _label(axes, printable(names[i]), (costs[i], percent[i]), taken)
+    return figure
+
+
+def _label(axes: "Axes", name: str, at: tuple[float, float], taken: list) -> None:
+    """Write a name beside its point, on the first side where there is room."""
+    for offset, ha, va in (((7, 3), "left", "bottom"), ((-7, 3), "right", "bottom"), ((7, -3), "left", "top"),
+                           ((-7, -3), "right", "top")):  # fmt: skip
+        text = axes.annotate(name, at, offset, textcoords="offset points", fontsize=9, ha=ha, va=va, parse_math=False)
+        box, inside = text.get_window_extent(), axes.get_window_extent()
+        if inside.x0 <= box.x0 and box.x1 <= inside.x1 and not any(box.overlaps(other) for other in taken):
+            taken.append(box)
+            return
+        text.remove()
+
+
+def _quantity(value: float, _: Any = None) -> str:
+    """Write a number of an axis: 1.5 M."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def _figure(title: str, height: float, rows: int = 1, columns: int = 1) -> "tuple[Figure, list[Axes]]":
     """Return an empty figure, 10 inches wide, and its panels."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, height), layout="constrained")
+    figure = Figure(figsize=(10, height), dpi=150, layout="constrained")
     figure.suptitle(title)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
-
-
-def _save(figure: "Figure", path: str | os.PathLike) -> None:
-    with replacing(Path(path)) as partial, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # names of data may have characters that no font here has
-        figure.savefig(partial, format="png", dpi=150)

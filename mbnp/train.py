@@ -64,6 +64,8 @@ class Progress:
     generator: Mapping[str, Any] = field(default_factory=dict)  # as it is now
     dropout: Mapping[str, Any] = field(default_factory=dict)  # the network's generators, by name
     history: list[Record] = field(default_factory=list)  # of the epochs that are over
+    phases: dict[str, float] = field(default_factory=dict)  # the epoch's seconds of each, where somebody watches
+    measured: list[dict[str, Any]] = field(default_factory=list)  # what was found after each epoch, likewise
 
 
 class Snapshot(NamedTuple):
@@ -72,6 +74,16 @@ class Snapshot(NamedTuple):
     network: dict[str, np.ndarray]  # net.state()
     optimiser: dict[str, np.ndarray]  # opt.state()
     progress: Progress
+
+
+class Watch(Protocol):
+    """Looks on while `fit` trains, and says what is to be kept of each epoch."""
+
+    def tested(self, logits: np.ndarray, y: np.ndarray, /) -> Any:
+        """Take the logits and labels of a batch of test images; the batches come in order, after each epoch."""
+
+    def measure(self, net: Network, /) -> dict[str, Any]:
+        """Return what to keep, in values that JSON can hold; the gradients are those of the epoch's last batch."""
 
 
 class Evaluation(NamedTuple):
@@ -113,9 +125,9 @@ def step(
 
 def _step(
     net: Network, opt: optim.Optimiser, x: np.ndarray, y: Any, label_smoothing: float, loss: Loss | None = None,
-    on_gradients: Callable[[Network], Any] = lambda net: None,
+    on_gradients: Callable[[Network], Any] = lambda net: None, ended: Callable[[str], Any] = lambda phase: None,
 ) -> tuple[float, np.ndarray]:  # fmt: skip
-    """Return the outputs, too, which give `fit` the accuracy without a second forward."""
+    """Return the outputs, too, which give `fit` the accuracy without a second forward. ended(phase) is called."""
     criterion: Any = cross_entropy if loss is None else loss
     smoothing = (label_smoothing,) if loss is None else ()
     net.check_input(x)
@@ -127,12 +139,15 @@ def _step(
         before = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
         drawn = {name: g.bit_generator.state for name, g in net.generators().items()}
         opt.zero_grad()
+        ended("update")
         try:
             outputs = net.forward(x, train=True)
             value = float(criterion.forward(outputs, y, *smoothing))
+            ended("forward")
             if np.isfinite(value):
                 net.backward(criterion.backward(outputs, y, *smoothing))
                 on_gradients(net)
+                ended("backward")
         except BaseException:
             _restore(net, before, drawn)
             raise
@@ -141,6 +156,7 @@ def _step(
             what = f"the loss is {value} at step {opt.steps + 1}: {_first_not_finite(net, x)}"
             raise DivergedError(f"{what}; try a lower learning rate")
         opt.step()
+        ended("update")
     return value, outputs
 
 
@@ -169,6 +185,7 @@ def fit(
     keep: Callable[[Snapshot], Any] | None = None,
     every: int | None = None,
     resume: Snapshot | None = None,
+    watch: Watch | None = None,
 ) -> list[Record]:
     """Train on data.train, test on data.test after every epoch; return one record an epoch.
 
@@ -181,6 +198,8 @@ def fit(
     keep: called with a Snapshot before the first step, after each epoch (before `on_epoch`), and after every `every`
     steps. resume: go on from one, to bit for bit what the run would have come to that kept it: with a network of the
     same architecture, as frozen, the same data and recipe. What `net` holds is replaced.
+    watch: what it measures is in the snapshots' `progress.measured`, a dict an epoch, with the epoch's number and, as
+    `phases`, its seconds of data, forward, backward, update, test and other things.
     """
     recipe = recipe or Recipe()
     batches = _check_run(net, data, recipe, every)
@@ -199,17 +218,23 @@ def fit(
     if resume is None:
         kept()
     for epoch in range(at.epoch, recipe.epochs + 1):
+        ended = (lambda phase: None) if watch is None else _clock(at.phases)
         began = time.perf_counter() - at.seconds
-        for record in _epoch(at, net, opt, rates, data, recipe, rng):
+        for record in _epoch(at, net, opt, rates, data, recipe, rng, ended):
             on_batch(record)
             if every is not None and record.step % every == 0 and at.batch < batches:
                 kept()
-        loss, accuracy, _ = evaluate(net, data.test)
+            ended("other")
+        loss, accuracy, _ = (
+            evaluate(net, data.test) if watch is None else evaluate(net, data.test, on_logits=watch.tested)
+        )
+        ended("test")
         if not np.isfinite(loss):
             raise DivergedError(f"the test loss is {loss} after step {opt.steps}; try a lower learning rate")
         seconds = time.perf_counter() - began
         record = record._replace(test_loss=loss, test_accuracy=accuracy, seconds=seconds)
-        at = Progress(epoch + 1, history=[*at.history, record])
+        found = [] if watch is None else [{"epoch": epoch, "phases": at.phases, **watch.measure(net)}]
+        at = Progress(epoch + 1, history=[*at.history, record], measured=[*at.measured, *found])
         kept()
         on_epoch(record)
     return at.history
@@ -261,6 +286,18 @@ def _take_over(net: Network, data: datasets.Dataset) -> None:
         net.preprocessing = {"mean": [float(v) for v in data.mean], "std": [float(v) for v in data.std]}
 
 
+def _clock(spent: dict[str, float]) -> Callable[[str], None]:
+    """Return a function that adds the seconds since its last call to those of a phase."""
+    last = time.perf_counter()
+
+    def ended(phase: str) -> None:
+        nonlocal last
+        before, last = last, time.perf_counter()
+        spent[phase] = spent.get(phase, 0.0) + last - before
+
+    return ended
+
+
 def _epoch(
     at: Progress,
     net: Network,
@@ -269,25 +306,27 @@ def _epoch(
     data: datasets.Dataset,
     recipe: Recipe,
     rng: np.random.Generator,
+    ended: Callable[[str], Any],
 ) -> Iterator[Record]:
     """Train on every image once, from where the epoch is; yield a record after each batch."""
     options: dict[str, Any] = {**(net.preprocessing or {}), "augment": recipe.augmentation(), "dtype": net.dtype}
-    now = rng.bit_generator.state
-    at.order = rng.bit_generator.state = at.order or now
+    state = rng.bit_generator.state
+    at.order = rng.bit_generator.state = at.order or state
     rest = datasets.batches(data.train, recipe.batch_size, rng, **options, first=at.batch)
     if at.batch:
-        rng.bit_generator.state = now
+        rng.bit_generator.state = state
     seconds = []
-    began = ended = time.perf_counter() - at.seconds
+    began = now = time.perf_counter() - at.seconds
     for x, y in rest:
+        ended("data")
         opt.set(**rates(opt.steps))
-        loss, logits = _step(net, opt, x, y, recipe.label_smoothing)
+        loss, logits = _step(net, opt, x, y, recipe.label_smoothing, ended=ended)
         at.loss += loss
         at.right += int(np.count_nonzero(logits.argmax(axis=1) == y))
         at.batch += 1
-        previous, ended = ended, time.perf_counter()
-        at.seconds = ended - began
-        seconds.append(ended - previous)
+        previous, now = now, time.perf_counter()
+        at.seconds = now - began
+        seconds.append(now - previous)
         speed = len(y) / statistics.median(seconds)
         accuracy = at.right / (at.batch * len(y))
         yield Record(at.epoch, opt.steps, at.loss / at.batch, accuracy, opt.lr, speed, at.seconds)
@@ -299,10 +338,12 @@ def evaluate(
     batch_size: int = 256,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    on_logits: Callable[[np.ndarray, np.ndarray], Any] = lambda logits, y: None,
 ) -> Evaluation:
     """Return loss and accuracy over every image of a split; a last batch may be smaller.
 
     mean, std: how the images are normalised; None: as the network was trained (`net.preprocessing`).
+    on_logits: called with the logits and the labels of each batch, in order.
     """
     scale: Any = net.preprocessing if mean is None or std is None else {"mean": mean, "std": std}
     if scale is None:
@@ -312,6 +353,7 @@ def evaluate(
     with one_pool(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for x, y in datasets.batches(split, batch_size, **scale, dtype=net.dtype):
             logits = net.forward(x)
+            on_logits(logits, y)
             total += float(cross_entropy.forward(logits, y)) * len(y)
             predictions.append(logits.argmax(axis=1))
     predicted = np.concatenate(predictions)

@@ -116,7 +116,7 @@ class _Bench:
             print(f"\n{hang(f'{workload}; {engine}')}\n{report.layers(measured)}")
             self.found["layers"][work] = _layers_json(measured)
             if work == "training" and self.options.out:
-                plots.roofline(measured, self.peaks, self.options.out, f"{workload}; {self.title}")
+                plots.save(plots.roofline(measured, self.peaks, f"{workload}; {self.title}"), self.options.out)
             if work == "training" and self.options.html:
                 title, subtitle = f"{workload.model}: where the time goes", f"{workload}; {self.title}"
                 page = network.bench_page(net, title, subtitle, workload.resolution, measured, self.peaks)
@@ -163,7 +163,7 @@ class _Bench:
             for name, fixed, points in sweeps
         ]
         if self.options.out:
-            plots.scaling(sweeps, self.options.out, self.title)
+            plots.save(plots.scaling(sweeps, self.title), self.options.out)
 
 
 def _layers_json(measured: profile.Profile) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _show(options: Namespace) -> None:
     for k, name in enumerate(data.classes):
         train, test = (np.count_nonzero(split.labels == k) for split in (data.train, data.test))
         print(tables.hang(f"  {name:12} {train:6,} training, {test:6,} test", indent=4))
-    plots.contact_sheet(data, options.out)
+    plots.save(plots.contact_sheet(data.train.images, data.train.labels, data.classes), options.out)
     print(f"samples of each class: {options.out}")
 
 
