@@ -24,7 +24,8 @@ from mbnp import backend, cli, datasets, models, runs, spec, tables, train, weig
 from mbnp.commands import check, common
 from mbnp.datasets.images import read_image
 
-COMMANDS = "train sweep compare evaluate predict explain summary check data bench warmup convert grade".split()
+COMMANDS = ["train", "sweep", "compare", "evaluate", "predict", "explain", "summary", "check", "data", "bench"]
+COMMANDS += ["warmup", "convert", "grade"]
 SMALL = ["--width-mult", "0.25", "--batch-size", "16", "--threads", "1"]
 
 

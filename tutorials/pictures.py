@@ -8,8 +8,10 @@ Both train on shapes10, which needs no download.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 
@@ -40,6 +42,15 @@ def trained(name: str, width: float) -> tuple[Network, float]:
     return net, history[-1].test_accuracy
 
 
+def apart(maps: np.ndarray, worth: np.ndarray, count: int) -> list[int]:
+    """Return channels of maps (H, W, C) that are worth showing, and of which no two look alike."""
+    alike = np.nan_to_num(np.abs(np.corrcoef(maps.reshape(-1, maps.shape[2]).T)))
+    chosen = [int(worth.argmax())]
+    while len(chosen) < count:
+        chosen.append(int((worth * (1 - alike[chosen].max(axis=0))).argmax()))
+    return chosen
+
+
 def separable() -> Figure:
     """Draw the first block of the article's network at work: a kernel for each map, then sums of all maps."""
     net, _ = trained("mobilenet-v1-small", 1.0)
@@ -48,26 +59,27 @@ def separable() -> Figure:
     found = net.activations(datasets.normalise(image[None], data.mean, data.std))
     before, middle, after = (found[name][0] for name in ("conv1.2", "conv2_1.2", "conv2_1.5"))
     kernels, weights = net["conv2_1"]["0"].weight.value, net["conv2_1"]["3"].weight.value
-    outputs = np.argsort(-after.std(axis=(0, 1)))[:OUTPUTS]
-    inputs = np.argsort(-(np.abs(weights[:, outputs]).sum(axis=1) * middle.std(axis=(0, 1))))[:INPUTS]
+    outputs = apart(after, after.std(axis=(0, 1)), OUTPUTS)
+    inputs = apart(middle, np.abs(weights[:, outputs]).sum(axis=1) * middle.std(axis=(0, 1)), INPUTS)
 
     figure = Figure(figsize=(9.6, 4.9), layout="none", facecolor="white")
     columns = {"image": 0.02, "before": 0.2, "kernel": 0.395, "middle": 0.52, "after": 0.85}
 
-    def panel(left: float, k: int, count: int, values: np.ndarray, size: float = 0.185, **style: str | float):
+    def panel(left: float, k: int, count: int, values: np.ndarray, size: float = 0.185, **style: Any):
         top = 0.86 - (k + 0.5) * 0.86 / count
         axes = figure.add_axes((left, top - size / 2, size * 4.9 / 9.6, size))
         axes.imshow(values, interpolation="nearest", **style)
         axes.set(xticks=[], yticks=[])
         return axes
 
+    signed = LinearSegmentedColormap.from_list("signed", [plots.TEST, "white", plots.TRAINING])
     picture = panel(columns["image"], 0, 1, image, 0.3)
     ends = []
     for k, channel in enumerate(inputs):
         first = panel(columns["before"], k, INPUTS, before[..., channel], cmap="cividis")
         kernel = kernels[..., channel]
         most = np.abs(kernel).max()
-        by = panel(columns["kernel"], k, INPUTS, kernel, 0.11, cmap="PuOr", vmin=-most, vmax=most)
+        by = panel(columns["kernel"], k, INPUTS, kernel, 0.11, cmap=signed, vmin=-most, vmax=most)
         second = panel(columns["middle"], k, INPUTS, middle[..., channel], cmap="cividis")
         _arrow(figure, picture, first, "#888888", 1)
         _arrow(figure, first, by, "#333333", 1.2)
@@ -77,7 +89,7 @@ def separable() -> Figure:
     for k, channel in enumerate(outputs):
         last = panel(columns["after"], k, OUTPUTS, after[..., channel], 0.22, cmap="cividis")
         for start, weight in zip(ends, weights[inputs, channel], strict=True):
-            _arrow(figure, start, last, "#0072B2" if weight > 0 else "#D55E00", 0.4 + 4 * abs(weight) / largest)
+            _arrow(figure, start, last, plots.TRAINING if weight > 0 else plots.TEST, 0.4 + 4 * abs(weight) / largest)
     texts = {
         0.07: "image",
         0.247: "feature maps",

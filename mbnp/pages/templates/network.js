@@ -92,12 +92,12 @@ function extent(values) {
 
 // --- pictures ---
 
-// 256 colours each: from blue below zero to vermilion above, and from dark to bright.
+// 256 colours each: from vermilion below zero to blue above, as the bars have them, and from dark to bright.
 const table = (stops) => Array.from({ length: 256 }, (_, k) => {
   const t = (k / 255) * (stops.length - 1), from = Math.min(Math.floor(t), stops.length - 2);
   return stops[from].map((c, n) => Math.round(c + (stops[from + 1][n] - c) * (t - from)));
 });
-const SIGNED = table([[0, 114, 178], [245, 245, 245], [213, 94, 0]]);
+const SIGNED = table([[213, 94, 0], [245, 245, 245], [0, 114, 178]]);
 const POSITIVE = table([[0, 32, 76], [58, 75, 107], [123, 122, 119], [188, 174, 107], [255, 234, 70]]);
 // What the ends of the colours stand for: as far below zero as above it, where there is anything below.
 function rangeOf(values) {
