@@ -135,7 +135,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog="start with:\n  mbnp train\n  mbnp summary mobilenet-v1 --resolution 224",
     )
     parser.add_argument("--version", action="version", version=f"mbnp {mbnp.__version__}")
-    commands = (_train, _evaluate, _predict, _summary, _check, _data, _bench, _warmup, _convert, _grade)
+    commands = (
+        _train,
+        _sweep,
+        _compare,
+        _evaluate,
+        _predict,
+        _summary,
+        _check,
+        _data,
+        _bench,
+        _warmup,
+        _convert,
+        _grade,
+    )
     _add_commands(parser, "command", commands)
     return parser
 
@@ -172,8 +185,8 @@ def _share(p: argparse.ArgumentParser, *options: str) -> None:
 def _train(p: argparse.ArgumentParser) -> None:
     """Train a network.
 
-    Train a network, and write a run folder: config.json, metrics.csv, model.safetensors, curves.png. A run that was
-    interrupted, however that happened, goes on with --resume, to the same numbers.
+    Train a network, and write a run folder: config.json, metrics.csv, model.safetensors, curves.png, report.html. A run
+    that was interrupted, however that happened, goes on with --resume, to the same numbers.
 
     examples:
       mbnp train
@@ -183,6 +196,15 @@ def _train(p: argparse.ArgumentParser) -> None:
       mbnp train --init mobilenet.h5 --freeze-until features.7 --lr 0.01
       mbnp train --resume runs/mobilenet-v1-small-1
     """
+    _training(p)
+    _add(p, "--out RUN", "a folder that does not exist (default: runs/NAME-N)")
+    _add(p, "--every N", "keep the state after every N steps, too, not only after each epoch")
+    _add(p, "--live", "show curves, and what each layer does, in the terminal; without one, a line an epoch as always")
+    _add(p, "--resume RUN", "go on with a run folder; beside it only --threads, --every, --data, --epochs and --live")
+
+
+def _training(p: argparse.ArgumentParser) -> None:
+    """Add the options that say what is trained, and how."""
     _add(p, "--model NAME", f"{MODELS} (default: mobilenet-v1-small)")
     _share(p, "--width-mult X")
     kept = "go on from these weights, in any format that mbnp reads, with their architecture and normalisation"
@@ -202,10 +224,43 @@ def _train(p: argparse.ArgumentParser) -> None:
     _add(p, "--augment", f"{shift} (default: shift)", choices=("shift", "crop"))
     _add(p, "--no-augment", "neither move nor mirror the training images")
     _add(p, "--seed N", "of weights, order and augmentation", default=0)
-    _add(p, "--out RUN", "a folder that does not exist (default: runs/NAME-N)")
-    _add(p, "--every N", "keep the state after every N steps, too, not only after each epoch")
-    _add(p, "--resume RUN", "go on with a run folder; beside it only --threads, --every, --data and --epochs")
     _share(p, "--threads N", "--readable")
+
+
+def _sweep(p: argparse.ArgumentParser) -> None:
+    """Train with every combination of several settings, and compare.
+
+    Takes the options of mbnp train. Where one has several values, with commas between them, there is a run for each;
+    where several have, for each combination. All runs are in one folder, which gets compare.html at the end. The same
+    command with --out FOLDER goes on where it stopped. A run that diverges is noted, and the others go on.
+
+    examples:
+      mbnp sweep --width-mult 0.25,0.5,1 --seed 0,1,2
+      mbnp sweep --model mobilenet-v1-small,standard-small --epochs 5
+      mbnp sweep --lr 0.02,0.05,0.1 --out runs/rates
+    """
+    _training(p)
+    for action in p._actions:
+        if action.nargs != 0 and action.dest not in ("init", "weights", "data", "threads"):
+            action.metavar = action.metavar or "NAME"
+            action.type, action.choices = _several(action.type or str, action.choices), None
+    _add(p, "--out RUN", "the folder of the runs (default: runs/sweep-N), or one of a sweep to go on with")
+    _add(p, "--every N", "keep the states of a run after every N steps, too, not only after each epoch")
+
+
+def _compare(p: argparse.ArgumentParser) -> None:
+    """Put runs side by side.
+
+    Print accuracy, parameters, MACs, seconds and memory of finished runs, the settings in which they differ, mean and
+    spread where only the seed differs, and which of them no other beats in both accuracy and MACs.
+
+    examples:
+      mbnp compare runs/*
+      mbnp compare runs/sweep-1 --html compare.html --out front.png
+    """
+    _add(p, "runs RUN", "a run folder, or the folder of a sweep", nargs="+")
+    _add(p, "--html FILE", "write it as a page, with curves and the fronts of accuracy against cost")
+    _add(p, "--out FILE.png", "draw accuracy against MACs")
 
 
 def _evaluate(p: argparse.ArgumentParser) -> None:
@@ -420,6 +475,20 @@ def _numbers(text: str) -> list[float]:
 
 
 _numbers.__name__ = "list of numbers"
+
+
+def _several(kind: Any, choices: Any) -> Any:
+    """Return a type for one or more values of a kind, with commas between them."""
+
+    def values(text: str) -> list:
+        found = [kind(part) for part in text.split(",")]
+        if choices is not None and not set(found) <= set(choices):
+            raise ValueError
+        return found
+
+    values.__name__ = f"list of {kind.__name__} values" if choices is None else f"list out of {', '.join(choices)}"
+    return values
+
 
 TYPES: dict[str, Any] = {"N": int, "K": int, "X": number, "RUN": Path, "R,G,B": _numbers}
 SHARED = {

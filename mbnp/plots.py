@@ -83,7 +83,7 @@ def contact_sheet(images: "np.ndarray", labels: "np.ndarray", classes: Sequence[
         for column, i in enumerate(mine[np.linspace(0, len(mine) - 1, min(columns, len(mine))).astype(int)]):
             image = images[i] if images.shape[3] == 3 else images[i, ..., 0]
             shown = Image.fromarray(image).convert("RGB").resize((cell, cell), Image.Resampling.BICUBIC)
-            sheet[k * row : k * row + cell, left + column * row : left + column * row + cell] = shown
+            sheet[k * row : k * row + cell, left + column * row : left + column * row + cell] = np.asarray(shown)
     figure.figimage(sheet)
     return figure
 
@@ -181,28 +181,35 @@ def best(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
     return found
 
 
+def wide(costs: Sequence[float]) -> bool:
+    """Return whether these are so far apart that they are drawn on a logarithmic axis."""
+    return max(costs) >= 4 * min(costs) > 0
+
+
 def front(
     names: Sequence[str], costs: Sequence[float], accuracies: Sequence[float], cost: str = "MACs", title: str = ""
 ) -> "Figure":
-    """Draw accuracy (from 0 to 1) against what it costs, on a logarithmic axis: a point and its name for each run.
+    """Draw accuracy (from 0 to 1) against what it costs: a point and its name for each run.
 
-    The line joins those that no other run beats. A name that would lie on another is left out.
+    The axis of the cost is logarithmic where the runs are far apart. The line joins those that no other run beats. A
+    name that would lie on another is left out.
     """
     figure, (axes,) = _figure(title, 6)
     percent, line = [100 * a for a in accuracies], best(costs, accuracies)
-    front = {"color": TEST, "linewidth": 1.5, "drawstyle": "steps-post", "zorder": 1}
+    front: dict[str, Any] = {"color": TEST, "linewidth": 1.5, "drawstyle": "steps-post", "zorder": 1}
     axes.plot([costs[i] for i in line], [percent[i] for i in line], "-", label="the front", **front)
     for chosen, colour, marker, label in (
         (line, TEST, "s", "no other run is cheaper and as good"),
         ([i for i in range(len(costs)) if i not in line], TRAINING, "o", "another run is"),
     ):
         axes.plot([costs[i] for i in chosen], [percent[i] for i in chosen], marker, color=colour, label=label)
-    axes.set(xscale="log", xlabel=cost, ylabel="test accuracy (%)")
-    axes.set_xlim(min(costs) / 1.3, 1.3 * max(costs))
+    axes.set(xscale="log" if wide(costs) else "linear", xlabel=cost, ylabel="test accuracy (%)")
+    apart = 0.08 * (max(costs) - min(costs)) or 0.1 * max(costs)
+    axes.set_xlim(*((min(costs) / 1.3, 1.3 * max(costs)) if wide(costs) else (min(costs) - apart, max(costs) + apart)))
     margin = max(1.0, 0.12 * (max(percent) - min(percent)))
     axes.set_ylim(min(percent) - margin, max(percent) + margin)
     axes.xaxis.set_major_formatter(_quantity)
-    axes.xaxis.set_minor_formatter(_quantity if max(costs) < 5 * min(costs) else "")
+    axes.minorticks_off()
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
     figure.draw_without_rendering()
     taken: list[Any] = []

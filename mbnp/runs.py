@@ -4,6 +4,7 @@ config.json         everything needed to repeat it, the command first
 metrics.csv         a row for each epoch: the fields of `train.Record`
 model.safetensors   the network after the last epoch whose losses were finite
 curves.png          loss and accuracy by epoch
+report.html         all that is known of the run, as a page; pages/report.py makes it
 state/              the last two states of the run, each with all that `mbnp train --resume` needs, and a lock
 
 Each file is replaced by a whole one, so that at any moment the folder holds a run that can be gone on with.
@@ -39,8 +40,8 @@ STATE = "mbnp run 1"
 # What config.json must have for a run to go on, at the top and in parts of it.
 _KINDS: dict[str, dict[str, Any]] = {
     "": {
-        **dict.fromkeys(("engine", "backend", "machine"), str),
-        "versions": dict,
+        **dict.fromkeys(("command", "engine", "backend", "machine"), str),
+        **dict.fromkeys(("model", "versions"), dict),
         "init": dict | None,
         "freeze_until": str | None,
         "every": int | None,
@@ -100,6 +101,25 @@ def load_config(folder: Path) -> dict[str, Any]:
 def recipe(config: dict[str, Any]) -> Recipe:
     """Return the recipe in config.json."""
     return Recipe(**config["recipe"] | {"momentum": tuple(config["recipe"]["momentum"])})
+
+
+def model_name(config: dict[str, Any]) -> str:
+    """Return the name of a run's architecture, or of the file that it came from where it has none."""
+    init = config["init"] and Path(config["init"]["path"]).stem
+    return str(config["model"].get("name") or init or "network")
+
+
+def load_history(folder: Path) -> list[Record]:
+    """Return metrics.csv; MbnpError where it is damaged, FileNotFoundError where there is none."""
+    path = folder / "metrics.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+        if tuple(head) != Record._fields:
+            raise ValueError(f"its columns are {', '.join(head)}")
+        return [Record(int(epoch), int(step), *map(float, others)) for epoch, step, *others in rows]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise MbnpError(f"{path} is damaged: {short(str(error))}") from None
 
 
 def keep(folder: Path, net: Network, snapshot: Snapshot) -> None:

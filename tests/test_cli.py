@@ -24,7 +24,20 @@ from mbnp import backend, cli, datasets, models, runs, spec, tables, train, weig
 from mbnp.commands import check, common
 from mbnp.datasets.images import read_image
 
-COMMANDS = ["train", "evaluate", "predict", "summary", "check", "data", "bench", "warmup", "convert", "grade"]
+COMMANDS = [
+    "train",
+    "sweep",
+    "compare",
+    "evaluate",
+    "predict",
+    "summary",
+    "check",
+    "data",
+    "bench",
+    "warmup",
+    "convert",
+    "grade",
+]
 SMALL = ["--width-mult", "0.25", "--batch-size", "16", "--threads", "1"]
 
 
@@ -165,7 +178,7 @@ def test_train_says_what_it_does(trained, records):
 def test_train_writes_a_run_folder(trained, records):
     folder, lines = trained
     names = sorted(p.name for p in folder.iterdir())
-    assert names == ["config.json", "curves.png", "metrics.csv", "model.safetensors", "state"]
+    assert names == ["config.json", "curves.png", "metrics.csv", "model.safetensors", "report.html", "state"]
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == train.Record._fields
@@ -431,7 +444,8 @@ def test_control_c_keeps_the_checkpoint(records, tmp_path):
     go_on = "to go on: mbnp train --resume run"
     assert re.fullmatch(rf"mbnp: stopped; run/model.safetensors has the weights after epoch \d+; {go_on}\n", error)
     weights.load("run/model.safetensors")
-    assert sorted(os.listdir("run")) == ["config.json", "curves.png", "metrics.csv", "model.safetensors", "state"]
+    names = ["config.json", "curves.png", "metrics.csv", "model.safetensors", "report.html", "state"]
+    assert sorted(os.listdir("run")) == names
 
 
 def test_compiling_is_announced_once_and_only_when_it_happens():

@@ -9,9 +9,10 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ from rich.text import Text
 from mbnp import datasets, models, runs, tables, train, weights
 from mbnp.commands import common
 from mbnp.commands.console import Console
+from mbnp.commands.live import Dashboard
 from mbnp.datasets import Dataset
 from mbnp.errors import DivergedError, MbnpError, printable
 from mbnp.network import Network
+from mbnp.pages import report, statistics
 from mbnp.recipe import Recipe
 from mbnp.train import Record, Snapshot
 
+NOT_REPEATED = ("command", "given", "out", "every", "resume", "live")  # of the options, in a run's command
 # What may differ when a run goes on. Epochs only where the schedule does not depend on their number.
-CHANGEABLE = ("--threads", "--every", "--data", "--epochs")
+CHANGEABLE = ("--threads", "--every", "--data", "--epochs", "--live")
+REPORTING = 0.02  # the share of the time that may go into report.html before a run ends
 
 
 def run(options: Namespace) -> int:
@@ -204,7 +209,12 @@ class _Session:
         self.snapshot = snapshot  # what the run goes on from
         self.folder: Path = options.out  # made at the first step, where it is a new one
         self.made = snapshot is not None
-        self.history: list[Record] = [] if snapshot is None else list(snapshot.progress.history)
+        self.progress = train.Progress() if snapshot is None else snapshot.progress
+        self.history: list[Record] = list(self.progress.history)
+        self.watch = statistics.Watch(data)
+        self.outcome: statistics.Outcome | None = None  # of the last epoch of `progress`
+        self.began, self.reporting = time.perf_counter(), 0.0  # the seconds that went into the report
+        self.reported = 0  # the last epoch that is in it
         self.console = Console()
         self.animated = self.console.is_terminal and not self.console.is_dumb_terminal
         columns = "{task.description}", BarColumn(None), "{task.fields[state]}", _TimeLeft(compact=True)
@@ -214,6 +224,7 @@ class _Session:
         self.announce = functools.cache(lambda: self.say("compiling kernels (once) ..."))
         self.head = functools.cache(self.say)
         self.lock = ExitStack()
+        self.board = Dashboard(self.console, self.bar, recipe.epochs, net) if options.live and self.animated else None
 
     def run(self, notes: list[str]) -> int:
         with self.lock, _stoppable():
@@ -240,24 +251,52 @@ class _Session:
     def train(self) -> None:
         if self.snapshot is not None:
             runs.complete(self.folder, self.net, self.snapshot)
+        with self.board or self.bar, common.compilation(self.compiling):
+            common.compile_ahead(self.net, self.compiling)
+            if self.history:
+                self.look_back()
             if len(self.history) == self.recipe.epochs:
                 self.say(f"{self.folder} is finished: all {self.recipe.epochs} epochs are done")
                 return
-        with self.bar, common.compilation(self.compiling):
-            common.compile_ahead(self.net, self.compiling)
             train.fit(
                 self.net, self.data, self.recipe, self.on_batch, self.on_epoch,
-                self.keep, self.options.every, self.snapshot,
+                self.keep, self.options.every, self.snapshot, self.watch,
             )  # fmt: skip
 
+    def look_back(self) -> None:
+        """Test the checkpoint that the run has, for the report, in case that no other epoch comes to its end."""
+        net = weights.load(self.folder / "model.safetensors")
+        self.watch.look(common.engine(net, type(self.net) is Network), self.data.test)
+        self.outcome = self.watch.outcome
+        if self.board:
+            self.board.show(self.history, self.progress.measured)
+
     def draw(self) -> None:
-        """Draw the curves; the run folder is worth more than they are."""
-        if self.history:
-            name = printable(self.data.name)  # of a folder, which may be no text
+        """Draw the curves, and write the report; the run folder is worth more than they are."""
+        if not self.history:
+            return
+        title = f"{self.name()} on {printable(self.data.name)}"  # of a folder, which may be no text
+        failed = {}
+        for what, make in (
+            ("curves", lambda: runs.save_curves(self.folder, self.history, title)),
+            ("report", self.report),
+        ):
             try:
-                runs.save_curves(self.folder, self.history, f"{self.name()} on {name}")
-            except OSError as error:
-                print(f"mbnp: no curves: {error}", file=sys.stderr)
+                make()
+            except (OSError, MbnpError) as error:
+                failed[what] = error
+        if failed:
+            print(f"mbnp: no {' and no '.join(failed)}: {failed.popitem()[1]}", file=sys.stderr)
+
+    def report(self) -> None:
+        """Write report.html, of the last epoch that was kept, unless that is in it."""
+        if self.outcome is not None and self.reported < len(self.history):
+            began = time.perf_counter()
+            try:
+                report.write(self.folder, self.net, self.data, self.progress, self.outcome)
+                self.reported = len(self.history)
+            finally:
+                self.reporting += time.perf_counter() - began
 
     def keep(self, snapshot: Snapshot) -> None:
         if not self.made:
@@ -265,7 +304,8 @@ class _Session:
             return
         with _unstoppable(later=True):
             runs.keep(self.folder, self.net, snapshot)
-            self.history = snapshot.progress.history
+            self.progress, self.outcome = snapshot.progress, self.watch.outcome
+            self.history = self.progress.history
 
     def say(self, text: str) -> None:
         """Print plain text, above the bar where there is one. A run goes on if nobody can read it any more."""
@@ -313,8 +353,19 @@ class _Session:
             state=f"loss {record.loss:.4f}  accuracy {100 * record.accuracy:.2f} %  "
             f"{record.images_per_second:,.0f} images/s",
         )
+        if self.board:
+            self.board.now = record
 
     def on_epoch(self, record: Record) -> None:
+        self.say_epoch(record)
+        if self.reporting <= REPORTING * (time.perf_counter() - self.began):
+            with suppress(OSError, MbnpError):  # what is wrong is said at the end, where it is tried again
+                self.report()
+
+    def say_epoch(self, record: Record) -> None:
+        if self.board:
+            self.board.show(self.history, self.progress.measured)
+            return
         last = str(self.recipe.epochs)
         name = f"epoch {record.epoch:{len(last)}}/{last}:"
         self.head(" " * len(name) + "    loss  accuracy  test loss  accuracy  images/s  seconds")
@@ -363,6 +414,6 @@ class _Session:
         known |= {"data": data, "init": init}
         words = ["mbnp", "train"]
         for name, value in known.items():
-            if name not in ("command", "given", "out", "every", "resume") and value is not None and value is not False:
+            if name not in NOT_REPEATED and value is not None and value is not False:
                 words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
         return shlex.join(words)

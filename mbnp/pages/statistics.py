@@ -16,7 +16,7 @@ from mbnp.layers import HardSwish, ReLU
 from mbnp.network import Layer, Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 
-MOST, PIXELS = 32, 2**16  # images that are looked at for dead activations; pixels at a time, since memory is finite
+MOST, PIXELS = 16, 2**16  # images that are looked at for dead activations; pixels at a time, since memory is finite
 
 
 class Outcome(NamedTuple):
@@ -37,8 +37,7 @@ class Watch:
     """Measures for `train.fit`, at the end of each epoch; an epoch of training takes fifty times as long, or longer."""
 
     def __init__(self, data: Dataset) -> None:
-        count = min(len(data.test), MOST, max(4, len(data.train) // 200))
-        self.images = data.test.images[np.linspace(0, len(data.test) - 1, count).astype(int)]
+        self.images = sample(data)
         self.outcome: Outcome | None = None
         self._batches: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -49,7 +48,7 @@ class Watch:
     def measure(self, net: Network) -> dict[str, Any]:
         """Return the norms of each layer's weights and gradients, and the shares of its activations that are dead."""
         self._finish()
-        here = {name: layer for name, layer in net.leaves()}
+        here = dict(net.leaves())
         names = layers(net)
         zeros, dead = silent(net, self.images)
         return {
@@ -68,6 +67,12 @@ class Watch:
     def _finish(self) -> None:
         predictions, confidence = (np.concatenate(parts) for parts in zip(*self._batches, strict=True))
         self.outcome, self._batches = Outcome(predictions, confidence), []
+
+
+def sample(data: Dataset) -> np.ndarray:
+    """Return a few test images, always the same and the fewer the shorter an epoch is."""
+    count = min(len(data.test), MOST, max(4, len(data.train) // 200))
+    return data.test.images[np.linspace(0, len(data.test) - 1, count).astype(int)]
 
 
 def layers(net: Network) -> list[LayerNames]:

@@ -1,0 +1,23 @@
+"""`mbnp compare`: put runs side by side."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from mbnp import plots
+from mbnp.errors import MbnpError
+from mbnp.pages import compare
+
+
+def run(options: Namespace) -> None:
+    found, notes = compare.read(options.runs)
+    for note in notes:
+        print(f"mbnp: {note}", file=sys.stderr)
+    if not found:
+        raise MbnpError("none of these is a finished run: there is nothing to compare")
+    print(compare.text(found))
+    if options.html:
+        compare.write(Path(options.html), found, f"{len(found)} runs compared", notes)
+    if options.out:
+        numbers = [run.macs for run in found], [run.accuracy for run in found]
+        plots.save(plots.front([run.name for run in found], *numbers, compare.COSTS["macs"]), options.out)
