@@ -194,6 +194,8 @@ def front(
     The axis of the cost is logarithmic where the runs are far apart. The line joins those that no other run beats. A
     name that would lie on another is left out.
     """
+    from matplotlib.ticker import LogLocator
+
     figure, (axes,) = _figure(title, 6)
     percent, line = [100 * a for a in accuracies], best(costs, accuracies)
     front: dict[str, Any] = {"color": TEST, "linewidth": 1.5, "drawstyle": "steps-post", "zorder": 1}
@@ -208,6 +210,8 @@ def front(
     axes.set_xlim(*((min(costs) / 1.3, 1.3 * max(costs)) if wide(costs) else (min(costs) - apart, max(costs) + apart)))
     margin = max(1.0, 0.12 * (max(percent) - min(percent)))
     axes.set_ylim(min(percent) - margin, max(percent) + margin)
+    if wide(costs):
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(_quantity)
     axes.minorticks_off()
     figure.legend(frameon=False, loc="outside lower center", ncols=3)

@@ -127,10 +127,7 @@ def _step(
     net: Network, opt: optim.Optimiser, x: np.ndarray, y: Any, label_smoothing: float, loss: Loss | None = None,
     on_gradients: Callable[[Network], Any] = lambda net: None, ended: Callable[[str], Any] = lambda phase: None,
 ) -> tuple[float, np.ndarray]:  # fmt: skip
-    """Return the outputs, too, which give `fit` the accuracy without a second forward.
-
-    ended: called with the name of each phase when it ends.
-    """
+    """Return the outputs, too, which give `fit` the accuracy without a second forward. ended(phase) is called."""
     criterion: Any = cross_entropy if loss is None else loss
     smoothing = (label_smoothing,) if loss is None else ()
     net.check_input(x)
@@ -201,9 +198,8 @@ def fit(
     keep: called with a Snapshot before the first step, after each epoch (before `on_epoch`), and after every `every`
     steps. resume: go on from one, to bit for bit what the run would have come to that kept it: with a network of the
     same architecture, as frozen, the same data and recipe. What `net` holds is replaced.
-
-    watch: what it measures after each epoch is in the snapshots' `progress.measured`, a dict an epoch, with the number
-    of the epoch and, as `phases`, its seconds of data, forward, backward, update, test and other things.
+    watch: what it measures is in the snapshots' `progress.measured`, a dict an epoch, with the epoch's number and, as
+    `phases`, its seconds of data, forward, backward, update, test and other things.
     """
     recipe = recipe or Recipe()
     batches = _check_run(net, data, recipe, every)
@@ -222,14 +218,16 @@ def fit(
     if resume is None:
         kept()
     for epoch in range(at.epoch, recipe.epochs + 1):
-        ended = _untimed if watch is None else _clock(at.phases)
+        ended = (lambda phase: None) if watch is None else _clock(at.phases)
         began = time.perf_counter() - at.seconds
         for record in _epoch(at, net, opt, rates, data, recipe, rng, ended):
             on_batch(record)
             if every is not None and record.step % every == 0 and at.batch < batches:
                 kept()
             ended("other")
-        loss, accuracy, _ = evaluate(net, data.test, on_logits=_untested if watch is None else watch.tested)
+        loss, accuracy, _ = (
+            evaluate(net, data.test) if watch is None else evaluate(net, data.test, on_logits=watch.tested)
+        )
         ended("test")
         if not np.isfinite(loss):
             raise DivergedError(f"the test loss is {loss} after step {opt.steps}; try a lower learning rate")
@@ -300,14 +298,6 @@ def _clock(spent: dict[str, float]) -> Callable[[str], None]:
     return ended
 
 
-def _untimed(phase: str) -> None:
-    """Do nothing, where nobody watches."""
-
-
-def _untested(logits: np.ndarray, y: np.ndarray) -> None:
-    """Do nothing, likewise."""
-
-
 def _epoch(
     at: Progress,
     net: Network,
@@ -348,7 +338,7 @@ def evaluate(
     batch_size: int = 256,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    on_logits: Callable[[np.ndarray, np.ndarray], Any] = _untested,
+    on_logits: Callable[[np.ndarray, np.ndarray], Any] = lambda logits, y: None,
 ) -> Evaluation:
     """Return loss and accuracy over every image of a split; a last batch may be smaller.
 

@@ -88,8 +88,9 @@ def test_settings_that_do_not_fit_beside_one_another_are_lines(folders, tmp_path
     assert cli.main(["compare", str(folders / "a"), *map(str, tmp_path.iterdir())]) == 0
     output = capsys.readouterr().out
     assert max(map(len, output.splitlines())) <= 80
+    output = re.sub(r"\n {4}", " ", output)
     assert "\n  lr: 0.1 (a); 0.2 (a-run-" in output
-    assert "  augment: yes (a); no" in output
+    assert "\n  augment: yes (a); no (a-run-" in output
 
 
 def test_damaged_and_unfinished_runs_are_a_line_each(folders, tmp_path, capsys):

@@ -133,7 +133,7 @@ def place_labels(points: Sequence[tuple[float, float, str]]) -> Iterator[tuple[f
     taken: list[tuple[float, float, float, float]] = [(x - 4, y - 4, x + 4, y + 4) for x, y, _ in points]
     for x, y, name in points:
         width = 6.4 * len(name)
-        for dx, dy, anchor in ((8, 4, "start"), (-8, 4, "end"), (0, -9, "middle"), (0, 18, "middle")):
+        for dx, dy, anchor in ((8, -7, "start"), (-8, -7, "end"), (8, 15, "start"), (-8, 15, "end")):
             left = x + dx - {"start": 0, "middle": width / 2, "end": width}[anchor]
             box = left, y + dy - 10, left + width, y + dy + 3
             if box[0] > LEFT and box[2] < WIDTH and not any(_overlap(box, other) for other in taken):

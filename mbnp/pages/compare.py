@@ -166,7 +166,8 @@ def text(found: Sequence[Run]) -> str:
         rows = [(run.name, *values) for run, *values in zip(found, *differ.values(), strict=True)]
         wide = _table(("they differ in", *differ), rows)
         if max(map(len, wide.splitlines())) > tables.WIDTH:
-            wide = tables.hang("\n".join(["they differ in", *(_by_value(found, *each) for each in differ.items())]))
+            lines = ["they differ in", *(_by_value(found, *each) for each in differ.items())]
+            wide = tables.hang("\n".join(lines), indent=4)
         parts.append(wide)
     if together := groups(found):
         rows = [(_label(g), str(len(g.runs)), _mean(g), f"{g.seconds:,.1f}") for g in together]

@@ -85,7 +85,7 @@ def page(folder: Path, net: Network, data: Dataset, progress: Progress, outcome:
         seconds=sum(record.seconds for record in history),
         counted=cost.of(net, data.test.images.shape[1:]),
         settings=settings(config),
-        commands=commands(folder, config),
+        commands=commands(folder, config, history[-1].epoch == config["recipe"]["epochs"]),
         curves=curves(history, runs.recipe(config)),
         classes=classes,
         confusion=confusion.tolist(),
@@ -122,7 +122,7 @@ def settings(config: dict[str, Any]) -> list[tuple[str, str]]:
     found["sha256 of the images"] = config["data"]["sha256"][:16]
     found |= {"begun from": config["init"] and config["init"]["path"], "frozen until": config["freeze_until"]}
     found |= {name: config.get(name) for name in ("engine", "dtype", "backend", "threads", "machine")}
-    found |= {"processor of this page": f"{machine.processor()}, {os.cpu_count()} threads"}
+    found |= {"processor": f"{machine.processor()}, {os.cpu_count()} threads"}
     found |= {name: config["versions"][name] for name in sorted(config["versions"])}
     return [(name.replace("_", " "), _said(value)) for name, value in found.items() if value is not None]
 
@@ -133,14 +133,15 @@ def _said(value: Any) -> str:
     return " to ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def commands(folder: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
+def commands(folder: Path, config: dict[str, Any], finished: bool) -> list[tuple[str, str]]:
     """Return what can be done with the run, as (what, command)."""
     checkpoint = shlex.quote(str(folder / "model.safetensors"))
     data = config["data"]["argument"]
     data = "" if data is None else f" --data {shlex.quote(data)}"
+    go_on = [] if finished else [("go on with it", f"mbnp train --resume {shlex.quote(str(folder))}")]
     return [
         ("repeat it", config["command"]),
-        ("go on with it", f"mbnp train --resume {shlex.quote(str(folder))}"),
+        *go_on,
         ("test it", f"mbnp evaluate {checkpoint}{data}"),
         ("use it", f"mbnp predict IMAGE --checkpoint {checkpoint}"),
     ]
