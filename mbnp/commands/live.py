@@ -47,7 +47,7 @@ class Dashboard:
     def render(self) -> RenderableType:
         """Return the charts, the layers, and the bar of the epoch, in not more lines than the terminal has."""
         width, height = self.console.width, self.console.height
-        rows = max(4, (height - 6) // 2)  # of a chart
+        rows = max(4, (height - 8) // 2)  # of a chart
         return Group(*self.charts(width, rows), *self.layers(width, height - rows - 5), self.bar.get_renderable())
 
     def charts(self, width: int, rows: int) -> list[Text]:

@@ -16,7 +16,8 @@ from mbnp.layers import HardSwish, ReLU
 from mbnp.network import Layer, Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 
-MOST, PIXELS = 16, 2**16  # images that are looked at for dead activations; pixels at a time, since memory is finite
+MOST = 16  # images that are looked at for dead activations, whatever an epoch takes
+PIXELS = 2**16  # of them at a time: every feature map is in memory
 
 
 class Outcome(NamedTuple):
@@ -71,7 +72,7 @@ class Watch:
 
 def sample(data: Dataset) -> np.ndarray:
     """Return a few test images, always the same and the fewer the shorter an epoch is."""
-    count = min(len(data.test), MOST, max(4, len(data.train) // 200))
+    count = min(len(data.test), MOST, max(1, len(data.train) // 400))
     return data.test.images[np.linspace(0, len(data.test) - 1, count).astype(int)]
 
 
