@@ -205,7 +205,7 @@ def test_calibration_against_histograms():
     rng = np.random.default_rng(0)
     confidence, right = rng.uniform(0.1, 1, 1000), rng.random(1000) < 0.6
     edges = np.linspace(0, 1, report.BINS + 1)
-    claimed, so = (np.histogram(confidence, edges, weights=weights)[0] for weights in (confidence, right))
+    claimed, so = (np.histogram(confidence, edges, weights=weights)[0] for weights in (confidence, right.astype(float)))
     expected = np.abs(claimed - so).sum() / 1000
     assert report.calibration(confidence, right)[1] == pytest.approx(expected)
 
@@ -247,6 +247,8 @@ def test_charts_are_to_scale():
     assert [text for _, text in logarithmic.y.ticks()] == ["0.001", "0.01", "0.1", "1", "10"]
     assert charts.chart("a title", "x", "y", [charts.Series("a", [1], [float("inf")], 0)]) is None
     assert len({charts.style(i) for i in range(21)}) == 21
+    assert charts.loss_limits([2.0, 1.0], [2.5, 1.5]) == (0, pytest.approx(1.05 * 2.5))
+    assert charts.loss_limits([2.0, 1.0], [113.0, 1.5]) == (0, pytest.approx(1.05 * 6))
     for low, high in ((0, 1), (0, 3.7e6), (1, 2), (1, 400), (-3, 5), (0.912, 0.913)):
         assert 2 <= len(charts.vertical("y", low, high).ticks()) <= 8
 

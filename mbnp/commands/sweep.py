@@ -61,7 +61,8 @@ def run(options: Namespace) -> int:
     print(f"\n{compare.text(found)}\n")
     for note in notes:
         print(tables.hang(note))
-    compare.write(folder / "compare.html", found, f"{folder.absolute().name}: {', '.join(varied)}", notes)
+    title = f"{folder.absolute().name}: {', '.join(varied)}".replace("_", "-")
+    compare.write(folder / "compare.html", found, title, notes)
     print(f"the comparison as a page: {folder / 'compare.html'}")
     return 0
 

@@ -95,6 +95,16 @@ def chart(
     return Chart(title, x, y, [_line(each, x, y) for each in series])
 
 
+def loss_limits(training: Sequence[float], test: Sequence[float]) -> tuple[float, float]:
+    """Return limits for losses: a first test with statistics that are not there yet does not flatten all the others.
+
+    What is higher is drawn at the edge, and its text has its value.
+    """
+    known = [value for value in (*training, *test) if math.isfinite(value)]
+    most = max((value for value in training if math.isfinite(value)), default=1.0)
+    return 0.0, 1.05 * min(max(known, default=1.0), 3 * most) or 1.0
+
+
 def _line(series: Series, x: Scale, y: Scale) -> Line:
     stretches: list[list[str]] = [[]]
     dots = []

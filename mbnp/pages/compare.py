@@ -214,6 +214,8 @@ def write(path: Path, found: Sequence[Run], title: str, notes: Sequence[str] = (
 
 def page(found: Sequence[Run], title: str, notes: Sequence[str] = ()) -> str:
     """Return the comparison as a page."""
+    records = [record for run in found for record in run.history]
+    losses = charts.loss_limits([record.loss for record in records], [record.test_loss for record in records])
     return pages.render(
         "compare.html",
         title=title,
@@ -224,7 +226,7 @@ def page(found: Sequence[Run], title: str, notes: Sequence[str] = ()) -> str:
         groups=[(_label(group), _mean(group), group) for group in groups(found)],
         curves=[
             _overlaid(found, "test accuracy", "%", lambda record: 100 * record.test_accuracy, (0, 100)),
-            _overlaid(found, "test loss", "cross-entropy (nats)", lambda record: record.test_loss),
+            _overlaid(found, "test loss", "cross-entropy (nats)", lambda record: record.test_loss, losses),
             _overlaid(found, "training loss", "cross-entropy (nats)", lambda record: record.loss),
         ],
         fronts=[front(found, kind) for kind in COSTS],

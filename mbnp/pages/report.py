@@ -163,7 +163,7 @@ def curves(history: Sequence[Any], recipe: Any) -> list[charts.Chart | None]:
         charts.chart("loss", "epoch", "cross-entropy (nats)", [
             Series("training, while it learns", epochs, [record.loss for record in history], 0),
             Series("test, after the epoch", epochs, [record.test_loss for record in history], 1),
-        ]),
+        ], limits=charts.loss_limits([r.loss for r in history], [r.test_loss for r in history])),
         charts.chart("accuracy", "epoch", "%", [
             Series("training, while it learns", epochs, [training for training, _ in percent], 0),
             Series("test, after the epoch", epochs, [test for _, test in percent], 1),
