@@ -79,7 +79,7 @@ def _words(options: Namespace) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _varied(options: Namespace) -> dict[str, list]:

@@ -122,7 +122,7 @@ def _settings(config: dict[str, Any]) -> dict[str, str]:
 def _said(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "-", True: "yes", False: "no"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def differences(found: Sequence[Run]) -> dict[str, list[str]]:
