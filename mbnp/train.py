@@ -202,7 +202,7 @@ def fit(
     `phases`, its seconds of data, forward, backward, update, test and other things.
     """
     recipe = recipe or Recipe()
-    batches = _check_run(net, data, recipe, every)
+    batches = check(net, data, recipe, every)
     opt = recipe.optimiser(net)
     rates = recipe.rates(total=recipe.epochs * batches)
     rng = np.random.default_rng(recipe.seed)
@@ -240,8 +240,8 @@ def fit(
     return at.history
 
 
-def _check_run(net: Network, data: datasets.Dataset, recipe: Recipe, every: int | None) -> int:
-    """Raise MbnpError for what does not go together; return how many batches an epoch has."""
+def check(net: Network, data: datasets.Dataset, recipe: Recipe, every: int | None) -> int:
+    """Raise MbnpError for what `fit` would refuse before its first step; return how many batches an epoch has."""
     batches = datasets.count_batches(len(data.train), recipe.batch_size, train=True)
     if net.num_classes != len(data.classes):
         raise MbnpError(

@@ -14,7 +14,8 @@ from mbnp.datasets import shapes10
 from mbnp.pages import explain, network
 from tests.browser import DESKTOP, PHONE, opened, started
 
-KINDS = ["mobilenet-v1-small", "resnet20", "mobilenet-v1", "mobilenet-v3-small-cifar", "xception-cifar"]
+KINDS = ["mobilenet-v1-small", "resnet20", "mobilenet-v1", "mobilenet-v3-small-cifar"]
+KINDS += ["mobilenet-v2-cifar", "xception-cifar"] * bool(os.environ.get("MBNP_NIGHTLY"))
 SCALE = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
 

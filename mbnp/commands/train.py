@@ -252,6 +252,7 @@ class _Session:
         if self.snapshot is not None:
             runs.complete(self.folder, self.net, self.snapshot)
         with self.board or self.bar, common.compilation(self.compiling):
+            train.check(self.net, self.data, self.recipe, self.options.every)  # before minutes of compiling
             common.compile_ahead(self.net, self.compiling)
             if self.history:
                 self.look_back()
