@@ -4,12 +4,15 @@ Style, script and data are inside each file, so that it opens offline, from a do
 What a template prints is escaped: a class or a file whose name has HTML in it is text.
 """
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from PIL import Image
 
 from mbnp.storage import replacing
 
@@ -31,6 +34,13 @@ def write(path: Path, page: str) -> None:
     """Write a page; an older file is replaced when the new one is complete."""
     with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def data_uri(image: Image.Image) -> str:
+    """Return an image as what may stand in `src`."""
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _script_data(value: Any) -> Markup:

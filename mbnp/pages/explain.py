@@ -6,7 +6,6 @@ Numbers are stored as float16 with a scale for each feature map, so that three d
 """
 
 import base64
-import io
 import math
 import time
 import zlib
@@ -197,18 +196,13 @@ class _Page:
         return explain.statistics({node.name: self.outputs[node.name]})[node.name]._asdict()
 
     def image(self, n: int, image: np.ndarray, name: str) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        Image.fromarray(image if image.shape[2] == 3 else image[..., 0]).save(buffer, "PNG", optimize=True)
+        picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
         probabilities = softmax_cross_entropy.softmax(self.logits[n : n + 1])[0]
         top = [
             {"class": int(k), "probability": float(probabilities[k]), "logit": float(self.logits[n, k])}
             for k in self.best[n, :SHOWN]
         ]
-        return {
-            "name": name,
-            "source": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}",
-            "top": top,
-        }
+        return {"name": name, "source": pages.data_uri(picture), "top": top}
 
     def look(self, blob: _Blob) -> dict[str, Any]:
         """Return, for each image's most probable classes, where the network looks, by each method."""

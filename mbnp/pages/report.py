@@ -1,7 +1,5 @@
 """report.html: what a run was, how it went and what it learned, in the run's folder."""
 
-import base64
-import io
 import os
 import shlex
 from collections.abc import Sequence
@@ -232,7 +230,7 @@ def thumbnail(image: np.ndarray) -> str:
     """Return an image (H, W, C) uint8 as a data URI, made smaller where it is large."""
     small = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return _uri(small)
+    return pages.data_uri(small)
 
 
 def picture(confusion: np.ndarray) -> str:
@@ -242,13 +240,7 @@ def picture(confusion: np.ndarray) -> str:
     pixels[..., :3] = (213, 94, 0)  # vermilion, and where the prediction is right blue
     pixels[np.diag_indices(len(confusion))] = (0, 114, 178, 0)
     pixels[..., 3] = np.round(255 * np.sqrt(share))
-    return _uri(Image.fromarray(pixels))
-
-
-def _uri(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return pages.data_uri(Image.fromarray(pixels))
 
 
 def layer_rows(names: Sequence[str], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
