@@ -181,7 +181,9 @@ def test_every_layer_opens_and_shows_the_networks_numbers(name, written, browser
             column = page.locator("#flow .layer").nth(i)
             column.locator(".map").last.click()
             check_formula(page, activations, 0)
-            own = page.locator("#detail .big canvas").first
+            own = page.locator("#detail .stage > figure:first-child .big canvas")
+            if not own.count():  # a single number has no pixels to point at
+                continue
             own.hover(position={"x": 5, "y": 5})
             check_formula(page, activations, 0)
             own.focus()
@@ -242,10 +244,51 @@ def test_the_kernel_slides_and_layers_follow_each_other(written, browser):
         page.wait_for_function("text => document.getElementById('formula').textContent !== text", arg=before)
         page.get_by_text("stop").click()
         first = page.inner_text("#detail h2")
-        page.get_by_text("next layer").click()
+        page.get_by_text("next layer").focus()
+        page.keyboard.press("Enter")
         assert page.inner_text("#detail h2") != first
+        assert page.evaluate("document.activeElement.textContent").startswith("next layer")
         page.get_by_text("layer before").click()
         assert page.inner_text("#detail h2") == first
+
+
+def place(page):
+    """Return row, column and channel of the number that the page shows."""
+    return [int(k) for k in re.search(r"\[([\d, ]+)\]", page.inner_text("#formula"))[1].split(", ")]
+
+
+def test_a_click_holds_the_pixel_and_layers_keep_it(written, browser):
+    path, net, _ = written("mobilenet-v1-small")
+    with opened(browser, path) as page:
+        page.locator("#flow .layer.kind-batchnorm .map").nth(4).click()
+        own = page.locator("#detail .stage > figure:first-child .big canvas")
+        own.click(position={"x": 60, "y": 100})
+        held = place(page)
+        own.hover(position={"x": 200, "y": 200})
+        assert place(page) == held
+        page.get_by_text("next layer").click()  # ReLU: the same channel
+        assert place(page) == held
+        page.get_by_text("next layer").click()  # pointwise: the map that uses this one most
+        weight = np.abs(net["conv2_1"]["3"].weight.value[held[2]])
+        assert place(page) == [*held[:2], weight.argmax()]
+
+
+def test_arrow_keys_go_from_map_to_map(written, browser):
+    path, *_ = written("mobilenet-v1-small")
+    with opened(browser, path) as page:
+        assert page.locator("#flow [tabindex='0']").count() == 1
+        page.locator("#flow [tabindex='0']").focus()
+        seen = [page.inner_text("#detail h2")]
+        page.keyboard.press("ArrowRight")
+        seen.append(page.inner_text("#detail h2"))
+        channel = place(page)[2]
+        page.keyboard.press("ArrowDown")
+        assert place(page)[2] != channel
+        page.locator("#detail .strip [tabindex='0']").focus()
+        channel = place(page)[2]
+        page.keyboard.press("ArrowRight")
+        assert place(page)[2] == channel + 1
+        assert seen[0] != seen[1]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

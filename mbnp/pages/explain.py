@@ -98,7 +98,6 @@ class _Page:
             "classes": [self.net.classes[k] if self.net.classes else f"class {k}" for k in range(count)],
             "images": [self.image(n, images[n], name) for n, name in enumerate(names)],
             "look": self.look(blob),
-            "roofline": None,
         }
         height, width, _ = self.nodes[0].shape
         subtitle = f"an image of {height} x {width}, {len(self.nodes) - 1} layers, {count} classes"
@@ -108,7 +107,7 @@ class _Page:
             "most to what is shown of it. What the others add is given as one number."
         )
         values = {"title": title, "subtitle": subtitle, "data": _finite(data), "note": note if left_out else ""}
-        return pages.render("network.html", **values, blob=blob.text())
+        return pages.render("network.html", **values, blob=blob.text(), roofline=None)
 
     def choose(self, most: int) -> tuple[list[np.ndarray], int]:
         """Return the channels of each node that the page holds, and how many a layer may add so that they fit."""
@@ -192,8 +191,9 @@ class _Page:
         return found
 
     def statistics(self, node: Node) -> dict[str, float]:
-        """Return mean, standard deviation and the share of dead channels of a node's output on the images."""
-        return explain.statistics({node.name: self.outputs[node.name]})[node.name]._asdict()
+        """Return mean, standard deviation and the shares of zeros and dead channels of a node's output, and its least."""
+        found = explain.statistics({node.name: self.outputs[node.name]})[node.name]._asdict()
+        return found | {"low": float(self.outputs[node.name].min())}
 
     def image(self, n: int, image: np.ndarray, name: str) -> dict[str, Any]:
         picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])

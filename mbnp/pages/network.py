@@ -11,6 +11,8 @@ from mbnp import cost, pages
 from mbnp.bench.machine import Peaks
 from mbnp.bench.profile import Profile
 from mbnp.network import Gate, Layer, Network, Residual, Sequential
+from mbnp.pages import charts
+from mbnp.pages.charts import Scale
 
 KINDS = {
     "image": "image",
@@ -29,6 +31,8 @@ KINDS = {
     "sum": "residual sum",
     "gate": "gate",
 }
+
+COLOURS = {"standard": "green", "pointwise": "blue", "depthwise": "vermilion", "separable": "purple", "other": "quiet"}
 
 
 class Node(NamedTuple):
@@ -111,27 +115,77 @@ def bench_page(net: Network, title: str, subtitle: str, resolution: int, measure
     seconds = {row.name.split(" + ")[0]: row.seconds for row in measured.rows}
     for entry in entries:
         entry["ms"] = 1e3 * seconds.get(entry["name"], 0.0)
-    points = [
-        {
-            "name": row.name,
-            "kind": row.kind,
-            "backward": k == 1,
-            "intensity": rate.intensity,
-            "gflops": rate.gflops,
-            "ms": 1e3 * rate.seconds,
-        }
-        for row in measured.rows
-        for k, rate in enumerate(row.rates)
-        if rate.flops and rate.seconds
-    ]
-    roofline = {"gflops": peaks.gflops, "cache": peaks.cache, "memory": peaks.memory, "points": points}
     note = "of a training step; what runs as one stands at its first layer"
     timed = {"key": "ms", "label": "measured time", "unit": "ms", "note": note}
-    return _rendered(title, subtitle, entries, [timed, *MEASURES], roofline)
+    return _rendered(title, subtitle, entries, [timed, *MEASURES], roofline(measured, peaks))
+
+
+class Point(NamedTuple):
+    """One direction of one layer on the roofline, in pixels of the chart."""
+
+    x: float
+    y: float
+    colour: str
+    backward: bool
+    text: str
+
+
+class Roofline(NamedTuple):
+    """GFLOP/s by FLOPs a byte: the layers, and the slopes and the roof that the machine sets. Both axes logarithmic."""
+
+    x: Scale
+    y: Scale
+    points: list[Point]
+    roofs: list[tuple[str, str]]  # the points of a line, and its dash
+    labels: list[tuple[float, float, str, str]]  # where, how it is anchored, text
+    kinds: dict[str, str]  # the colour of each kind of layer
+
+
+def roofline(measured: Profile, peaks: Peaks) -> Roofline | None:
+    """Place the layers that multiply under the machine's limits, as `plots.roofline` does; None if there are none."""
+    each = [(row, rate, k == 1) for row in measured.rows for k, rate in enumerate(row.rates)]
+    rates = [(row, rate, backward) for row, rate, backward in each if rate.flops and rate.seconds]
+    if not rates:
+        return None
+    intensities, speeds = [rate.intensity for _, rate, _ in rates], [rate.gflops for _, rate, _ in rates]
+    slopes = {"last cache": peaks.cache, "memory": peaks.memory}
+    x = charts.horizontal(
+        "FLOPs for each byte",
+        min(intensities) / 2,
+        2 * max(*intensities, peaks.gflops / min(slopes.values())),
+        log=True,
+    )
+    y = charts.vertical("GFLOP/s", min(speeds) / 2, 2 * max(*speeds, peaks.gflops), log=True)
+    points = [
+        Point(
+            x(rate.intensity), y(rate.gflops), COLOURS[row.kind], backward,
+            f"{row.name}, {row.kind}, {'backward' if backward else 'forward'}: {rate.gflops:.3g} GFLOP/s at "
+            f"{rate.intensity:.3g} FLOPs a byte, {1e3 * rate.seconds:.3g} ms",
+        )
+        for row, rate, backward in rates
+    ]  # fmt: skip
+    roofs, labels = [], []
+    for name, bandwidth in slopes.items():
+        begin = max(x.low, y.low / bandwidth)
+        corner = peaks.gflops / bandwidth
+        line = ((begin, begin * bandwidth), (corner, peaks.gflops), (x.high, peaks.gflops))
+        roofs.append((" ".join(f"{x(a)},{y(b)}" for a, b in line), "5 4" if name == "memory" else ""))
+        if bandwidth == max(slopes.values()):  # above the higher slope, and below the lower one
+            place = x(corner) - 8, y(peaks.gflops) + 4, "end"
+        else:
+            place = x(0.4 * corner) + 8, y(0.4 * peaks.gflops) + 10, "start"
+        labels.append((*place, f"{name} {bandwidth:.3g} GB/s"))
+    labels.append((x.end, y(peaks.gflops) - 6, "end", f"matrix product {peaks.gflops:.3g} GFLOP/s"))
+    kinds = {row.kind: COLOURS[row.kind] for row, _, _ in rates}
+    return Roofline(x, y, points, roofs, labels, kinds)
 
 
 def _rendered(
-    title: str, subtitle: str, entries: list[dict[str, Any]], measures: list[dict[str, str]], roofline: Any = None
+    title: str,
+    subtitle: str,
+    entries: list[dict[str, Any]],
+    measures: list[dict[str, str]],
+    roofline: Roofline | None = None,
 ) -> str:
-    data = {"nodes": entries, "measures": measures, "images": [], "roofline": roofline}
-    return pages.render("network.html", title=title, subtitle=subtitle, data=data, blob="")
+    data = {"nodes": entries, "measures": measures, "images": []}
+    return pages.render("network.html", title=title, subtitle=subtitle, data=data, blob="", roofline=roofline)

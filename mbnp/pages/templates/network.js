@@ -1,10 +1,10 @@
 "use strict";
 // The page of a network. `page` is what Python knows (pages/network.py and pages/explain.py); the numbers of feature maps
-// and weights are in one compressed text beside it. Sections: numbers, pictures, the flow, one layer, where it looks, table.
+// and weights are in one compressed text beside it. Sections: numbers, pictures, the flow, one layer, where it looks, tables.
 (async () => {
 const page = JSON.parse(document.getElementById("data").textContent);
 const nodes = page.nodes, images = page.images;
-const state = { image: 0, node: 0, channel: 0, pixel: [0, 0] };
+const state = { image: 0, node: 0, channel: 0, pixel: [0, 0], held: false }; // held: the mouse does not move the pixel
 
 // --- numbers ---
 
@@ -19,7 +19,6 @@ function el(tag, settings = {}, ...children) {
   return made;
 }
 const byId = (id) => document.getElementById(id);
-
 // Three digits; what is shown is what the tests compare with the network.
 function number(v) {
   if (v === null || Number.isNaN(v)) return "NaN";
@@ -100,10 +99,11 @@ const table = (stops) => Array.from({ length: 256 }, (_, k) => {
 const SIGNED = table([[213, 94, 0], [245, 245, 245], [0, 114, 178]]);
 const POSITIVE = table([[0, 32, 76], [58, 75, 107], [123, 122, 119], [188, 174, 107], [255, 234, 70]]);
 // What the ends of the colours stand for: as far below zero as above it, where there is anything below.
-function rangeOf(values) {
+function rangeOf(values, signs = extent(values)[0] < 0) {
   const [low, high] = extent(values), most = Math.max(-low, high);
-  return low < 0 ? [-most, most] : [0, high];
+  return signs ? [-most, most] : [0, high];
 }
+const rangeFor = (node, values) => rangeOf(values, node.statistics.low < 0); // alike for all maps of a layer
 function colour(v, [low, high]) {
   if (!Number.isFinite(v)) return [255, 0, 255];
   const t = high > low ? (v - low) / (high - low) : 0;
@@ -119,16 +119,17 @@ function paint(canvas, values, h, w, range = rangeOf(values)) {
   context.putImageData(made, 0, 0);
   return canvas;
 }
-const thumbnail = (node, at) => paint(el("canvas"), map(node, at), ...hw(node));
-function scaleOf(values) {
-  const ends = rangeOf(values);
+// Where a map is one number, its colour is by the largest of the layer's.
+const thumbnail = (node, at) => paint(el("canvas"), map(node, at), ...hw(node),
+  rangeFor(node, hw(node)[0] * hw(node)[1] === 1 ? node.channels.map((_, c) => map(node, c)[0]) : map(node, at)));
+function scaleOf(ends) {
   const steps = Float32Array.from({ length: 48 }, (_, i) => ends[0] + ((ends[1] - ends[0]) * i) / 47);
   return el("div", { class: "scale" }, number(ends[0]), paint(el("canvas"), steps, 1, 48, ends), number(ends[1]));
 }
 // A large feature map with a frame on it. onpixel makes it answer to mouse, finger and arrow keys.
-function big(values, h, w, label, onpixel = null, small = false) {
-  const frame = el("div", { class: "at", hidden: true }), canvas = paint(el("canvas"), values, h, w);
-  const box = el("div", { class: "big" + (small ? " small" : "") }, canvas, frame);
+function big(values, h, w, label, onpixel = null, range = rangeOf(values)) {
+  const frame = el("div", { class: "at", hidden: true }), canvas = paint(el("canvas"), values, h, w, range);
+  const box = el("div", { class: "big" + (h * w === 1 ? " small" : "") }, canvas, frame);
   let pixel = [0, 0];
   const show = (top, left, height, width) => {
     if (height === 1 && width === 1) pixel = [top, left];
@@ -146,8 +147,12 @@ function big(values, h, w, label, onpixel = null, small = false) {
       const inside = (v, n) => Math.min(Math.max(Math.floor(v * n), 0), n - 1);
       go(inside((event.clientY - top) / height, h), inside((event.clientX - left) / width, w));
     };
-    canvas.addEventListener("pointermove", point);
-    canvas.addEventListener("pointerdown", point);
+    canvas.addEventListener("pointermove", (event) => { if (!state.held || event.buttons) point(event); });
+    canvas.addEventListener("pointerdown", (event) => {
+      const before = String(pixel);
+      point(event);
+      state.held = !(state.held && before === String(pixel));
+    });
     canvas.addEventListener("keydown", (event) => {
       const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
       if (!step) return;
@@ -172,36 +177,46 @@ function bars(rows) {
 
 function drawAnswer() {
   byId("images").replaceChildren(...images.map((image, n) => el(
-    "button", { "aria-pressed": n === state.image, onclick: () => { state.image = n; drawAll(); } },
+    "button", { "aria-pressed": n === state.image, onclick: () => { state.image = n; keepFocus(drawAll); } },
     el("figure", {}, el("img", { src: image.source, alt: image.name }), el("figcaption", {}, image.name)))));
-  const rows = images[state.image].top.slice(0, 5).map((k) => [page.classes[k.class], k.probability, percent(k.probability)]);
-  byId("classes").replaceChildren(bars(rows));
+  const top = images[state.image].top, [first, second] = top, name = (k) => page.classes[k.class];
+  byId("classes").replaceChildren(bars(top.slice(0, 5).map((k) => [name(k), k.probability, `${percent(k.probability)}, logit ${number(k.logit)}`])),
+    el("p", { class: "quiet" }, "A logit is a score that the last layer gives; softmax makes probabilities of them: " +
+      `${name(first)} is e^(${number(first.logit)} ${signed(-second.logit)}) = ${number(Math.exp(first.logit - second.logit))} times as probable as ${name(second)}.`));
 }
+const sizes = (key, v) => (key === "ms" ? number(v) + " ms" : v >= 1e6 ? number(v / 1e6) + " M" : v >= 1e3 ? number(v / 1e3) + " k" : String(v));
 function drawFlow() {
-  const { key, unit, note } = page.measures.find((m) => m.key === byId("measure").value) ?? page.measures[0];
+  const { key, note } = page.measures.find((m) => m.key === byId("measure").value) ?? page.measures[0];
   const most = Math.max(...nodes.map((node) => node[key] ?? 0)) || 1;
-  const size = (v) => (key === "ms" ? number(v) + " ms" : v >= 1e6 ? number(v / 1e6) + " M" : v >= 1e3 ? number(v / 1e3) + " k" : v) +
-    (unit && key !== "ms" ? unit : "");
   byId("measure-note").textContent = note;
   byId("flow").replaceChildren(...nodes.map((node, i) => {
-    const column = el("div", { class: `layer kind-${node.kind}` + (images.length && i === state.node ? " chosen" : "") });
-    const words = `${node.title}, ${node.shape.join(" × ")}`;
-    const value = node[key] ?? 0;
-    column.append(
-      el("div", { class: "head", title: `${node.name}: ${words}` }, el("b", {}, node.name.split(".").map((part, k) => (k ? [".", el("wbr"), part] : part))), el("span", {}, node.title),
+    const open = images.length ? () => choose(i, strongest(node)[0]) : null, value = node[key] ?? 0;
+    const column = el("div", { class: `layer kind-${node.kind}` + (open && i === state.node ? " chosen" : "") },
+      el("div", { class: "head", title: `${node.name}: ${node.title}`, ...(open ? { onclick: open } : {}) },
+        el("b", {}, node.name.split(".").map((part, k) => (k ? [".", el("wbr"), part] : part))), el("span", {}, node.title),
         el("span", { class: "quiet" }, node.shape.join("×"))),
-      el("div", { class: "cost", title: `${node.name}: ${size(value)}` }, value ? el("span", {}, size(value)) : "",
+      el("div", { class: "cost", title: `${node.name}: ${sizes(key, value)}` }, value ? el("span", {}, sizes(key, value)) : "",
         el("i", { style: `height:${(54 * value) / most}px` })));
-    if (images.length) {
-      column.append(el("div", { class: "maps" }, strongest(node).slice(0, 4).map((at) => el(
-        "button", {
-          class: "map", "aria-pressed": i === state.node && at === state.channel, "data-node": node.name,
-          "data-channel": node.channels[at], "aria-label": `${node.name}, channel ${node.channels[at]}`,
-          title: `channel ${node.channels[at]}`, onclick: () => choose(i, at),
-        }, thumbnail(node, at)))));
-    }
+    if (open) column.append(el("div", { class: "maps" }, strongest(node).slice(0, 4).map((at) => mapButton(i, at, () => choose(i, at)))));
     return column;
   }));
+}
+function mapButton(i, at, onclick) {
+  const pressed = i === state.node && at === state.channel, name = `${nodes[i].name}, channel ${nodes[i].channels[at]}`;
+  return el("button", { class: "map", "aria-pressed": pressed, "data-node": i, "data-at": at, "aria-label": name, title: name, tabindex: pressed ? 0 : -1,
+    onclick }, thumbnail(nodes[i], at));
+}
+// In a group of buttons only the chosen one is a stop of the tab key; arrow keys go from one to the next.
+function roving(event) {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key], here = event.target.closest(".map");
+  if (!step || !here) return;
+  event.preventDefault();
+  const sideways = event.currentTarget.id === "flow" && /Left|Right/.test(event.key);
+  const all = sideways ? [...event.currentTarget.children].map((c) => c.querySelector(".map")) : [...here.parentElement.children];
+  const next = all[all.indexOf(sideways ? here.parentElement.firstElementChild : here) + step];
+  if (!next) return;
+  next.click();
+  event.currentTarget.querySelector(`[data-node="${next.dataset.node}"][data-at="${next.dataset.at}"]`)?.focus();
 }
 const strongest = (node) => node.channels.map((_, at) => at).sort((a, b) => strength(node, b) - strength(node, a));
 const strengths = new Map();
@@ -211,18 +226,27 @@ function strength(node, at) {
   return strengths.get(key);
 }
 function peak(node, at) { // the pixel whose number is largest: where there is most to see
-  const sizes = map(node, at).map(Math.abs), k = sizes.indexOf(extent(sizes)[1]), w = hw(node)[1];
+  const values = map(node, at).map(Math.abs), k = values.indexOf(extent(values)[1]), w = hw(node)[1];
   return [Math.floor(Math.max(k, 0) / w), Math.max(k, 0) % w];
 }
 function choose(i, at, pixel = null) {
-  state.node = i;
-  state.channel = at;
-  state.pixel = pixel ?? peak(nodes[i], at);
-  for (const column of byId("flow").querySelectorAll(".chosen")) column.classList.remove("chosen");
-  byId("flow").children[i].classList.add("chosen");
-  for (const button of document.querySelectorAll(".map"))
-    button.setAttribute("aria-pressed", button.dataset.node === nodes[i].name && +button.dataset.channel === nodes[i].channels[at]);
-  drawDetail();
+  Object.assign(state, { node: i, channel: at, pixel: pixel ?? peak(nodes[i], at), held: pixel !== null && state.held });
+  [...byId("flow").children].forEach((column, k) => column.classList.toggle("chosen", k === i));
+  byId("flow").children[i].scrollIntoView({ block: "nearest", inline: "nearest" });
+  for (const button of byId("flow").querySelectorAll(".map")) {
+    const pressed = +button.dataset.node === i && +button.dataset.at === at;
+    button.setAttribute("aria-pressed", pressed);
+    button.tabIndex = pressed ? 0 : -1;
+  }
+  if (!byId("flow").querySelector(".map[tabindex='0']")) byId("flow").children[i].querySelector(".map").tabIndex = 0;
+  keepFocus(drawDetail);
+}
+// Redraw, and give the focus to what stands where it was.
+function keepFocus(draw) {
+  const key = (element) => element?.id || element?.getAttribute?.("aria-label") || element?.textContent;
+  const before = document.activeElement, wanted = key(before), section = before?.closest("section")?.id;
+  draw();
+  if (section && !before.isConnected) [...byId(section).querySelectorAll("button, canvas, select, input")].find((e) => key(e) === wanted)?.focus();
 }
 
 // --- one layer: a view is [parts to show, function of a pixel that updates them and returns the formula] ---
@@ -247,13 +271,21 @@ function grid(values, width, caption) {
   }
   return figure(el("table", { class: "grid" }, rows), caption);
 }
+const products = (seen, kernel, width) => [grid(seen, width, "input"), el("span", {}, "×"), grid(kernel, width, "kernel"), el("span", {}, "="),
+  grid(seen.map((v, k) => v * kernel[k]), width, "products")];
 const output = (node, at) => (i, j) => map(node, at)[i * hw(node)[1] + j];
+// A picture of a map that a node reads, with what stands below it; a click goes there.
+function inputOf(before, c, words) {
+  const [h, w] = hw(before), values = map(before, c), picture = big(values, h, w, `${before.name}, channel ${before.channels[c]}`, null, rangeFor(before, values));
+  picture.canvas.addEventListener("click", () => choose(nodes.indexOf(before), c));
+  return { values, h, w, show: picture.show, part: figure(picture.box, `${words} ${before.name}, channel ${before.channels[c]}`, scaleOf(rangeFor(before, values))) };
+}
+const only = (node, at, words = "its input:") => inputOf(source(node), place(source(node), node.channels[at]), words);
 
 function depthwiseView(node, at) {
-  const before = source(node), [h, w] = hw(before), values = map(before, place(before, node.channels[at]));
-  const input = big(values, h, w, "the input map", null), size = node.kernel[0] * node.kernel[1], count = node.channels.length;
-  const kernel = Array.from({ length: size }, (_, k) => array(node.weight)[k * count + at]);
-  const grids = el("div", { class: "grids" }), bias = node.bias ? node.bias[at] : 0, [oh, ow] = hw(node);
+  const input = only(node, at, "its one input:"), size = node.kernel[0] * node.kernel[1], count = node.channels.length;
+  const kernel = Array.from({ length: size }, (_, k) => array(node.weight)[k * count + at]), bias = node.bias ? node.bias[at] : 0;
+  const grids = el("div", { class: "grids" }), [oh, ow] = hw(node);
   let timer = null;
   const slide = el("button", { class: "tool", onclick: () => {
     if (timer) { clearInterval(timer); timer = null; slide.textContent = "▶ slide the kernel"; return; }
@@ -264,14 +296,10 @@ function depthwiseView(node, at) {
       setPixel(Math.floor(next / ow), next % ow);
     }, 120);
   } }, "▶ slide the kernel");
-  const parts = [figure(input.box, `its one input: ${before.name}, channel ${node.channels[at]}`, scaleOf(values)),
-    el("div", { class: "wide" }, grids, slide)];
-  return [parts, (i, j) => {
-    const frame = taps(node, i, j), seen = patch(values, h, w, frame), width = node.kernel[1];
+  return [[input.part, el("div", { class: "wide" }, grids, slide)], (i, j) => {
+    const frame = taps(node, i, j), seen = patch(input.values, input.h, input.w, frame);
     input.show(...frame);
-    const products = seen.map((v, k) => v * kernel[k]);
-    grids.replaceChildren(grid(seen, width, "input"), el("span", {}, "×"), grid(kernel, width, "kernel"), el("span", {}, "="),
-      grid(products, width, "products"));
+    grids.replaceChildren(...products(seen, kernel, node.kernel[1]));
     return `${added(seen.map((v, k) => [kernel[k], v]))}${bias ? " " + signed(bias) : ""} = ${number(output(node, at)(i, j))}`;
   }];
 }
@@ -279,32 +307,30 @@ function depthwiseView(node, at) {
 // Standard and pointwise convolutions and linear layers: a sum over input maps, the largest contributions first.
 function sumView(node, at) {
   const before = source(node), [h, w] = hw(before), weight = array(node.weight), outputs = node.channels.length;
-  const inputs = before.channels.length, [kh, kw] = node.kernel ?? [1, 1], bias = node.bias ? node.bias[at] : 0;
+  const inputs = before.channels.length, [kh, kw] = node.kernel ?? [1, 1], bias = node.bias ? node.bias[at] : 0, wide = kh * kw > 1;
   const kernel = (c) => Array.from({ length: kh * kw }, (_, k) => weight[(k * inputs + c) * outputs + at]);
   const worth = before.channels.map((_, c) => kernel(c).reduce((a, k) => a + Math.abs(k), 0) * strength(before, c));
   const order = worth.map((_, c) => c).sort((a, b) => worth[b] - worth[a]), shown = order.slice(0, 10);
-  const largest = big(map(before, order[0]), h, w, "the input map that contributes most");
-  const rows = el("div", { class: "terms" });
-  const thumbs = new Map(shown.map((c) => [c, kh * kw > 1 ? kernelPicture(kernel(c), kh, kw) : thumbnail(before, c)]));
-  const parts = [figure(largest.box, `the input that contributes most to this map: ${before.name}, channel ${before.channels[order[0]]}`,
-    scaleOf(map(before, order[0]))), rows];
-  return [parts, (i, j) => {
-    const frame = taps(node, i, j), total = output(node, at)(i, j);
+  const largest = inputOf(before, order[0], "the input that counts most for this map:"), rows = el("div", { class: "terms" }), grids = el("div", { class: "grids" });
+  const thumbs = new Map(shown.map((c) => [c, el("button", { class: "map", title: "go to this map", "aria-label": `go to channel ${before.channels[c]}`,
+    onclick: () => choose(nodes.indexOf(before), c) }, wide ? kernelPicture(kernel(c), kh, kw) : thumbnail(before, c))]));
+  return [[h * w > 1 ? largest.part : "", el("div", { class: "wide" }, grids, rows, el("p", { class: "quiet" }, "The order is by what an input adds over the whole map."))], (i, j) => {
+    const frame = taps(node, i, j), total = output(node, at)(i, j), seen = (c) => patch(map(before, c), h, w, frame);
     largest.show(...frame);
-    const values = order.map((c) => [c, patch(map(before, c), h, w, frame).reduce((a, v, k) => a + v * kernel(c)[k], 0)]);
-    const most = Math.max(...values.map(([, v]) => Math.abs(v)), 1e-30);
-    const line = (picture, name, how, value, style = "") => [picture, el("span", { class: style }, name), el("span", { class: "quiet number" }, how),
-      el("span", { class: "bar" + (value < 0 ? " less" : ""), style: `width:${(100 * Math.min(Math.abs(value), most)) / most}%` }),
-      el("span", { class: "number " + style }, number(value))];
+    if (wide) grids.replaceChildren(...products(seen(order[0]), kernel(order[0]), kw));
+    const values = order.map((c) => [c, seen(c).reduce((a, v, k) => a + v * kernel(c)[k], 0)]);
     const top = values.slice(0, shown.length), others = values.slice(shown.length).reduce((a, [, v]) => a + v, 0);
     const absent = total - bias - others - top.reduce((a, [, v]) => a + v, 0), left = before.count - before.channels.length;
-    rows.replaceChildren(...top.flatMap(([c, v]) => {
-      const how = kh * kw > 1 ? `kernel · ${kh}×${kw} pixels` : `${number(kernel(c)[0])} × ${number(patch(map(before, c), h, w, frame)[0])}`;
-      return line(thumbs.get(c), `channel ${before.channels[c]}`, how, v);
-    }), ...(values.length > shown.length ? line(el("span"), `${values.length - shown.length} more`, "held by this page", others) : []),
-    ...(left ? line(el("span"), `${left} others`, "not in this page", absent) : []),
-    ...(bias ? line(el("span"), "bias", "", bias) : []), ...line(el("span"), "sum", "", total, "total"));
-    const first = top.slice(0, 4).map(([c, v]) => kh * kw > 1 ? [v] : [kernel(c)[0], patch(map(before, c), h, w, frame)[0]]);
+    const lines = top.map(([c, v]) => [thumbs.get(c), `channel ${before.channels[c]}`, wide ? `its kernel · ${kh}×${kw} pixels` : `${number(kernel(c)[0])} × ${number(seen(c)[0])}`, v]);
+    if (values.length > shown.length) lines.push([el("span"), `${values.length - shown.length} more`, "inputs, together", others]);
+    if (left) lines.push([el("span"), `${left} others`, "not in this page, together", absent]);
+    if (bias) lines.push([el("span"), "bias", "", bias]);
+    lines.push([el("span"), "sum", "", total]);
+    const most = Math.max(...lines.map((line) => Math.abs(line[3])), 1e-30);
+    rows.replaceChildren(...lines.flatMap(([picture, name, how, value]) => [picture, el("span", { class: name === "sum" ? "total" : null }, name),
+      el("span", { class: "quiet number" }, how), el("span", { class: "bar" + (value < 0 ? " less" : ""), style: `width:${(100 * Math.abs(value)) / most}%` }),
+      el("span", { class: "number" + (name === "sum" ? " total" : "") }, number(value))]));
+    const first = [...values].sort((x, y) => Math.abs(y[1]) - Math.abs(x[1])).slice(0, 4).map(([c, v]) => (wide ? [v] : [kernel(c)[0], seen(c)[0]]));
     return `${added(first)}${before.count > 4 ? ` + … (${before.count} inputs)` : ""}${bias ? " " + signed(bias) : ""} = ${number(total)}`;
   }];
 }
@@ -314,10 +340,9 @@ const kernelPicture = (values, kh, kw) => {
 };
 
 // A function of one number, drawn over the histogram of what goes in.
-function curve(values, f, { cut = () => false, mark = null, label }) {
+function curve(values, f, { cut = () => false, include, marks = [], label }) {
   const [w, h, m] = [360, 240, 58], finite = values.filter(Number.isFinite);
-  let [low, high] = extent(finite);
-  if (mark) { low = Math.min(low, mark[0]); high = Math.max(high, mark[1]); }
+  let [low, high] = extent([...finite, ...include]);
   if (!(high > low)) [low, high] = [low - 1, high + 1];
   const bins = new Array(30).fill(0), bin = (v) => Math.min(Math.floor(((v - low) / (high - low)) * 30), 29);
   finite.forEach((v) => bins[bin(v)]++);
@@ -333,18 +358,16 @@ function curve(values, f, { cut = () => false, mark = null, label }) {
       return el("rect", { class: cut(middle) ? "cut" : "kept", x: x(from), width: (w - m - 8) / 30 - 1, y: h - 24 - tall, height: tall });
     }),
     el("line", { class: "axis", x1: m, x2: w, y1: h - 24, y2: h - 24 }),
-    mark ? mark.map((v) => el("line", { class: "mark", x1: x(v), x2: x(v), y1: 12, y2: h - 24 })) : [],
+    marks.map((v) => el("line", { class: "mark", x1: x(v), x2: x(v), y1: 12, y2: h - 24 })),
     el("path", { class: "curve", d: "M" + steps.map((v, k) => `${x(v).toFixed(1)},${y(ys[k]).toFixed(1)}`).join("L") }), dot,
     el("text", { x: m, y: h - 6 }, number(low)), el("text", { x: w - 8, y: h - 6, "text-anchor": "end" }, number(high)),
     el("text", { x: 0, y: 14 }, number(most)), el("text", { x: 0, y: h - 28 }, number(least)));
   return [svg, (v) => { dot.setAttribute("cx", x(v)); dot.setAttribute("cy", y(f(v))); }];
 }
 function curveView(node, at, f, options, formula, words) {
-  const before = source(node), values = map(before, place(before, node.channels[at])), [h, w] = hw(before);
-  const [svg, show] = curve(values, f, options), input = big(values, h, w, "the input map");
-  const parts = [figure(input.box, `its input: ${before.name}, channel ${node.channels[at]}`, scaleOf(values)), figure(svg, words(values))];
-  return [parts, (i, j) => {
-    const v = values[i * w + j];
+  const input = only(node, at), [svg, show] = curve(input.values, f, options);
+  return [[input.part, figure(svg, words(input.values))], (i, j) => {
+    const v = input.values[i * input.w + j];
     show(v);
     input.show(i, j, 1, 1);
     return formula(v, output(node, at)(i, j));
@@ -352,8 +375,8 @@ function curveView(node, at, f, options, formula, words) {
 }
 function batchnormView(node, at) {
   const [gamma, beta, mu, variance] = ["gamma", "beta", "mean", "variance"].map((name) => node[name][at]);
-  const deviation = Math.sqrt(variance + node.eps), scale = gamma / deviation, shift = beta - mu * scale;
-  return curveView(node, at, (v) => scale * v + shift, { mark: [mu - deviation, mu + deviation], label: "the line of BatchNorm" },
+  const deviation = Math.sqrt(variance + node.eps), scale = gamma / deviation, shift = beta - mu * scale, marks = [mu - deviation, mu + deviation];
+  return curveView(node, at, (v) => scale * v + shift, { marks, include: marks, label: "the line of BatchNorm" },
     (v, y) => `γ·(x − μ)/√(σ² + ε) + β = ${number(gamma)}·(${number(v)} ${signed(-mu)})/${number(deviation)} ${signed(beta)} = ` +
       `${number(scale)}·${number(v)} ${signed(shift)} = ${number(y)}`,
     () => [`A line, the same for every pixel of the channel: scale ${number(scale)}, shift ${number(shift)}. Blocks: the values of this map; ` +
@@ -368,137 +391,143 @@ function activationView(node, at) {
     "hard-sigmoid": [(v) => clip(v + 3, 0, 6) / 6, (v) => v <= -3 || v >= 3, (x) => `min(max(${x} + 3, 0), 6)/6`],
   };
   const [f, cut, text] = kinds[node.kind];
-  return curveView(node, at, f, { cut, label: node.title }, (v, y) => `${text(number(v))} = ${number(y)}`, (values) => {
-    const share = values.filter((v) => cut(v)).length / values.length;
-    return [`${percent(share)} of the pixels are cut off (vermilion): there the gradient is 0.`];
-  });
+  return curveView(node, at, f, { cut, include: [0], label: node.title }, (v, y) => `${text(number(v))} = ${number(y)}`, (values) => [
+    `${percent(values.filter((v) => cut(v)).length / values.length)} of the pixels are cut off (vermilion): there the gradient is 0.`]);
 }
 // The linear layer right after an average, or null: then each pixel's share of a logit is known.
 function linearAfter(node) {
-  let at = nodes.indexOf(node);
-  for (;;) {
-    const readers = nodes.filter((other) => other.inputs.includes(at));
-    if (readers.length !== 1) return null;
-    if (readers[0].kind === "linear") return readers[0];
-    if (!["flatten", "dropout"].includes(readers[0].kind)) return null;
-    at = nodes.indexOf(readers[0]);
-  }
+  const readers = nodes.filter((other) => other.inputs.includes(nodes.indexOf(node)));
+  if (readers.length !== 1) return null;
+  return readers[0].kind === "linear" ? readers[0] : ["flatten", "dropout"].includes(readers[0].kind) ? linearAfter(readers[0]) : null;
 }
 function averageView(node, at) {
-  const before = source(node), [h, w] = hw(before), values = map(before, place(before, node.channels[at]));
-  const input = big(values, h, w, "the input map"), last = linearAfter(node), single = hw(node)[0] * hw(node)[1] === 1;
-  const parts = [figure(input.box, `its input: ${before.name}, channel ${node.channels[at]}`, scaleOf(values))];
-  if (last && single && place(source(last), node.channels[at]) >= 0) {
+  const input = only(node, at), last = linearAfter(node), parts = [input.part];
+  if (last && hw(node)[0] * hw(node)[1] === 1 && place(source(last), node.channels[at]) >= 0) {
     const average = map(node, at)[0], count = last.channels.length, weight = array(last.weight), c = place(source(last), node.channels[at]);
-    const rows = images[state.image].top.slice(0, 5).filter((k) => place(last, k.class) >= 0)
-      .map((k) => [k, weight[c * count + place(last, k.class)]])
-      .map(([k, factor]) => [page.classes[k.class], factor * average, `${number(factor)} × ${number(average)} = ${number(factor * average)}`]);
+    const rows = images[state.image].top.slice(0, 5).map((k) => [page.classes[k.class], weight[c * count + place(last, k.class)]])
+      .map(([name, factor]) => [name, factor * average, `${number(factor)} × ${number(average)} = ${number(factor * average)}`]);
     parts.push(el("div", { class: "wide" }, el("h3", {}, "What this channel adds to the logits"), bars(rows)));
   }
   return [parts, (i, j) => {
-    const frame = node.kernel ? taps(node, i, j) : [0, 0, h, w], seen = patch(values, h, w, frame);
+    const frame = node.kernel ? taps(node, i, j) : [0, 0, input.h, input.w], seen = patch(input.values, input.h, input.w, frame);
     input.show(...frame);
     return `(${added(seen.slice(0, 9).map((v) => [v]))}${seen.length > 9 ? " + …" : ""})/${seen.length} = ${number(output(node, at)(i, j))}`;
   }];
 }
 function maxView(node, at) {
-  const before = source(node), [h, w] = hw(before), values = map(before, place(before, node.channels[at]));
-  const input = big(values, h, w, "the input map"), grids = el("div", { class: "grids" });
-  return [[figure(input.box, `its input: ${before.name}, channel ${node.channels[at]}`, scaleOf(values)), grids], (i, j) => {
-    const frame = taps(node, i, j), seen = patch(values, h, w, frame, -Infinity);
+  const input = only(node, at), grids = el("div", { class: "grids" });
+  return [[input.part, grids], (i, j) => {
+    const frame = taps(node, i, j), seen = patch(input.values, input.h, input.w, frame, -Infinity);
     input.show(...frame);
     grids.replaceChildren(grid(seen, frame[3], "the window"));
     return `max(${seen.map(number).join(", ")}) = ${number(output(node, at)(i, j))}`;
   }];
 }
 function joinView(node, at) {
-  const pairs = node.inputs.map((k) => [nodes[k], place(nodes[k], node.channels[at])]);
-  const pictures = pairs.map(([before, c]) => big(map(before, c), ...hw(before), before.name));
-  const parts = pairs.map(([before, c], k) => figure(pictures[k].box, `${before.name}, channel ${before.channels[c]}`, scaleOf(map(before, c))));
-  parts.splice(1, 0, el("span", {}, node.kind === "sum" ? "+" : "×"));
-  return [parts, (i, j) => {
-    const [a, b] = pairs.map(([before, c], k) => {
-      const [h, w] = hw(before), [y, x] = h * w === 1 ? [0, 0] : [i, j];
-      pictures[k].show(y, x, 1, 1);
-      return map(before, c)[y * w + x];
+  const inputs = node.inputs.map((k) => inputOf(nodes[k], place(nodes[k], node.channels[at]), "")), sign = node.kind === "sum" ? "+" : "×";
+  return [[inputs[0].part, el("span", {}, sign), inputs[1].part], (i, j) => {
+    const [a, b] = inputs.map(({ values, h, w, show }) => {
+      const [y, x] = h * w === 1 ? [0, 0] : [i, j];
+      show(y, x, 1, 1);
+      return values[y * w + x];
     });
-    const y = number(output(node, at)(i, j));
-    return node.kind === "sum" ? `${number(a)} ${signed(b)} = ${y}` : `${number(a)} × ${number(b)} = ${y}; the factor is the same for the whole channel`;
+    return `${number(a)} ${node.kind === "sum" ? signed(b) : `× ${number(b)}`} = ${number(output(node, at)(i, j))}`;
   }];
 }
-function plainView(node, at) {
-  const words = { image: "What goes in: the image, less its mean, divided by its standard deviation.", flatten: "The numbers of the feature map in a row.",
-    dropout: "Dropout does nothing when a trained network is used.", pad: "Zeros around the map.", subsample: "The pixels that the stride keeps, and zeros for new channels." };
-  return [[el("p", {}, words[node.kind] ?? "")], (i, j) => `${number(output(node, at)(i, j))}`];
-}
+const plainView = (node, at) => [[], (i, j) => number(output(node, at)(i, j))];
+const average = [averageView, "The mean of each map: where something is does not matter any more, only how much of it there is."];
+const activation = [activationView, "Each number by itself: what is below zero is cut off. Without this the layers together would be no more than one sum."];
 const VIEWS = {
-  depthwise: depthwiseView, conv: sumView, pointwise: sumView, linear: sumView, batchnorm: batchnormView, relu: activationView,
-  "hard-swish": activationView, "hard-sigmoid": activationView, "average-pool": averageView, "global-average-pool": averageView,
-  squeeze: averageView, "max-pool": maxView, sum: joinView, gate: joinView,
+  depthwise: [depthwiseView, "Each output map comes from one input map, the one of the same channel, by a kernel of its own: pixels mix, channels do not."],
+  pointwise: [sumView, "Each output pixel is a weighted sum of the same pixel of all input maps: channels mix, pixels do not. An output's number says nothing about the input of that number."],
+  conv: [sumView, "Each output map is a sum over all input maps, each with a kernel of its own: pixels and channels mix."],
+  linear: [sumView, "Each logit is a weighted sum of all the numbers before it."],
+  batchnorm: [batchnormView, "Each channel by itself: a line that gives it the mean and the spread that the network learned for it."],
+  relu: activation, "hard-swish": [activationView, activation[1].replace("below zero is cut off", "far below zero is cut off")], "hard-sigmoid": [activationView, "Each number by itself, to a factor from 0 to 1."],
+  "average-pool": average, "global-average-pool": average, squeeze: average,
+  "max-pool": [maxView, "The largest number of each window."],
+  sum: [joinView, "The two branches, added: what went in stays, and the branch adds a correction to it."],
+  gate: [joinView, "Each map times one factor, the same for all its pixels, which the layers of the gate made of the averages of all maps."],
+  image: [plainView, "What goes in: the image, less the mean colour of the training images, divided by their standard deviation."],
+  flatten: [plainView, "The same numbers, in a row."], dropout: [plainView, "Nothing: dropout works only in training."],
+  pad: [plainView, "Zeros around the map."], subsample: [plainView, "The pixels that the stride keeps, and zeros for new channels."],
 };
-let setPixel = () => {};
+let setPixel = null;
+// The place of a node `by` steps on: the same channel, or where channels mix the one that has most to do with it.
+function follow(node, at, next) {
+  const mixes = ["conv", "pointwise", "linear"];
+  const largest = (count, of) => Array.from({ length: count }, (_, k) => k).reduce((a, k) => (of(k) > of(a) ? k : a), 0);
+  const weight = (layer, c, d) => {
+    const per = source(layer).channels.length * layer.channels.length, all = array(layer.weight);
+    return Array.from({ length: all.length / per }, (_, k) => Math.abs(all[k * per + c * layer.channels.length + d])).reduce((a, v) => a + v);
+  };
+  if (mixes.includes(next.kind) && source(next) === node) return largest(next.channels.length, (d) => weight(next, at, d));
+  if (mixes.includes(node.kind) && source(node) === next) return largest(next.channels.length, (c) => weight(node, c, at) * strength(next, c));
+  return Math.max(place(next, node.channels[at]), 0);
+}
 function drawDetail() {
-  const node = nodes[state.node], at = state.channel, [h, w] = hw(node), values = map(node, at);
-  const formula = el("p", { class: "formula number", id: "formula", "aria-live": "polite" });
-  const [parts, update] = (VIEWS[node.kind] ?? plainView)(node, at);
+  const node = nodes[state.node], at = state.channel, [h, w] = hw(node), values = map(node, at), last = state.node === nodes.length - 1;
+  const formula = el("p", { class: "formula number", id: "formula", "aria-live": "polite" }), [view, words] = VIEWS[node.kind] ?? [plainView, ""];
+  const [parts, update] = view(node, at), label = (c) => (last ? page.classes[node.channels[c]] : `channel ${node.channels[c]}`);
+  const mine = big(values, h, w, "this feature map; arrow keys move the pixel", (i, j) => setPixel(i, j), rangeFor(node, values));
   setPixel = (i, j) => {
     state.pixel = [i, j];
     mine.show(i, j, 1, 1);
     formula.textContent = `${node.name}[${node.shape.length === 3 ? `${i}, ${j}, ` : ""}${node.channels[at]}] = ${update(i, j)}`;
   };
-  const mine = big(values, h, w, "this feature map; arrow keys move the pixel", (i, j) => setPixel(i, j));
-  const strip = el("div", { class: "strip", role: "group", "aria-label": "channels of this layer" }, node.channels.map((channel, c) => el(
-    "button", { class: "map", "aria-pressed": c === at, "aria-label": `channel ${channel}`, title: `channel ${channel}`, "data-node": node.name,
-      "data-channel": channel, onclick: () => choose(state.node, c, state.pixel) }, thumbnail(node, c))));
-  const held = node.channels.length < node.count ? `${node.channels.length} of its ${node.count} channels` : `its ${node.count} channels`;
+  const strip = el("div", { class: "strip", role: "group", "aria-label": "channels of this layer", onkeydown: roving }, node.channels.map((_, c) =>
+    mapButton(state.node, c, () => choose(state.node, c, state.pixel))));
+  const held = (node.channels.length < node.count ? `${node.channels.length} of ` : "") + `its ${node.count} channels`;
+  const silent = node.channels.filter((_, c) => strength(node, c) === 0), steps = node.stride?.some((n) => n > 1) ? `stride ${node.stride.join(" × ")}, ` : "";
+  const facts = [`${node.shape.join(" × ")}, ${steps}${whole(node.macs)} MACs, ${whole(node.params)} parameters. Here are ${held}`,
+    silent.length ? `; zero everywhere for this image: ${silent.slice(0, 12).join(", ")}${silent.length > 12 ? ` and ${silent.length - 12} more` : ""}` : "", "."];
   const step = (by, text) => el("button", { class: "tool", disabled: !nodes[state.node + by], onclick: () => {
-    const next = nodes[state.node + by], same = place(next, node.channels[at]);
-    choose(state.node + by, Math.max(same, 0));
+    const next = nodes[state.node + by], [nh, nw] = hw(next), [i, j] = state.pixel;
+    choose(state.node + by, follow(node, at, next), [Math.floor((i * nh) / h), Math.floor((j * nw) / w)]);
   } }, text);
+  const alone = h * w === 1 ? bars(strongest(node).slice(0, 12).map((c) => [label(c), map(node, c)[0], number(map(node, c)[0])])) : null;
   byId("detail").replaceChildren(
-    el("h2", {}, `${node.name}: ${node.title}`),
-    el("p", { class: "quiet" }, `${node.shape.join(" × ")}; ${whole(node.macs)} MACs, ${whole(node.params)} parameters; ${held}:`),
-    strip,
-    el("div", { class: "stage" }, figure(mine.box, named(node, at), scaleOf(values)), parts),
-    formula,
-    el("p", {}, step(-1, "← layer before"), " ", step(1, "next layer →")));
+    el("h2", {}, `${node.name}: ${node.title}`), el("p", {}, words), el("p", { class: "quiet" }, facts), strip,
+    el("p", {}, step(-1, "← layer before"), " ", step(1, "next layer →")),
+    el("div", { class: "stage" }, figure(alone ? el("div", { class: "alone" }, alone) : mine.box,
+      alone ? `${label(at)} is chosen: ${number(values[0])}` : `${label(at)}. Point at it, or tap: the numbers of that pixel. A click holds the pixel, another lets go.`,
+      alone ? "" : scaleOf(rangeFor(node, values))), parts),
+    formula, el("p", { class: "quiet" }, "layer[row, column, channel]. Numbers have three digits, sums are of the unrounded ones."));
   setPixel(...state.pixel);
-}
-function named(node, at) {
-  const channel = node.channels[at];
-  return nodes.indexOf(node) === nodes.length - 1 ? `the logit of ${page.classes[channel]}` : `channel ${channel}; move over it: the numbers of that pixel are below`;
 }
 
 // --- where it looks ---
 
 const METHODS = {
   cam: ["class activation map", "Exact: the mean of these contributions, plus the bias, is the logit. It does not prove that the network knows the object: what it adds may lie beside it, and a cell depends on more of the image than it covers."],
-  gradcam: ["Grad-CAM", "Each map of the layer times the mean of its gradient, added up; below zero is not shown. In early layers it says little about the class: one factor for a whole map cannot tell its pixels apart."],
+  gradcam: ["Grad-CAM", "Each map of the layer times the mean of its gradient, added up; below zero is not shown. It does not prove where the class is: in early layers one factor for a whole map cannot tell its pixels apart, and borders light up because of padding."],
   saliency: ["saliency", "How much a small change of this pixel would change the logit. It does not prove that the pixel was used: edges are bright in networks that have learned nothing, too."],
   occlusion: ["occlusion", "How much the logit falls when a grey square hides this place. It does not prove what matters alone: parts can stand in for each other, and an image with a grey square is unlike any that was learned."],
 };
 function drawLook() {
-  const { classes, layers, maps: found, square, no_cam: reason } = page.look, image = images[state.image];
-  const select = (label, options, change) => {
-    const chosen = el("select", { "aria-label": label, onchange: change }, options.map(([value, text]) => el("option", { value }, text)));
+  const { classes, layers, maps: found, square, no_cam: reason } = page.look, image = images[state.image], kept = byId("look-body").dataset;
+  const select = (label, options, value) => {
+    const chosen = el("select", { "aria-label": label, onchange: draw }, options.map(([key, text]) => el("option", { value: key }, text)));
+    chosen.value = value;
     return [el("label", {}, label, chosen), chosen];
   };
   const methods = Object.entries(METHODS).filter(([key]) => key === "gradcam" || found[key]).map(([key, [name]]) => [key, name]);
-  const [methodLabel, method] = select("method", methods, draw);
-  const [classLabel, which] = select("class", classes[state.image].map((k, rank) => [rank, page.classes[k]]), draw);
-  const [layerLabel, layer] = select("layer", layers.map((name) => [name, name]), draw);
-  layer.value = byId("look-body").dataset.layer || layers[layers.length - 1];
-  if (byId("look-body").dataset.method) method.value = byId("look-body").dataset.method;
+  const [methodLabel, method] = select("method", methods, kept.method || methods[0][0]);
+  const [classLabel, which] = select("class", classes[state.image].map((k, rank) => [rank, page.classes[k]]), 0);
+  const [layerLabel, layer] = select("layer", layers.map((name) => [name, name]), kept.layer || layers[layers.length - 1]);
   const opacity = el("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.65, "aria-label": "how much of the map is shown",
     oninput: () => stage.style.setProperty("--over", opacity.value) });
   const stage = el("div"), words = el("p"), reading = el("p", { class: "number", id: "reading", "aria-live": "polite" });
   byId("look-body").replaceChildren(stage, el("div", { class: "controls" }, methodLabel, classLabel, layerLabel,
     el("label", {}, "over the image", opacity), words, reading));
+  const of = (key) => {
+    const ref = found[key], [h, w] = ref.values[2].slice(2);
+    return [unscaled(ref, state.image * classes[state.image].length + +which.value, h * w), h, w];
+  };
   function draw() {
-    Object.assign(byId("look-body").dataset, { method: method.value, layer: layer.value });
-    const key = method.value === "gradcam" ? layer.value : method.value, ref = found[key], [h, w] = ref.values[2].slice(2);
-    const raw = unscaled(ref, state.image * classes[state.image].length + +which.value, h * w), [ih, iw] = nodes[0].shape;
-    const values = method.value === "gradcam" || method.value === "cam" ? raw.map((v) => Math.max(v, 0)) : raw;
+    Object.assign(kept, { method: method.value, layer: layer.value });
+    const [raw, h, w] = of(method.value === "gradcam" ? layer.value : method.value), [ih, iw] = nodes[0].shape;
+    const values = ["gradcam", "cam"].includes(method.value) ? raw.map((v) => Math.max(v, 0)) : raw;
     layerLabel.hidden = method.value !== "gradcam";
     const name = page.classes[classes[state.image][+which.value]];
     const under = big(new Float32Array(ih * iw), ih, iw, `where the network looks for ${name}`, (i, j) => {
@@ -510,58 +539,39 @@ function drawLook() {
     picture.onload = () => under.canvas.getContext("2d").drawImage(picture, 0, 0);
     picture.src = image.source;
     const over = paint(el("canvas", { id: "heat", "data-rows": h, "data-columns": w }), values, h, w);
-    over.style.pointerEvents = "none";
     under.canvas.after(over);
-    stage.replaceChildren(under.box, scaleOf(values));
+    stage.replaceChildren(under.box, scaleOf(rangeOf(values)));
     stage.style.setProperty("--over", opacity.value);
-    const coarse = h < ih ? ` It has ${h} × ${w} cells: each covers ${Math.round(ih / h)} × ${Math.round(iw / w)} pixels of the image, so it cannot say more than that.` : "";
-    words.textContent = METHODS[method.value][1] + coarse + (method.value === "occlusion" ? ` The square is ${square} × ${square}.` : "") +
+    const coarse = h < ih ? ` It has ${h} × ${w} cells: each covers about ${Math.round(ih / h)} × ${Math.round(iw / w)} pixels of the image` +
+      (method.value === "occlusion" ? `, and the square is ${square} × ${square}.` : ", since strides have made it smaller; finer it cannot be.") : "";
+    const cam = method.value === "gradcam" && found.cam ? of("cam") : null;
+    const same = cam && cam[1] === h && cam[0].every((v, k) => Math.abs(Math.max(v, 0) - values[k] * h * w) <= 2e-3 * extent(cam[0])[1]);
+    words.textContent = METHODS[method.value][1] + coarse + (same ? " In this layer it is the class activation map divided by the number of cells, and no second witness." : "") +
       (reason && method.value === "gradcam" ? ` There is no class activation map: ${reason}.` : "");
-    reading.textContent = "Move over the image: the number of that place.";
+    reading.textContent = "Point at the image, or tap: the number of that place.";
   }
   draw();
 }
 
-// --- tables, roofline ---
+// --- tables ---
 
 function drawTable() {
-  const heads = ["layer", "kind", "output", "MACs", "parameters", "bytes"], timed = page.measures.some((m) => m.key === "ms");
-  if (timed) heads.push("ms");
-  if (images.length) heads.push("mean", "std", "zeros", "dead channels");
-  const rows = nodes.slice(1).map((node) => {
-    const cells = [node.name, node.title, node.shape.join("×"), whole(node.macs), whole(node.params), whole(node.bytes)];
-    if (timed) cells.push(node.ms ? number(node.ms) : "");
-    const s = node.statistics;
-    if (images.length) cells.push(number(s.mean), number(s.std), percent(s.zeros), ["relu", "hard-swish"].includes(node.kind) ? percent(s.dead) : "");
-    return el("tr", {}, cells.map((cell, k) => el("td", { class: k > 2 ? "right" : null }, cell)));
+  const keys = ["macs", "params", "bytes", ...(page.measures.some((m) => m.key === "ms") ? ["ms"] : [])];
+  const heads = { macs: "MACs", params: "parameters", bytes: "bytes", ms: "ms" }, text = (key, v) => (key === "ms" ? (v ? number(v) : "") : whole(v));
+  const sheet = (head, rows) => el("table", {}, el("thead", {}, el("tr", {}, head.map((cell, k) => el("th", { class: k > (head[2] === "output" ? 2 : 0) ? "right" : null }, cell)))),
+    el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, k) => el("td", { class: k > (head[2] === "output" ? 2 : 0) ? "right" : null }, cell))))));
+  const kinds = [...new Set(nodes.slice(1).map((node) => node.title))], total = (key, of) => of.reduce((a, node) => a + (node[key] ?? 0), 0);
+  const shares = kinds.map((kind) => [kind, ...keys.map((key) => total(key, nodes.filter((node) => node.title === kind)) / (total(key, nodes.slice(1)) || 1))])
+    .sort((a, b) => b[1] - a[1]).map(([kind, ...parts]) => [kind, ...parts.map(percent)]);
+  const rows = nodes.slice(1).map((node, k) => {
+    const s = node.statistics, name = images.length ? el("button", { class: "link", onclick: () => { choose(k + 1, strongest(node)[0]); byId("detail").scrollIntoView(); } }, node.name) : node.name;
+    return [name, node.title, node.shape.join("×"), ...keys.map((key) => text(key, node[key])), ...(images.length ? [number(s.mean), number(s.std), percent(s.zeros),
+      ["relu", "hard-swish"].includes(node.kind) ? percent(s.dead) : ""] : [])];
   });
-  byId("table").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, heads.map((head, k) => el("th", { class: k > 2 ? "right" : null }, head)))),
-    el("tbody", {}, rows)));
-}
-function drawRoofline() {
-  const { gflops, cache, memory, points } = page.roofline, [w, h, m] = [760, 420, 52];
-  const colours = { depthwise: "--vermilion", pointwise: "--blue", standard: "--green", separable: "--purple", other: "--quiet" };
-  const xs = points.map((p) => p.intensity), ys = points.map((p) => p.gflops);
-  const [x0, x1] = [Math.min(...xs) / 2, Math.max(...xs, gflops / Math.min(cache, memory)) * 2];
-  const [y0, y1] = [Math.min(...ys) / 2, Math.max(...ys, gflops) * 2];
-  const x = (v) => m + (Math.log(v / x0) / Math.log(x1 / x0)) * (w - m - 12), y = (v) => h - m + 12 - (Math.log(v / y0) / Math.log(y1 / y0)) * (h - m - 12);
-  const ticks = (a, b) => Array.from({ length: 9 }, (_, k) => 10 ** (k - 3)).filter((v) => v >= a && v <= b);
-  const roof = (bandwidth, dash) => el("path", { class: "axis", style: "stroke:var(--quiet)", "stroke-dasharray": dash,
-    d: `M${x(Math.max(x0, y0 / bandwidth))},${y(Math.max(x0 * bandwidth, y0))}L${x(gflops / bandwidth)},${y(gflops)}L${x(x1)},${y(gflops)}` });
-  const fastest = Math.max(cache, memory), slowest = Math.min(cache, memory), name = (v) => `${v === cache ? "last cache" : "memory"} ${number(v)} GB/s`;
-  const labels = [ // above the higher slope, below the lower one, above the roof
-    el("text", { x: x(gflops / fastest) - 16, y: y(gflops) + 4, "text-anchor": "end" }, name(fastest)),
-    el("text", { x: x((0.4 * gflops) / slowest) + 14, y: y(0.4 * gflops) + 12 }, name(slowest)),
-    el("text", { x: x(x1) - 6, y: y(gflops) - 8, "text-anchor": "end" }, `matrix product ${number(gflops)} GFLOP/s`)];
-  byId("roofline").replaceChildren(el("svg", { viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": "roofline: GFLOP/s by FLOPs a byte" },
-    el("line", { class: "axis", x1: m, x2: w, y1: h - m + 12, y2: h - m + 12 }), el("line", { class: "axis", x1: m, x2: m, y1: 0, y2: h - m + 12 }),
-    ticks(x0, x1).map((v) => el("text", { x: x(v), y: h - 22, "text-anchor": "middle" }, String(v))),
-    ticks(y0, y1).map((v) => el("text", { x: m - 6, y: y(v) + 4, "text-anchor": "end" }, String(v))),
-    el("text", { x: w - 12, y: h - 4, "text-anchor": "end" }, "FLOPs for each byte"), el("text", { x: m + 6, y: 12 }, "GFLOP/s"),
-    roof(cache, null), roof(memory, "5 4"), labels,
-    points.map((p) => el("circle", { cx: x(p.intensity), cy: y(p.gflops), r: 6, tabindex: 0, style: `stroke-width:2;stroke:var(${colours[p.kind]});fill:${p.backward ? "transparent" : `var(${colours[p.kind]})`}` },
-      el("title", {}, `${p.name}, ${p.kind}, ${p.backward ? "backward" : "forward"}: ${number(p.gflops)} GFLOP/s at ${number(p.intensity)} FLOPs a byte, ${number(p.ms)} ms`)))),
-    el("p", { class: "quiet" }, Object.keys(colours).filter((kind) => points.some((p) => p.kind === kind)).map((kind) => el("span", { style: `color:var(${colours[kind]});margin-right:1rem` }, `● ${kind}`))));
+  const more = images.length ? ["mean", "std", "zeros", "dead channels"] : [];
+  byId("table").replaceChildren(sheet(["kind", ...keys.map((key) => heads[key])], shares), el("p", { class: "quiet" }, images.length ?
+    "Shares of each kind, then every layer. Time is not in proportion to work: small layers take mostly the time of a call. Mean, std and zeros are of the layer's output; a dead channel is nowhere above zero for the images of this page." :
+    "Shares of each kind, then every layer."), sheet(["layer", "kind", "output", ...keys.map((key) => heads[key]), ...more], rows));
 }
 function drawAll() {
   if (images.length) drawAnswer();
@@ -572,6 +582,7 @@ try {
   await unpack();
   byId("measure").append(...page.measures.map((m) => el("option", { value: m.key }, m.label)));
   byId("measure").addEventListener("change", drawFlow);
+  byId("flow").addEventListener("keydown", roving);
   if (images.length) {
     state.node = Math.max(nodes.findIndex((node) => node.kind === "depthwise"), 1);
     state.channel = strongest(nodes[state.node])[0];
@@ -579,7 +590,6 @@ try {
   }
   drawAll();
   drawTable();
-  if (page.roofline) drawRoofline();
   document.body.dataset.ready = "yes";
 } catch (error) {
   byId("failed").textContent = `This page could not be drawn: ${error}`;
