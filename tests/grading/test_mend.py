@@ -282,7 +282,7 @@ OBSERVED = [
     (
         "batchnorm_forward",
         [("np.sqrt(v + eps)", "(x.max((0, 1, 2)) - x.min((0, 1, 2)) + eps)")],
-        "along axis 3 has a factor of",
+        "along axis 3 has the right mean and another spread",
     ),
     (
         "batchnorm_forward",
@@ -302,9 +302,10 @@ def test_what_wrong_results_have_in_common(name, changes, words, monkeypatch):
 
 def found(name, *changes, seconds=5):
     _, exercise = EXERCISES[name]
-    cases = exercise.make_cases()
-    expected = [exercise.reference(**case) for case in cases]
-    return mend.mended(function_of(name, code_of(name, *changes)), cases, expected, exercise.rtol, seconds)
+    probes = exercise.probes(exercise.make_cases())
+    text, spent = mend.mended(function_of(name, code_of(name, *changes)), probes, [], exercise.rtol, seconds)
+    assert spent < seconds + 1
+    return text
 
 
 def test_two_mistakes():
@@ -317,7 +318,8 @@ def test_the_function_stays_as_it_is_and_its_arguments_too():
     _, exercise = EXERCISES["convolve"]
     function, before = function_of("convolve", code_of("convolve", ("+ b", "- b"))), exercise.make_cases()
     cases = exercise.make_cases()
-    assert "sign" in mend.mended(function, cases, [exercise.reference(**case) for case in cases], 1e-5, 5)
+    text, _ = mend.mended(function, exercise.probes(cases), [], 1e-5, 5)
+    assert "sign" in text
     assert all(np.array_equal(a[name], b[name]) for a, b in zip(before, cases, strict=True) for name in a)
     assert (function(**cases[0]) != exercise.reference(**cases[0])).any()
 
