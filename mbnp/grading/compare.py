@@ -263,10 +263,9 @@ def alike(a: Any, b: Any, rtol: float) -> bool:
 
 
 def types_of(value: Any) -> Any:
-    """Return the dtype of an array, the type of anything else, and of a list those of its items, once if all alike."""
+    """Return the dtype of an array, the type of anything else, and of a list or tuple those of its items."""
     if isinstance(value, tuple | list):
-        kinds = [types_of(item) for item in value]
-        return kinds[:1] if all(kind == kinds[0] for kind in kinds) else kinds
+        return [types_of(item) for item in value]
     return value.dtype if isinstance(value, np.ndarray | np.generic) else type(value)
 
 

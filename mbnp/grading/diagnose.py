@@ -94,8 +94,9 @@ def _noticed(exercise: Any, trials: Sequence[Trial], first: Trial, inside: Calla
         set(solution.__code__.co_varnames[: solution.__code__.co_argcount]) & _read(solution)
         for solution in exercise.solutions
     ]
-    # Of a function that raises, or cannot be called, the error says more than what it does not use.
-    needed = [name for name in cases[0] if all(name in names for names in used)] if first.error is None else []
+    # Of a function that always raises, or cannot be called, the error says more than what it does not use.
+    runs = first.error is None or not all(trial.problem for trial in trials)
+    needed = [name for name in cases[0] if all(name in names for names in used)] if runs else []
     try:
         return inside(noticed, cases, [not trial.problem for trial in trials], needed)
     except (Exception, StoppedError):

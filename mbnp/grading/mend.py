@@ -22,7 +22,7 @@ import numpy as np
 
 from mbnp.grading.additions import additions
 from mbnp.grading.changes import LEVELS, Change, Kind, changes, message
-from mbnp.grading.compare import alike, types_of
+from mbnp.grading.compare import alike, as_array
 from mbnp.grading.faults import changed
 from mbnp.grading.rules import Probe, steps
 
@@ -31,7 +31,7 @@ LEAST, TIMES = 0.03, 20  # seconds, and so many times what the unchanged functio
 FIRST = 0.7  # the part of a search for one change; the rest is for a second one
 SLOW = 2  # times what is counted, and a search ends by the clock
 # Seconds that are counted: for a change, for a change that is tried, for a call, and for a step of Python in it.
-MAKING, TRYING, CALLING, STEP = 2e-5, 4e-4, 5e-5, 1e-7
+MAKING, TRYING, CALLING, STEP = 1e-5, 2e-4, 3e-5, 6e-8
 ANY, LIKELY, UNLIKELY = range(-9, 9), range(-9, 2), range(2, 9)
 # A level of changes, the ranks of it, and whether arguments are added or other names, from the likeliest on.
 STAGES: tuple[tuple[int, range, bool], ...] = (
@@ -72,6 +72,8 @@ def _mended(function: Callable, probes: Sequence[Probe], more: Sequence[Probe], 
         one = search.best(FIRST * budget.seconds)
         if one is None or one.right.all():
             return one.said if one else ""
+        if not search.gains(one.change):
+            return ""
         one.change.do()  # and another one on top of it
         search.before = one.right
         two = search.best(budget.seconds, one.change.kind)
@@ -158,7 +160,8 @@ class _Search:
         self.kinds = _kinds(function, self.probes[0].case)
         self.cost = cost_of(function, self.probes[0].case)
         budget.spend(len(probes) * self.cost)
-        self.more = [(probe, types_of(self.result(function, probe))) for probe in map(_frozen_probe, more)]
+        self.more = list(map(_frozen_probe, more))
+        self.others = [self.result(function, probe) for probe in self.more]
 
     def best(self, end: float, like: Kind = NOTHING.kind) -> _Mend | None:
         """Return the first change that makes all cases right, or else the one that makes most of them right.
@@ -205,14 +208,26 @@ class _Search:
         return found
 
     def holds(self, change: Change) -> bool:
-        """Return whether a change is right for other numbers, too, and in the type that was there or is due."""
-        names = changed(self.tree, change, self.names) or {}
-        for probe, before in self.more:
+        """Return whether a change is right for other numbers, too."""
+        return all(map(all, self.elsewhere(change)))
+
+    def gains(self, change: Change) -> bool:
+        """Return whether a change, with which more comes out right, does so for other numbers, too."""
+        before, after = (sum(map(sum, self.elsewhere(some))) for some in (NOTHING, change))
+        return after > before or not self.more
+
+    def elsewhere(self, change: Change) -> list[list[bool]]:
+        """Return which results come out right for other numbers, and in the type that was there or is due."""
+        names, found = changed(self.tree, change, self.names) or {}, []
+        for probe, before in zip(self.more, self.others, strict=True):
             result = self.result(names[self.name], probe)
-            same_type = before is type(None) or types_of(result) in (before, types_of(probe.expected))
-            if not (same_type and all(self._equal(probe.expected, result))):
-                return False
-        return True
+            due = before is None or self._dtypes(result) in map(self._dtypes, (before, probe.expected))
+            found.append([due and right for right in self._equal(probe.expected, result)])
+        return found
+
+    def _dtypes(self, result: Any) -> list[Any]:
+        parts = [result] if self.results == 1 else result
+        return [array.dtype for part in parts if (array := as_array(part)) is not None]
 
     def result(self, function: Callable, probe: Probe) -> Any:
         """Return what a function returns in a case, or None if it raises, or takes too long."""
