@@ -321,21 +321,24 @@ def _tree(function: Callable) -> ast.Module | None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Let nothing be printed or warned of, and let np.empty hold no older result by chance."""
-    empty, empty_like = np.empty, np.empty_like
+    known = {name: getattr(np, name) for name in ("empty", "empty_like")}
     with warnings.catch_warnings(), np.errstate(all="ignore"), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        np.empty = lambda *shape, **options: _spoilt(empty(*shape, **options))  # type: ignore[assignment]
-        np.empty_like = lambda *like, **options: _spoilt(empty_like(*like, **options))  # type: ignore[assignment]
+        vars(np).update({name: _spoilt(function) for name, function in known.items()})
         try:
             yield
         finally:
-            np.empty, np.empty_like = empty, empty_like
+            vars(np).update(known)
 
 
-def _spoilt(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind in "biufc":
-        array.fill(np.nan if array.dtype.kind in "fc" else 99)
-    return array
+def _spoilt(function: Callable) -> Callable:
+    def make(*arguments: Any, **options: Any) -> np.ndarray:
+        array = function(*arguments, **options)
+        if array.dtype.kind in "biufc":
+            array.fill(np.nan if array.dtype.kind in "fc" else 99)
+        return array
+
+    return make
 
 
 class TimeIsUpError(BaseException):
