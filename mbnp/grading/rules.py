@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbnp.grading.child import plain
+from mbnp.grading.child import Other, plain
 from mbnp.grading.compare import alike, same
 
 OWN = str(Path(__file__).parents[1])
@@ -93,10 +93,14 @@ def _remembers(function: Callable, probes: Sequence[Probe], rtol: float) -> str:
 
 def _called(function: Callable, case: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the result, which a later call may change, and a copy of it; a function that raises has none."""
+    arguments = copy.deepcopy(dict(case))
     try:
-        result = plain(function(**copy.deepcopy(dict(case))))
+        result = function(**arguments)
     except Exception:
         return None, None
+    result = plain(result)
+    if type(result) is Other:  # not to be compared, or the function replaced what that takes
+        raise TypeError
     return result, copy.deepcopy(result)
 
 
