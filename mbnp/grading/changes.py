@@ -841,7 +841,7 @@ def _names(
                 zero = Kind(f"`{node.id}` is left out, as if it were {number}", f"`{node.id}` does not belong there", 2)
                 yield change_of(place, ast.Constant(number), zero)
         elif is_number(node) and not small_in_sum(place):
-            for name in used.keys() - lists:
+            for name in [name for name in used if name not in lists]:
                 kind = Kind("a name where a number belongs", "a number where a name belongs", 2, 1)
                 if kinds.get(name, "int") in ("int", "float"):
                     yield change_of(place, ast.Name(name, ast.Load()), kind)

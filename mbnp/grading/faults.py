@@ -39,7 +39,7 @@ class Fault(NamedTuple):
         """Return the message in the reader's names, `names` by the solution's; without the text if one has no name."""
         if not self.texts or self.solution is None:
             return self.message
-        words = dict.fromkeys(re.findall(WORD, " ".join(text for pair in self.texts for text in pair)))  # in their order
+        words = dict.fromkeys(re.findall(WORD, " ".join(text for pair in self.texts for text in pair)))
         own, names = _locals(self.solution), dict(names)
         for name, text in _definitions(self.solution):  # what has no name in theirs is written out
             if name not in names and not (set(re.findall(WORD, text)) & own) - names.keys():
