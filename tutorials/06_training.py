@@ -297,9 +297,11 @@ say(
 #
 # A large rate makes fast progress but cannot settle in a minimum; a small one settles in whatever minimum is
 # near. So we use both, in a *one-cycle* schedule: up to the peak early in training, then slowly down to
-# almost zero. Momentum, which keeps each step going in the direction of the previous ones, moves the other
-# way. The learning rate and the momentum are all that the update rule of stochastic gradient descent needs,
-# besides weight decay. Here they are: half a cosine for the schedule, and the rule.
+# almost zero. In numbers: it begins at a 25th of the peak, reaches the peak after `warm`, a fifth of all steps
+# (at step `warm * total - 1`, since steps are counted from 0), and ends at a 10,000th of where it began. Momentum,
+# which keeps each step going in the direction of the previous ones, moves the other way. The learning rate and
+# the momentum are all that the update rule of stochastic gradient descent needs, besides weight decay. Here they
+# are: half a cosine for the schedule, and the rule.
 
 # %%
 total = 5 * (len(data.train) // 64)

@@ -232,7 +232,7 @@ else:
 
 
 def difference(ours, theirs):
-    """Return the largest difference of two arrays, relative to the largest number of theirs."""
+    """Return the largest difference of two arrays, relative to the largest absolute value of theirs."""
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
@@ -243,7 +243,7 @@ def from_the_start(net):
 
 
 def first_wrong(differences, tolerance=1e-4):
-    return next((name for name, d in differences.items() if d > tolerance), "none")
+    return next((name for name, d in differences.items() if not d <= tolerance), "none")  # NaN is wrong, too
 
 
 loaded = from_the_start(net)
@@ -256,6 +256,10 @@ say(
 # %% [markdown]
 # That is rounding: float32 has about seven digits, and the two do not round in the same places. Remember what
 # this looks like: a flat line, a little above $10^{-7}$. This is what *the same network* looks like.
+#
+# Two things about the tolerance. It is relative to the largest absolute value of a layer's output, since outputs
+# near 0 have lost digits that nobody misses. And `d > tolerance` would find no NaN: every comparison with NaN is
+# false, so that the worst output of all would count as right. `not d <= tolerance` finds it.
 #
 # ## The same weights, three mistakes
 #

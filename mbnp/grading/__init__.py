@@ -13,7 +13,6 @@ import importlib
 import os
 import pkgutil
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +26,10 @@ from mbnp.errors import MbnpError
 from mbnp.grading import lessons as lesson_files
 from mbnp.grading.compare import golden_key
 from mbnp.grading.exercise import Exercise, Mistake, Outcome, grade
+from mbnp.grading.mend import Budget
 from mbnp.grading.source import brief, find, read
 
-SECONDS = 1.4  # of our own computing for a file, the search for likely reasons included
+SECONDS = 1.4  # for the search for likely reasons in a file, as `Budget` counts
 
 if TYPE_CHECKING:
     from mbnp.grading.program import Program
@@ -103,16 +103,15 @@ def grade_file(path: str | Path, dropped: Callable[[], bool] = lambda: False) ->
     """
     from mbnp.grading.program import Program
 
-    begin = time.process_time()
     with Program(dropped) as program:
         from mbnp import backend  # needs Numba, whose import takes as long as the other process needs to start
 
         # NumPy's implementations: these cases are small, and nobody waits for a kernel to be compiled.
         with backend.use(os.environ.get("MBNP_BACKEND") or "numpy"):
-            return _report(program, path, begin)
+            return _report(program, path)
 
 
-def _report(program: "Program", path: str | Path, begin: float) -> Report:
+def _report(program: "Program", path: str | Path) -> Report:
     known = {lesson: set(names(lesson)) for lesson in lessons()}
     file = find(path, known)
     source = read(file)
@@ -121,11 +120,11 @@ def _report(program: "Program", path: str | Path, begin: float) -> Report:
     program.load(source, only)
     lesson = _lesson_of(program, known)
     values = golden(lesson)
-    outcomes = []
+    outcomes, spent = [], 0.0
     for exercise in exercises(lesson):
-        # What all else has left of the time for the whole file, but never nothing.
-        left = max(SECONDS - (time.process_time() - begin) - program.inside_seconds, SECONDS / 10)
-        outcomes.append(_grade(program, exercise, values, left))
+        budget = Budget(max(SECONDS - spent, SECONDS / 10))  # what the others have left, but never nothing
+        outcomes.append(_grade(program, exercise, values, budget))
+        spent += budget.spent
     notes = [f"{program.where(problem)}; the rest was run without it" for problem in program.problems[:1]]
     return Report(lesson, outcomes, file, [brief(note, 400) for note in notes], program.seconds)
 
@@ -137,12 +136,12 @@ def _run(path: Path) -> dict[str, Any]:
     return names
 
 
-def _grade(program: "Program", exercise: Exercise, golden: dict[str, np.ndarray], seconds: float) -> Outcome:
+def _grade(program: "Program", exercise: Exercise, golden: dict[str, np.ndarray], budget: Budget) -> Outcome:
     if exercise.name not in program.names:
         return _missing(program, exercise.name)
     try:
         inside = partial(program.inside, exercise.name)
-        outcome = grade(exercise, program.function(exercise.name), golden, inside, seconds)
+        outcome = grade(exercise, program.function(exercise.name), golden, inside, budget)
     except Exception as error:  # a mistake of ours must not hide what the other functions do
         what = f"{type(error).__name__}: {error}"
         outcome = Outcome(exercise.name, "wrong", f"the grader cannot judge its result; please report this: {what}")

@@ -69,6 +69,8 @@ def _sizes(case: Mapping[str, Any]) -> list[list[str]]:
     for name, value in case.items():
         if isinstance(value, np.ndarray) and value.ndim:
             found.append([f"{name}.shape[{k}]" for k in range(value.ndim)])
+            if value.ndim > 2:
+                found[-1].append(f"{name}[..., 0].size")  # pixels
         elif isinstance(value, tuple) and all(type(item) is int for item in value):
             found.append([f"{name}[{k}]" for k in range(len(value))])
     return found

@@ -112,8 +112,8 @@ def _guess_type(got: Any, mine: np.dtype, wanted: np.dtype) -> str:
         if mine.itemsize < wanted.itemsize:
             return f"digits are lost: {mine} has fewer than {wanted}. Make arrays with the dtype of the input"
         return (
-            "float64 promotion: np.zeros, np.ones, np.arange and np.array([0.5]) are float64 by default, and any "
-            "operation with a float64 array gives float64. Give them dtype=x.dtype"
+            "float64 promotion: np.zeros, np.ones, np.eye, np.arange and np.array([0.5]) are float64 by default, and "
+            "any operation with a float64 array gives float64. Give them the dtype of the input, dtype=..."
         )
     if wanted.kind == "f":
         return "whole numbers: was // used for /, or an array made of integers?"
@@ -255,6 +255,18 @@ def equal(a: Any, b: Any, rtol: float) -> bool:
     if first is None or second is None or first.shape != second.shape:
         return False
     return not differ(second, first, rtol).any()
+
+
+def alike(a: Any, b: Any, rtol: float) -> bool:
+    """Return whether the two are equal as numbers, or else, as text and the like, the same."""
+    return equal(a, b, rtol) or (type(a) is type(b) and same(a, b))
+
+
+def types_of(value: Any) -> Any:
+    """Return the dtype of an array, the type of anything else, and of a list or tuple those of its items."""
+    if isinstance(value, tuple | list):
+        return [types_of(item) for item in value]
+    return value.dtype if isinstance(value, np.ndarray | np.generic) else type(value)
 
 
 # --- in words ---

@@ -10,7 +10,6 @@ import copy
 import inspect
 import itertools
 import textwrap
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,12 +19,13 @@ import numpy as np
 from mbnp.grading import faults
 from mbnp.grading.changes import LEVELS
 from mbnp.grading.child import limit_memory
-from mbnp.grading.compare import EVERYTHING_ZERO, StoppedError, Trial, as_array, equal, same
-from mbnp.grading.mend import EACH, TimeIsUpError, alarm, mended
+from mbnp.grading.compare import EVERYTHING_ZERO, StoppedError, Trial, as_array, equal, same, types_of
+from mbnp.grading.mend import EACH, MAKING, TRYING, Budget, TimeIsUpError, alarm, cost_of, mended
 from mbnp.grading.noticed import noticed
 from mbnp.grading.observe import observed
+from mbnp.grading.rules import another, unsteady
 
-SECONDS = 1.4  # of computing, for the search of a fault
+SECONDS = 1.4  # for the search of a fault, as `Budget` counts
 MENDING = 0.7  # the part of it for the reader's own function
 MEMORY = 512 << 20  # bytes for it: another may fill a list as long as it can
 NAMED = 3  # more reasons than that tell nothing
@@ -36,28 +36,23 @@ def likely(
     exercise: Any,
     trials: Sequence[Trial],
     first: Trial,
-    inside: Callable[..., str] | None = None,
-    seconds: float | None = None,
+    inside: Callable[..., Any] | None = None,
+    budget: Budget | None = None,
 ) -> str:
     """Return the likely reason for the results of all trials, of which `first` is the first wrong one; or nothing.
 
-    inside: as `grade` has it; seconds: of computing that the search may take, or else SECONDS
+    inside: as `grade` has it; budget: what the search may spend, or else SECONDS
     """
-    seconds = SECONDS if seconds is None else seconds
-    begin = time.perf_counter()
-
-    def left() -> float:
-        """Return the time for faults: what the search in the reader's function has left."""
-        return seconds - min(time.perf_counter() - begin, MENDING * seconds)
-
+    budget = budget or Budget(SECONDS)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return (
             _known(exercise, trials)
             or _zeros(trials)
-            or (inside and _mended(exercise, trials, first, inside, MENDING * seconds))
-            or (inside and not first.only_type and _noticed(exercise, trials, inside))
-            or _found(exercise, trials, first, left(), inside)
+            or (inside and _unsteady(exercise, first, inside))
+            or (inside and _mended(exercise, trials, first, inside, budget))
+            or (inside and not first.only_type and _noticed(exercise, trials, first, inside))
+            or _found(exercise, trials, first, budget, inside)
             or _known(exercise, trials, first.output)
             or _in_part(exercise, trials, first)
             or _common(trials, first)
@@ -65,27 +60,43 @@ def likely(
         )
 
 
-def _mended(exercise: Any, trials: Sequence[Trial], first: Trial, inside: Callable[..., str], seconds: float) -> str:
+def _unsteady(exercise: Any, first: Trial, inside: Callable[..., Any]) -> str:
+    """Say that the reader's function returns something else for the same arguments."""
+    results = first.result if isinstance(first.result, tuple | list) else [first.result]
+    if any(as_array(result) is None for result in results):
+        return ""
+    try:
+        return inside(unsteady, first.case, exercise.rtol)
+    except (Exception, StoppedError):
+        return ""
+
+
+def _mended(exercise: Any, trials: Sequence[Trial], first: Trial, inside: Callable[..., Any], budget: Budget) -> str:
     """Name the change of the reader's function that makes it right."""
     runs = all(trial.error is None or trial.problem.startswith("it raised") for trial in trials)
     if first.only_type or "wrote into" in first.problem or not runs:
         return ""  # the problem says more, or it is not to be run again: it needs all memory, or calls itself
-    cases = [trial.case for trial in trials]
-    expected = [exercise.reference(**copy.deepcopy(case)) for case in cases]
+    seconds = MENDING * budget.left
+    probes = exercise.probes([trial.case for trial in trials])
+    more = exercise.probes([*map(another, exercise.make_cases()), *exercise.make_cases(1)])
     try:
-        return inside(mended, cases, expected, exercise.rtol, seconds, limit=4 * seconds + 2)
+        text, spent = inside(mended, probes, more, exercise.rtol, seconds, limit=4 * seconds + 2)
     except (Exception, StoppedError):  # changed, it ended its process
-        return ""
+        text, spent = "", seconds
+    budget.spend(spent)
+    return text
 
 
-def _noticed(exercise: Any, trials: Sequence[Trial], inside: Callable[..., str]) -> str:
+def _noticed(exercise: Any, trials: Sequence[Trial], first: Trial, inside: Callable[..., Any]) -> str:
     """Name what the text of the reader's function shows."""
     cases = [trial.case for trial in trials]
     used = [
         set(solution.__code__.co_varnames[: solution.__code__.co_argcount]) & _read(solution)
         for solution in exercise.solutions
     ]
-    needed = [name for name in cases[0] if all(name in names for names in used)]
+    # Of a function that always raises, or cannot be called, the error says more than what it does not use.
+    runs = first.error is None or not all(trial.problem for trial in trials)
+    needed = [name for name in cases[0] if all(name in names for names in used)] if runs else []
     try:
         return inside(noticed, cases, [not trial.problem for trial in trials], needed)
     except (Exception, StoppedError):
@@ -119,7 +130,7 @@ def _zeros(trials: Sequence[Trial]) -> str:
 
 
 def _found(
-    exercise: Any, trials: Sequence[Trial], first: Trial, seconds: float, inside: Callable[..., Any] | None
+    exercise: Any, trials: Sequence[Trial], first: Trial, budget: Budget, inside: Callable[..., Any] | None
 ) -> str:
     """Name the faults of a right solution that explain every trial, or else the wrong one of several results."""
     trials = [trial for trial in trials if not (trial.only_type or trial.error or "wrote into" in trial.problem)]
@@ -130,19 +141,19 @@ def _found(
     whole: list[faults.Fault] = []
     in_part: list[faults.Fault] = []
     lift = limit_memory(MEMORY, for_good=False)
-    end = time.process_time() + seconds
     try:
-        for candidates in _candidates(exercise, first):
+        for cost, candidates in _candidates(exercise, first):
             for fault in candidates:
+                budget.spend(cost)
                 if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
                     whole += _another_place(fault, whole)
                 elif first.output is not None and all(
                     _explains(fault.wrong, trial, exercise.rtol, first.output) for trial in trials
                 ):
                     in_part += _another_place(fault, in_part)
-                if len(whole) == FOUND or time.process_time() > end:
+                if len(whole) == FOUND or budget.over():
                     break
-            if whole or time.process_time() > end:
+            if whole or budget.over():
                 break
     finally:
         lift()
@@ -171,14 +182,16 @@ def _in_their_names(found: Sequence[faults.Fault], case: Mapping[str, Any], insi
     return _either(messages)
 
 
-def _candidates(exercise: Any, first: Trial) -> Iterator[Iterator[faults.Fault]]:
-    """Yield faults of one sort after the other, the plainest sort first."""
+def _candidates(exercise: Any, first: Trial) -> Iterator[tuple[float, Iterator[faults.Fault]]]:
+    """Yield faults of one sort after the other, the plainest sort first, and what each of them counts."""
     right = exercise.solutions[0] if exercise.solutions else exercise.reference
-    yield faults.of_result(right, exercise.reference(**copy.deepcopy(first.case)))
-    yield faults.of_arguments(right, first.case)
+    cost = cost_of(right, first.case)
+    yield cost, faults.of_result(right, exercise.reference(**copy.deepcopy(first.case)))
+    yield cost, faults.of_arguments(right, first.case)
     for level in LEVELS[:2]:  # there are many more of the latter, and they are less likely
         for solution in exercise.solutions:
-            yield faults.of_source(solution, first.case, level)
+            each = MAKING + TRYING + cost_of(solution, first.case)
+            yield each, faults.of_source(solution, first.case, level)
 
 
 def _in_part(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
@@ -216,10 +229,4 @@ def _explains(wrong: Callable, trial: Trial, rtol: float, output: int | None = N
             result, got = result[output], got[output]
         except (TypeError, IndexError, KeyError):
             return False
-    return equal(result, got, rtol) and (not trial.only_type or _types(result) == _types(got))
-
-
-def _types(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_types(item) for item in value]
-    return value.dtype if isinstance(value, np.ndarray | np.generic) else type(value)
+    return equal(result, got, rtol) and (not trial.only_type or types_of(result) == types_of(got))

@@ -12,13 +12,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mbnp.grading.compare import StoppedError, Trial, compare, describe, same
 from mbnp.grading.diagnose import likely
-from mbnp.grading.rules import broken
+from mbnp.grading.mend import Budget
+from mbnp.grading.rules import Probe, another, broken
 
 Case = dict[str, Any]
 
@@ -28,6 +30,11 @@ class Mistake(NamedTuple):
 
     message: str
     wrong: Callable
+
+
+def variants(right: Callable, mistakes: Mapping[str, Mapping[str, Any]]) -> list[Mistake]:
+    """Return mistakes that a right answer makes with other options: by the message for each, its options."""
+    return [Mistake(message, partial(right, **options)) for message, options in mistakes.items()]
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Exercise:
     solutions: right answers in plain Python and NumPy; a mistake that is not in the list is looked for by changing them
     rtol: the largest error of a number, relative to the largest of the expected array
     outputs: the names of the results, if there is a tuple of them, such as ("dx", "dw", "db")
-    pixel_loops: whether the answer may loop over pixels in Python
+    loops: "no pixels" where the answer may not loop over pixels in Python, "tiles" where it has to loop over tiles
     """
 
     name: str
@@ -51,11 +58,21 @@ class Exercise:
     rtol: float = 1e-5
     outputs: Sequence[str] = ()
     solutions: Sequence[Callable] = ()
-    pixel_loops: bool = True
+    loops: str = "any"
 
-    def make_cases(self) -> list[Case]:
+    def make_cases(self, seed: int = 0) -> list[Case]:
         """Return the cases, the same ones every time."""
-        return list(self.cases(0) if callable(self.cases) else self.cases)
+        return list(self.cases(seed) if callable(self.cases) else self.cases)
+
+    def probes(self, cases: Sequence[Case]) -> list[Probe]:
+        """Return cases with what the function should return in each."""
+        return [Probe(case, self.reference(**copy.deepcopy(case))) for case in cases]
+
+    def again(self) -> list[Probe]:
+        """Return what tells whether a function remembers: a case, one with other numbers, and the first again."""
+        first, second, *_ = self.make_cases()
+        other = another(first)
+        return self.probes([first, second if same(first, other) else other, first])
 
     def output_name(self, k: int) -> str:
         """Return the name of the k-th of several results."""
@@ -84,15 +101,15 @@ def grade(
     exercise: Exercise,
     function: Callable,
     golden: Mapping[str, np.ndarray] | None = None,
-    inside: Callable[..., str] | None = None,
-    seconds: float | None = None,
+    inside: Callable[..., Any] | None = None,
+    budget: Budget | None = None,
 ) -> Outcome:
     """Run the reader's function on every case.
 
     golden: arrays by the keys that `golden_key` gives
     inside(check, *arguments, limit=seconds): returns check(function, *arguments) from where the function runs; without
         it nothing is looked for in the function itself
-    seconds: for the search for a likely reason, as `likely` has it
+    budget: for the search for a likely reason, as `likely` has it
     """
     outcome = Outcome(exercise.name, "solved")
     trials: list[Trial] = []
@@ -109,7 +126,7 @@ def grade(
                 break
         if inside and outcome.status == "solved" and not any(trial.problem for trial in trials):
             with contextlib.suppress(StoppedError):  # it was right, and slower only because it is watched
-                outcome.problem = inside(broken, exercise.make_cases(), exercise.pixel_loops)
+                outcome.problem = inside(broken, exercise.again(), exercise.rtol, exercise.loops)
             outcome.status = "wrong" if outcome.problem else "solved"
     outcome.printed = printed.getvalue()
     failed = [trial for trial in trials if trial.problem]
@@ -119,7 +136,7 @@ def grade(
             return Outcome(exercise.name, "not yet", printed=outcome.printed)
         outcome.status, outcome.problem = "wrong", first.problem
         outcome.case = describe(first.case)
-        outcome.likely = likely(exercise, trials, first, inside, seconds)
+        outcome.likely = likely(exercise, trials, first, inside, budget)
     return outcome
 
 

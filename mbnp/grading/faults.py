@@ -39,12 +39,12 @@ class Fault(NamedTuple):
         """Return the message in the reader's names, `names` by the solution's; without the text if one has no name."""
         if not self.texts or self.solution is None:
             return self.message
-        words = set(re.findall(WORD, " ".join(text for pair in self.texts for text in pair)))
+        words = dict.fromkeys(re.findall(WORD, " ".join(text for pair in self.texts for text in pair)))
         own, names = _locals(self.solution), dict(names)
         for name, text in _definitions(self.solution):  # what has no name in theirs is written out
             if name not in names and not (set(re.findall(WORD, text)) & own) - names.keys():
                 names[name] = _renamed(text, names)
-        if not (words & own) - names.keys():
+        if not (words.keys() & own) - names.keys():
             return re.sub(r"`[^`]*`", lambda part: _renamed(part[0], names), self.message)
         kind, known = self.message.partition(":")[0], inspect.signature(self.solution).parameters
         (right, wrong), *_ = self.texts

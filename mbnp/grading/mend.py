@@ -22,12 +22,16 @@ import numpy as np
 
 from mbnp.grading.additions import additions
 from mbnp.grading.changes import LEVELS, Change, Kind, changes, message
-from mbnp.grading.compare import equal, same
+from mbnp.grading.compare import alike, as_array
 from mbnp.grading.faults import changed
+from mbnp.grading.rules import Probe, steps
 
-EACH = 0.2  # seconds by the clock, at most
+EACH = 0.2  # seconds of computing, at most
 LEAST, TIMES = 0.03, 20  # seconds, and so many times what the unchanged function takes: more is an endless loop
-FIRST = 0.7  # the part of the time for one change; the rest is for a second one
+FIRST = 0.7  # the part of a search for one change; the rest is for a second one
+SLOW = 2  # times what is counted, and a search ends by the clock
+# Seconds that are counted: for a change, for a change that is tried, for a call, and for a step of Python in it.
+MAKING, TRYING, CALLING, STEP = 1e-5, 2e-4, 3e-5, 6e-8
 ANY, LIKELY, UNLIKELY = range(-9, 9), range(-9, 2), range(2, 9)
 # A level of changes, the ranks of it, and whether arguments are added or other names, from the likeliest on.
 STAGES: tuple[tuple[int, range, bool], ...] = (
@@ -43,29 +47,36 @@ NEVER = {"open", "exec", "eval", "input", "os", "sys", "subprocess", "shutil", "
 
 
 def mended(
-    function: Callable, cases: Sequence[Mapping[str, Any]], expected: Sequence[Any], rtol: float, seconds: float
-) -> str:
-    """Return what is wrong with a function, in a line, or nothing if it is not found in so many seconds.
+    function: Callable, probes: Sequence[Probe], more: Sequence[Probe], rtol: float, seconds: float
+) -> tuple[str, float]:
+    """Return what is wrong with a function, in a line, or nothing if it is not found; and how much was spent.
 
-    expected: what it should return in each of the cases
+    probes: cases, and what it should return in each; more: others, for which a change has to be right, too
+    seconds: how much it may spend, as `Budget` counts
     """
+    budget = Budget(seconds)
+    return _mended(function, probes, more, rtol, budget), budget.spent
+
+
+def _mended(function: Callable, probes: Sequence[Probe], more: Sequence[Probe], rtol: float, budget: "Budget") -> str:
     try:
         tree = _tree(function)
     except (OSError, TypeError, SyntaxError, AttributeError):
         return ""
     if tree is None:
         return ""
-    begin = time.process_time()
     with _quiet():
-        search = _Search(tree, function, cases, expected, rtol)
-        if time.process_time() - begin > seconds / 2:
+        search = _Search(tree, function, probes, more, rtol, budget)
+        if budget.spent > budget.seconds / 2:
             return ""  # it is too slow to be called again and again
-        one = search.best(begin + FIRST * seconds)
+        one = search.best(FIRST * budget.seconds)
         if one is None or one.right.all():
             return one.said if one else ""
+        if not search.gains(one.change):
+            return ""
         one.change.do()  # and another one on top of it
         search.before = one.right
-        two = search.best(begin + seconds, one.change.kind)
+        two = search.best(budget.seconds, one.change.kind)
     if two and two.right.all():
         if (one.change.kind.mend, one.change.joint) == (two.change.kind.mend, two.change.joint):
             return message(one.change.kind.mend, [*one.texts, *two.texts], ALL, one.change.joint)
@@ -93,6 +104,35 @@ class _Mend(NamedTuple):
         return message(self.change.kind.mend, self.texts, ALL, self.change.joint)
 
 
+class Budget:
+    """How much a search may do: seconds, as a machine of today would take, counted and not measured.
+
+    So it ends at the same place every time, on a busy machine too. Only a slow one ends it by the clock.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.spent = seconds, 0.0
+        self.end = time.process_time() + SLOW * seconds
+
+    @property
+    def left(self) -> float:
+        return max(self.seconds - self.spent, 0.0)
+
+    def spend(self, seconds: float) -> None:
+        self.spent += seconds
+
+    def over(self, part: float | None = None) -> bool:
+        """Return whether it is spent, or the first `part` of its seconds."""
+        return self.spent >= (self.seconds if part is None else part) or time.process_time() > self.end
+
+
+def cost_of(function: Callable, case: Mapping[str, Any]) -> float:
+    """Return what a call counts: by the steps of Python that it takes."""
+    with contextlib.suppress(TimeIsUpError), alarm(EACH):
+        return CALLING + STEP * steps(function, case)
+    return CALLING + EACH / 10
+
+
 class _Search:
     """The changes of one function, and what comes out of the cases with each."""
 
@@ -100,40 +140,47 @@ class _Search:
         self,
         tree: ast.Module,
         function: Callable,
-        cases: Sequence[Mapping[str, Any]],
-        expected: Sequence[Any],
+        probes: Sequence[Probe],
+        more: Sequence[Probe],
         rtol: float,
+        budget: Budget,
     ) -> None:
         self.tree, self.name, self.names = tree, function.__name__, function.__globals__
-        self.cases = [{name: _frozen(value) for name, value in case.items()} for case in cases]
-        self.expected, self.rtol = expected, rtol
-        self.results = len(expected[0]) if isinstance(expected[0], tuple) else 1
-        self.all, self.before = len(cases) * self.results, np.zeros((len(cases), self.results), bool)
-        self.each, begin = EACH, time.perf_counter()
+        self.rtol, self.budget = rtol, budget
+        self.probes = [_frozen_probe(probe) for probe in probes]
+        self.results = len(probes[0].expected) if isinstance(probes[0].expected, tuple) else 1
+        self.all, self.before = len(probes) * self.results, np.zeros((len(probes), self.results), bool)
+        self.each, self.cost, begin = EACH, CALLING, time.process_time()
         right = self.right(NOTHING, all_of_them=True)
-        self.each = min(EACH, max(LEAST, TIMES * (time.perf_counter() - begin) / len(cases)))
+        self.each = min(EACH, max(LEAST, TIMES * (time.process_time() - begin) / len(probes)))
         # Wrong ones first, and small ones: a change that does not help is left at the first.
-        order = sorted(range(len(cases)), key=lambda k: (right[k].all(), _size(cases[k])))
-        self.cases, self.expected = [self.cases[k] for k in order], [expected[k] for k in order]
+        order = sorted(range(len(probes)), key=lambda k: (right[k].all(), _size(probes[k].case)))
+        self.probes = [self.probes[k] for k in order]
         self.before = right[order]
-        self.kinds = _kinds(function, self.cases[0])
+        self.kinds = _kinds(function, self.probes[0].case)
+        self.cost = cost_of(function, self.probes[0].case)
+        budget.spend(len(probes) * self.cost)
+        self.more = list(map(_frozen_probe, more))
+        self.others = [self.result(function, probe) for probe in self.more]
 
     def best(self, end: float, like: Kind = NOTHING.kind) -> _Mend | None:
         """Return the first change that makes all cases right, or else the one that makes most of them right.
 
-        end: the time when the search ends; like: changes of this kind are tried first
+        end: how much is spent when the search ends; like: changes of this kind are tried first
         """
         function = self.tree.body[0]
         assert isinstance(function, ast.FunctionDef)
         most: _Mend | None = None
         for stage in sorted(STAGES, key=lambda stage: stage[0] != like.level):
             for change in self._changes(function, *stage, like.mend):
-                if time.process_time() > end:
+                if self.budget.over(end):
                     return most
                 if not change.kind.mend or not (right := self.right(change)).any():
                     continue
                 gained = int(right.sum() - self.before.sum())
                 if right.all() or (gained > (most.gained if most else 0) and right[self.before].all()):
+                    if right.all() and not self.holds(change):
+                        continue  # by chance
                     most = _Mend(change, right, gained, change.texts())
                     if right.all():
                         return most
@@ -141,34 +188,68 @@ class _Search:
 
     def _changes(self, function: ast.FunctionDef, level: int, ranks: range, given: bool, first: str) -> list[Change]:
         """Return the changes of a stage, as STAGES has it, those of the kind `first` before all others."""
-        case = self.cases[0]
+        case = self.probes[0].case
         found = changes(function, level, case, self.kinds, lambda name: (name in case) == given)
         if level < LEVELS[-1] or not given:
             found += additions(function, level, case, self.kinds)
+        self.budget.spend(MAKING * len(found))
         found = [change for change in found if change.kind.rank in ranks]
         return sorted(found, key=lambda change: (change.kind.mend != first, change.kind.rank))
 
     def right(self, change: Change, all_of_them: bool = False) -> np.ndarray:
         """Return which results of which cases come out right with a change; none if it does not help in the first."""
-        found = np.zeros((len(self.cases), self.results), bool)
+        found = np.zeros((len(self.probes), self.results), bool)
         names = changed(self.tree, change, self.names) or {}
-        for k, (case, expected) in enumerate(zip(self.cases, self.expected, strict=True) if names else ()):
-            with contextlib.suppress(Exception, TimeIsUpError), alarm(self.each):
-                case = {name: list(value) if isinstance(value, list) else value for name, value in case.items()}
-                found[k] = self._equal(expected, names[self.name](**case))
+        self.budget.spend(TRYING)
+        for k, probe in enumerate(self.probes if names else ()):
+            found[k] = self._equal(probe.expected, self.result(names[self.name], probe))
             if not all_of_them and not (found[0] & ~self.before[0]).any() and not self.before[0].all():
                 return np.zeros_like(found)
         return found
 
+    def holds(self, change: Change) -> bool:
+        """Return whether a change is right for other numbers, too."""
+        return all(map(all, self.elsewhere(change)))
+
+    def gains(self, change: Change) -> bool:
+        """Return whether a change, with which more comes out right, does so for other numbers, too."""
+        before, after = (sum(map(sum, self.elsewhere(some))) for some in (NOTHING, change))
+        return after > before or not self.more
+
+    def elsewhere(self, change: Change) -> list[list[bool]]:
+        """Return which results come out right for other numbers, and in the type that was there or is due."""
+        names, found = changed(self.tree, change, self.names) or {}, []
+        for probe, before in zip(self.more, self.others, strict=True):
+            result = self.result(names[self.name], probe)
+            due = before is None or self._dtypes(result) in map(self._dtypes, (before, probe.expected))
+            found.append([due and right for right in self._equal(probe.expected, result)])
+        return found
+
+    def _dtypes(self, result: Any) -> list[Any]:
+        parts = [result] if self.results == 1 else result
+        return [array.dtype for part in parts if (array := as_array(part)) is not None]
+
+    def result(self, function: Callable, probe: Probe) -> Any:
+        """Return what a function returns in a case, or None if it raises, or takes too long."""
+        self.budget.spend(self.cost)
+        case = {name: list(value) if isinstance(value, list) else value for name, value in probe.case.items()}
+        try:
+            with contextlib.suppress(Exception), alarm(self.each):
+                return function(**case)
+        except TimeIsUpError:
+            self.budget.spend(LEAST)
+        return None
+
     def _equal(self, expected: Any, result: Any) -> list[bool]:
         if self.results == 1:
-            return [self._same(expected, result)]
+            return [alike(expected, result, self.rtol)]
         if not isinstance(result, tuple | list) or len(result) != self.results:
             return [False] * self.results
-        return [self._same(mine, yours) for mine, yours in zip(expected, result, strict=True)]
+        return [alike(mine, yours, self.rtol) for mine, yours in zip(expected, result, strict=True)]
 
-    def _same(self, expected: Any, result: Any) -> bool:
-        return equal(expected, result, self.rtol) or (type(expected) is type(result) and same(expected, result))
+
+def _frozen_probe(probe: Probe) -> Probe:
+    return Probe({name: _frozen(value) for name, value in probe.case.items()}, probe.expected)
 
 
 def _kinds(function: Callable, case: Mapping[str, Any]) -> dict[str, str]:
@@ -239,9 +320,25 @@ def _tree(function: Callable) -> ast.Module | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    """Let nothing be printed or warned of, and let np.empty hold no older result by chance."""
+    known = {name: getattr(np, name) for name in ("empty", "empty_like")}
     with warnings.catch_warnings(), np.errstate(all="ignore"), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        vars(np).update({name: _spoilt(function) for name, function in known.items()})
+        try:
+            yield
+        finally:
+            vars(np).update(known)
+
+
+def _spoilt(function: Callable) -> Callable:
+    def make(*arguments: Any, **options: Any) -> np.ndarray:
+        array = function(*arguments, **options)
+        if array.dtype.kind in "biufc":
+            array.fill(np.nan if array.dtype.kind in "fc" else 99)
+        return array
+
+    return make
 
 
 class TimeIsUpError(BaseException):
@@ -250,7 +347,7 @@ class TimeIsUpError(BaseException):
 
 @contextlib.contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Raise TimeIsUpError in the block after so many seconds by the clock, where the system can do that."""
+    """Raise TimeIsUpError in the block after so many seconds of computing, where the system can do that."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -258,10 +355,10 @@ def alarm(seconds: float) -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         raise TimeIsUpError
 
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, end)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

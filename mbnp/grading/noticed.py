@@ -29,7 +29,8 @@ def noticed(
     read = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
     unused = [name for name in needed if name not in read]
     if unused:
-        names = " and ".join(f"`{name}`" for name in unused[:3])
+        *some, last = [f"`{name}`" for name in unused[:3]]
+        names = f"{', '.join(some)} and {last}" if some else last
         return f"{names} {'is' if len(unused) == 1 else 'are'} never used in it: where that matters it comes out wrong"
     return _number(node, cases, right) or _empty_slice(node, cases, right) or _idle(node, read)
 

@@ -46,7 +46,7 @@ def observed(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
         return ""
     if len(pairs) < len(trials):  # some have another shape, or raised
         return _cases(trials, [trial for trial in trials if trial.problem])
-    for look in (_sizes, _by_axis, _places):
+    for look in (_sizes, _ends, _by_axis, _places):
         if text := look(pairs if look is _sizes else wrong):
             return text
     return _cases(trials, [pair.trial for pair in wrong]) or _order(wrong)
@@ -160,12 +160,17 @@ def _conditions(case: dict[str, Any]) -> Iterator[Condition]:
 # --- which numbers ---
 
 
-def _places(wrong: Sequence[Pair]) -> str:
-    """Say which of the numbers are right: those of the first image, off the border, where the right one is 0."""
-    dims = {pair.wrong.ndim for pair in wrong}
-    if len(dims) > 1 or len(wrong) < 2 or any(pair.wrong.all() or pair.wrong.sum() < 2 for pair in wrong):
-        return ""  # nothing, or what may be by chance
-    for axis in range(dims.pop()):
+def _in_places(wrong: Sequence[Pair]) -> bool:
+    """Return whether some numbers are right and others wrong, in arrays of as many axes, and not by chance."""
+    same_axes = len({pair.wrong.ndim for pair in wrong}) == 1
+    return same_axes and len(wrong) > 1 and all(1 < pair.wrong.sum() < pair.wrong.size for pair in wrong)
+
+
+def _ends(wrong: Sequence[Pair]) -> str:
+    """Say that along one axis the first or the last entry, the border or every other one is right, or is wrong."""
+    if not _in_places(wrong):
+        return ""
+    for axis in range(wrong[0].wrong.ndim):
         masks: list[Any] = [
             pair.wrong.any(axis=tuple(k for k in range(pair.wrong.ndim) if k != axis)) for pair in wrong
         ]
@@ -184,6 +189,13 @@ def _places(wrong: Sequence[Pair]) -> str:
         ):
             if all(holds(mask) for mask in masks):
                 return words.format(axis) + ": is it treated in another way than the rest?"
+    return ""
+
+
+def _places(wrong: Sequence[Pair]) -> str:
+    """Say which of the numbers are right: those off the border, those where the right one is 0."""
+    if not _in_places(wrong):
+        return ""
     if all(pair.wrong.ndim == 4 and not pair.wrong[:, 1:-1, 1:-1].any() for pair in wrong):
         return "only numbers at the border of the image are wrong: look at what happens where the padding begins"
     for words, holds in (
@@ -233,7 +245,10 @@ def _by_axis(wrong: Sequence[Pair]) -> str:
                 abs(f[1]) <= TOLERANCE * np.abs(b).max() for fit, (_, b) in zip(fits, rows, strict=True) for f in fit
             ):
                 return f"{each} a factor of its own in all its numbers: {look}"
-            return f"{each} a factor of its own, and something added, in all its numbers: {look}"
+            if all(_near(a.mean(1), b.mean(1)) for a, b in rows):
+                by = "look at what its numbers are multiplied with, or divided by"
+                return f"{each} the right mean and another spread: {by}"
+            return f"{each} another mean and another spread: look at brackets, and at what is subtracted and divided"
     return ""
 
 

@@ -71,7 +71,6 @@ class Program:
         self.problems: list[child.Problem] = []  # what does not run in the file
         self.names: set[str] = set()  # its functions
         self.seconds = 0.0  # what the reader's own program took
-        self.inside_seconds = 0.0  # what checks of ours took in its process
         self._left = 0.0  # of the time for the call that came back last
         self._printed = ""
         self._skipped: list[int] = []
@@ -134,14 +133,12 @@ class Program:
         if self._process is None:
             self._load(SECONDS)
         assert self._process is not None
-        begin, own = _computed(self._process.process.pid), self.seconds
+        own = self.seconds
         try:
             self._process.ask("inside", name, pickle.dumps((check, arguments)))
             return self._result(self._wait(limit), {})
         finally:
             self.seconds = own
-            now = _computed(self._process.process.pid) if self._process else begin
-            self.inside_seconds += max(now - begin, 0.0)
 
     def done(self) -> str:
         """End an exercise: return what was printed since the last. A process that it left unclean is replaced."""
@@ -392,14 +389,6 @@ class _Process:
                 with suppress(OSError):
                     stream.close()
         self.folder.cleanup()
-
-
-def _computed(pid: int) -> float:
-    """Return the seconds of computing that a process has had, 0 if it has ended."""
-    try:
-        return sum(psutil.Process(pid).cpu_times()[:2])
-    except psutil.Error:
-        return 0.0
 
 
 def _memory(process: psutil.Process | None, kind: str) -> int:

@@ -1,4 +1,7 @@
-"""What a right answer must not do: call mbnp's own function for it, or loop over pixels where that is ruled out."""
+"""What a right answer must not do: call mbnp's own function for it, remember, or loop otherwise than it is to.
+
+Nor may a wrong one remember: what it returns then depends on the calls before, and nothing else explains it.
+"""
 
 import contextlib
 import copy
@@ -6,25 +9,102 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mbnp.grading.child import Other, plain
+from mbnp.grading.compare import alike, same
+
 OWN = str(Path(__file__).parents[1])
+REMEMBERS = (
+    "your function remembers what an earlier call left. A list or an array that is a default argument, or stands "
+    "outside of the function, is made only once: make it anew in each call. And np.empty has to be filled"
+)
+LATER = "the numbers are right at first, and wrong when it is called again"
+KEPT = (
+    "the numbers are right, and the next call writes over them: your function remembers its result, and returns the "
+    "same array each time. Make the result anew in each call"
+)
+PIXELS = (
+    "the numbers are right, but it loops over pixels: its Python loop makes more steps the larger the image is. Loop "
+    "over the kernel's taps, or over none: sliding_window_view has all windows at once"
+)
+TILES = (
+    "the numbers are right, but there is no loop over tiles: it makes as many steps for a large result as for a small "
+    "one, so that NumPy makes the whole product (@, dot, einsum). Loop over the tiles yourself"
+)
 
 
-def broken(function: Callable, cases: Sequence[Mapping[str, Any]], pixel_loops: bool) -> str:
-    """Return which rule the function breaks, in a line, or nothing. It has given right results for the cases."""
+class Probe(NamedTuple):
+    """A case to call the function with once more, and what it should return."""
+
+    case: Mapping[str, Any]
+    expected: Any
+
+
+def broken(function: Callable, probes: Sequence[Probe], rtol: float, loops: str) -> str:
+    """Return which rule the function breaks, in a line, or nothing. It has given right results for the cases.
+
+    probes: one case, another of the same shapes, and the first one again. loops: as the exercise has it
+    """
     with contextlib.suppress(Exception):  # a function that was right once and fails now has no business here
-        name = _own_function(function, cases[0])
-        if name:
+        if text := _remembers(function, probes, rtol):
+            return text
+        case = probes[0].case
+        if name := _own_function(function, case):
             return f"the numbers are right, but it calls mbnp's own {name}; the exercise is to write it yourself"
-        if not pixel_loops and _loops_over_pixels(function, cases):
-            return (
-                "the numbers are right, but it loops over pixels: its Python loop makes more steps the larger the "
-                "image is. Loop over the kernel's taps, or over none: sliding_window_view has all windows at once"
-            )
+        if loops == "no pixels" and _growth(function, case, {"x": (1, 3, 3, 1)}) > 4:
+            return PIXELS
+        if loops == "tiles" and _growth(function, case, {"a": (4, 1), "b": (1, 4)}) < 1.5:
+            return TILES
     return ""
+
+
+# --- calls after one another ---
+
+
+def another(case: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a case of the same shapes as this one, with the numbers of its arrays in another order."""
+    return {
+        name: value.ravel()[::-1].reshape(value.shape).copy() if isinstance(value, np.ndarray) else copy.deepcopy(value)
+        for name, value in case.items()
+    }
+
+
+def unsteady(function: Callable, case: Mapping[str, Any], rtol: float) -> str:
+    """Say that a wrong function remembers, if it returns something else for the same arguments; or nothing."""
+    with contextlib.suppress(Exception):
+        first, again = (_called(function, case)[1] for _ in range(2))
+        return "" if alike(first, again, rtol) else REMEMBERS
+    return ""
+
+
+def _remembers(function: Callable, probes: Sequence[Probe], rtol: float) -> str:
+    """Say that a function that was right is not when it is called again, or that a later call changes its result."""
+    results = [_called(function, probe.case) for probe in probes]
+    (_, first), (_, between), (_, again) = results
+    right, other, _ = (probe.expected for probe in probes)
+    stale = alike(first, between, rtol) and not alike(right, other, rtol)
+    if stale or not (alike(right, first, rtol) and alike(right, again, rtol)):
+        return f"{LATER}: {REMEMBERS}"
+    return "" if all(same(result, copied) for result, copied in results) else KEPT
+
+
+def _called(function: Callable, case: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the result, which a later call may change, and a copy of it; a function that raises has none."""
+    arguments = copy.deepcopy(dict(case))
+    try:
+        result = function(**arguments)
+    except Exception:
+        return None, None
+    result = plain(result)
+    if type(result) is Other:  # not to be compared, or the function replaced what that takes
+        raise TypeError
+    return result, copy.deepcopy(result)
+
+
+# --- whose functions ---
 
 
 def _own_function(function: Callable, case: Mapping[str, Any]) -> str:
@@ -48,27 +128,30 @@ def _own_function(function: Callable, case: Mapping[str, Any]) -> str:
     return called[0] if called else ""
 
 
-def _loops_over_pixels(function: Callable, cases: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether an image of nine times as many pixels takes more than four times as many steps in Python."""
-    case = next(case for case in cases if case["stride"] == 1 and case["padding"] == 1)
-    larger = {**case, "x": np.tile(case["x"], (1, 3, 3, 1))}
-    return _steps(function, larger) > 4 * _steps(function, case)
+# --- loops ---
 
 
-def _steps(function: Callable, case: Mapping[str, Any]) -> int:
-    """Count the instructions that Python executes: in a helper of the reader's too, or in np.vectorize."""
-    steps = 0
+def _growth(function: Callable, case: Mapping[str, Any], times: Mapping[str, tuple[int, ...]]) -> float:
+    """Return how many times as many steps in Python it takes if arrays are repeated along their axes."""
+    larger = {**case, **{name: np.tile(case[name], some) for name, some in times.items()}}
+    return steps(function, larger) / steps(function, case)
+
+
+def steps(function: Callable, case: Mapping[str, Any]) -> int:
+    """Count the instructions that Python executes, in a helper or np.vectorize too, until it returns or raises."""
+    count = 0
 
     def trace(frame: types.FrameType, event: str, argument: object) -> Any:
-        nonlocal steps
+        nonlocal count
         frame.f_trace_opcodes = True
-        steps += event == "opcode"
+        count += event == "opcode"
         return trace
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function(**copy.deepcopy(case))
-    finally:
-        sys.settrace(before)
-    return steps
+    arguments, before = copy.deepcopy(dict(case)), sys.gettrace()
+    with contextlib.suppress(Exception):
+        sys.settrace(trace)
+        try:
+            function(**arguments)
+        finally:
+            sys.settrace(before)
+    return count

@@ -1,13 +1,16 @@
 """Mistakes planted in the lessons' own solutions: none is accepted, and each message leads to its mistake."""
 
+import copy
 import inspect
+import pickle
 
 import numpy as np
 import pytest
 
 from mbnp import grading
-from mbnp.grading import diagnose, faults
+from mbnp.grading import diagnose, faults, rules
 from mbnp.grading.changes import LEVELS
+from mbnp.grading.compare import alike
 from tests.grading.answers import EXERCISES, graded
 from tests.tutorials.helpers import LESSONS, solutions
 
@@ -78,7 +81,7 @@ PLANTED = [
     ("weight_from_torch", "w[:, 0].transpose", "w.squeeze().transpose", "squeeze"),
     ("first_difference", "tolerance * np.abs(b)", "tolerance * np.abs(a)", "relative to ours"),
     ("first_difference", "tolerance * np.abs(b)", "tolerance * b", "the scale is b.max(), without abs"),
-    ("first_difference", "> tolerance", ">= tolerance", "the border of a comparison"),
+    ("first_difference", "<= tolerance", "< tolerance", "the border of a comparison"),
     ("dead_channels", "(a <= 0).all(axis=(0, 1, 2))", "a.std(axis=(0, 1, 2)) == 0", "constant for dead"),
     # points of the front
     ("pareto_front", "no_worse & better", "no_worse", "every point is at least as good as itself"),
@@ -254,6 +257,150 @@ def test_mbnps_own_functions_do_not_count(name, code, called):
     outcome = said(name, code=code)
     assert outcome.status == "wrong"
     assert f"it calls mbnp's own {called}" in outcome.problem
+
+
+# --- functions that remember ---
+
+
+def _by_shapes(case):
+    return tuple(value.shape if isinstance(value, np.ndarray) else repr(value) for value in case.values())
+
+
+def _stale(function):
+    """Return what an earlier call with the same shapes returned: right for the numbers of that call."""
+    known = {}
+    return lambda **case: copy.deepcopy(known.setdefault(_by_shapes(case), function(**case)))
+
+
+def _once(function):
+    """Return nothing for a case that it has seen, as a default argument does that is used up."""
+    seen = set()
+
+    def call(**case):
+        new = pickle.dumps(case) not in seen
+        seen.add(pickle.dumps(case))
+        return function(**case) if new else None
+
+    return call
+
+
+def _written_over(function):
+    """Write each result into the same arrays, or into the same list."""
+    kept = {}
+
+    def into(key, result):
+        if isinstance(result, tuple):
+            return tuple(into((key, k), part) for k, part in enumerate(result))
+        if not isinstance(result, np.ndarray | list):
+            return result
+        place = kept.setdefault((key, np.shape(result) if isinstance(result, np.ndarray) else 0), result)
+        place[...] = result
+        return place
+
+    return lambda **case: into(0, function(**case))
+
+
+def _known_results(function):
+    """Return what an earlier call with the same numbers returned, which is right."""
+    known = {}
+    return lambda **case: copy.deepcopy(known.setdefault(pickle.dumps(case), function(**case)))
+
+
+def of_a_kind(name, kind):
+    number, exercise = EXERCISES[name]
+    function = kind(exercise.solutions[0])
+    inside = lambda check, *arguments, limit=0: check(function, *arguments)  # noqa: E731
+    return grading.grade(exercise, function, grading.golden(number), inside)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_a_function_that_remembers_is_found_in_every_exercise(name):
+    _, exercise = EXERCISES[name]
+    first, other, _ = exercise.again()
+    assert rules.LATER in of_a_kind(name, _once).problem
+    if _by_shapes(first.case) == _by_shapes(other.case) and not alike(first.expected, other.expected, 0):
+        stale = of_a_kind(name, _stale)
+        assert rules.LATER in stale.problem or stale.case  # where two cases have the same shapes
+        if isinstance(first.expected, np.ndarray):
+            assert of_a_kind(name, _written_over).problem == rules.KEPT
+    assert "remembers" not in of_a_kind(name, _known_results).problem
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "problem", "likely"),
+    [
+        (
+            "convolve",
+            """
+def convolve(x, w, b, stride, padding, kept={}):
+    p = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(p, w.shape[:2], axis=(1, 2))[:, ::stride, ::stride]
+    shape = (*windows.shape[:3], w.shape[3])
+    y = kept.setdefault(shape, np.zeros(shape, x.dtype))
+    y += np.einsum("nijcuv,uvcd->nijd", windows, w) + b
+    return y
+""",
+            rules.LATER,
+            "",
+        ),
+        (
+            "map_sizes",
+            """
+def map_sizes(size, strides, sizes=[]):
+    for stride in strides:
+        size = (size - 1) // stride + 1
+        sizes.append(size)
+    return sizes
+""",
+            "",
+            rules.REMEMBERS,
+        ),
+        (
+            "receptive_field",
+            """
+state = [1, 1]
+def receptive_field(layers):
+    for k, s in layers:
+        state[0] += (k - 1) * state[1]
+        state[1] *= s
+    return state[0]
+""",
+            "",
+            rules.REMEMBERS,
+        ),
+        ("blocked_matmul", "def blocked_matmul(a, b):\n    return a @ b", rules.TILES, ""),
+        (
+            "blocked_matmul",
+            """
+def blocked_matmul(a, b):
+    y = np.zeros((len(a), b.shape[1]), a.dtype)
+    for k in range(len(b)):
+        y += np.outer(a[:, k], b[k])
+    return y
+""",
+            rules.TILES,
+            "",
+        ),
+        (
+            "blocked_matmul",
+            """
+def blocked_matmul(a, b):
+    y = np.empty((len(a), b.shape[1]), a.dtype)
+    for m in range(0, len(a), 4):
+        for n in range(0, b.shape[1], 4):
+            y[m : m + 4, n : n + 4] = a[m : m + 4] @ b[:, n : n + 4]
+    return y
+""",
+            "",
+            "",
+        ),
+    ],
+)
+def test_what_is_kept_between_calls_and_what_numpy_does_alone(name, code, problem, likely):
+    outcome = said(name, code=code)
+    assert problem in outcome.problem
+    assert likely in outcome.likely
+    assert (outcome.status == "solved") == (not problem and not likely)
 
 
 # --- the faults themselves ---

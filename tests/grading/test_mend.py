@@ -282,7 +282,7 @@ OBSERVED = [
     (
         "batchnorm_forward",
         [("np.sqrt(v + eps)", "(x.max((0, 1, 2)) - x.min((0, 1, 2)) + eps)")],
-        "along axis 3 has a factor of",
+        "along axis 3 has the right mean and another spread",
     ),
     (
         "batchnorm_forward",
@@ -302,9 +302,10 @@ def test_what_wrong_results_have_in_common(name, changes, words, monkeypatch):
 
 def found(name, *changes, seconds=5):
     _, exercise = EXERCISES[name]
-    cases = exercise.make_cases()
-    expected = [exercise.reference(**case) for case in cases]
-    return mend.mended(function_of(name, code_of(name, *changes)), cases, expected, exercise.rtol, seconds)
+    probes = exercise.probes(exercise.make_cases())
+    text, spent = mend.mended(function_of(name, code_of(name, *changes)), probes, [], exercise.rtol, seconds)
+    assert spent < seconds + 1
+    return text
 
 
 def test_two_mistakes():
@@ -317,7 +318,8 @@ def test_the_function_stays_as_it_is_and_its_arguments_too():
     _, exercise = EXERCISES["convolve"]
     function, before = function_of("convolve", code_of("convolve", ("+ b", "- b"))), exercise.make_cases()
     cases = exercise.make_cases()
-    assert "sign" in mend.mended(function, cases, [exercise.reference(**case) for case in cases], 1e-5, 5)
+    text, _ = mend.mended(function, exercise.probes(cases), [], 1e-5, 5)
+    assert "sign" in text
     assert all(np.array_equal(a[name], b[name]) for a, b in zip(before, cases, strict=True) for name in a)
     assert (function(**cases[0]) != exercise.reference(**cases[0])).any()
 
@@ -334,3 +336,43 @@ def test_a_change_that_makes_an_endless_loop_is_left():
     begin = time.perf_counter()
     found("output_size", ("start += stride", "start += stride + padding"), seconds=0.5)
     assert time.perf_counter() - begin < 10  # on a busy machine, too
+
+
+def test_a_search_ends_at_the_same_place_whatever_the_clock_says(monkeypatch):
+    """What it may do is counted: a machine that stands still while it runs, and a busy one, find the same."""
+    changes = ("(k - 1)", "(k + 1)"), ("j *= s", "j += s + k")
+    _, exercise = EXERCISES["receptive_field"]
+    function = function_of("receptive_field", code_of("receptive_field", *changes))
+    probes = exercise.probes(exercise.make_cases())
+    monkeypatch.setattr(mend, "SLOW", 1000)
+    monkeypatch.setattr(mend, "LEAST", 5.0)
+    found = [mend.mended(function, probes, [], exercise.rtol, 0.1) for _ in range(2)]
+    monkeypatch.setattr(mend.time, "process_time", lambda: 0.0)
+    found.append(mend.mended(function, probes, [], exercise.rtol, 0.1))
+    assert found[0] == found[1] == found[2]
+    assert 0.1 <= found[0][1] < 0.2  # all of it was spent
+
+
+def test_a_repair_by_chance_is_none():
+    """What comes out right for these numbers, and not for others, or in another type, is not named."""
+    code = """
+def batchnorm_dx(dy, x, gamma, eps):
+    a = (0, 1, 2)
+    M = x.size // x.shape[-1]
+    s = np.sqrt(x.var(a) + eps)
+    xh = (x - x.mean(a)) / s
+    return gamma / s * (dy - dy.mean(a) / M - xh * (dy * xh).mean(a) / M)
+"""
+    assert "np.log" not in graded("batchnorm_dx", code).likely
+    code = """
+def class_activation_map(features, w, classes):
+    out = np.empty(features.shape[:3], features.dtype)
+    last = np.zeros(features.shape[1:3], features.dtype)
+    for n in range(len(features)):
+        m = np.maximum(features[n] @ w[:, classes[n]], 0)
+        if m.max() > 0:
+            last = m / m.max()
+        out[n] = last
+    return out
+"""
+    assert "this is set once, before the loop" in graded("class_activation_map", code).likely

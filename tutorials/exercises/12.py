@@ -26,5 +26,6 @@ def first_difference(ours, theirs, tolerance):
     ours: a list of arrays, one per layer: feature maps (N, H, W, C), or (N, C) after the pool
     theirs: the same from PyTorch: feature maps (N, C, H, W), or (N, C)
     An output differs if a number is off by more than `tolerance` times the largest absolute value of their output.
+    There is no NaN here. Where there may be one, `>` does not find it: every comparison with NaN is false.
     """
     raise NotImplementedError

@@ -392,6 +392,6 @@ EXERCISES = [
         lambda x, w, b, stride, padding: conv.forward(x, w, b, stride, padding),
         CONVOLVE_MISTAKES,
         solutions=(_scattered, _by_windows),
-        pixel_loops=False,
+        loops="no pixels",
     ),
 ]

@@ -293,7 +293,7 @@ EXERCISES = [
         _depthwise,
         DEPTHWISE_MISTAKES,
         solutions=(_tap_by_tap, _by_windows),
-        pixel_loops=False,
+        loops="no pixels",
     ),
     Exercise(
         "pointwise",

@@ -1,5 +1,7 @@
 """The exercises of lesson 10: folding, BatchNorm and ReLU in one pass, a product by tiles, statistics of tiles."""
 
+import itertools
+
 import numpy as np
 
 from mbnp.fused.inference import fold as fold_block
@@ -291,7 +293,21 @@ def _by_tiles(a, b):
     return y
 
 
+def _over_the_border(a, b):
+    (M, K), N = a.shape, b.shape[1]
+    y = np.zeros((M, N), a.dtype)
+    for m, n in itertools.product(range(0, M, 4), range(0, N, 4)):
+        for r, c, k in itertools.product(range(4), range(4), range(K)):
+            y[m + r, n + c] += a[m + r, k] * b[k, n + c]
+    return y
+
+
 MATMUL_MISTAKES = [
+    Mistake(
+        "tails: the last tiles reach over the border. Where 4 does not divide M or N they have fewer rows or columns: "
+        "min(4, M - m), min(4, N - n)",
+        _over_the_border,
+    ),
     Mistake(
         "tails: the last rows and columns, which fill no tile, are left out. Let the last tiles be smaller: "
         "min(m + 4, M), min(n + 4, N)",
@@ -463,7 +479,14 @@ COMBINE_MISTAKES = [
 EXERCISES = [
     Exercise("fold", _fold_cases, _fold, FOLD_MISTAKES, outputs=("weight", "bias"), solutions=(_into_one,)),
     Exercise("normalise_relu", _relu_cases, _normalise_relu, RELU_MISTAKES, solutions=(_scaled_then_cut,)),
-    Exercise("blocked_matmul", _matmul_cases, matmul.forward_numpy, MATMUL_MISTAKES, solutions=(_by_tiles,)),
+    Exercise(
+        "blocked_matmul",
+        _matmul_cases,
+        matmul.forward_numpy,
+        MATMUL_MISTAKES,
+        solutions=(_by_tiles,),
+        loops="tiles",
+    ),
     Exercise(
         "combine", _combine_cases, _combine, COMBINE_MISTAKES, outputs=("mean", "variance"), solutions=(_of_tiles,)
     ),

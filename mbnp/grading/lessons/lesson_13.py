@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from mbnp.grading.exercise import Case, Exercise, Mistake
+from mbnp.grading.exercise import Case, Exercise, Mistake, variants
 from mbnp.models import build
 from mbnp.ops import depthwise, gate, hard_sigmoid, pointwise, relu
 
@@ -155,9 +155,28 @@ def _narrow_wide_narrow(x, w1, w2, w3):
 
 
 FORWARD_MISTAKES = [
-    Mistake(
-        "the shortcut is missing: where the block has as many channels out as in, x is added",
-        lambda x, w1, w2, w3: _forward(x, w1, w2, w3, kept=np.zeros_like),
+    *variants(
+        _forward,
+        {
+            "the shortcut is missing: where the block has as many channels out as in, x is added": {
+                "kept": np.zeros_like
+            },
+            "linear bottleneck: nothing comes after the last convolution. A ReLU6 on few channels loses what it cuts "
+            "off": {"projected": _relu6},
+            "the sum: a ReLU6 comes after it, as a ReLU does in ResNet. Here "
+            "the narrow ends have no activation at all": {"summed": _relu6},
+            "ReLU for ReLU6: what is above 6 becomes 6, after both of the first two convolutions": {
+                "first": relu.forward,
+                "second": relu.forward,
+            },
+            "ReLU for ReLU6 after the convolution that widens: what is above 6 becomes 6": {"first": relu.forward},
+            "ReLU for ReLU6 after the depthwise convolution: what is above 6 becomes 6": {"second": relu.forward},
+            "the first ReLU6 is missing: it comes after the 1x1 convolution "
+            "that widens, and before the depthwise one": {"first": _linear},
+            "the second ReLU6 is missing: it comes after the depthwise convolution, and before the one that projects": {
+                "second": _linear
+            },
+        },
     ),
     Mistake(
         "the shortcut: x is added whatever its shape. Where the channels change, there is no shortcut",
@@ -166,34 +185,6 @@ FORWARD_MISTAKES = [
     Mistake(
         "the shortcut joins the wide ends. It goes from x to the projected feature map, past all three convolutions",
         _around_the_wide,
-    ),
-    Mistake(
-        "linear bottleneck: nothing comes after the last convolution. A ReLU6 on few channels loses what it cuts off",
-        lambda x, w1, w2, w3: _forward(x, w1, w2, w3, projected=_relu6),
-    ),
-    Mistake(
-        "the sum: a ReLU6 comes after it, as a ReLU does in ResNet. Here the narrow ends have no activation at all",
-        lambda x, w1, w2, w3: _forward(x, w1, w2, w3, summed=_relu6),
-    ),
-    Mistake(
-        "ReLU for ReLU6: what is above 6 becomes 6, after both of the first two convolutions",
-        lambda x, w1, w2, w3: _forward(x, w1, w2, w3, relu.forward, relu.forward),
-    ),
-    Mistake(
-        "ReLU for ReLU6 after the convolution that widens: what is above 6 becomes 6",
-        lambda x, w1, w2, w3: _forward(x, w1, w2, w3, first=relu.forward),
-    ),
-    Mistake(
-        "ReLU for ReLU6 after the depthwise convolution: what is above 6 becomes 6",
-        lambda x, w1, w2, w3: _forward(x, w1, w2, w3, second=relu.forward),
-    ),
-    Mistake(
-        "the first ReLU6 is missing: it comes after the 1x1 convolution that widens, and before the depthwise one",
-        lambda x, w1, w2, w3: _forward(x, w1, w2, w3, first=_linear),
-    ),
-    Mistake(
-        "the second ReLU6 is missing: it comes after the depthwise convolution, and before the one that projects",
-        lambda x, w1, w2, w3: _forward(x, w1, w2, w3, second=_linear),
     ),
     Mistake(
         "flipped kernel: w2 is turned by 180 degrees. Tap (u, v) multiplies the pixel u - 1 below and v - 1 to the "
@@ -261,52 +252,39 @@ def _back_through_all(dy, x, a, b, w1, w2, w3):
 
 
 BACKWARD_MISTAKES = [
+    *variants(
+        _backward,
+        {
+            "ReLU for ReLU6: above 6 the slope is 0, too. The gradient goes on only where 0 < a < 6, and 0 < b < 6": {
+                "first": relu.backward,
+                "second": relu.backward,
+            },
+            "ReLU for ReLU6 after the convolution that widens: the gradient goes on only where 0 < a < 6": {
+                "first": relu.backward
+            },
+            "ReLU for ReLU6 after the depthwise convolution: the gradient goes on only where 0 < b < 6": {
+                "second": relu.backward
+            },
+            "the first ReLU6 is passed over: its gradient is 0 where a is not between 0 and 6": {"first": _passed},
+            "the second ReLU6 is passed over: its gradient is 0 where b is not between 0 and 6": {"second": _passed},
+            "both ReLU6 are passed over: their gradients are 0 where a, and where b, is not between 0 and 6": {
+                "first": _passed,
+                "second": _passed,
+            },
+            "the gradient itself is clipped to 0..6. ReLU6's slope is 1 or 0, and a and b tell where": {
+                "first": lambda d, x: _relu6(d),
+                "second": lambda d, x: _relu6(d),
+            },
+            "dw3 is made with b. The last convolution saw b after ReLU6: np.clip(b, 0, 6)": {"filtered": _linear},
+            "dw2 is made with a. The depthwise convolution saw a after ReLU6: np.clip(a, 0, 6)": {"wide": _linear},
+            "the depthwise gradient slides w2 over db as the forward does. Output i used pixel i + u - 1, so the "
+            "gradient goes back there: scatter, "
+            "or turn w2 by 180 degrees": {"unfiltered": lambda db, w2: depthwise.forward(db, w2, padding=1)},
+        },
+    ),
     Mistake(
         "the shortcut's gradient is missing: y = x + ..., so that dy itself is added to dx where x was added",
         _without_shortcut,
-    ),
-    Mistake(
-        "ReLU for ReLU6: above 6 the slope is 0, too. The gradient goes on only where 0 < a < 6, and 0 < b < 6",
-        lambda *case, **named: _backward(*case, **named, first=relu.backward, second=relu.backward),
-    ),
-    Mistake(
-        "ReLU for ReLU6 after the convolution that widens: the gradient goes on only where 0 < a < 6",
-        lambda *case, **named: _backward(*case, **named, first=relu.backward),
-    ),
-    Mistake(
-        "ReLU for ReLU6 after the depthwise convolution: the gradient goes on only where 0 < b < 6",
-        lambda *case, **named: _backward(*case, **named, second=relu.backward),
-    ),
-    Mistake(
-        "the first ReLU6 is passed over: its gradient is 0 where a is not between 0 and 6",
-        lambda *case, **named: _backward(*case, **named, first=_passed),
-    ),
-    Mistake(
-        "the second ReLU6 is passed over: its gradient is 0 where b is not between 0 and 6",
-        lambda *case, **named: _backward(*case, **named, second=_passed),
-    ),
-    Mistake(
-        "both ReLU6 are passed over: their gradients are 0 where a, and where b, is not between 0 and 6",
-        lambda *case, **named: _backward(*case, **named, first=_passed, second=_passed),
-    ),
-    Mistake(
-        "the gradient itself is clipped to 0..6. ReLU6's slope is 1 or 0, and a and b tell where",
-        lambda *case, **named: _backward(*case, **named, first=lambda d, x: _relu6(d), second=lambda d, x: _relu6(d)),
-    ),
-    Mistake(
-        "dw3 is made with b. The last convolution saw b after ReLU6: np.clip(b, 0, 6)",
-        lambda *case, **named: _backward(*case, **named, filtered=_linear),
-    ),
-    Mistake(
-        "dw2 is made with a. The depthwise convolution saw a after ReLU6: np.clip(a, 0, 6)",
-        lambda *case, **named: _backward(*case, **named, wide=_linear),
-    ),
-    Mistake(
-        "the depthwise gradient slides w2 over db as the forward does. Output i used pixel i + u - 1, so the gradient "
-        "goes back there: scatter, or turn w2 by 180 degrees",
-        lambda *case, **named: _backward(
-            *case, **named, unfiltered=lambda db, w2: depthwise.forward(db, w2, padding=1)
-        ),
     ),
     Mistake(
         "order: the weights' gradients come as they are found, from the last. It is dx, dw1, dw2, dw3",
@@ -373,50 +351,37 @@ def _both_ways(dy, x, w1, w2):
 
 
 EXCITE_MISTAKES = [
-    Mistake(
-        "one way is missing: x is also what s was made of. Add what comes back through s and the averages to dy * s",
-        lambda *case, **named: _excite(*case, **named, ways=(1, 0)),
-    ),
-    Mistake(
-        "one way is missing: y = x * s has x in it, too. Add dy * s to what comes back through the averages",
-        lambda *case, **named: _excite(*case, **named, ways=(0, 1)),
-    ),
-    Mistake(
-        "the average: each pixel has 1 / (H * W) of it, so its gradient is dm / (H * W)",
-        lambda *case, **named: _excite(*case, **named, spread=lambda x: 1),
-    ),
-    Mistake(
-        "the average is over the pixels of one image: dm is divided by H * W, not by N * H * W",
-        lambda *case, **named: _excite(*case, **named, spread=lambda x: x.size // x.shape[-1]),
-    ),
-    Mistake(
-        "ds: x is missing. y = x * s, so the derivative with respect to s is x: sum dy * x over the pixels",
-        lambda *case, **named: _excite(*case, **named, ds=lambda dy, x: dy.sum(axis=(1, 2))),
-    ),
-    Mistake(
-        "ds: this is the mean over the pixels. s multiplies every pixel of its map: sum over them",
-        lambda *case, **named: _excite(*case, **named, ds=lambda dy, x: (dy * x).mean(axis=(1, 2))),
-    ),
-    Mistake(
-        "hard-sigmoid: its slope is 1/6 between -3 and 3, and the division by 6 is missing",
-        lambda *case, **named: _excite(*case, **named, dsigmoid=lambda ds, z: ds * ((z > -3) & (z < 3))),
-    ),
-    Mistake(
-        "hard-sigmoid: its slope is 1/6 only between -3 and 3. Outside it is flat: 0",
-        lambda *case, **named: _excite(*case, **named, dsigmoid=lambda ds, z: ds / 6),
-    ),
-    Mistake(
-        "hard-sigmoid: above 3 it is flat, too. Its slope is 1/6 only between -3 and 3",
-        lambda *case, **named: _excite(*case, **named, dsigmoid=lambda ds, z: ds / 6 * (z > -3)),
-    ),
-    Mistake(
-        "hard-sigmoid: s * (1 - s) is the slope of the sigmoid. Here there are three lines: 1/6 between -3 and 3, else "
-        "0",
-        lambda *case, **named: _excite(*case, **named, dsigmoid=_sigmoid_slope),
-    ),
-    Mistake(
-        "ReLU is passed over: where the first product is negative, no gradient goes back",
-        lambda *case, **named: _excite(*case, **named, drelu=_passed),
+    *variants(
+        _excite,
+        {
+            "one way is missing: x is also what s was made of. Add what comes "
+            "back through s and the averages to dy * s": {"ways": (1, 0)},
+            "one way is missing: y = x * s has x in it, too. Add dy * s to what comes back through the averages": {
+                "ways": (0, 1)
+            },
+            "the average: each pixel has 1 / (H * W) of it, so its gradient is dm / (H * W)": {"spread": lambda x: 1},
+            "the average is over the pixels of one image: dm is divided by H * W, not by N * H * W": {
+                "spread": lambda x: x.size // x.shape[-1]
+            },
+            "ds: x is missing. y = x * s, so the derivative with respect to s is x: sum dy * x over the pixels": {
+                "ds": lambda dy, x: dy.sum(axis=(1, 2))
+            },
+            "ds: this is the mean over the pixels. s multiplies every pixel of its map: sum over them": {
+                "ds": lambda dy, x: (dy * x).mean(axis=(1, 2))
+            },
+            "hard-sigmoid: its slope is 1/6 between -3 and 3, and the division by 6 is missing": {
+                "dsigmoid": lambda ds, z: ds * ((z > -3) & (z < 3))
+            },
+            "hard-sigmoid: its slope is 1/6 only between -3 and 3. Outside it is flat: 0": {
+                "dsigmoid": lambda ds, z: ds / 6
+            },
+            "hard-sigmoid: above 3 it is flat, too. Its slope is 1/6 only between -3 and 3": {
+                "dsigmoid": lambda ds, z: ds / 6 * (z > -3)
+            },
+            "hard-sigmoid: s * (1 - s) is the slope of the sigmoid. Here there are three lines: 1/6 between -3 and 3, "
+            "else 0": {"dsigmoid": _sigmoid_slope},
+            "ReLU is passed over: where the first product is negative, no gradient goes back": {"drelu": _passed},
+        },
     ),
 ]
 
