@@ -191,7 +191,7 @@ class _Page:
         return found
 
     def statistics(self, node: Node) -> dict[str, float]:
-        """Return mean, standard deviation and the shares of zeros and dead channels of a node's output, and its least."""
+        """Return mean, spread, shares of zeros and dead channels, and the least number of a node's output."""
         found = explain.statistics({node.name: self.outputs[node.name]})[node.name]._asdict()
         return found | {"low": float(self.outputs[node.name].min())}
 

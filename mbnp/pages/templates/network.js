@@ -44,8 +44,7 @@ async function unpack() {
   bytes = await new Response(stream).arrayBuffer();
   for (let i = 0; i < 65536; i++) {
     const exponent = (i >> 10) & 31, fraction = i & 1023;
-    const size = exponent === 0 ? fraction * 2 ** -24 : exponent === 31 ? (fraction ? NaN : Infinity)
-      : (1 + fraction / 1024) * 2 ** (exponent - 15);
+    const size = exponent === 0 ? fraction * 2 ** -24 : exponent === 31 ? (fraction ? NaN : Infinity) : (1 + fraction / 1024) * 2 ** (exponent - 15);
     half[i] = i & 32768 ? -size : size;
   }
 }
@@ -488,11 +487,12 @@ function drawDetail() {
   const alone = h * w === 1 ? bars(strongest(node).slice(0, 12).map((c) => [label(c), map(node, c)[0], number(map(node, c)[0])])) : null;
   byId("detail").replaceChildren(
     el("h2", {}, `${node.name}: ${node.title}`), el("p", {}, words), el("p", { class: "quiet" }, facts), strip,
-    el("p", {}, step(-1, "← layer before"), " ", step(1, "next layer →")),
+    el("p", {}, step(-1, "← layer before"), " ", step(1, "next layer →")), formula,
     el("div", { class: "stage" }, figure(alone ? el("div", { class: "alone" }, alone) : mine.box,
-      alone ? `${label(at)} is chosen: ${number(values[0])}` : `${label(at)}. Point at it, or tap: the numbers of that pixel. A click holds the pixel, another lets go.`,
+      alone ? `${label(at)} is chosen: ${number(values[0])}` : `${label(at)}. Point at it, or tap: its numbers are above. A click holds the pixel, another lets go.`,
       alone ? "" : scaleOf(rangeFor(node, values))), parts),
-    formula, el("p", { class: "quiet" }, "layer[row, column, channel]. Numbers have three digits, sums are of the unrounded ones."));
+    el("p", { class: "quiet" }, "layer[row, column, channel]. Numbers have three digits, sums are of the unrounded ones."));
+  strip.scrollTop = strip.children[at].offsetTop - strip.offsetTop - 40;
   setPixel(...state.pixel);
 }
 
