@@ -25,3 +25,23 @@ def cifar10():
     from mbnp import datasets
 
     return datasets.load(path)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many tests drove a browser, since a machine without one skips them."""
+    ran, left_out = (
+        sum(
+            "browser" in getattr(report, "keywords", ())
+            for key in keys
+            for report in terminalreporter.stats.get(key, ())
+        )
+        for keys in (("passed", "failed"), ("skipped",))
+    )
+    if ran or left_out:
+        terminalreporter.write_line(f"tests in a browser: {ran} ran, {left_out} were skipped")
