@@ -81,6 +81,11 @@ GUARANTEES = (
         "kinds of damage, kills and 100 interrupts while images are prepared, a damaged cache, files that change",
         ("tests/datasets", "tests/test_own_images.py"),
     ),
+    Guarantee(
+        "A page asks nothing of anybody, what names hold is text, and its numbers are the network's to three digits",
+        "every layer of six networks opened in a browser without a network, by mouse, keys and finger",
+        ("tests/test_pages.py", "tests/test_report.py", "tests/test_compare.py"),
+    ),
 )
 
 
