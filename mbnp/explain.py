@@ -148,8 +148,7 @@ def occlusions(
 class Statistics(NamedTuple):
     """What one layer outputs for a batch. zeros: the share of entries that are 0.
 
-    dead: the share of channels that are above 0 nowhere in the batch. After a ReLU they have no effect on the logits;
-    of other layers it says nothing.
+    dead: the share of channels that are 0 everywhere in the batch. After a ReLU they have no effect on the logits.
     """
 
     mean: float
@@ -165,7 +164,7 @@ def statistics(activations: Mapping[str, np.ndarray]) -> dict[str, Statistics]:
             float(f.mean(dtype=np.float64)),
             float(f.std(dtype=np.float64)),
             float((f == 0).mean()),
-            1 - float((f > 0).any(axis=tuple(range(f.ndim - 1))).mean()),
+            1 - float((f != 0).any(axis=tuple(range(f.ndim - 1))).mean()),
         )
         for name, f in activations.items()
     }

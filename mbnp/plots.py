@@ -171,12 +171,11 @@ def scaling(sweeps: Sequence["Sweep"], title: str = "") -> "Figure":
 
 
 def best(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
-    """Return where the front is, cheapest first: the points that no other beats in cost or accuracy and equals in the
-    other.
-    """
+    """Return where the front is, cheapest first: the points that no other beats in one and equals in the other."""
     found: list[int] = []
     for i in sorted(range(len(costs)), key=lambda i: (costs[i], -accuracies[i])):
-        if not found or accuracies[i] > accuracies[found[-1]]:
+        tie = found and (costs[i], accuracies[i]) == (costs[found[-1]], accuracies[found[-1]])
+        if not found or tie or accuracies[i] > accuracies[found[-1]]:
             found.append(i)
     return found
 

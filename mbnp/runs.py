@@ -117,7 +117,12 @@ def load_history(folder: Path) -> list[Record]:
             head, *rows = csv.reader(file)
         if tuple(head) != Record._fields:
             raise ValueError(f"its columns are {', '.join(head)}")
-        return [Record(int(epoch), int(step), *map(float, others)) for epoch, step, *others in rows]
+        records = [Record(int(epoch), int(step), *map(float, others)) for epoch, step, *others in rows]
+        if [record.epoch for record in records] != list(range(1, len(records) + 1)):
+            raise ValueError("its epochs are not in order")
+        if not np.all(np.abs(np.array(records, np.float64)) < 1e15):  # NaN is not, either
+            raise ValueError("one of its numbers is none that a run has")
+        return records
     except (ValueError, TypeError, csv.Error) as error:
         raise MbnpError(f"{path} is damaged: {short(str(error))}") from None
 

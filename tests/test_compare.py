@@ -103,7 +103,7 @@ def test_damaged_and_unfinished_runs_are_a_line_each(folders, tmp_path, capsys):
     (damaged["four"] / "metrics.csv").unlink()
     altered(folders / "a", tmp_path / "five", epochs=9)
     places = [*damaged.values(), tmp_path / "five", tmp_path / "six", folders / "a"]
-    assert cli.main(["compare", *map(str, places)]) == 0
+    assert cli.main(["compare", *map(str, places)]) == 1
     output, error = capsys.readouterr()
     lines = error.splitlines()
     assert len(lines) == 6
@@ -120,13 +120,37 @@ def test_a_folder_of_runs_stands_for_them(folders):
     found, notes = compare.read([folders, folders / "a"])
     assert [run.name for run in found] == ["a", "a0", "a1", "a2", "b0", "wide"]
     assert notes == []
-    found, _ = compare.read([folders / "a", folders / "." / "wide", Path(str(folders / "a"))])
+    found, _ = compare.read(
+        [folders / "a", folders / "wide" / ".." / "wide", Path(str(folders / "a")), folders / "wide"]
+    )
     assert len(found) == 2
+
+
+def test_a_seed_counts_once(folders, tmp_path):
+    again = altered(folders / "a", tmp_path / "again", accuracy=0.9)
+    found, _ = compare.read([folders / "a0", folders / "a1", again])
+    (group,) = compare.groups(found)
+    assert [run.name for run in group.runs] == ["again", "a1"]
+    assert compare.groups(found[::2]) == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"test_accuracy": "nan"}, {"test_accuracy": "1e308"}, {"seconds": "inf"}, {"epoch": "100000000000"}],
+    ids=str,
+)
+def test_numbers_that_no_run_has_are_damage(folders, tmp_path, row, capsys):
+    shutil.copytree(folders / "a", tmp_path / "odd")
+    head, last = (tmp_path / "odd" / "metrics.csv").read_text().splitlines()
+    values = dict(zip(head.split(","), last.split(","), strict=True)) | row
+    (tmp_path / "odd" / "metrics.csv").write_text(f"{head}\n{','.join(values.values())}\n")
+    assert cli.main(["compare", str(tmp_path / "odd"), str(folders / "a"), "--html", str(tmp_path / "c.html")]) == 1
+    assert "metrics.csv is damaged" in capsys.readouterr().err
 
 
 def test_the_page_and_the_picture(folders, capsys):
     places = [str(folders / name) for name in ("a0", "a1", "a2", "b0", "missing")]
-    assert cli.main(["compare", *places, "--html", "all.html", "--out", "front.png"]) == 0
+    assert cli.main(["compare", *places, "--html", "all.html", "--out", "front.png"]) == 1
     page = Path("all.html").read_text(encoding="utf-8")
     elements = self_contained(page)
     for text in ("60.00 ± 10.00 %", "50.00 %", "width mult", "missing"):

@@ -9,12 +9,14 @@ import zlib
 import numpy as np
 import pytest
 
-from mbnp import cli, datasets, models, pages, weights
+from mbnp import cli, datasets, layers, models, pages, weights
 from mbnp.datasets import shapes10
+from mbnp.network import Network
 from mbnp.pages import explain, network
 from tests.browser import DESKTOP, PHONE, opened, started
 
 KINDS = ["mobilenet-v1-small", "resnet20", "mobilenet-v1", "mobilenet-v3-small-cifar"]
+EMPTY = {"subtitle": "", "data": {"nodes": [], "measures": [], "images": []}, "blob": "", "roofline": None}
 KINDS += ["mobilenet-v2-cifar", "xception-cifar"] * bool(os.environ.get("MBNP_NIGHTLY"))
 SCALE = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
@@ -149,6 +151,58 @@ def test_the_graph_joins_branches():
     for node in joins:
         shapes = [nodes[i].shape for i in node.inputs]
         assert shapes == [node.shape, node.shape if node.kind == "sum" else (1, 1, node.shape[-1])]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["explain", "a.png", "--checkpoint", "net.safetensors", "--out", "net.safetensors"], "does not end in .html"),
+        (["explain", "a.html", "--checkpoint", "net.safetensors", "--out", "a.html"], "a.html is read, too"),
+        (["explain", "a.png", "--checkpoint", "net.safetensors", "--out", "folder.html"], "folder.html is no file"),
+        (["summary", "a.html", "--html", "a.html"], "a.html is read, too"),
+        (["summary", "resnet20", "--html", "none/a.html"], "no folder for none/a.html: make it first"),
+        (["compare", "run", "--html", "run/config.json"], "run/config.json does not end in .html"),
+        (["compare", "run", "--out", "run/metrics.csv"], "run/metrics.csv does not end in .png"),
+        (["compare", "run", "--out", "run/curves.png"], "run/curves.png is read, too"),
+    ],
+)
+def test_a_page_replaces_nothing_that_is_read(command, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder.html", "run"):
+        (tmp_path / folder).mkdir()
+    for name in ("a.png", "a.html", "net.safetensors", "run/config.json", "run/metrics.csv", "run/curves.png"):
+        (tmp_path / name).write_text(name)
+    assert cli.main(command) == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert err.count("\n") == 1
+    assert not out
+    assert (tmp_path / "a.html").read_text() == "a.html"
+
+
+def test_a_name_that_is_no_text_makes_a_page(tmp_path):
+    pages.write(tmp_path / "page.html", pages.render("network.html", **EMPTY, title="run\udcfd"))
+    assert "run\\udcfd" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def small(**layers_):
+    """Return a network of these layers for images of 8x8, and an image."""
+    net = Network({**layers_, "end": layers.GlobalAveragePool(), "fc": layers.Linear(4, 3)}, 8)
+    net.preprocessing = SCALE
+    return net, np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+
+
+def test_a_layer_may_have_any_name():
+    names = ("image", "cam", "saliency", "occlusion")
+    depthwise = {name: layers.Depthwise(4) for name in names[:2]}
+    net, images = small(conv=layers.Conv(3, 4), **depthwise, occlusion=layers.ReLU())
+    data, array = contents(explain.page(net, images, ["a"]))
+    x = datasets.normalise(images, **SCALE)
+    held = data["nodes"][0]["maps"]
+    first = array(held["scale"])[..., None, None] * array(held["values"]).astype(np.float32)
+    np.testing.assert_allclose(first, x.transpose(0, 3, 1, 2), rtol=1e-3)
+    assert data["look"]["gradcam"].keys() == {"conv", *names} - {"saliency"}
+    assert data["look"]["maps"].keys() == {"cam", "saliency", "occlusion"}
 
 
 # --- in a browser ---
@@ -302,6 +356,39 @@ def test_a_phone_and_a_finger(scheme, written, browser):
         assert page.inner_text("#formula") != before
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
         assert dark == (scheme == "dark")
+
+
+def test_a_pool_that_leaves_out_its_padding(tmp_path, browser):
+    pool = layers.AveragePool(2, 1, ((1, 0), (0, 1)), count_padding=False)
+    net, images = small(conv=layers.Conv(3, 4), pool=pool)
+    pages.write(tmp_path / "page.html", explain.page(net, images, ["a"]))
+    with opened(browser, tmp_path / "page.html") as page:
+        page.locator("#flow .layer.kind-average-pool .map").first.click()
+        page.locator("#detail .stage > figure:first-child .big canvas").hover(position={"x": 2, "y": 2})
+        text = page.inner_text("#formula").replace("\N{MINUS SIGN}", "-")
+        terms, count, total = re.search(r"= \((.*)\)/(\d) = (\S+)", text).groups()
+        assert count == "2"
+        assert eval(terms) / 2 == pytest.approx(float(total), abs=0.01)
+
+
+def test_a_network_without_maps_has_no_grad_cam(tmp_path, browser):
+    net, images = small(conv=layers.Conv(3, 4, kernel=8))
+    pages.write(tmp_path / "page.html", explain.page(net, images, ["a"]))
+    with opened(browser, tmp_path / "page.html") as page:
+        assert page.get_by_label("method").locator("option").all_inner_texts() == [
+            *("class activation map", "saliency", "occlusion")
+        ]
+
+
+def test_long_names_of_classes_fit(tmp_path, browser):
+    net, images = made("mobilenet-v1-small")
+    shark = "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"
+    net.classes = [f"{shark} {k}" for k in range(10)]
+    pages.write(tmp_path / "page.html", explain.page(net, images[:1], ["a"]))
+    for viewport in (DESKTOP, PHONE):
+        with opened(browser, tmp_path / "page.html", viewport) as page:
+            assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+            assert page.locator("#classes .bar").first.bounding_box()["width"] > 30
 
 
 def test_pages_without_images(tmp_path, browser):

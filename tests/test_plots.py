@@ -54,7 +54,7 @@ def test_a_figure_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 def test_the_front_is_what_nothing_beats():
     costs, accuracies = [3e6, 1e6, 2e6, 2e6, 4e6], [0.9, 0.6, 0.8, 0.7, 0.85]
     assert plots.best(costs, accuracies) == [1, 2, 0]
-    assert plots.best([1, 1], [0.5, 0.5]) == [0]
+    assert plots.best([1, 1, 2], [0.5, 0.5, 0.5]) == [0, 1]
     figure = plots.front(
         ["wide", "narrow", "middle", "worse", "late $x"], costs, accuracies, "MACs of an image", "a title"
     )

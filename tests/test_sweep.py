@@ -118,6 +118,8 @@ def test_a_run_that_diverges_is_noted(records, capsys, monkeypatch):  # noqa: F8
         (["--seed", "0,x"], "argument --seed: invalid list of int values value: '0,x'"),
         (["--lr", "0.1,-1"], "lr must be a finite number of at least 0, got -1.0"),
         (["--lr", "0.1,nan"], "argument --lr: invalid list of number values value"),
+        (["--data", "/nope", "--seed", "0,1"], "/nope"),
+        (["--width-mult", "0.25,0"], "width"),
         (["--model", "resnet20,resnet21"], "unknown model 'resnet21': did you mean 'resnet20'?"),
         (["--schedule", "cosine,linear"], "unknown schedule 'linear'"),
         (["--augment", "shift,turn"], "argument --augment: invalid list out of shift, crop value"),

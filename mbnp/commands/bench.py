@@ -38,7 +38,9 @@ def run(options: Namespace) -> int:
         raise MbnpError("--html is for the layers, which --scaling is instead of: leave out one of them")
     if options.load < 0:
         raise MbnpError(f"--load must be at least 0 busy processes, got {options.load}")
-    for path in filter(None, (options.json, options.out, options.html)):  # before minutes of measuring, not after
+    if options.html:
+        common.check_output(options.html, ".html")
+    for path in filter(None, (options.json, options.out)):  # before minutes of measuring, not after
         if not Path(path).absolute().parent.is_dir():
             raise FileNotFoundError(f"no folder for {path}: make it first")
     workload = _workload(options)

@@ -3,7 +3,8 @@
 import functools
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from numba.core import event
@@ -73,6 +74,22 @@ def image_files(names: Sequence[str]) -> list[str]:
         else:
             found += [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True)) or [name]
     return found
+
+
+def check_output(path: str | Path, suffix: str, inputs: Iterable[str | Path] = ()) -> None:
+    """Raise an error in one line for a file that cannot, or should not, be written, before work goes into it.
+
+    It must end in `suffix`, such as .html, be a file or nothing yet, be in a folder, and be none of `inputs`.
+    """
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise MbnpError(f"{path} does not end in {suffix}: give the file that is written a name that does")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder for {path}: make it first")
+    if path.exists() and not path.is_file():
+        raise MbnpError(f"{path} is no file: name another one to write to")
+    if path.exists() and any(os.path.exists(each) and path.samefile(each) for each in inputs):
+        raise MbnpError(f"{path} is read, too: name another file to write to")
 
 
 def require_preprocessing(net: Network, path: str) -> None:

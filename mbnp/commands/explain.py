@@ -16,13 +16,10 @@ _MOST = 16  # images on a page
 
 
 def run(options: Namespace) -> int:
-    if not options.out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder for {options.out}: make it first")
-    if options.out.is_dir():
-        raise IsADirectoryError(f"{options.out} is a folder: name a file with --out")
+    files = common.image_files(options.images)
+    common.check_output(options.out, ".html", [options.checkpoint, *files])
     net = weights.load(options.checkpoint, options.weights, tables.note)
     common.require_preprocessing(net, options.checkpoint)
-    files = common.image_files(options.images)
     if len(files) > _MOST:
         raise MbnpError(f"a page holds at most {_MOST} images, got {len(files)}: name fewer")
     images, names = [], []

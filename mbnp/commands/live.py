@@ -71,7 +71,7 @@ class Dashboard:
             said = form.format(values[-1]) if values else "-"
             head.append(f"  {which} {said}", COLOURS[which])
         head.truncate(width, pad=True)
-        margin = 6
+        margin, width = 6, max(width, 8)
         cells = [_cells(values, limits, width - margin, rows, self.epochs) for values in series.values()]
         lines = [head]
         for row in range(rows):

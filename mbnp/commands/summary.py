@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from mbnp import cost, models, pages, tables, weights
+from mbnp.commands import common
 from mbnp.errors import MbnpError
 from mbnp.network import Network
 from mbnp.pages import network
@@ -22,12 +23,14 @@ Its example, H = W = 10, K = 3, 3 -> 10 channels:
 
 
 def run(options: Namespace) -> None:
+    if options.html is not None:
+        common.check_output(options.html, ".html", [options.model])
     net = _network(options)
     size = net.resolution if options.resolution is None else options.resolution
     counted = cost.of(net, (size, size, net.channels))
     name = net.arch.get("name")
     name = name if name in models.names() else options.model
-    if options.html is not None:  # first: if it cannot be written, nothing is printed
+    if options.html is not None:
         pages.write(options.html, network.page(net, name, size))
     print(f"{name}, images of {size} x {size}\n")
     print(tables.hang(counted.table()) + "\n")

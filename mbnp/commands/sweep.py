@@ -28,6 +28,7 @@ def run(options: Namespace) -> int:
     for point in points:
         _check(vars(options) | point)
     folder = _folder(options.out)
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]  # by this sweep
     diverged = _begin(folder, options, list(varied))
     names = [_name(point) for point in points]
     status = 1
@@ -50,8 +51,14 @@ def run(options: Namespace) -> int:
     except KeyboardInterrupt:
         status = 130
         return status
+    except (MbnpError, OSError):
+        if made and not any(path.is_dir() for path in folder.iterdir()):  # nothing to go on with
+            (folder / PLAN).unlink()
+            for path in made:
+                path.rmdir()
+        raise
     finally:
-        if status:
+        if status and folder.exists():
             command = shlex.join([*words, "--out", str(folder)])
             print(f"mbnp: to go on with the sweep: {command}", file=sys.stderr)
     found, notes = compare.read([folder / name for name in names if name not in diverged])
@@ -79,7 +86,7 @@ def _words(options: Namespace) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def _varied(options: Namespace) -> dict[str, list]:
@@ -98,8 +105,9 @@ def _varied(options: Namespace) -> dict[str, list]:
 
 def _check(chosen: dict[str, Any]) -> None:
     """Raise MbnpError for what no run can be made of, before the first one begins."""
-    if chosen["model"] is not None:
-        models.options(chosen["model"])
+    if chosen["init"] is None:
+        width = 1.0 if chosen["width_mult"] is None else chosen["width_mult"]
+        models.create(chosen["model"] or train.MODEL, width_mult=width)
     known = {name: chosen[name] for name in SAME if chosen[name] is not None}
     Recipe(**known)
 
@@ -121,7 +129,9 @@ def _begin(folder: Path, options: Namespace, varied: list[str]) -> dict[str, str
         raise FileExistsError(f"{folder} exists already, and is no sweep: name another folder with --out")
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        before, its, diverged = known["options"], known["varied"], dict(known["diverged"])
+        before, its, diverged = known["options"], list(map(str, known["varied"])), dict(known["diverged"])
+        if not all(isinstance(text, str) for text in diverged.values()):
+            raise TypeError("what diverged is no text")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise MbnpError(f"{path} is damaged: {short(str(error))}") from None
     now = _fixed(options, varied)

@@ -33,6 +33,7 @@ from mbnp.train import Record, Snapshot
 NOT_REPEATED = ("command", "given", "out", "every", "resume", "live")  # of the options, in a run's command
 # What may differ when a run goes on. Epochs only where the schedule does not depend on their number.
 CHANGEABLE = ("--threads", "--every", "--data", "--epochs", "--live")
+MODEL = "mobilenet-v1-small"  # where none is named
 REPORTING = 0.02  # the share of the time that may go into report.html before a run ends
 
 
@@ -105,7 +106,7 @@ def _check(options: Namespace) -> None:
             raise MbnpError("--freeze-until keeps what was learned before: name a checkpoint with --init")
         if options.weights is not None:
             raise MbnpError("--weights chooses among those of a checkpoint: name one with --init")
-        options.model = options.model or "mobilenet-v1-small"
+        options.model = options.model or MODEL
         options.width_mult = 1.0 if options.width_mult is None else options.width_mult
         models.options(options.model)  # an unknown name shows before the data is loaded
     elif surplus := options.given & {"--model", "--width-mult", "--channels"}:
@@ -249,20 +250,27 @@ class _Session:
         return 0
 
     def train(self) -> None:
+        finished = len(self.history) == self.recipe.epochs
         if self.snapshot is not None:
             runs.complete(self.folder, self.net, self.snapshot)
+            if finished and (self.folder / "report.html").exists():
+                self.say_finished()
+                return
         with self.board or self.bar, common.compilation(self.compiling):
             train.check(self.net, self.data, self.recipe, self.options.every)  # before minutes of compiling
             common.compile_ahead(self.net, self.compiling)
             if self.history:
                 self.look_back()
-            if len(self.history) == self.recipe.epochs:
-                self.say(f"{self.folder} is finished: all {self.recipe.epochs} epochs are done")
+            if finished:
+                self.say_finished()
                 return
             train.fit(
                 self.net, self.data, self.recipe, self.on_batch, self.on_epoch,
                 self.keep, self.options.every, self.snapshot, self.watch,
             )  # fmt: skip
+
+    def say_finished(self) -> None:
+        self.say(f"{self.folder} is finished: all {self.recipe.epochs} epochs are done")
 
     def look_back(self) -> None:
         """Test the checkpoint that the run has, for the report, in case that no other epoch comes to its end."""
@@ -284,7 +292,7 @@ class _Session:
         ):
             try:
                 make()
-            except (OSError, MbnpError) as error:
+            except Exception as error:  # whatever it is, it must not end a run
                 failed[what] = error
         if failed:
             print(f"mbnp: no {' and no '.join(failed)}: {failed.popitem()[1]}", file=sys.stderr)
@@ -360,7 +368,7 @@ class _Session:
     def on_epoch(self, record: Record) -> None:
         self.say_epoch(record)
         if self.reporting <= REPORTING * (time.perf_counter() - self.began):
-            with suppress(OSError, MbnpError):  # what is wrong is said at the end, where it is tried again
+            with suppress(Exception):  # what is wrong is said at the end, where it is tried again
                 self.report()
 
     def say_epoch(self, record: Record) -> None:

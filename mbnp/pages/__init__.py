@@ -31,9 +31,9 @@ def render(template: str, **values: Any) -> str:
 
 
 def write(path: Path, page: str) -> None:
-    """Write a page; an older file is replaced when the new one is complete."""
+    """Write a page; an older file is replaced when the new one is complete. What UTF-8 cannot say is escaped."""
     with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def data_uri(image: Image.Image) -> str:

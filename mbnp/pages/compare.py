@@ -68,7 +68,7 @@ def read(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
     A folder that is no run but holds some, as that of a sweep, stands for them.
     """
-    every = list(dict.fromkeys(run for folder in folders for run in _inside(folder)))
+    every = list({run.resolve(): run for folder in folders for run in _inside(folder)}.values())
     found, notes = [], []
     for folder, name in zip(every, _names(every), strict=True):
         try:
@@ -122,7 +122,7 @@ def _settings(config: dict[str, Any]) -> dict[str, str]:
 def _said(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "-", True: "yes", False: "no"}[value]
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def differences(found: Sequence[Run]) -> dict[str, list[str]]:
@@ -133,11 +133,12 @@ def differences(found: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def groups(found: Sequence[Run]) -> list[Group]:
-    """Return the runs by all settings but the seed, if there is a group of more than one; else nothing."""
+    """Return the runs by all settings but the seed, if a group has several seeds; else nothing. Of a seed the last."""
     differ = [name for name in differences(found) if name != "seed"]
-    together: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    together: dict[tuple[tuple[str, str], ...], dict[str, Run]] = {}
     for run in found:
-        together.setdefault(tuple((name, run.settings.get(name, "-")) for name in differ), []).append(run)
+        alike = tuple((name, run.settings.get(name, "-")) for name in differ)
+        together.setdefault(alike, {})[run.settings["seed"]] = run
     if all(len(mine) == 1 for mine in together.values()):
         return []
     return [
@@ -148,7 +149,8 @@ def groups(found: Sequence[Run]) -> list[Group]:
             statistics.stdev(run.accuracy for run in mine) if len(mine) > 1 else math.nan,
             statistics.mean(run.seconds for run in mine),
         )
-        for settings, mine in together.items()
+        for settings, seeds in together.items()
+        for mine in [list(seeds.values())]
     ]
 
 

@@ -44,9 +44,10 @@ def page(net: Network, images: np.ndarray, names: Sequence[str], title: str = ""
     nodes = graph(net, x.shape[1:])
     if len(nodes[-1].shape) != 1 or nodes[-1].shape[0] < 2:
         raise MbnpError(f"the network gives {nodes[-1].shape} for an image, not a score for each class")
-    return _Page(net, nodes, x).render(
-        images, names, title or f"What {net.arch.get('name', 'the network')} sees", channels
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # the page shows infinities and NaN as they are
+        return _Page(net, nodes, x).render(
+            images, names, title or f"What {net.arch.get('name', 'the network')} sees", channels
+        )
 
 
 class _Blob:
@@ -64,7 +65,7 @@ class _Blob:
     def add_maps(self, maps: np.ndarray) -> dict[str, Any]:
         """Add maps (..., H, W) as float16, each divided by a number that makes its largest entry LARGEST."""
         finite = np.where(np.isfinite(maps), np.abs(maps), 0).max(axis=(-2, -1), initial=0)
-        scale = np.where(finite > 0, finite / LARGEST, 1)
+        scale = np.maximum(np.where(finite > 0, finite / LARGEST, 1), np.finfo(np.float32).tiny)
         with np.errstate(invalid="ignore"):
             return {"scale": self.add(scale), "values": self.add(maps / scale[..., None, None], "f2")}
 
@@ -77,8 +78,9 @@ class _Page:
 
     def __init__(self, net: Network, nodes: list[Node], x: np.ndarray) -> None:
         self.net, self.nodes, self.x = net, nodes, x
-        self.outputs = {"image": x} | net.activations(x)
-        self.logits = self.outputs[nodes[-1].name]
+        activations = net.activations(x)
+        self.outputs = [x, *(activations[node.name] for node in nodes[1:])]
+        self.logits = self.outputs[-1]
         self.best = np.argsort(-self.logits, axis=1, kind="stable")
 
     def render(self, images: np.ndarray, names: Sequence[str], title: str, channels: int) -> str:
@@ -87,9 +89,9 @@ class _Page:
         seconds = self.seconds()
         for i, (node, entry) in enumerate(zip(self.nodes, entries, strict=True)):
             entry |= {"channels": kept[i].tolist(), "ms": 1e3 * seconds[i], **self.settings(i, kept, blob)}
-            entry["statistics"] = self.statistics(node)
+            entry["statistics"] = _statistics(self.outputs[i])
             if not _derived(node):
-                entry["maps"] = blob.add_maps(_channels_first(self.outputs[node.name][..., kept[i]]))
+                entry["maps"] = blob.add_maps(_channels_first(self.outputs[i][..., kept[i]]))
         measures = [*MEASURES, {"key": "ms", "label": "measured time", "unit": "ms", "note": TIMED}]
         count = self.logits.shape[1]
         data = {
@@ -111,9 +113,7 @@ class _Page:
 
     def choose(self, most: int) -> tuple[list[np.ndarray], int]:
         """Return the channels of each node that the page holds, and how many a layer may add so that they fit."""
-        strength = [
-            np.abs(self.outputs[node.name]).mean(axis=tuple(range(1 + len(node.shape) - 1))) for node in self.nodes
-        ]
+        strength = [np.abs(output).mean(axis=tuple(range(output.ndim - 1))) for output in self.outputs]
         shown = np.unique(self.best[:, :SHOWN])
         for limit in [n for n in CHANNELS if n <= most] or [most]:
             wanted: list[set[int]] = [set() for _ in self.nodes]
@@ -157,7 +157,7 @@ class _Page:
             if node.kind in ("image", "sum", "gate"):
                 found.append(0.0)
                 continue
-            x, times = self.outputs[self.nodes[node.inputs[0]].name][:1], []
+            x, times = self.outputs[node.inputs[0]][:1], []
             for _ in range(3):
                 began = time.perf_counter()
                 node.layer.forward(x)
@@ -181,6 +181,8 @@ class _Page:
             found["bias"] = variables["bias"].value[mine].tolist()
         if node.kind == "relu":
             found["most"] = layer.max_value  # type: ignore[attr-defined]
+        if node.kind == "average-pool":
+            found["count_padding"] = layer.count_padding  # type: ignore[attr-defined]
         config = layer.config() if node.kind not in ("image", "sum", "gate") else {}
         if "stride" in config:
             size = config.get("kernel", config.get("size", (1, 1)))
@@ -189,11 +191,6 @@ class _Page:
             margin = window.explicit_padding(config.get("padding", 0), (height, width), size, stride)
             found |= {"kernel": list(size), "stride": list(stride), "padding": [margin[0][0], margin[1][0]]}
         return found
-
-    def statistics(self, node: Node) -> dict[str, float]:
-        """Return mean, spread, shares of zeros and dead channels, and the least number of a node's output."""
-        found = explain.statistics({node.name: self.outputs[node.name]})[node.name]._asdict()
-        return found | {"low": float(self.outputs[node.name].min())}
 
     def image(self, n: int, image: np.ndarray, name: str) -> dict[str, Any]:
         picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
@@ -207,9 +204,14 @@ class _Page:
     def look(self, blob: _Blob) -> dict[str, Any]:
         """Return, for each image's most probable classes, where the network looks, by each method."""
         ranks = range(min(CLASSES, self.logits.shape[1]))
-        spatial = [node.name for node in self.nodes[1:] if len(node.shape) == 3 and max(node.shape[:2]) > 1]
-        found: dict[str, Any] = {"classes": self.best[:, : len(ranks)].tolist(), "layers": spatial}
-        every: dict[str, list[np.ndarray]] = {name: [] for name in (*spatial, "saliency", "cam", "occlusion")}
+        spatial = {
+            node.name: output
+            for node, output in zip(self.nodes[1:], self.outputs[1:], strict=True)
+            if len(node.shape) == 3 and max(node.shape[:2]) > 1
+        }
+        found: dict[str, Any] = {"classes": self.best[:, : len(ranks)].tolist(), "layers": list(spatial)}
+        by_layer: dict[str, list[np.ndarray]] = {name: [] for name in spatial}
+        every: dict[str, list[np.ndarray]] = {"saliency": [], "cam": [], "occlusion": []}
         fast = fused.convert(self.net) if self.net.dtype == np.float32 else self.net
         side = max(1, -(-self.x.shape[1] // SQUARES))
         size = 2 * side
@@ -217,21 +219,26 @@ class _Page:
         for rank in ranks:
             classes = self.best[:, rank]
             gradients = self.net.gradients(self.x, np.eye(self.logits.shape[1], dtype=self.net.dtype)[classes])
-            maps = explain.grad_cams({name: self.outputs[name] for name in spatial}, gradients)
-            for name in spatial:
-                every[name].append(maps[name])
+            for name, maps in explain.grad_cams(spatial, gradients).items():
+                by_layer[name].append(maps)
             every["saliency"].append(np.abs(gradients["input"]).max(axis=3))
             every["occlusion"].append(drops[np.arange(len(classes)), :, :, classes])
             try:
                 every["cam"].append(explain.class_activation_map(self.net, self.x, classes))
             except MbnpError as error:
                 found["no_cam"] = str(error)
+        found["gradcam"] = {name: blob.add_maps(np.stack(maps, axis=1)) for name, maps in by_layer.items()}
         found["maps"] = {name: blob.add_maps(np.stack(maps, axis=1)) for name, maps in every.items() if maps}
         found["square"] = size
         return found
 
 
 TIMED = "of the reference layer for one image, the least of three times, on the machine that made this page"
+
+
+def _statistics(output: np.ndarray) -> dict[str, float]:
+    """Return mean, spread, shares of zeros and dead channels, and the least number of a node's output."""
+    return explain.statistics({"": output})[""]._asdict() | {"low": float(output.min())}
 
 
 def _derived(node: Node) -> bool:

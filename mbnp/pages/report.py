@@ -188,7 +188,7 @@ def scores(confusion: np.ndarray, classes: Sequence[str]) -> list[ClassScore]:
     ]
 
 
-def mixed_up(confusion: np.ndarray, classes: Sequence[str], most: int = 10) -> list[tuple[int, str, str]]:
+def mixed_up(confusion: np.ndarray, classes: Sequence[str], most: int = 5) -> list[tuple[int, str, str]]:
     """Return the most frequent mistakes as (how many, what it is, what it was taken for)."""
     wrong = confusion - np.diag(np.diag(confusion))
     first = np.argsort(-wrong, axis=None, kind="stable")[:most]

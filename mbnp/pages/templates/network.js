@@ -1,16 +1,15 @@
 "use strict";
-// The page of a network. `page` is what Python knows (pages/network.py and pages/explain.py); the numbers of feature maps
-// and weights are in one compressed text beside it. Sections: numbers, pictures, the flow, one layer, where it looks, tables.
+// The page of a network. `page` is what Python knows (pages/network.py, pages/explain.py); the numbers of feature maps and
+// weights are in one compressed text beside it. Below: numbers, pictures, the flow, one layer, where it looks, tables.
 (async () => {
 const page = JSON.parse(document.getElementById("data").textContent);
-const nodes = page.nodes, images = page.images;
+const nodes = page.nodes.map((node, index) => ({ ...node, index })), images = page.images;
 const state = { image: 0, node: 0, channel: 0, pixel: [0, 0], held: false }; // held: the mouse does not move the pixel
 
 // --- numbers ---
 
 function el(tag, settings = {}, ...children) {
-  const svg = ["svg", "path", "rect", "line", "circle", "text", "g", "title"].includes(tag);
-  const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  const made = ["svg", "path", "rect", "line", "circle", "text"].includes(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [key, value] of Object.entries(settings)) {
     if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) made.setAttribute(key, value);
@@ -68,7 +67,7 @@ const place = (node, channel) => node.channels.indexOf(channel);
 const maps = new Map();
 // The feature map (h * w numbers) at a place of a node, for the image that is shown.
 function map(node, at) {
-  const key = `${node.name}/${at}/${state.image}`;
+  const key = `${node.index}/${at}/${state.image}`;
   if (!maps.has(key)) {
     const [h, w] = hw(node);
     let values;
@@ -104,8 +103,8 @@ function rangeOf(values, signs = extent(values)[0] < 0) {
 }
 const rangeFor = (node, values) => rangeOf(values, node.statistics.low < 0); // alike for all maps of a layer
 function colour(v, [low, high]) {
-  if (!Number.isFinite(v)) return [255, 0, 255];
   const t = high > low ? (v - low) / (high - low) : 0;
+  if (!Number.isFinite(v) || !Number.isFinite(t)) return [255, 0, 255];
   return (low < 0 ? SIGNED : POSITIVE)[Math.round(255 * Math.min(Math.max(t, 0), 1))];
 }
 function paint(canvas, values, h, w, range = rangeOf(values)) {
@@ -220,7 +219,7 @@ function roving(event) {
 const strongest = (node) => node.channels.map((_, at) => at).sort((a, b) => strength(node, b) - strength(node, a));
 const strengths = new Map();
 function strength(node, at) {
-  const key = `${node.name}/${at}/${state.image}`;
+  const key = `${node.index}/${at}/${state.image}`;
   if (!strengths.has(key)) strengths.set(key, mean(map(node, at).map(Math.abs)));
   return strengths.get(key);
 }
@@ -265,7 +264,7 @@ function grid(values, width, caption) {
   for (let k = 0; k < values.length; k += width) {
     rows.push(el("tr", {}, Array.from(values.slice(k, k + width), (v) => {
       const [r, g, b] = colour(v, [-most, most]);
-      return el("td", { class: "number", style: `background:rgb(${r},${g},${b});color:${r + g + b > 380 ? "#000" : "#fff"}` }, number(v));
+      return el("td", { class: "number", style: `background:rgb(${r},${g},${b});color:${0.3 * r + 0.59 * g + 0.11 * b > 127 ? "#000" : "#fff"}` }, number(v));
     })));
   }
   return figure(el("table", { class: "grid" }, rows), caption);
@@ -276,7 +275,7 @@ const output = (node, at) => (i, j) => map(node, at)[i * hw(node)[1] + j];
 // A picture of a map that a node reads, with what stands below it; a click goes there.
 function inputOf(before, c, words) {
   const [h, w] = hw(before), values = map(before, c), picture = big(values, h, w, `${before.name}, channel ${before.channels[c]}`, null, rangeFor(before, values));
-  picture.canvas.addEventListener("click", () => choose(nodes.indexOf(before), c));
+  picture.canvas.addEventListener("click", () => choose(before.index, c));
   return { values, h, w, show: picture.show, part: figure(picture.box, `${words} ${before.name}, channel ${before.channels[c]}`, scaleOf(rangeFor(before, values))) };
 }
 const only = (node, at, words = "its input:") => inputOf(source(node), place(source(node), node.channels[at]), words);
@@ -312,7 +311,7 @@ function sumView(node, at) {
   const order = worth.map((_, c) => c).sort((a, b) => worth[b] - worth[a]), shown = order.slice(0, 10);
   const largest = inputOf(before, order[0], "the input that counts most for this map:"), rows = el("div", { class: "terms" }), grids = el("div", { class: "grids" });
   const thumbs = new Map(shown.map((c) => [c, el("button", { class: "map", title: "go to this map", "aria-label": `go to channel ${before.channels[c]}`,
-    onclick: () => choose(nodes.indexOf(before), c) }, wide ? kernelPicture(kernel(c), kh, kw) : thumbnail(before, c))]));
+    onclick: () => choose(before.index, c) }, wide ? kernelPicture(kernel(c), kh, kw) : thumbnail(before, c))]));
   return [[h * w > 1 ? largest.part : "", el("div", { class: "wide" }, grids, rows, el("p", { class: "quiet" }, "The order is by what an input adds over the whole map."))], (i, j) => {
     const frame = taps(node, i, j), total = output(node, at)(i, j), seen = (c) => patch(map(before, c), h, w, frame);
     largest.show(...frame);
@@ -395,7 +394,7 @@ function activationView(node, at) {
 }
 // The linear layer right after an average, or null: then each pixel's share of a logit is known.
 function linearAfter(node) {
-  const readers = nodes.filter((other) => other.inputs.includes(nodes.indexOf(node)));
+  const readers = nodes.filter((other) => other.inputs.includes(node.index));
   if (readers.length !== 1) return null;
   return readers[0].kind === "linear" ? readers[0] : ["flatten", "dropout"].includes(readers[0].kind) ? linearAfter(readers[0]) : null;
 }
@@ -408,7 +407,8 @@ function averageView(node, at) {
     parts.push(el("div", { class: "wide" }, el("h3", {}, "What this channel adds to the logits"), bars(rows)));
   }
   return [parts, (i, j) => {
-    const frame = node.kernel ? taps(node, i, j) : [0, 0, input.h, input.w], seen = patch(input.values, input.h, input.w, frame);
+    const frame = node.kernel ? taps(node, i, j) : [0, 0, input.h, input.w];
+    const seen = patch(input.values, input.h, input.w, frame, node.count_padding === false ? null : 0).filter((v) => v !== null);
     input.show(...frame);
     return `(${added(seen.slice(0, 9).map((v) => [v]))}${seen.length > 9 ? " + …" : ""})/${seen.length} = ${number(output(node, at)(i, j))}`;
   }];
@@ -505,13 +505,13 @@ const METHODS = {
   occlusion: ["occlusion", "How much the logit falls when a grey square hides this place. It does not prove what matters alone: parts can stand in for each other, and an image with a grey square is unlike any that was learned."],
 };
 function drawLook() {
-  const { classes, layers, maps: found, square, no_cam: reason } = page.look, image = images[state.image], kept = byId("look-body").dataset;
+  const { classes, layers, gradcam, maps: found, square, no_cam: reason } = page.look, image = images[state.image], kept = byId("look-body").dataset;
   const select = (label, options, value) => {
     const chosen = el("select", { "aria-label": label, onchange: draw }, options.map(([key, text]) => el("option", { value: key }, text)));
     chosen.value = value;
     return [el("label", {}, label, chosen), chosen];
   };
-  const methods = Object.entries(METHODS).filter(([key]) => key === "gradcam" || found[key]).map(([key, [name]]) => [key, name]);
+  const methods = Object.entries(METHODS).filter(([key]) => (key === "gradcam" ? layers.length : found[key])).map(([key, [name]]) => [key, name]);
   const [methodLabel, method] = select("method", methods, kept.method || methods[0][0]);
   const [classLabel, which] = select("class", classes[state.image].map((k, rank) => [rank, page.classes[k]]), 0);
   const [layerLabel, layer] = select("layer", layers.map((name) => [name, name]), kept.layer || layers[layers.length - 1]);
@@ -520,13 +520,13 @@ function drawLook() {
   const stage = el("div"), words = el("p"), reading = el("p", { class: "number", id: "reading", "aria-live": "polite" });
   byId("look-body").replaceChildren(stage, el("div", { class: "controls" }, methodLabel, classLabel, layerLabel,
     el("label", {}, "over the image", opacity), words, reading));
-  const of = (key) => {
-    const ref = found[key], [h, w] = ref.values[2].slice(2);
+  const of = (ref) => {
+    const [h, w] = ref.values[2].slice(2);
     return [unscaled(ref, state.image * classes[state.image].length + +which.value, h * w), h, w];
   };
   function draw() {
     Object.assign(kept, { method: method.value, layer: layer.value });
-    const [raw, h, w] = of(method.value === "gradcam" ? layer.value : method.value), [ih, iw] = nodes[0].shape;
+    const [raw, h, w] = of(method.value === "gradcam" ? gradcam[layer.value] : found[method.value]), [ih, iw] = nodes[0].shape;
     const values = ["gradcam", "cam"].includes(method.value) ? raw.map((v) => Math.max(v, 0)) : raw;
     layerLabel.hidden = method.value !== "gradcam";
     const name = page.classes[classes[state.image][+which.value]];
@@ -544,7 +544,7 @@ function drawLook() {
     stage.style.setProperty("--over", opacity.value);
     const coarse = h < ih ? ` It has ${h} × ${w} cells: each covers about ${Math.round(ih / h)} × ${Math.round(iw / w)} pixels of the image` +
       (method.value === "occlusion" ? `, and the square is ${square} × ${square}.` : ", since strides have made it smaller; finer it cannot be.") : "";
-    const cam = method.value === "gradcam" && found.cam ? of("cam") : null;
+    const cam = method.value === "gradcam" && found.cam ? of(found.cam) : null;
     const same = cam && cam[1] === h && cam[0].every((v, k) => Math.abs(Math.max(v, 0) - values[k] * h * w) <= 2e-3 * extent(cam[0])[1]);
     words.textContent = METHODS[method.value][1] + coarse + (same ? " In this layer it is the class activation map divided by the number of cells, and no second witness." : "") +
       (reason && method.value === "gradcam" ? ` There is no class activation map: ${reason}.` : "");
@@ -570,7 +570,7 @@ function drawTable() {
   });
   const more = images.length ? ["mean", "std", "zeros", "dead channels"] : [];
   byId("table").replaceChildren(sheet(["kind", ...keys.map((key) => heads[key])], shares), el("p", { class: "quiet" }, images.length ?
-    "Shares of each kind, then every layer. Time is not in proportion to work: small layers take mostly the time of a call. Mean, std and zeros are of the layer's output; a dead channel is nowhere above zero for the images of this page." :
+    "Shares of each kind, then every layer. Time is not in proportion to work: small layers take mostly the time of a call. Mean, std and zeros are of the layer's output; a dead channel is zero everywhere on the images of this page." :
     "Shares of each kind, then every layer."), sheet(["layer", "kind", "output", ...keys.map((key) => heads[key]), ...more], rows));
 }
 function drawAll() {
