@@ -26,6 +26,7 @@ SHOWN = 10  # classes in the list of the most probable
 # At most so many channels that a layer adds: the first that fits.
 CHANNELS = (512, 256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
 BYTES = 10 << 20  # of an image's numbers before they are compressed
+LARGE = 3 * 64 * 64  # numbers of an image, from which on it pays to load the kernels of the fast engine
 SQUARES = 12  # of the occlusion, in each direction
 LARGEST = 6e4  # what the largest number of a feature map is stored as, below float16's largest
 
@@ -212,7 +213,8 @@ class _Page:
         found: dict[str, Any] = {"classes": self.best[:, : len(ranks)].tolist(), "layers": list(spatial)}
         by_layer: dict[str, list[np.ndarray]] = {name: [] for name in spatial}
         every: dict[str, list[np.ndarray]] = {"saliency": [], "cam": [], "occlusion": []}
-        fast = fused.convert(self.net) if self.net.dtype == np.float32 else self.net
+        large = self.x[0].size > LARGE and self.net.dtype == np.float32
+        fast = fused.convert(self.net) if large else self.net
         side = max(1, -(-self.x.shape[1] // SQUARES))
         size = 2 * side
         drops = explain.occlusions(fast, self.x, size, side)

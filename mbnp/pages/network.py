@@ -5,14 +5,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbnp import cost, pages
-from mbnp.bench.machine import Peaks
-from mbnp.bench.profile import Profile
 from mbnp.network import Gate, Layer, Network, Residual, Sequential
 from mbnp.pages import charts
 from mbnp.pages.charts import Scale
+
+if TYPE_CHECKING:  # what measures takes a while to import
+    from mbnp.bench.machine import Peaks
+    from mbnp.bench.profile import Profile
 
 KINDS = {
     "image": "image",
@@ -109,7 +111,7 @@ def page(net: Network, title: str, resolution: int | None = None) -> str:
     return _rendered(title, subtitle, described(net, nodes), list(MEASURES))
 
 
-def bench_page(net: Network, title: str, subtitle: str, resolution: int, measured: Profile, peaks: Peaks) -> str:
+def bench_page(net: Network, title: str, subtitle: str, resolution: int, measured: "Profile", peaks: "Peaks") -> str:
     """Return the page of a network whose layers were measured: their time, and where they are on the roofline."""
     entries = described(net, graph(net, (resolution, resolution, net.channels)))
     seconds = {row.name.split(" + ")[0]: row.seconds for row in measured.rows}
@@ -141,7 +143,7 @@ class Roofline(NamedTuple):
     kinds: dict[str, str]  # the colour of each kind of layer
 
 
-def roofline(measured: Profile, peaks: Peaks) -> Roofline | None:
+def roofline(measured: "Profile", peaks: "Peaks") -> Roofline | None:
     """Place the layers that multiply under the machine's limits, as `plots.roofline` does; None if there are none."""
     each = [(row, rate, k == 1) for row in measured.rows for k, rate in enumerate(row.rates)]
     rates = [(row, rate, backward) for row, rate, backward in each if rate.flops and rate.seconds]
