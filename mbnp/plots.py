@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mbnp import tables
 from mbnp.errors import printable
 from mbnp.storage import replacing
 
@@ -211,7 +212,7 @@ def front(
     axes.set_ylim(min(percent) - margin, max(percent) + margin)
     if wide(costs):
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(_quantity)
+    axes.xaxis.set_major_formatter(lambda value, _: tables.quantity(value))
     axes.minorticks_off()
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
     figure.draw_without_rendering()
@@ -231,14 +232,6 @@ def _label(axes: "Axes", name: str, at: tuple[float, float], taken: list) -> Non
             taken.append(box)
             return
         text.remove()
-
-
-def _quantity(value: float, _: Any = None) -> str:
-    """Write a number of an axis: 1.5 M."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
 
 
 def _figure(title: str, height: float, rows: int = 1, columns: int = 1) -> "tuple[Figure, list[Axes]]":

@@ -174,6 +174,8 @@ def latest(folder: Path, say: Callable[[str], Any] = lambda text: None) -> tuple
             net = native.build(metadata, parts["network"], path)
             progress = Progress(**json.loads(metadata["progress"]))
             progress.history = [Record(*row) for row in progress.history]
+            if not isinstance(progress.phases, dict) or not isinstance(progress.measured, list):
+                raise TypeError(f"{path} has no measurements of a run")
             return net, Snapshot(**parts, progress=progress)
         except (MbnpError, KeyError, TypeError, ValueError) as error:
             say(f"{error}: the state before it is used")

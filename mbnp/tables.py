@@ -43,6 +43,14 @@ def table(
     return "\n".join([text(head), rule, *map(text, rows), *([rule, text(total)] if total else [])])
 
 
+def quantity(value: float) -> str:
+    """Write a number in few characters: 1.5M."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
+
+
 def _columns(text: str) -> int:
     """Return how many columns of a terminal a text takes."""
     return len(text) + len(re.findall(f"[{WIDE}]", text))

@@ -174,3 +174,14 @@ def test_names_are_text(folders, tmp_path):
     elements = self_contained(page)
     assert elements.text.count(NASTY) >= 3  # the title, the heading, the note, the data
     assert "<script" not in page
+
+
+def test_runs_on_different_images_are_said_not_to_compare(folders, tmp_path, capsys):
+    other = altered(folders / "a", tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["data"]["sha256"] = "0" * 64
+    runs.save_config(other, config)
+    assert cli.main(["compare", str(other), str(folders / "a1")]) == 0
+    assert "so that accuracies do not compare" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["compare", str(folders / "a"), str(folders / "a1")]) == 0
+    assert "so that accuracies do not compare" not in " ".join(capsys.readouterr().out.split())

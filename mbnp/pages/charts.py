@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from mbnp import tables
+
 WIDTH, HEIGHT = 460, 280
 LEFT, RIGHT, TOP, BOTTOM = 54, 446, 12, 236  # of the axes, in pixels
 COLOURS = ("blue", "vermilion", "green", "purple", "orange", "sky", "text")  # of base.css
@@ -39,7 +41,7 @@ class Scale(NamedTuple):
     def ticks(self) -> list[tuple[float, str]]:
         """Return the places of a few round numbers, and the numbers."""
         values = _powers(self.low, self.high) if self.log else _steps(self.low, self.high, self.whole)
-        return [(self(value), quantity(value)) for value in values]
+        return [(self(value), tables.quantity(value)) for value in values]
 
 
 def horizontal(label: str, low: float, high: float, **options: Any) -> Scale:
@@ -115,7 +117,7 @@ def _line(series: Series, x: Scale, y: Scale) -> Line:
         place = x(at), y(min(max(value, y.low), y.high))
         stretches[-1].append("{},{}".format(*place))
         if series.dots:
-            dots.append((*place, f"{series.name}, {x.label} {quantity(at)}: {value:.4g}"))
+            dots.append((*place, f"{series.name}, {x.label} {tables.quantity(at)}: {value:.4g}"))
     colour, dash = style(series.style)
     return Line(series.name, [" ".join(points) for points in stretches if points], dots[:200], colour, dash)
 
@@ -144,7 +146,7 @@ def place_labels(points: Sequence[tuple[float, float, str]]) -> Iterator[tuple[f
     for x, y, name in points:
         width = 6.4 * len(name)
         for dx, dy, anchor in ((8, -7, "start"), (-8, -7, "end"), (8, 15, "start"), (-8, 15, "end")):
-            left = x + dx - {"start": 0, "middle": width / 2, "end": width}[anchor]
+            left = x + dx - {"start": 0, "end": width}[anchor]
             box = left, y + dy - 10, left + width, y + dy + 3
             if box[0] > LEFT and box[2] < WIDTH and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
@@ -152,14 +154,6 @@ def place_labels(points: Sequence[tuple[float, float, str]]) -> Iterator[tuple[f
                 break
         else:
             yield x, y, "start", ""
-
-
-def quantity(value: float) -> str:
-    """Write a number in few characters: 1.5M."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}"
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:

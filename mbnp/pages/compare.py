@@ -132,6 +132,12 @@ def differences(found: Sequence[Run]) -> dict[str, list[str]]:
     return {name: each for name, each in values.items() if len(set(each)) > 1}
 
 
+def note(found: Sequence[Run]) -> str:
+    """Return what is to be known of the numbers."""
+    different = "images" in differences(found)
+    return NOTE + ("; the images of these runs differ, so that accuracies do not compare" if different else "")
+
+
 def groups(found: Sequence[Run]) -> list[Group]:
     """Return the runs by all settings but the seed, if a group has several seeds; else nothing. Of a seed the last."""
     differ = [name for name in differences(found) if name != "seed"]
@@ -163,7 +169,7 @@ def best(found: Sequence[Run], kind: str = "macs") -> list[Run]:
 def text(found: Sequence[Run]) -> str:
     """Return the comparison for a terminal of 80 columns."""
     head = ("run", "accuracy", "parameters", "MACs", "seconds", "memory")
-    parts = [_table(head, [(run.name, *_numbers(run)) for run in found]), tables.hang(NOTE)]
+    parts = [_table(head, [(run.name, *_numbers(run)) for run in found]), tables.hang(note(found))]
     if differ := differences(found):
         rows = [(run.name, *values) for run, *values in zip(found, *differ.values(), strict=True)]
         wide = _table(("they differ in", *differ), rows)
@@ -222,7 +228,7 @@ def page(found: Sequence[Run], title: str, notes: Sequence[str] = ()) -> str:
         "compare.html",
         title=title,
         notes=notes,
-        note=NOTE,
+        note=note(found),
         runs=[(run, _numbers(run), charts.style(i)) for i, run in enumerate(found)],
         differences=differences(found),
         groups=[(_label(group), _mean(group), group) for group in groups(found)],
