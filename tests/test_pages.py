@@ -89,6 +89,18 @@ def test_the_numbers_of_a_page_are_the_networks(name, written):
     ]
 
 
+def test_the_channels_of_a_page_are_those_that_count():
+    net, images = made("mobilenet-v1-small")
+    data, _ = contents(explain.page(net, images, ["a", "b"], channels=8))
+    nodes = {node["name"]: node for node in data["nodes"]}
+    before, after = nodes["conv2_5.2"], nodes["conv2_5.3"]
+    strength = np.abs(net.activations(datasets.normalise(images, **SCALE))["conv2_5.2"]).mean(axis=(0, 1, 2))
+    worth = np.abs(net["conv2_5"]["3"].weight.value[:, after["channels"]]).sum(axis=1) * strength
+    assert before["channels"] == sorted(np.argsort(-worth)[:8].tolist())
+    assert before["count"] == 128
+    assert "at most 8 of those" in explain.page(net, images, ["a", "b"], channels=8)
+
+
 def test_a_page_keeps_its_size(written):
     article, v1 = written("mobilenet-v1-small")[0], written("mobilenet-v1")[0]
     assert article.stat().st_size / 2 < 5e6
@@ -222,6 +234,11 @@ def check_formula(page, activations, n):
     shown = float(text.rsplit("= ", 1)[1].split(";")[0].replace("\N{MINUS SIGN}", "-"))
     largest = np.abs(activations[name][n]).max()
     assert abs(shown - true) <= 0.0056 * abs(true) + 1e-6 * largest, (text, true)
+    for part in text.split(" = ")[1:-1]:  # what the page computes it from
+        code = part.translate(str.maketrans("\N{MIDDLE DOT}\N{MULTIPLICATION SIGN}\N{MINUS SIGN}", "**-"))
+        if re.fullmatch(r"(?:[\d\s.,()*/+e-]|min|max)+", code):
+            rounding = 0.006 * eval(code.replace("e-", "e~").replace("-", "+").replace("e~", "e-"))
+            assert abs(eval(code) - shown) <= rounding + 0.006 * abs(shown), text
 
 
 @pytest.mark.parametrize("name", KINDS)

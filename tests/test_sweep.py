@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mbnp import cli, optim, train, weights
+from mbnp.commands import sweep as command_sweep
 from mbnp.commands import train as command
 from mbnp.errors import DivergedError
 from tests.test_cli import _elsewhere, _threads, fails, records  # noqa: F401
@@ -137,3 +138,8 @@ def test_a_folder_that_is_no_sweep(capsys):
     assert "is no sweep: name another folder" in fails(capsys, "sweep", "--seed", "0,1", "--out", "mine")
     Path("mine/sweep.json").write_text("[]")
     assert "sweep.json is damaged" in fails(capsys, "sweep", "--seed", "0,1", "--out", "mine")
+
+
+def test_settings_that_are_nearly_the_same_are_two_runs():
+    names = {command_sweep._name({"lr": lr, "model": "resnet20"}) for lr in (0.1, 0.1000000000000001, 5e-4)}
+    assert names == {"lr-0.1_resnet20", "lr-0.1000000000000001_resnet20", "lr-0.0005_resnet20"}
