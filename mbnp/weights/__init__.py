@@ -78,7 +78,9 @@ def _reader(path: Path) -> str:
         return "keras"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "native"
-    if start.startswith(b"PK") and zipfile.is_zipfile(path):
+    with files.reading(path, "checkpoint"):  # even to ask whether a file is an archive may raise
+        archived = start.startswith(b"PK") and zipfile.is_zipfile(path)
+    if archived:
         with files.reading(path, "checkpoint"), zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if any(name.endswith(".npy") for name in names):

@@ -392,3 +392,12 @@ def test_without_pytorch(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(MbnpError, match="need PyTorch"):
         weights.load(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".keras", ".safetensors"])
+def test_an_archive_on_several_disks_is_refused(suffix, tmp_path):
+    path = tmp_path / f"net{suffix}"
+    locator = b"PK\x06\x07" + bytes(12) + (2).to_bytes(4, "little")  # of ZIP64: the end of the directory is elsewhere
+    path.write_bytes(b"PK\x03\x04" + bytes(100) + locator + b"PK\x05\x06" + bytes(18))
+    with pytest.raises(MbnpError, match=f"net{suffix} is damaged or no checkpoint"):
+        weights.load(path)
