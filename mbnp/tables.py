@@ -4,6 +4,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from mbnp.errors import printable
 
@@ -49,6 +50,13 @@ def quantity(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.4g}{unit}"
     return f"{value:.4g}"
+
+
+def setting(value: Any) -> str:
+    """Write the value of a setting: yes, no, "-" for none, a pair as "low to high"."""
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    return " to ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _columns(text: str) -> int:

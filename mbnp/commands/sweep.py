@@ -81,12 +81,8 @@ def _words(options: Namespace) -> list[str]:
         option = "--" + name.replace("_", "-")
         if option in options.given and name != "out":
             values = value if isinstance(value, list) else [value]
-            words += [option, *([] if value is True else [",".join(map(_text, values))])]
+            words += [option, *([] if value is True else [",".join(map(str, values))])]
     return words
-
-
-def _text(value: Any) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
 
 
 def _varied(options: Namespace) -> dict[str, list]:
@@ -154,7 +150,7 @@ def _fixed(options: Namespace, varied: list[str]) -> dict[str, Any]:
 
 def _name(point: dict[str, Any]) -> str:
     """Return the name of a run's folder: what is varied, and how."""
-    said = {name: _text(value) for name, value in point.items()}
+    said = {name: str(value) for name, value in point.items()}
     return "_".join(text if name in PLAIN else f"{name.replace('_', '-')}-{text}" for name, text in said.items())
 
 

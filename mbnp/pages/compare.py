@@ -116,13 +116,7 @@ def _settings(config: dict[str, Any]) -> dict[str, str]:
     found |= {"data": config["data"]["name"], "images": config["data"]["sha256"][:8]}
     found |= {"init": config["init"] and config["init"]["path"], "freeze until": config["freeze_until"]}
     found |= {name: config.get(name) for name in ("engine", "backend", "dtype", "threads", "machine")}
-    return {name.replace("_", " "): _said(value) for name, value in found.items()}
-
-
-def _said(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "-", True: "yes", False: "no"}[value]
-    return repr(value) if isinstance(value, float) else str(value)
+    return {name.replace("_", " "): tables.setting(value) for name, value in found.items()}
 
 
 def differences(found: Sequence[Run]) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mbnp import cost, pages, runs
+from mbnp import cost, pages, runs, tables
 from mbnp.bench import machine
 from mbnp.datasets import Dataset
 from mbnp.network import Network
@@ -122,13 +122,7 @@ def settings(config: dict[str, Any]) -> list[tuple[str, str]]:
     found |= {name: config.get(name) for name in ("engine", "dtype", "backend", "threads", "machine")}
     found |= {"processor": f"{machine.processor()}, {os.cpu_count()} threads"}
     found |= {name: config["versions"][name] for name in sorted(config["versions"])}
-    return [(name.replace("_", " "), _said(value)) for name, value in found.items() if value is not None]
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return " to ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return [(name.replace("_", " "), tables.setting(value)) for name, value in found.items() if value is not None]
 
 
 def commands(folder: Path, config: dict[str, Any], finished: bool) -> list[tuple[str, str]]:
