@@ -1,387 +1,25 @@
-"""The layer interface, and the containers that hold a network together.
+"""A whole network: a chain of layers, and what files and commands say of it.
 
-    layer.forward(x, train=True)    saves what backward needs, as named attributes
-    layer.backward(dy)              consumes it, adds to parameter.grad, returns dx
-
-MobileNet is a chain, so running the layers' backwards in reverse order is the whole autograd engine
-(`Sequential.backward`). A branch is a container with a backward of its own (`Residual`). There is no tape
-and no global training mode. The arrays are in `parameter.py`, the layers themselves in `layers.py`.
+What it is made of can be had from here, too: the interface of layers (`layer.py`) and their containers
+(`containers.py`).
 """
 
 import copy
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from mbnp import parameter, renamed, tables
+from mbnp import renamed, tables
+from mbnp.containers import Gate, Pyramid, Residual, Sequential
 from mbnp.errors import MbnpError, refuse_mask
-from mbnp.ops import gate
+from mbnp.layer import Layer, Skipped
+
+__all__ = ["Gate", "Layer", "Network", "Pyramid", "Residual", "Sequential", "Skipped"]
 
 __getattr__ = renamed.module_names(
     __name__, {name: f"mbnp.parameter:{name}" for name in ("Variable", "Parameter", "Buffer")}
 )
-
-
-class _Skipped(NamedTuple):
-    missing_keys: tuple[str, ...]  # arrays of the network that are not in the state: they stay as they were
-    unexpected_keys: tuple[str, ...]  # arrays of the state that are not in the network
-    shape_mismatches: tuple[str, ...]  # "NAME has shape ..., not ..."
-
-
-class Skipped(_Skipped):
-    """What `load_state` did not load; false if there is nothing. As text, one line."""
-
-    missing = renamed.attribute("missing", "missing_keys")
-    left_over = renamed.attribute("left_over", "unexpected_keys")
-    misfits = renamed.attribute("misfits", "shape_mismatches")
-
-    def __bool__(self) -> bool:
-        return any(tuple(self))
-
-    def __str__(self) -> str:
-        lines = [f"missing {name}" for name in self.missing_keys]
-        lines += [f"unexpected {name}" for name in self.unexpected_keys] + list(self.shape_mismatches)
-        more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
-        return ", ".join(lines[:4]) + more
-
-
-class Layer:
-    """The interface of every layer. A subclass writes forward and backward, and output_shape if the shape changes.
-
-    A layer also describes itself here, once: files, costs, checks and other frameworks read config, shapes, macs and
-    torch.
-    """
-
-    kind = ""  # the name of this class of layers in files; a subclass has one of its own
-    needs_dx = True  # whether the gradient that backward returns is used; containers set it, and read it
-
-    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        raise NotImplementedError
-
-    def backward(self, dy: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of one output for one input of `shape`, both without the batch axis."""
-        return shape
-
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's options (but rng and dtype) as they are now: what builds this layer again."""
-        names = inspect.signature(type(self)).parameters
-        return {name: getattr(self, name) for name in names if name not in ("rng", "dtype")}
-
-    @staticmethod
-    def shapes(**config: Any) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each array of a layer with this `config`, by name, before any is made."""
-        return {}
-
-    def macs(self, output_shape: tuple[int, ...]) -> int:
-        """Return the multiply-accumulates for one output of `output_shape`."""
-        return 0
-
-    def torch(self, F: Any) -> Callable[..., Any]:
-        """Return this layer as a function of PyTorch, f(x, train, **arrays), made of F = torch.nn.functional.
-
-        x is (N, C, H, W) or (N, C); arrays have this layer's names and PyTorch's layout.
-        """
-        raise MbnpError(f"{type(self).__name__} has no counterpart in PyTorch")
-
-    def __call__(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        return self.forward(x, train)
-
-    def variables(self) -> dict[str, parameter.Variable]:
-        """Return every array by name, parameters and running statistics, in PyTorch's order."""
-        return {name: v for name, v in vars(self).items() if isinstance(v, parameter.Variable)}
-
-    def parameters(self) -> dict[str, parameter.Parameter]:
-        """Return the learnable arrays by name."""
-        return {name: v for name, v in self.variables().items() if isinstance(v, parameter.Parameter)}
-
-    def buffers(self) -> dict[str, parameter.Buffer]:
-        """Return the running statistics by name."""
-        return {name: v for name, v in self.variables().items() if isinstance(v, parameter.Buffer)}
-
-    def generators(self) -> dict[str, np.random.Generator]:
-        """Return by name what draws random numbers in training: the generators of dropout."""
-        return {
-            f"{name}.{key}" if name else key: value
-            for name, layer in self.leaves()
-            for key, value in vars(layer).items()
-            if isinstance(value, np.random.Generator)
-        }
-
-    def trainable(self) -> bool:
-        """Return whether there is a parameter that is not frozen."""
-        return any(not p.frozen for p in self.parameters().values())
-
-    def still(self) -> None:
-        """Make a training forward compute what inference does. A layer that draws random numbers stops that, too."""
-        for p in self.parameters().values():
-            p.frozen = True
-
-    def touch(self) -> None:
-        """Mark the arrays of this layer as changed, after they were written in place."""
-        for variable in self.variables().values():
-            variable.touch()
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return a copy of every array by name, running statistics included."""
-        return {name: v.value.copy() for name, v in self.variables().items()}
-
-    def load_state(self, mapping: Mapping[str, np.ndarray], strict: bool = True) -> Skipped:
-        """Copy the arrays of `mapping` in, cast to the network's dtype; return what was skipped.
-
-        All names and shapes must fit, or MbnpError says what does not and nothing is changed. strict=False loads
-        what fits and returns what does not.
-        """
-        variables = self.variables()
-        shared = {name: v for name, v in variables.items() if name in mapping}
-        fitting = {name: v for name, v in shared.items() if np.shape(mapping[name]) == v.value.shape}
-        skipped = Skipped(
-            tuple(name for name in variables if name not in mapping),
-            tuple(name for name in mapping if name not in variables),
-            tuple(
-                f"{name} has shape {np.shape(mapping[name])}, not {v.value.shape}"
-                for name, v in shared.items()
-                if name not in fitting
-            ),
-        )
-        if strict and skipped:
-            raise MbnpError(f"the state does not fit this network: {skipped}")
-        for name in fitting:
-            refuse_mask(name, mapping[name])
-        arrays = {name: np.asarray(mapping[name]) for name in fitting}
-        for name, array in arrays.items():  # all of them before the first is copied
-            if array.dtype.kind not in "fiub":
-                raise MbnpError(f"{name} holds {array.dtype}, not numbers")
-        for name, variable in fitting.items():
-            variable.value = arrays[name]
-        return skipped
-
-    def activations(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Return every layer's output in inference, by the layer's name; containers have theirs, too."""
-        return {name: y for name, y in self._visit(x, "") if name}
-
-    def walk(self, shape: tuple[int, ...]) -> Iterator[tuple[str, "Layer", tuple, tuple]]:
-        """Yield (name, layer, input shape, output shape) of each layer that computes; no batch axis."""
-        return self._walk(tuple(shape), "")
-
-    def parts(self, name: str = "") -> Iterator[tuple[str, "Layer"]]:
-        """Yield (full name, layer) of every layer, a container after what is in it."""
-        yield name, self
-
-    def leaves(self, name: str = "") -> Iterator[tuple[str, "Layer"]]:
-        """Yield (full name, layer) of each layer that is no container."""
-        return ((at, layer) for at, layer in self.parts(name) if not isinstance(layer, Sequential))
-
-    def _visit(self, x: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
-        yield name, self.forward(x)
-
-    def _walk(self, shape: tuple, name: str) -> Iterator[tuple[str, "Layer", tuple, tuple]]:
-        yield name, self, shape, self.output_shape(shape)
-
-    def pop_saved(self, name: str) -> Any:
-        """Return what forward saved as attribute `name`, and forget it, so that memory is freed as backward proceeds.
-
-        MbnpError if there is nothing, because forward did not run with train=True.
-        """
-        saved = getattr(self, name, None)
-        if saved is None:
-            raise MbnpError(
-                f"{type(self).__name__}.backward has nothing to go back through: call forward(x, train=True) "
-                "first, once for every backward"
-            )
-        setattr(self, name, None)
-        return saved
-
-
-def _join(name: str, child: str) -> str:
-    return f"{name}.{child}" if name else child
-
-
-def run(layer: Layer, x: np.ndarray, train: bool, needs_dx: bool) -> np.ndarray:
-    """Return layer.forward(x, train), with the layer's `needs_dx` set during the call."""
-    before, layer.needs_dx = layer.needs_dx, needs_dx
-    try:
-        return layer.forward(x, train)
-    finally:
-        layer.needs_dx = before
-
-
-def _count_frozen(layers: Sequence[Layer]) -> int:
-    """Count the leading layers whose parameters are all frozen.
-
-    A layer without parameters counts only if a frozen one follows: it may behave differently in training, as dropout
-    does.
-    """
-    count = 0
-    for i, layer in enumerate(layers, start=1):
-        if layer.trainable():
-            break
-        if layer.parameters():
-            count = i
-    return count
-
-
-class Sequential(Layer):
-    """Layers one after another, named by the keys of a mapping or, from a sequence, by their index.
-
-    Where the gradient of the input is not used (`needs_dx` is false, as in a network), frozen layers at the start run
-    as in inference and save nothing, and backward ends at the first layer that learns.
-    """
-
-    def __init__(self, layers: Mapping[str, Layer] | Sequence[Layer]) -> None:
-        if not isinstance(layers, Mapping):
-            layers = {str(i): layer for i, layer in enumerate(layers)}
-        self.layers = dict(layers)
-        self._learning: list[Layer] | None = None  # the layers of the next backward, after a training forward
-
-    def __getitem__(self, name: str) -> Layer:
-        return self.layers[name]
-
-    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        return self._train(x) if train else self._infer(x)
-
-    def _infer(self, x: np.ndarray) -> np.ndarray:
-        self._learning = None
-        for layer in self.layers.values():
-            x = layer.forward(x)
-        return x
-
-    def _train(self, x: np.ndarray) -> np.ndarray:
-        layers, needed = list(self.layers.values()), self.needs_dx
-        frozen = 0 if needed else _count_frozen(layers)
-        self._learning = []
-        for i, layer in enumerate(layers):
-            learns = needed or layer.trainable()
-            x = run(layer, x, i >= frozen, needed)
-            if learns:
-                self._learning.append(layer)
-                needed = True
-        return x
-
-    def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
-        """Return dx, or None where it was not needed and backward ended before it."""
-        layers, self._learning = self._learning, None
-        if layers is None:  # a subclass may run its layers itself; otherwise the last one misses what forward saves
-            layers = list(self.layers.values())
-        for layer in reversed(layers):
-            dy = layer.backward(dy)
-        return dy if len(layers) == len(self.layers) else None
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        for layer in self.layers.values():
-            shape = layer.output_shape(shape)
-        return shape
-
-    def variables(self) -> dict[str, parameter.Variable]:
-        return {f"{at}.{name}": v for at, layer in self.layers.items() for name, v in layer.variables().items()}
-
-    def parts(self, name: str = "") -> Iterator[tuple[str, Layer]]:
-        for child, layer in self.layers.items():
-            yield from layer.parts(_join(name, child))
-        yield name, self
-
-    def flat(self, name: str = "") -> list[tuple[str, Layer]]:
-        """Return (full name, layer) in order, with plain Sequentials opened; a Residual counts as one layer."""
-        pairs: list[tuple[str, Layer]] = []
-        for child, layer in self.layers.items():
-            at = _join(name, child)
-            pairs += layer.flat(at) if type(layer) is Sequential else [(at, layer)]
-        return pairs
-
-    def _visit(self, x: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
-        for child, layer in self.layers.items():
-            for inner, y in layer._visit(x, _join(name, child)):
-                yield inner, y
-            x = y
-        yield name, x
-
-    def _walk(self, shape: tuple, name: str) -> Iterator[tuple[str, Layer, tuple, tuple]]:
-        for child, layer in self.layers.items():
-            yield from layer._walk(shape, _join(name, child))
-            shape = layer.output_shape(shape)
-
-
-class Residual(Sequential):
-    """body(x) + shortcut(x): the gradient goes back through both and is added. No shortcut means x itself."""
-
-    def __init__(self, body: Mapping[str, Layer] | Sequence[Layer], shortcut: Layer | None = None) -> None:
-        super().__init__(body)
-        self.shortcut = shortcut
-        self._branch = Sequential([])  # the shortcut as a chain, whose backward may end early, too
-
-    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        self._branch = Sequential([self.shortcut] if self.shortcut else [])
-        return super().forward(x, train) + run(self._branch, x, train, self.needs_dx)
-
-    def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
-        body, branch = super().backward(dy), self._branch.backward(dy)
-        return None if body is None or branch is None else body + branch
-
-    def variables(self) -> dict[str, parameter.Variable]:
-        shortcut = self.shortcut.variables() if self.shortcut else {}
-        return super().variables() | {f"shortcut.{name}": v for name, v in shortcut.items()}
-
-    def parts(self, name: str = "") -> Iterator[tuple[str, Layer]]:
-        *body, itself = super().parts(name)
-        yield from body
-        if self.shortcut:
-            yield from self.shortcut.parts(_join(name, "shortcut"))
-        yield itself
-
-    def _visit(self, x: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
-        *body, (_, y) = super()._visit(x, name)
-        yield from body
-        for inner, x in self.shortcut._visit(x, _join(name, "shortcut")) if self.shortcut else ():  # noqa: B020
-            yield inner, x
-        yield name, y + x
-
-    def _walk(self, shape: tuple, name: str) -> Iterator[tuple[str, Layer, tuple, tuple]]:
-        yield from super()._walk(shape, name)
-        if self.shortcut:
-            yield from self.shortcut._walk(shape, _join(name, "shortcut"))
-
-
-class Gate(Sequential):
-    """x * s, where the layers inside make of x a factor s for each image and channel: squeeze-and-excite. `ops.gate`.
-
-    The gradient goes back through both factors and is added. Hu et al., arXiv:1709.01507; the layers are an average
-    over each feature map (squeeze), and two 1x1 convolutions that end in a sigmoid (excite).
-    """
-
-    def __init__(self, layers: Mapping[str, Layer] | Sequence[Layer]) -> None:
-        super().__init__(layers)
-        self.x: np.ndarray | None = None
-        self.s: np.ndarray | None = None
-
-    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        s = super().forward(x, train)
-        self.x, self.s = (x, s) if train else (None, None)
-        return gate.forward(x, s.reshape(len(s), -1))
-
-    def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
-        s = self.pop_saved("s")
-        dx, ds = gate.backward(dy, self.pop_saved("x"), s.reshape(len(s), -1))
-        through = super().backward(ds.reshape(s.shape))
-        return None if through is None else dx + through
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        check_factors("a gate", super().output_shape(shape), shape)
-        return shape
-
-    def _visit(self, x: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
-        *inner, (_, s) = super()._visit(x, name)
-        yield from inner
-        yield name, gate.forward(x, s.reshape(len(s), -1))
-
-
-def check_factors(where: str, factors: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    """Raise MbnpError unless `factors`, what the layers of a gate make, is a number for each channel of `shape`."""
-    if factors not in (shape[-1:], (1, 1, *shape[-1:])):
-        raise MbnpError(f"{where} needs a factor for each of {shape[-1]} channels, and its layers make {factors}")
 
 
 class Network(Sequential):
@@ -401,6 +39,9 @@ class Network(Sequential):
         self.classes: list[str] | None = None  # the names of the classes, where they are known
         # {"mean": [...], "std": [...]} of x, on a scale of 0 to 1, and "order": "rgb" (where not given) or "bgr".
         self.preprocessing: dict[str, Any] | None = None
+        # Of a detector: {"anchors": [[[width, height], ...], ...] for each stage, in shares of the image's, "scales":
+        # [x, y, width, height], "scores": "softmax" or "sigmoid", "resize": "stretch" or "pad"}; see mbnp/detection.
+        self.detection: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         """List layers, output shapes and parameters, for images of the network's own resolution."""
@@ -421,7 +62,9 @@ class Network(Sequential):
 
     @property
     def num_classes(self) -> int:
-        """The number of logits: the outputs of the last layer with weights."""
+        """The number of logits: the outputs of the last layer with weights. A detector's first logit is background."""
+        if self.detects():
+            return self.output_shape((self.resolution, self.resolution, self.channels))[-1] - 5
         *_, last = (layer for _, layer in self.leaves() if "weight" in layer.variables())
         return last.variables()["weight"].value.shape[-1]
 
@@ -430,6 +73,19 @@ class Network(Sequential):
         """The type of its parameters; float32 where it has none."""
         values = (v.value.dtype for _, layer in self.leaves() for v in layer.variables().values())
         return next(values, np.dtype(np.float32))
+
+    def detects(self) -> bool:
+        """Return whether this is a detector: its last layer is a Pyramid."""
+        return bool(self.layers) and isinstance(list(self.layers.values())[-1], Pyramid)
+
+    def grids(self) -> list[tuple[int, int]]:
+        """Return rows and columns of each feature map on which a detector has heads, at its own resolution."""
+        *body, pyramid = self.layers.values()
+        shape: tuple[int, ...] = (self.resolution, self.resolution, self.channels)
+        for layer in body:
+            shape = layer.output_shape(shape)
+        assert isinstance(pyramid, Pyramid)
+        return [(h, w) for (_, (h, w, _)), _ in pyramid.head_shapes(shape)]
 
     def freeze_until(self, name: str) -> None:
         """Freeze every parameter up to the end of the layer or block `name`, and unfreeze all later ones.
@@ -447,7 +103,10 @@ class Network(Sequential):
                 p.frozen = i <= inside[-1]
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        """Return the logits (N, classes) of normalised images x (N, H, W, 3) in the network's dtype."""
+        """Return the logits (N, classes) of normalised images x (N, H, W, 3) in the network's dtype.
+
+        A detector returns (N, anchors, 4 + 1 + classes): a box's offsets, and the logits of background and the classes.
+        """
         self.check_input(x)
         return super().forward(x, train)
 
