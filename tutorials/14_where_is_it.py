@@ -39,11 +39,13 @@ truth = precision.truth(scenes.test.labels, scenes.test.boxes)  # labels and box
 
 
 def frame(axes, box, colour, text="", style="-", width=1.6):
-    """Draw a box in pixels, with a text above it."""
+    """Draw a box in pixels, with a text above it, or below it at the top of the image."""
     left, top, right, bottom = box - 0.5  # imshow has the middle of the first pixel at 0
-    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, ls=style, lw=width))
+    outline = Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, ls=style, lw=width, zorder=3)
+    axes.add_patch(outline)
     if text:
-        axes.text(left, top - 1, text, color="white", fontsize=6.5, va="bottom", bbox={"fc": colour, "lw": 0, "pad": 1})
+        y, side = (top - 1, "bottom") if top > 8 else (bottom + 1, "top")
+        axes.text(left, y, text, color="white", fontsize=6.5, va=side, bbox={"fc": colour, "lw": 0, "pad": 1}, zorder=4)
 
 
 def picture(axes, image, title=""):
@@ -91,8 +93,8 @@ on_object = boxes.overlap(places, truth[scene].boxes).max(axis=1).reshape(sure.s
 nothing = on_object < 0.05
 say(
     f"In {int(sure.sum())} of {sure.size} windows it is more than half sure, of {len(set(chances.argmax(2)[sure]))} "
-    f"different classes. In {int(nothing.sum())} windows there is hardly anything of an object: the highest probability "
-    f"there is {surest[nothing].mean():.0%} on average, and {surest[nothing].max():.0%} at the most."
+    f"different classes. In {int(nothing.sum())} windows there is hardly anything of an object: there the highest "
+    f"probability is {surest[nothing].mean():.0%} on average, and {surest[nothing].max():.0%} at the most."
 )
 
 # %% tags=["hide-input"]
@@ -562,17 +564,23 @@ for one, there in zip(everything, truth, strict=True):
     missed += [(k in taken, others[k].max(initial=0) > 0.1) for k in range(len(there.labels))]
 
 kinds = ["right", "another class", "not there exactly", "found twice", "nothing there"]
-say(table([(k, names.count(k), f"{names.count(k) / max(len(names), 1):.1%}") for k in kinds], ["the box is", "", ""]))
+say(
+    table(
+        [(k, names.count(k), f"{names.count(k) / max(len(names), 1):.1%}") for k in kinds],
+        ["the box is", "boxes", "share"],
+    )
+)
 got, crowded = np.array(missed).T
 touching = np.mean(got[crowded]) if crowded.any() else 0
 say(
-    f"Of {len(got):,} objects {np.mean(got):.0%} are found: {np.mean(got[~crowded]):.0%} of those that stand alone, and "
-    f"{touching:.0%} of those whose box overlaps another one's by more than 0.1."
+    f"Of {len(got):,} objects {np.mean(got):.0%} are found: {np.mean(got[~crowded]):.0%} of those that stand alone, "
+    f"and {touching:.0%} of those whose box overlaps another one's by more than 0.1."
 )
 judged = precision.judge(everything, truth, 10)
+reached = np.sum(judged.verdicts == precision.RIGHT) / judged.objects.sum()
 say(
-    f"With all scores from 0.01 on it would be {np.sum(judged.verdicts == precision.RIGHT) / judged.objects.sum():.0%}, "
-    f"and of {len(judged.scores):,} boxes {np.mean(judged.verdicts == precision.FALSE):.0%} would be false."
+    f"With all scores from 0.01 on it would be {reached:.0%}, and of {len(judged.scores):,} boxes "
+    f"{np.mean(judged.verdicts == precision.FALSE):.0%} would be false."
 )
 pairs = sorted(set(confused), key=confused.count, reverse=True)[:3]
 say(
@@ -581,7 +589,7 @@ say(
 
 # %% tags=["hide-input"]
 worst = sorted(range(len(truth)), key=lambda n: (scene_names[n].count("right") - len(truth[n].labels), n))[:8]
-fig, axes = figure(8.6, 4.6, nrows=2, ncols=4)
+fig, axes = figure(7.8, 4.2, nrows=2, ncols=4)
 COLOUR = {"right": GREEN, "another class": VERMILION, "found twice": PURPLE, "not there exactly": ORANGE}
 for axis, n in zip(axes.flat, worst, strict=True):
     picture(axis, scenes.test.images[n])
@@ -598,10 +606,10 @@ show(
 )
 
 # %% [markdown]
-# These are the scenes of which it misses most, so do not judge it by them: they are crowded, and there are small objects
-# and shapes of which too little is visible to tell what they are. Most of what is missed was *seen*: there is a right
-# box for it, with a score below 0.5. Where to draw that line is your choice, not the detector's, and average precision
-# does not depend on it. `mbnp train --model ssd-mobilenet-v1-small` trains the same network for longer.
+# These are the scenes of which it misses most, so do not judge it by them: they are crowded, and there are small
+# objects and shapes of which too little is visible to tell what they are. Most of what is missed was *seen*: there is
+# a right box for it, with a score below 0.5. Where to draw that line is your choice, not the detector's, and average
+# precision does not depend on it. `mbnp train --model ssd-mobilenet-v1-small` trains the same network for longer.
 #
 # ## Faces in photographs
 #
