@@ -22,8 +22,8 @@ def random_data(rng, images, make, ignored=0.2):
     for _ in range(images):
         m, extra = rng.integers(0, 5), rng.integers(0, 4)
         objects, labels = make(rng, m) * 200, rng.integers(0, CLASSES, m)
-        if m > 1 and rng.random() < 0.5:  # two of one class so close that a box overlaps both by more than a half
-            objects[1], labels[1] = objects[0] + rng.integers(-5, 6, 4), labels[0]
+        if m > 1 and rng.random() < 0.5:  # all of one class, and so close that a box overlaps each by more than a half
+            objects[1:], labels[1:] = objects[0] + rng.integers(-5, 6, (m - 1, 4)), labels[0]
         near = rng.integers(0, m, rng.integers(0, 7)) if m else np.zeros(0, int)
         moved = objects[near] + rng.integers(-8, 9, (len(near), 4)) * 1.0
         boxes = np.concatenate([moved, make(rng, extra) * 200])
