@@ -6,7 +6,7 @@ boxes, the loss of `detection.multibox`, and is measured by its mean average pre
 """
 
 import itertools
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +20,17 @@ from mbnp.ops import softmax_cross_entropy as cross_entropy
 LEAST, OVERLAP = 0.01, 0.45  # Liu et al., "SSD", arXiv:1512.02325, section 3.7
 
 
+class Words(NamedTuple):
+    """What the numbers of a run are called."""
+
+    measure: str = "accuracy"  # of test images
+    learning: str = "accuracy"  # of training images, while it learns
+    loss: str = "cross-entropy (nats)"
+
+
+CLASSIFIER = Words()
+
+
 class Loss(Protocol):
     """A module or object with a loss, and its gradient with respect to the outputs, of their shape and dtype."""
 
@@ -31,8 +42,7 @@ class Loss(Protocol):
 class Task(Protocol):
     """What `train.fit` and `train.evaluate` need to know of what they train."""
 
-    measure: str  # the name of what is reported as accuracy
-    loss_name: str
+    words: Words
     loss: Any  # a Loss
 
     def check(self, data: Dataset, label_smoothing: float) -> None:
@@ -67,7 +77,7 @@ def of(net: Network) -> Task:
 class Classification:
     """One label for each image."""
 
-    measure, loss_name = "accuracy", "cross-entropy (nats)"
+    words = CLASSIFIER
     loss: Any = cross_entropy
 
     def __init__(self, net: Network) -> None:
@@ -107,7 +117,7 @@ class Classification:
 class Detection:
     """Any number of objects in each image, with a box each."""
 
-    measure, loss_name = "mAP@0.5", "multibox loss"
+    words = Words("mAP@0.5", "anchors", "multibox loss")
     loss: Any = multibox
 
     def __init__(self, net: Network) -> None:
@@ -137,12 +147,15 @@ class Detection:
         return matching.targets(labels, shares, self.anchors, self.settings["scales"])
 
     def right(self, outputs: np.ndarray, targets: matching.Targets) -> float:
-        """Return the share of the anchors on objects whose most likely class is the object's, times the images."""
+        """Return the share of the anchors on objects that name its class before the others, times the images.
+
+        Background, which is by far the likeliest at first, is left out.
+        """
         matched = targets.classes > 0
         if not matched.any():
             return float(len(outputs))
-        likely = outputs[matched, 4:].argmax(axis=1)
-        return float(np.mean(likely == targets.classes[matched])) * len(outputs)
+        likely = outputs[matched, 5:].argmax(axis=1)
+        return float(np.mean(likely + 1 == targets.classes[matched])) * len(outputs)
 
     def predict(self, outputs: np.ndarray) -> list[detect.Found]:
         return detect.read(self.net, outputs, LEAST, OVERLAP)

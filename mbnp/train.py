@@ -34,7 +34,7 @@ class Record(NamedTuple):
     """How far training is and how well it does. Losses in nats, accuracies from 0 to 1.
 
     A detector's test accuracy is its mean average precision at overlap 0.5 (mAP@0.5), and its training accuracy the
-    share of the anchors on objects that name the object's class; its losses are those of `detection.multibox`.
+    share of the anchors on objects that name its class before the others; its losses are those of `detection.multibox`.
     """
 
     epoch: int  # from 1

@@ -47,6 +47,11 @@ def load_data(
     return data
 
 
+def default_data(net: Network) -> str | None:
+    """Return the data of a network where none are named: a detector's are scenes10."""
+    return None if net.detection is None else "scenes10"
+
+
 def about(data: Dataset, most: int) -> list[str]:
     """Return what else there is to say about a data set, in lines; not more than `most` damaged files."""
     lines = [*data.notes]
