@@ -206,7 +206,7 @@ def _training(p: argparse.ArgumentParser) -> None:
     _add(p, "--resolution N", "with a folder of images: make them N x N (default: the model's own)")
     _share(p, "--channels N")
     _add(p, "--epochs N", "times through the data (default: what the data needs)")
-    _add(p, "--batch-size N", "default: 64, or a quarter of fewer than 256 images")
+    _add(p, "--batch-size N", "default: 64, of a detector 32, or a quarter of a few images")
     _add(p, "--lr X", "highest learning rate", default=0.1)
     _add(p, "--weight-decay X", default=5e-4)
     _add(p, "--schedule NAME", "one-cycle, cosine, step or constant", default="one-cycle")

@@ -143,7 +143,7 @@ class Detection:
 
     def targets(self, y: tuple[np.ndarray, np.ndarray]) -> matching.Targets:
         labels, boxes = y
-        shares = (boxes / self.net.resolution).astype(self.anchors.dtype)
+        shares = boxes.astype(self.anchors.dtype) / self.net.resolution
         return matching.targets(labels, shares, self.anchors, self.settings["scales"])
 
     def right(self, outputs: np.ndarray, targets: matching.Targets) -> float:

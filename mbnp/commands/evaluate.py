@@ -39,10 +39,8 @@ def run(options: Namespace) -> None:
 def _details(data: Dataset, predictions: Any) -> list[str]:
     """Return a line for each class, and of a detector also for sizes and for other measures."""
     if data.test.boxes is None:
-        classes = [(name, predictions[data.test.labels == k] == k) for k, name in enumerate(data.classes)]
-        return [
-            f"  {name:12} {100 * np.mean(right):6.2f} %  of {len(right):,}" for name, right in classes if len(right)
-        ]
+        rows = [(name, predictions[data.test.labels == k] == k) for k, name in enumerate(data.classes)]
+        return [f"  {name:12} {100 * np.mean(right):6.2f} %  of {len(right):,}" for name, right in rows if len(right)]
     measured = detections.scores(predictions, data.test, data.classes)
     return [
         *detections.lines(measured, data.test.images.shape[2]),

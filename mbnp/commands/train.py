@@ -53,7 +53,7 @@ def run(options: Namespace) -> int:
     spec = options.data or common.default_data(known)
     data = common.load_data(spec, resolution, channels, asked=options.resolution is not None)
     tasks.of(known).check_split(data.train, data.name)
-    recipe = _recipe(options, data)
+    recipe = _recipe(options, data, known)
     net, notes = (_fresh(options, data), []) if loaded is None else _fine_tuned(loaded, options, data)
     return _Session(common.engine(net, options.readable), data, recipe, options).run(notes)
 
@@ -148,12 +148,13 @@ def _fine_tuned(net: Network, options: Namespace, data: Dataset) -> tuple[Networ
     return net, notes
 
 
-def _recipe(options: Namespace, data: Dataset) -> Recipe:
+def _recipe(options: Namespace, data: Dataset, net: Network) -> Recipe:
     if options.augment and options.no_augment:
         raise MbnpError(f"--augment {options.augment} and --no-augment do not go together: leave out one")
     augment = not options.no_augment and (options.augment or True)
     epochs = data.epochs if options.epochs is None else options.epochs
-    batch_size = min(64, max(2, len(data.train) // 4)) if options.batch_size is None else options.batch_size
+    most = 64 if net.detection is None else 32
+    batch_size = min(most, max(2, len(data.train) // 4)) if options.batch_size is None else options.batch_size
     same = ("lr", "weight_decay", "schedule", "label_smoothing", "seed")
     return Recipe(epochs, batch_size, augment=augment, **{name: getattr(options, name) for name in same})
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mbnp import pages, plots
+from mbnp import plots
 from mbnp.datasets import Split
 from mbnp.detection import boxes, precision
 from mbnp.detection.detect import Found
@@ -107,7 +107,7 @@ def lines(measured: Scores, side: int) -> list[str]:
 def curves(found: Sequence[Found], split: Split, classes: Sequence[str]) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Return (class, recall, precision) after each box by falling score, of the classes that have objects."""
     judged = precision.judge(found, truth(split), len(classes))
-    known = [(classes[k], precision.curve(judged, int(k))) for k in np.flatnonzero(judged.objects)]
+    known = [(classes[k], precision.curve(judged, k)) for k in np.flatnonzero(judged.objects).tolist()]
     return [(name, curve.recall, curve.precision) for name, curve in known]
 
 
@@ -116,8 +116,7 @@ def chart(found: Sequence[Found], split: Split, classes: Sequence[str]) -> chart
     series = []
     for i, (name, recall, exact) in enumerate(curves(found, split, classes)[:21]):
         chosen = np.unique(np.linspace(0, len(recall) - 1, min(len(recall), 150)).astype(int))
-        percent = [(100 * a).tolist() for a in (recall[chosen], exact[chosen])]
-        series.append(Series(name, *percent, i, dots=False))
+        series.append(Series(name, (100 * recall[chosen]).tolist(), (100 * exact[chosen]).tolist(), i, dots=False))
     return charts.chart("precision and recall", "recall (%)", "precision (%)", series, limits=(0, 100), whole=False)
 
 
@@ -135,14 +134,14 @@ def mistakes(found: Sequence[Found], split: Split, classes: Sequence[str]) -> li
             if free.max(initial=0) >= 0.5:
                 taken[free.argmax()] = True
                 continue
-            kind, m = _kind(overlaps[k], same[k], taken)
+            kind, at = _kind(overlaps[k], same[k], taken)
             shown, text = [(box, True)], f"{name} {100 * score:.0f} %"
-            if m is not None:
-                about[m] |= kind != "false alarm"
-                shown.insert(0, (objects.boxes[m], False))
-                text += f" on {classes[objects.labels[m]]}, overlap {overlaps[k, m]:.2f}"
+            if at is not None:
+                about[at] |= kind != "false alarm"
+                shown.insert(0, (objects.boxes[at], False))
+                text += f" on {classes[objects.labels[at]]}, overlap {overlaps[k, at]:.2f}"
             wrong.append(Mistake(kind, number, shown, text, score))
-        for m in np.flatnonzero(~taken & ~about):
+        for m in np.flatnonzero(~taken & ~about).tolist():
             area = float(boxes.area(objects.boxes[m]))
             wrong.append(Mistake("missed", number, [(objects.boxes[m], False)], classes[objects.labels[m]], area))
     return wrong
