@@ -80,8 +80,8 @@ def anchor_sizes(stages: int) -> list[list[list[float]]]:
     ]
 
 
-# torchvision's models/detection/ssdlite.py, whose body is Howard et al., arXiv:1905.02244, section 6.3: MobileNetV3-Large
-# with half the channels after its last stride, the "reduced tail".
+# torchvision's models/detection/ssdlite.py. Its body is that of Howard et al., arXiv:1905.02244, section 6.3:
+# MobileNetV3-Large with half the channels after its last stride, the "reduced tail".
 REDUCED = [*LARGE[:12], (5, 672, 80, SE, HS, 2), (5, 480, 80, SE, HS, 1), (5, 480, 80, SE, HS, 1)]
 TAPPED = 13  # the block whose widened feature map, before its stride, the first heads see; the stem is 0
 EXTRAS = (512, 256, 256, 128)  # channels of what comes after the body, each with stride 2
@@ -114,7 +114,10 @@ def ssdlite(
     blocks = make.features(body, 2, channels)
     tapped: Any = blocks[TAPPED]
     widen, *rest = tapped["block"].layers.items()
-    stages: list[Layer] = [Sequential([*blocks[:TAPPED], widen[1]]), Sequential([Sequential(dict(rest)), *blocks[TAPPED + 1 :]])]
+    stages: list[Layer] = [
+        Sequential([*blocks[:TAPPED], widen[1]]),
+        Sequential([Sequential(dict(rest)), *blocks[TAPPED + 1 :]]),
+    ]
     seen = [body.rows[TAPPED - 1].wide, body.wide]
     for c_out in extras:
         stages.append(_extra(make, seen[-1], c_out))
@@ -123,7 +126,9 @@ def ssdlite(
     boxes, scores = (
         {str(i): _lite_head(make, c, each * len(sizes[i])) for i, c in enumerate(seen)} for each in (4, 1 + num_classes)
     )
-    net = Network({"ssd": Pyramid({str(i): stage for i, stage in enumerate(stages)}, boxes, scores)}, resolution, channels)
+    net = Network(
+        {"ssd": Pyramid({str(i): stage for i, stage in enumerate(stages)}, boxes, scores)}, resolution, channels
+    )
     net.detection = {"anchors": sizes, "scales": SCALES, "scores": "softmax", "resize": "stretch"}
     return net
 

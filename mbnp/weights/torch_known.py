@@ -10,8 +10,8 @@ the codes round differently. What would load and be wrong otherwise:
     timm's mobilenetv1_100h    has one more 1x1 convolution to 1024 channels
     Hugging Face's V1          has TensorFlow's padding, eps 1e-3, and pixels (x - 0.5) / 0.5
 
-Sources: torchvision's models/mobilenetv2.py, mobilenetv3.py and detection/ssdlite.py, timm's efficientnet.py, mobilenetv3.py and
-_efficientnet_blocks.py, transformers' modeling_mobilenet_v1.py.
+Sources: torchvision's models/mobilenetv2.py, mobilenetv3.py and detection/ssdlite.py, timm's efficientnet.py,
+mobilenetv3.py and _efficientnet_blocks.py, transformers' modeling_mobilenet_v1.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,8 +27,8 @@ from mbnp.models.mobilenet_v2 import Channels as V2Channels
 from mbnp.models.mobilenet_v2 import build as v2_build
 from mbnp.models.mobilenet_v2 import widths as v2_widths
 from mbnp.models.mobilenet_v3 import LARGE, LAST_LARGE, LAST_SMALL, SMALL, Row
-from mbnp.models.mobilenet_v3 import Rows as V3Rows
 from mbnp.models.mobilenet_v3 import Channels as V3Channels
+from mbnp.models.mobilenet_v3 import Rows as V3Rows
 from mbnp.models.mobilenet_v3 import build as v3_build
 from mbnp.models.mobilenet_v3 import widths as v3_widths
 from mbnp.models.ssd import COCO, EXTRAS, REDUCED, TAPPED, ssdlite
@@ -37,17 +37,26 @@ from mbnp.network import Layer, Network, Sequential
 Shapes = Mapping[str, tuple[int, ...]]
 
 STAGES = {13: (1, 2, 2, 6, 2), 17: (1, 2, 3, 4, 3, 3, 1), 15: (1, 2, 3, 4, 2, 3), 11: (1, 2, 3, 2, 3)}
-FIRST = ("backbone.features.0.0.0", "conv_stem", "mobilenet_v1.conv_stem.convolution", "model.0.0", "features.0.0", "conv1.0", "conv1")
+FIRST = (
+    "backbone.features.0.0.0",
+    "conv_stem",
+    "mobilenet_v1.conv_stem.convolution",
+    "model.0.0",
+    "features.0.0",
+    "conv1.0",
+    "conv1",
+)
 ANCHORS = 6  # of a cell, in torchvision's SSDLite
-# COCO's categories by number, from 1: of some there are no boxes. From torchvision's models/_meta.py.
+# COCO's categories by number, from 1; N/A has no boxes. From torchvision's models/_meta.py.
 COCO_NAMES = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,N/A,stop sign,parking meter,"
-    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,N/A,backpack,umbrella,N/A,N/A,handbag,tie,suitcase,"
-    "frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,N/A,"
-    "wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,"
-    "couch,potted plant,bed,N/A,dining table,N/A,N/A,toilet,N/A,tv,laptop,mouse,remote,keyboard,cell phone,microwave,"
-    "oven,toaster,sink,refrigerator,N/A,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
-).split(",")
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,N/A,stop sign,"
+    "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,N/A,backpack,umbrella,N/A,N/A,"
+    "handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,"
+    "tennis racket,bottle,N/A,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,"
+    "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,N/A,dining table,N/A,N/A,toilet,N/A,tv,laptop,mouse,remote,"
+    "keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,N/A,book,clock,vase,scissors,teddy bear,hair drier,"
+    "toothbrush"
+).split(",")  # noqa: SIM905
 HUGGING_FACE = {"mean": [0.5] * 3, "std": [0.5] * 3}
 _WIDTHS = [*(k / 20 for k in range(1, 41)), *(k / 100 for k in range(5, 151))]
 
@@ -277,14 +286,16 @@ def _ssdlite(family: Family, shapes: Shapes, dtype: Any) -> Network:
     read, images = _Reader({_in_v3(name): shape for name, shape in shapes.items()}), _image_channels(shapes)
     stem, rows = _v3_rows(read, LARGE, images)
     wide = read.take("features.16.0", None, rows[-1].c_out, 1, 1)
-    extras = []
+    extras = list[int]()
     for i in range(len(EXTRAS)):
         half = read.take(f"backbone.extra.{i}.0.0", None, extras[-1] if extras else wide, 1, 1)
         extras.append(read.take(f"backbone.extra.{i}.2.0", None, half, 1, 1))
     logits = read.take(family.classifier.removesuffix(".weight"), None, rows[TAPPED - 1].wide, 1, 1)
     classes = logits // ANCHORS - 1
     if logits % ANCHORS or classes < 1:
-        raise MbnpError(f"{family.classifier} makes {logits} numbers, no multiple of {ANCHORS} anchors and above {ANCHORS}")
+        raise MbnpError(
+            f"{family.classifier} makes {logits} numbers, no multiple of {ANCHORS} anchors and above {ANCHORS}"
+        )
     seen = rows[TAPPED - 1].wide + wide + sum(extras)  # channels under the heads
     if (4 * ANCHORS + logits) * seen > sum(map(_size, shapes.values())):
         raise MbnpError("its numbers are too few")
@@ -299,7 +310,7 @@ def _ssdlite(family: Family, shapes: Shapes, dtype: Any) -> Network:
 
 
 def _in_v3(name: str) -> str:
-    """Return the name in V3 of an array of the detector's body, which is cut in two after a block's first convolution."""
+    """Return the name in V3 of an array of the body, which is cut in two after the first convolution of a block."""
     part, _, rest = name.removeprefix("backbone.features.").partition(".")
     at, _, inside = rest.partition(".")
     if not name.startswith("backbone.features.") or part not in ("0", "1") or not at.isdecimal():
@@ -316,10 +327,10 @@ def _candidates(*ratios: float) -> list[float]:
 
 
 _CLASSIFIER, _HF_WIDEST = "classifier.weight", "mobilenet_v1.layer.25.convolution.weight"
-_SSD_LOGITS = "head.classification_head.module_list.0.1.weight"
+_SSD_WIDEST, _SSD_LOGITS = "backbone.features.1.3.0.weight", "head.classification_head.module_list.0.1.weight"
 FAMILIES = (
-    Family("torchvision's ssdlite320_mobilenet_v3_large", "ssdlite320-mobilenet-v3-large", "backbone.features.1.3.0.weight",
-           _SSD_LOGITS)._replace(build=_ssdlite),
+    Family("torchvision's ssdlite320_mobilenet_v3_large", "ssdlite320-mobilenet-v3-large", _SSD_WIDEST, _SSD_LOGITS)
+    ._replace(build=_ssdlite),
     Family("the article's class", "mobilenet-v1-small", "conv2_8.3.weight", "fc.weight", 512),
     Family("its full convolutions", "standard-small", "conv2_8.0.weight", "fc.weight", 512),
     Family("kuangliu's MobileNetV2", "mobilenet-v2-cifar", "layers.16.conv3.weight", "linear.weight")
