@@ -48,7 +48,7 @@ FIRST = (
 )
 ANCHORS = 6  # of a cell, in torchvision's SSDLite
 # COCO's categories by number, from 1; N/A has no boxes. From torchvision's models/_meta.py.
-COCO_NAMES = (
+COCO_NAMES = (  # noqa: SIM905
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,N/A,stop sign,"
     "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,N/A,backpack,umbrella,N/A,N/A,"
     "handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,"
@@ -56,7 +56,7 @@ COCO_NAMES = (
     "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,N/A,dining table,N/A,N/A,toilet,N/A,tv,laptop,mouse,remote,"
     "keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,N/A,book,clock,vase,scissors,teddy bear,hair drier,"
     "toothbrush"
-).split(",")  # noqa: SIM905
+).split(",")
 HUGGING_FACE = {"mean": [0.5] * 3, "std": [0.5] * 3}
 _WIDTHS = [*(k / 20 for k in range(1, 41)), *(k / 100 for k in range(5, 151))]
 

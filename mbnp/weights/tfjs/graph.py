@@ -21,6 +21,7 @@ from mbnp.weights.onnx import build
 from mbnp.weights.onnx.read import Graph, Node
 
 OPSET = 13
+MOST_INPUTS = 64  # of a node
 TO_NCHW, TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
 SAME_NAME = {  # operations that ONNX has under another name, and otherwise alike
     "Add": "Add",
@@ -72,7 +73,7 @@ def _is_node(node: Any) -> bool:
         return False
     inputs = node.get("input", [])
     texts = isinstance(inputs, list) and all(isinstance(name, str) for name in inputs)
-    return texts and all(isinstance(node.get(key), str) for key in ("name", "op"))
+    return texts and len(inputs) <= MOST_INPUTS and all(isinstance(node.get(key), str) for key in ("name", "op"))
 
 
 def _check_operations(nodes: list[dict[str, Any]]) -> None:
@@ -87,8 +88,9 @@ def _check_operations(nodes: list[dict[str, Any]]) -> None:
 
 
 def _ends(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the nodes whose output no other one takes."""
     used = {_source(name) for node in nodes for name in node.get("input", ())}
-    return [node for node in nodes if node["name"] not in used]
+    return [node for node in nodes if node["name"] not in used and node["op"] not in SOURCES]
 
 
 def _source(name: str) -> str:
