@@ -320,7 +320,26 @@ def test_candidates_agree_in_training(kind, option, reference):
     candidate.run()
 
 
-@pytest.mark.parametrize("model", ["mobilenet-v1-small", "mobilenet-v1", "resnet20"])
+@pytest.mark.parametrize("kind", [candidates.Mbnp, candidates.Torch])
+def test_candidates_agree_in_training_a_detector(kind):
+    work = dataclasses.replace(SMALL, model="ssd-mobilenet-v1-small", batch_size=6, resolution=64)
+    expected = built(candidates.Reference("the reference"), work).outputs()
+    assert np.abs(expected["grad.ssd.boxes.stride8.3.weight"]).max() > 0
+    candidate = built(kind("a name", "fused" if kind is candidates.Mbnp else "NCHW"), work)
+    assert comparison.difference(candidate.outputs(), expected) is None
+    candidate.run()
+
+
+def test_a_layer_without_a_gradient_agrees():
+    zero = {"loss": np.ones(1), "grad.a.weight": np.zeros(3), "grad.b.weight": np.ones(2)}
+    both = zero | {f"float64.{name}": array for name, array in zero.items()}
+    assert comparison.difference(both, zero) is None
+    assert "grad.a.weight in float64 is off by" in comparison.difference(
+        both | {"float64.grad.a.weight": np.ones(3)}, zero
+    )
+
+
+@pytest.mark.parametrize("model", ["mobilenet-v1-small", "mobilenet-v1", "resnet20", "ssd-mobilenet-v1-small"])
 def test_candidates_agree_in_inference(model):
     work = dataclasses.replace(inference(SMALL), model=model)
     expected = built(candidates.Reference("the reference"), work).outputs()

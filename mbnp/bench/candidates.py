@@ -4,6 +4,7 @@ The last two run as their own documentation says that they are fastest on a CPU.
 """
 
 import copy
+import math
 import multiprocessing
 import os
 import platform
@@ -18,10 +19,10 @@ import numpy as np
 
 from mbnp import backend, fused, train, weights
 from mbnp.bench import blas, floor, isa
-from mbnp.bench.workload import SGD_OPTIONS, Workload, optimiser
+from mbnp.bench.workload import SGD_OPTIONS, Workload, optimiser, part
+from mbnp.detection.multibox import NEGATIVES
 from mbnp.errors import MbnpError, unknown
 from mbnp.network import Network
-from mbnp.ops import softmax_cross_entropy as cross_entropy
 from mbnp.parent import end_with_parent
 
 # What --against knows -> the packages that it needs.
@@ -136,15 +137,15 @@ class Mbnp(Candidate):
         return self.net.forward(self.x)
 
     def train(self) -> None:
-        train.step(self.net, self.optimiser, self.x, self.y)
+        train.step(self.net, self.optimiser, self.x, self.y, loss=self.workload.loss())
 
     def gradients(self, dtype: Any) -> Arrays:
         net = self.net if self.net.dtype == dtype else self._network(dtype)
-        x, y = (array[: self.workload.compared()] for array in self.workload.batch(dtype))
-        logits = net.forward(x, train=True)
-        net.backward(cross_entropy.backward(logits, y))
+        x, y = (part(each, self.workload.compared()) for each in self.workload.batch(dtype))
+        loss, logits = self.workload.loss(), net.forward(x, train=True)
+        net.backward(loss.backward(logits, y))
         grads = {f"grad.{name}": p.grad.copy() for name, p in net.parameters().items()}
-        return {"loss": np.asarray(cross_entropy.forward(logits, y)), **grads}
+        return {"loss": np.asarray(loss.forward(logits, y)), **grads}
 
 
 class Reference(Mbnp):
@@ -189,7 +190,7 @@ class Torch(Candidate):
         torch.set_num_threads(workload.threads)
         self.torch: Any = torch
         self.net = workload.network()
-        self.loss = torch.nn.functional.cross_entropy
+        self.loss = self._multibox if workload.detects() else torch.nn.functional.cross_entropy
 
     def build(self) -> None:
         from mbnp.bench.torch_network import torch_network
@@ -197,7 +198,7 @@ class Torch(Candidate):
         torch = self.torch
         layout = torch.contiguous_format if self.option == "NCHW" else torch.channels_last
         self.images = torch.from_numpy(self.x).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-        self.labels = torch.from_numpy(self.y)
+        self.labels = self._tensors(self.y)
         module: Any = torch_network(self.net)
         del self.net
         self.module = module.to(memory_format=layout).train(self.workload.work == "training")
@@ -225,7 +226,8 @@ class Torch(Candidate):
                 return {}
             module = compute = copy.deepcopy(self.module).double()
             x = x.double()
-        loss = self.loss(compute(x[:n]), self.labels[:n])
+        y = self._tensors(part(self.workload.batch(x.numpy().dtype)[1], n))
+        loss = self.loss(compute(x[:n]), y)
         loss.backward()
         # Into our layouts by from_torch, in a network that is used for nothing else.
         net = self.workload.network(np.float64)
@@ -233,6 +235,19 @@ class Torch(Candidate):
         weights.from_torch(net, weights.to_torch(net) | grads)
         module.zero_grad()
         return {"loss": loss.detach().numpy()} | {f"grad.{n}": p.value for n, p in net.parameters().items()}
+
+    def _tensors(self, y: Any) -> Any:
+        return self.torch.from_numpy(y) if isinstance(y, np.ndarray) else type(y)(*map(self.torch.from_numpy, y))
+
+    def _multibox(self, outputs: Any, targets: Any) -> Any:
+        """Return the loss of `mbnp.detection.multibox`, of tensors."""
+        F, (classes, offsets) = self.torch.nn.functional, targets
+        matched = classes > 0
+        where = F.smooth_l1_loss(outputs[..., :4][matched], offsets[matched], reduction="sum")
+        entropy = F.cross_entropy(outputs[..., 4:].flatten(0, 1), classes.flatten(), reduction="none").view_as(classes)
+        hardest = entropy.detach().masked_fill(matched, -math.inf).argsort(dim=1, descending=True, stable=True)
+        chosen = matched | (hardest.argsort(dim=1) < NEGATIVES * matched.sum(dim=1, keepdim=True))
+        return (where + entropy[chosen].sum()) / matched.sum().clamp(min=1)
 
 
 class OnnxRuntime(Candidate):

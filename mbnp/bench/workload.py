@@ -1,5 +1,6 @@
 """A workload: one training step or one inference, the same for every candidate."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from mbnp import models
+from mbnp.detection import anchors, matching, multibox
 from mbnp.errors import MbnpError
 from mbnp.layers import BatchNorm, Dropout
 from mbnp.network import Network
+from mbnp.ops import softmax_cross_entropy
 from mbnp.optim import SGD
 
 # Activations, at most, when a training step's outputs are compared: 1 GB in float64.
@@ -64,16 +67,41 @@ class Workload:
                 layer.rate = 0.0
         return net
 
-    def batch(self, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
-        """Return images x (N, H, W, 3), as if normalised, and labels y (N,)."""
+    def batch(self, dtype: Any = np.float32) -> tuple[np.ndarray, Any]:
+        """Return images x (N, H, W, 3), as if normalised, and labels y (N,); a detector's are `matching.Targets`."""
         rng = np.random.default_rng(0)
-        x = rng.standard_normal((self.batch_size, *self.shape), np.float32)
-        return x.astype(dtype, copy=False), rng.integers(0, 10, self.batch_size)
+        x = rng.standard_normal((self.batch_size, *self.shape), np.float32).astype(dtype, copy=False)
+        labels = rng.integers(0, 10, self.batch_size)
+        if not self.detects():
+            return x, labels
+        # Of each image one object, of a tenth to three quarters of its sides.
+        sides, places = rng.uniform(0.1, 0.75, (self.batch_size, 1)), rng.random((self.batch_size, 2))
+        corners = places * (1 - sides)
+        boxes = np.concatenate([corners, corners + sides], axis=1)[:, None]
+        net = self.network(dtype)
+        return x, matching.targets(labels[:, None], boxes, anchors.of(net), anchors.settings(net)["scales"])
+
+    def detects(self) -> bool:
+        return _detects(self.model)
+
+    def loss(self) -> Any:
+        """Return the module of the loss of a training step."""
+        return multibox if self.detects() else softmax_cross_entropy
 
     def compared(self) -> int:
         """Return the number of images that outputs are compared on: all that the reference has memory for."""
         floats = sum(math.prod(output) for *_, output in self.network().walk(self.shape))
         return min(self.batch_size, max(2, COMPARED_FLOATS // floats))
+
+
+@functools.cache
+def _detects(model: str) -> bool:
+    return models.create(model, width_mult=0.25).detects()
+
+
+def part(y: Any, count: int) -> Any:
+    """Return the first labels of a batch, or the first targets."""
+    return y[:count] if isinstance(y, np.ndarray) else type(y)(*(array[:count] for array in y))
 
 
 def optimiser(net: Network) -> SGD:
