@@ -108,6 +108,22 @@ def require_preprocessing(net: Network, path: str) -> None:
         raise MbnpError(f"{path} does not say how its images were normalised; add it: {command}")
 
 
+def require_classifier(net: Network, path: str) -> None:
+    """Raise MbnpError for a detector."""
+    if net.detects():
+        raise MbnpError(
+            f"{path} is a detector: mbnp detect IMAGE... --checkpoint {path} draws boxes around what it finds"
+        )
+
+
+def require_detector(net: Network, path: str) -> None:
+    """Raise MbnpError for a network that finds no boxes."""
+    if not net.detects():
+        raise MbnpError(f"{path} is a classifier: mbnp predict IMAGE... --checkpoint {path} names what images show")
+    if net.detection is None:
+        raise MbnpError(f"{path} has heads for boxes, and does not say of which anchors")
+
+
 def compile_ahead(net: Network, on_kernel: Callable[[int, int], Any]) -> int:
     """Compile what the fast engine `net` needs and no cache holds, on all processors; return how many kernels.
 
