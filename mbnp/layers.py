@@ -15,7 +15,7 @@ import numpy as np
 
 from mbnp import renamed
 from mbnp.errors import MbnpError, refuse_mask
-from mbnp.network import Gate, Layer, Network, Residual, Sequential
+from mbnp.network import Gate, Layer, Network, Pyramid, Residual, Sequential
 from mbnp.ops import (
     batchnorm,
     conv,
@@ -51,6 +51,7 @@ __all__ = [
     "Pad",
     "Parameter",
     "Pointwise",
+    "Pyramid",
     "ReLU",
     "Residual",
     "Sequential",

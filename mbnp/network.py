@@ -4,12 +4,13 @@
     layer.backward(dy)              consumes it, adds to parameter.grad, returns dx
 
 MobileNet is a chain, so running the layers' backwards in reverse order is the whole autograd engine
-(`Sequential.backward`). A branch is a container with a backward of its own (`Residual`). There is no tape
-and no global training mode. The arrays are in `parameter.py`, the layers themselves in `layers.py`.
+(`Sequential.backward`). A branch is a container with a backward of its own (`Residual`, `Gate`, `Pyramid`). There is no
+tape and no global training mode. The arrays are in `parameter.py`, the layers themselves in `layers.py`.
 """
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -384,6 +385,133 @@ def check_factors(where: str, factors: tuple[int, ...], shape: tuple[int, ...]) 
         raise MbnpError(f"{where} needs a factor for each of {shape[-1]} channels, and its layers make {factors}")
 
 
+class Pyramid(Sequential):
+    """Stages one after another, and on what each makes two heads that look for objects of its scale: a detector.
+
+    stages: layers by name; boxes, scores: for each stage a layer from its feature map (H, W, C) to 4 numbers, and to D
+    numbers, for each anchor of a cell: (H, W, anchors * 4) and (H, W, anchors * D). What comes out has a row for each
+    anchor, (N, A, 4 + D): stage after stage, by rows and columns of its feature map. Liu et al., "SSD: Single Shot
+    MultiBox Detector", 2016, arXiv:1512.02325, section 2.1.
+    """
+
+    def __init__(self, stages: Mapping[str, Layer], boxes: Mapping[str, Layer], scores: Mapping[str, Layer]) -> None:
+        super().__init__(stages)
+        self.boxes, self.scores = dict(boxes), dict(scores)
+        if not self.layers.keys() == self.boxes.keys() == self.scores.keys():
+            raise MbnpError(
+                f"a pyramid needs two heads on each of its stages {', '.join(self.layers)}: got boxes for "
+                f"{', '.join(self.boxes)} and scores for {', '.join(self.scores)}"
+            )
+        self.shapes_out: list[tuple[int, ...]] | None = None  # of the heads' outputs, in the order of `branches`
+        self._needed: list[bool] = []  # whether the gradient of a stage's output is
+
+    def branches(self, name: str = "") -> list[tuple[tuple[str, Layer], tuple[str, Layer], tuple[str, Layer]]]:
+        """Return for each stage (full name, layer) of itself, of its head for boxes and of its head for scores."""
+        return [
+            (
+                (_join(name, stage), layer),
+                (_join(name, f"boxes.{stage}"), self.boxes[stage]),
+                (_join(name, f"scores.{stage}"), self.scores[stage]),
+            )
+            for stage, layer in self.layers.items()
+        ]
+
+    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
+        found, needed = list[np.ndarray](), self.needs_dx
+        self._needed = []
+        for (_, stage), *heads in self.branches():
+            x = run(stage, x, train, needed)
+            needed = needed or stage.trainable()
+            self._needed.append(needed)
+            found += [run(head, x, train, needed) for _, head in heads]
+        self.shapes_out = [y.shape for y in found] if train else None
+        return join_rows(found)
+
+    def backward(self, dy: np.ndarray) -> np.ndarray | None:  # type: ignore[override]
+        """Return dx, or None where it was not needed."""
+        parts = split_rows(dy, self.pop_saved("shapes_out"))
+        dx: Any = 0
+        for needed, ((_, stage), *heads) in reversed(list(zip(self._needed, self.branches(), strict=True))):
+            dscores, dboxes = (head.backward(parts.pop()) for _, head in reversed(heads))
+            if needed:
+                dx = stage.backward(dboxes + dscores + dx)
+        return dx if self.needs_dx else None
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        anchors, columns = 0, set[int]()
+        for (_, boxes), (_, scores) in self.head_shapes(shape):
+            each, rest = divmod(boxes[-1], 4)
+            if rest or not each or boxes[:-1] != scores[:-1] or scores[-1] % each:
+                raise MbnpError(f"heads make {boxes} for boxes, 4 numbers for each anchor, and {scores} for scores")
+            anchors += each * boxes[0] * boxes[1]
+            columns.add(4 + scores[-1] // each)
+        if len(columns) > 1:
+            raise MbnpError(f"the heads differ in how many scores an anchor has: {sorted(c - 4 for c in columns)}")
+        return anchors, columns.pop()
+
+    def head_shapes(self, shape: tuple[int, ...]) -> list[list[tuple[str, tuple[int, ...]]]]:
+        """Return (full name, output shape) of each stage's head for boxes and head for scores, for x of `shape`."""
+        found = []
+        for (_, stage), *heads in self.branches():
+            shape = stage.output_shape(shape)
+            found.append([(name, head.output_shape(shape)) for name, head in heads])
+        return found
+
+    def variables(self) -> dict[str, parameter.Variable]:
+        named = super().variables()
+        for _, *heads in self.branches():
+            named |= {f"{at}.{name}": v for at, head in heads for name, v in head.variables().items()}
+        return named
+
+    def parts(self, name: str = "") -> Iterator[tuple[str, Layer]]:
+        for branch in self.branches(name):
+            for at, layer in branch:
+                yield from layer.parts(at)
+        yield name, self
+
+    def _visit(self, x: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
+        found = []
+        for (at, stage), *heads in self.branches(name):
+            for inner, y in stage._visit(x, at):
+                yield inner, y
+            x = y
+            for head_at, head in heads:
+                for inner, y in head._visit(x, head_at):
+                    yield inner, y
+                found.append(y)
+        yield name, join_rows(found)
+
+    def _walk(self, shape: tuple, name: str) -> Iterator[tuple[str, Layer, tuple, tuple]]:
+        for (at, stage), *heads in self.branches(name):
+            yield from stage._walk(shape, at)
+            shape = stage.output_shape(shape)
+            for head_at, head in heads:
+                yield from head._walk(shape, head_at)
+
+
+def join_rows(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Return (N, A, 4 + D), a row for each anchor, of the outputs of heads for boxes and for scores in turn.
+
+    They are (N, H, W, anchors * 4) and (N, H, W, anchors * D).
+    """
+    rows = []
+    for boxes, scores in zip(maps[::2], maps[1::2], strict=True):
+        n, h, w, c = boxes.shape
+        count = h * w * c // 4
+        rows.append(np.concatenate([boxes.reshape(n, count, 4), scores.reshape(n, count, -1)], axis=2))
+    return np.concatenate(rows, axis=1)
+
+
+def split_rows(rows: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """Return the maps of these shapes that `join_rows` made `rows` of."""
+    maps, at = list[np.ndarray](), 0
+    for boxes, scores in zip(shapes[::2], shapes[1::2], strict=True):
+        end = at + math.prod(boxes[1:]) // 4
+        maps += [rows[:, at:end, :4].reshape(boxes), rows[:, at:end, 4:].reshape(scores)]
+        at = end
+    return maps
+
+
 class Network(Sequential):
     """A whole network: images in, logits out, with what a checkpoint needs to build it again.
 
@@ -401,6 +529,9 @@ class Network(Sequential):
         self.classes: list[str] | None = None  # the names of the classes, where they are known
         # {"mean": [...], "std": [...]} of x, on a scale of 0 to 1, and "order": "rgb" (where not given) or "bgr".
         self.preprocessing: dict[str, Any] | None = None
+        # Of a detector: {"anchors": [[[width, height], ...], ...] for each stage, in shares of the image's, "scales":
+        # [x, y, width, height], "scores": "softmax" or "sigmoid", "resize": "stretch" or "pad"}; see mbnp/detection.
+        self.detection: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         """List layers, output shapes and parameters, for images of the network's own resolution."""
@@ -421,7 +552,9 @@ class Network(Sequential):
 
     @property
     def num_classes(self) -> int:
-        """The number of logits: the outputs of the last layer with weights."""
+        """The number of logits: the outputs of the last layer with weights. A detector's first logit is background."""
+        if self.detects():
+            return self.output_shape((self.resolution, self.resolution, self.channels))[-1] - 5
         *_, last = (layer for _, layer in self.leaves() if "weight" in layer.variables())
         return last.variables()["weight"].value.shape[-1]
 
@@ -430,6 +563,19 @@ class Network(Sequential):
         """The type of its parameters; float32 where it has none."""
         values = (v.value.dtype for _, layer in self.leaves() for v in layer.variables().values())
         return next(values, np.dtype(np.float32))
+
+    def detects(self) -> bool:
+        """Return whether this is a detector: its last layer is a Pyramid."""
+        return bool(self.layers) and isinstance(list(self.layers.values())[-1], Pyramid)
+
+    def grids(self) -> list[tuple[int, int]]:
+        """Return rows and columns of each feature map on which a detector has heads, at its own resolution."""
+        *body, pyramid = self.layers.values()
+        shape: tuple[int, ...] = (self.resolution, self.resolution, self.channels)
+        for layer in body:
+            shape = layer.output_shape(shape)
+        assert isinstance(pyramid, Pyramid)
+        return [(h, w) for (_, (h, w, _)), _ in pyramid.head_shapes(shape)]
 
     def freeze_until(self, name: str) -> None:
         """Freeze every parameter up to the end of the layer or block `name`, and unfreeze all later ones.
@@ -447,7 +593,10 @@ class Network(Sequential):
                 p.frozen = i <= inside[-1]
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        """Return the logits (N, classes) of normalised images x (N, H, W, 3) in the network's dtype."""
+        """Return the logits (N, classes) of normalised images x (N, H, W, 3) in the network's dtype.
+
+        A detector returns (N, anchors, 4 + 1 + classes): a box's offsets, and the logits of background and the classes.
+        """
         self.check_input(x)
         return super().forward(x, train)
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from mbnp import layers
 from mbnp.errors import MbnpError, short, unknown
-from mbnp.network import Gate, Layer, Network, Residual, Sequential, check_factors
+from mbnp.network import Gate, Layer, Network, Pyramid, Residual, Sequential, check_factors
 from mbnp.ops import window
 
 NAME = "layers"  # the name of an architecture that lists its layers, where others have their builder's
@@ -39,7 +39,13 @@ VECTOR = 16  # channels that it rounds up to
 KINDS: dict[str, Any] = {
     cls.kind: cls for cls in vars(layers).values() if isinstance(cls, type) and issubclass(cls, Layer) and cls.kind
 }
-_CONTAINERS = {"sequential": ("layers",), "gate": ("layers",), "residual": ("layers", "shortcut")}  # and their keys
+# Containers and their keys.
+_CONTAINERS = {
+    "sequential": ("layers",),
+    "gate": ("layers",),
+    "residual": ("layers", "shortcut"),
+    "pyramid": ("layers", "boxes", "scores"),
+}
 
 
 # Checks of options: each returns the value as plain JSON has it, or raises TypeError or ValueError.
@@ -151,6 +157,12 @@ def _describe(name: str, layer: Any, where: str) -> dict[str, Any]:
         shortcut = layer.shortcut and _describe("shortcut", layer.shortcut, f"{where}.shortcut")
         inner = describe_layers(layer, f"{where}.")
         return {"name": name, "kind": "residual", "layers": inner, "shortcut": shortcut}
+    if type(layer) is Pyramid:
+        heads = {
+            key: [_describe(child, head, f"{where}.{key}.{child}") for child, head in getattr(layer, key).items()]
+            for key in ("boxes", "scores")
+        }
+        return {"name": name, "kind": "pyramid", "layers": describe_layers(layer, f"{where}."), **heads}
     kind = getattr(layer, "kind", "")
     if KINDS.get(kind) is not type(layer):
         known = ", ".join(cls.__name__ for cls in KINDS.values())
@@ -239,6 +251,8 @@ def _flow(layer: Layer, shape: tuple, where: str) -> Generator[tuple[str, tuple]
             raise MbnpError(f"{where} cannot follow what is before it, of shape {shape}: {error}") from None
         yield where, y_shape
         return y_shape
+    if isinstance(layer, Pyramid):
+        return (yield from _pyramid_flow(layer, shape, where))
     x_shape = shape
     for name, child in layer.layers.items():
         shape = yield from _flow(child, shape, f"{where}.{name}" if where else name)
@@ -252,6 +266,22 @@ def _flow(layer: Layer, shape: tuple, where: str) -> Generator[tuple[str, tuple]
         shape = x_shape
         yield where, shape
     return shape
+
+
+def _pyramid_flow(pyramid: Pyramid, x_shape: tuple, where: str) -> Generator[tuple[str, tuple], None, tuple]:
+    shape = x_shape
+    for (at, stage), *heads in pyramid.branches(where):
+        shape = yield from _flow(stage, shape, at)
+        for head_at, head in heads:
+            made = yield from _flow(head, shape, head_at)
+            if len(made) != 3:
+                raise MbnpError(f"{head_at} makes {made}, and a pyramid takes feature maps")
+    try:
+        rows = pyramid.output_shape(x_shape)
+    except MbnpError as error:
+        raise MbnpError(f"{where}: {error}") from None
+    yield where, rows
+    return rows
 
 
 def _rows(entries: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
@@ -283,6 +313,10 @@ def _rows(entries: Any, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
             continue
         _expect(entry, {"name", "kind", *_CONTAINERS[kind]}, where)
         yield from _rows(entry["layers"], where, depth + 1)
+        for key in ("boxes", "scores") if kind == "pyramid" else ():
+            yield from _rows(entry[key], f"{where}.{key}", depth + 1)
+            if [head["name"] for head in entry[key]] != [stage["name"] for stage in entry["layers"]]:
+                raise MbnpError(f"the {key} of {where} are not those of its stages")
         if (shortcut := entry.get("shortcut")) is not None:
             if not isinstance(shortcut, dict) or shortcut.get("name") != "shortcut":
                 raise MbnpError(f"the shortcut of {where} is not described under that name")
@@ -296,6 +330,8 @@ def _children(entries: list[dict[str, Any]], rng: np.random.Generator, dtype: An
 def _make(entry: dict[str, Any], rng: np.random.Generator, dtype: Any) -> Layer:
     if entry["kind"] in ("sequential", "gate"):
         return (Gate if entry["kind"] == "gate" else Sequential)(_children(entry["layers"], rng, dtype))
+    if entry["kind"] == "pyramid":
+        return Pyramid(*(_children(entry[key], rng, dtype) for key in _CONTAINERS["pyramid"]))
     if entry["kind"] == "residual":
         body, shortcut = _children(entry["layers"], rng, dtype), entry["shortcut"]
         return Residual(body, shortcut and _make(shortcut, rng, dtype))

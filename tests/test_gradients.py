@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mbnp import MbnpError, backend, fused, models
-from mbnp.layers import Dropout, Network, ReLU, Residual
+from mbnp.layers import Dropout, Network, Pyramid, ReLU, Residual, Sequential
 from mbnp.network import Layer
 from tests import twins
 
@@ -20,6 +20,7 @@ NETWORKS = {
     "mobilenet-v2": (64, {"width_mult": 0.25}),
     "mobilenet-v3-small": (64, {"width_mult": 0.5}),
     "xception-cifar": (32, {"width_mult": 0.25}),
+    "ssd-mobilenet-v1-small": (64, {"width_mult": 0.25}),
 }
 
 
@@ -28,6 +29,8 @@ def partners(layer: Layer, module: nn.Module, name: str = "") -> dict[str, nn.Mo
     children = list(getattr(layer, "layers", {}).items())
     if isinstance(layer, Residual) and layer.shortcut:
         children.append(("shortcut", layer.shortcut))
+    if isinstance(layer, Pyramid):
+        children += [("boxes", Sequential(layer.boxes)), ("scores", Sequential(layer.scores))]
     found = {name: module}
     for (child, part), other in zip(children, module.children(), strict=False):  # a shortcut may be nn.Identity
         found |= partners(part, other, f"{name}.{child}" if name else child)
@@ -59,7 +62,8 @@ def prepared(name: str, dtype: type = np.float64) -> tuple[Network, np.ndarray, 
     resolution, options = NETWORKS[name]
     net = twins.vary(models.create(name, num_classes=7, dtype=dtype, **options))
     x, _ = twins.batch(2, resolution, dtype)
-    return net, x, np.random.default_rng(1).standard_normal((2, 7)).astype(dtype)
+    shape = 2, *net.output_shape(x.shape[1:])
+    return net, x, np.random.default_rng(1).standard_normal(shape).astype(dtype)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

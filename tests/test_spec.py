@@ -42,7 +42,7 @@ def test_every_kind_of_layer_is_described():
     described = {type(layer) for _, layer in every_kind().leaves()} | {layers.GlobalAveragePool}
     assert described == set(KINDS.values())
     public = {getattr(layers, name) for name in layers.__all__}
-    containers = {layers.Network, layers.Sequential, layers.Residual, layers.Gate}
+    containers = {layers.Network, layers.Sequential, layers.Residual, layers.Gate, layers.Pyramid}
     rest = containers | {layers.Layer, layers.Parameter, layers.Buffer}
     assert described == public - rest
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mbnp.network import Gate, Layer, Residual, Sequential
+from mbnp.network import Gate, Layer, Pyramid, Residual, Sequential
 from mbnp.parameter import Parameter
 from mbnp.weights import layouts
 
@@ -18,11 +18,14 @@ def torch_network(layer: Layer) -> nn.Module:
     """
     if not isinstance(layer, Sequential):
         return _Leaf(layer)
-    module = _Residual() if isinstance(layer, Residual) else _Gate() if isinstance(layer, Gate) else nn.Sequential()
+    kinds = {Residual: _Residual, Gate: _Gate, Pyramid: _Pyramid}
+    module = next((made for kind, made in kinds.items() if isinstance(layer, kind)), nn.Sequential)()
     for name, child in layer.layers.items():
         module.add_module(name.replace(".", "_"), torch_network(child))
     if isinstance(layer, Residual):
         module.shortcut = nn.Identity() if layer.shortcut is None else torch_network(layer.shortcut)
+    if isinstance(layer, Pyramid):
+        module.boxes, module.scores = (torch_network(Sequential(heads)) for heads in (layer.boxes, layer.scores))
     return module
 
 
@@ -55,3 +58,18 @@ class _Residual(nn.Sequential):
 class _Gate(nn.Sequential):
     def forward(self, x: Any) -> Any:
         return x * super().forward(x).flatten(1)[:, :, None, None]
+
+
+class _Pyramid(nn.Sequential):
+    boxes: nn.Sequential
+    scores: nn.Sequential
+
+    def forward(self, x: Any) -> Any:
+        rows = []
+        heads = zip(self.boxes, self.scores, strict=True)
+        for stage in [module for name, module in self.named_children() if name not in ("boxes", "scores")]:
+            x = stage(x)
+            boxes, scores = (head(x).permute(0, 2, 3, 1) for head in next(heads))
+            count = boxes[0].numel() // 4
+            rows.append(torch.cat([boxes.reshape(-1, count, 4), scores.reshape(len(x), count, -1)], dim=2))
+        return torch.cat(rows, dim=1)

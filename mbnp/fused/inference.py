@@ -16,6 +16,7 @@ from mbnp.fused.match import Operation, geometry, only_convolved
 from mbnp.fused.training import Clock, own, run_layer
 from mbnp.fused.workspace import Arena, Shape
 from mbnp.layers import BatchNorm
+from mbnp.network import join_rows
 
 CHUNK = 16  # images at a time: what one step writes is still in the cache when the next one reads it
 PIXELS = 128  # of a task, at least: fewer would load the weights of its matrix product for too little work
@@ -97,10 +98,10 @@ class Inference:
         records.append(self._copy())
         begin = 0
         for i, operation in enumerate(operations):
-            if operation.kind == "layer":
+            if operation.kind in ("layer", "rows"):
                 if len(records) > begin:
                     self.parts.append((slice(begin, len(records)), None, ()))
-                self.layers[i] = own(operation.layer)
+                self.layers[i] = operation.layer and own(operation.layer)
                 self.parts.append((slice(i, i), operation, operation.names))
             elif not self._inside(i + 1):
                 records.append(self._record(i, operation))
@@ -311,13 +312,15 @@ class Inference:
                 clock(names, False, run)
             else:
                 run()
-        y = np.array(self.maps[len(self.operations)].view(self.data))
-        return y.reshape(len(y), -1) if self.operations[-1].flat else y
+        return np.array(self.maps[len(self.operations)].view(self.data)).reshape(self.operations[-1].seen())
 
     def _kernel(self, program: np.ndarray, x: np.ndarray) -> None:
         kernels.run_program(program, self.table, self.weights, self.data, self.scratch, x.reshape(-1))
 
     def _layer(self, i: int, operation: Operation) -> None:
+        if operation.kind == "rows":
+            self.maps[i + 1].view(self.data)[:, 0] = join_rows([self.maps[j].view(self.data) for j in operation.inputs])
+            return
         source = np.ascontiguousarray(self.maps[operation.inputs[0]].view(self.data))
         flat = operation.inputs[0] > 0 and self.operations[operation.inputs[0] - 1].flat
         y = run_layer(self.layers[i], operation, source.reshape(len(source), -1) if flat else source, False)

@@ -7,6 +7,7 @@
     largest     max pooling
     activation  ReLU or hard-swish by itself: how what comes after it reads a feature map
     gate        a feature map times a factor for each image and channel
+    rows        what the heads of a detector make, as a row for each anchor
     layer       anything else: a layer of the reference network, as it is
 
 Layers may come in any order, with any number of channels. An operation reads feature maps by number: 0 is the batch of
@@ -35,7 +36,7 @@ from mbnp.layers import (
     ReLU,
     Squeeze,
 )
-from mbnp.network import Gate, Layer, Network, Residual, Sequential
+from mbnp.network import Gate, Layer, Network, Pyramid, Residual, Sequential
 from mbnp.ops import window
 
 Shape = tuple[int, ...]
@@ -81,6 +82,11 @@ class Operation(NamedTuple):
         sixth = np.dtype(dtype).type(1 / 6)
         return (sixth if sixth > 1 / 6 else np.nextafter(sixth, 1)), 0.5
 
+    def seen(self) -> Shape:
+        """Return the shape of what it makes as layers have it: (N, H, W, C), flat (N, C), of rows (N, anchors, C)."""
+        n, _, w, c = self.shape
+        return (n, c) if self.flat else (n, w, c) if self.kind == "rows" else self.shape
+
     def layers(self) -> list[Layer]:
         return [layer for layer in (self.layer, self.bn) if layer]
 
@@ -109,7 +115,7 @@ class _Matcher:
             rest = layers[at:]
             found = self._average(rest, source, shape, flat) or self._weighted(rest, source, shape, flat)
             found = found or self._residual(rest, source, shape, flat) or self._gate(rest, source, shape, flat)
-            found = found or self._largest(rest, source, shape, flat)
+            found = found or self._largest(rest, source, shape, flat) or self._pyramid(rest, source, shape, flat)
             found = found or self._activation(rest, source, shape, flat) or self._layer(rest, source, shape, flat)
             self.operations.append(found)
             source, shape, flat = len(self.operations), found.shape, found.flat
@@ -168,9 +174,7 @@ class _Matcher:
         body, out, _ = self.chain(residual.flat(name), source, shape, flat)
         shortcut, other = source, shape
         if residual.shortcut:
-            branch = [(f"{name}.shortcut", residual.shortcut)]
-            if isinstance(residual.shortcut, Sequential) and type(residual.shortcut) is Sequential:
-                branch = residual.shortcut.flat(f"{name}.shortcut")
+            branch = _opened(f"{name}.shortcut", residual.shortcut)
             shortcut, other, _ = self.chain(branch, source, shape, flat)
         if out != other:
             raise MbnpError(f"{name} adds {other[1:]} to {out[1:]}")
@@ -190,6 +194,19 @@ class _Matcher:
         self.taken = 1
         return Operation("gate", (), (source, factors), shape)
 
+    def _pyramid(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
+        """Match the stages and heads of a detector, which is the end of a network."""
+        name, pyramid = layers[0]
+        if type(pyramid) is not Pyramid or flat or len(layers) > 1:
+            return None
+        rows = pyramid.output_shape(shape[1:])  # raises if the heads do not fit one another
+        heads = []
+        for stage, boxes, scores in pyramid.branches(name):
+            source, shape, _ = self.chain(_opened(*stage), source, shape, False)
+            heads += [self.chain(_opened(*head), source, shape, False)[0] for head in (boxes, scores)]
+        self.taken = 1
+        return Operation("rows", (), tuple(heads), (shape[0], 1, *rows))
+
     def _activation(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
         """Match ReLU of a feature map that is clipped at most, or hard-swish of one without activation."""
         kind = type(layers[0][1])
@@ -207,6 +224,11 @@ class _Matcher:
         names = tuple(leaf for leaf, _ in layer.leaves(name))
         made = (shape[0], 1, 1, *out) if len(out) == 1 else (shape[0], *out)
         return Operation("layer", names, (source,), made, len(out) == 1, layer)
+
+
+def _opened(name: str, layer: Layer) -> list[tuple[str, Layer]]:
+    """Return a layer as a chain; a plain Sequential as that of its layers."""
+    return layer.flat(name) if isinstance(layer, Sequential) and type(layer) is Sequential else [(name, layer)]
 
 
 def _supported(conv: Any, shape: Shape, flat: bool, dtype: Any) -> bool:

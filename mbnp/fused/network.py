@@ -78,6 +78,7 @@ class FusedNetwork(Network):
     preprocessing = _shared("preprocessing")
     resolution = _shared("resolution")
     channels = _shared("channels")
+    detection = _shared("detection")
     needs_dx = _shared("needs_dx")
 
     def __init__(self, net: Network) -> None:

@@ -19,7 +19,7 @@ from mbnp.fused.kernels.depthwise import Window, is_three, scratch_vectors
 from mbnp.fused.kernels.largest import Pool
 from mbnp.fused.match import UNLIMITED, Operation, geometry, only_convolved
 from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
-from mbnp.network import Layer, Residual, Sequential
+from mbnp.network import Layer, Pyramid, Residual, Sequential, join_rows, split_rows
 from mbnp.ops import batchnorm, checks
 from mbnp.parameter import Parameter
 
@@ -111,6 +111,16 @@ class Step:
     def shares(self, source: FeatureMap) -> bool:
         """Return whether an input's gradient may take the place of the output's."""
         return False
+
+    def give_back(self, i: int, dx: np.ndarray) -> None:
+        """Make or add to the gradient of an input from dx, of what `values()` returned of it."""
+        source = self.inputs[i]
+        if source.needed:
+            unlimited = np.array(UNLIMITED, source.bounds.dtype)
+            incoming = self.work.part("incoming", *source.shape)
+            incoming[..., : source.channels] = np.reshape(dx, (*source.shape[:3], source.channels))
+            incoming[..., source.channels :] = 0
+            kernels.pass_back(incoming, incoming, unlimited, source.source(), self.target(i, source.shape[0]))
 
     def target(self, i: int, parts: int) -> Target:
         source = self.inputs[i]
@@ -412,7 +422,6 @@ class Reference(Step):
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
         super().__init__(operation, inputs, out, work)
         self.layer = own(operation.layer)
-        self.unlimited = np.array(UNLIMITED, out.bounds.dtype)
         N, *_, C = inputs[0].shape
         work.ask("sums", N, 2, C)
         work.ask("incoming", N, *inputs[0].shape[1:])
@@ -423,21 +432,34 @@ class Reference(Step):
         self.out.z[..., self.out.channels :] = 0
 
     def backward(self) -> None:
-        source, out = self.inputs[0], self.out
+        out = self.out
         dy = np.ascontiguousarray(out.g[..., : out.channels])
-        dx = self.layer.backward(dy.reshape(len(dy), -1) if self.operation.flat else dy)
-        if source.needed:
-            incoming = self.work.part("incoming", *source.shape)
-            incoming[..., : source.channels] = np.reshape(dx, (*source.shape[:3], source.channels))
-            incoming[..., source.channels :] = 0
-            target = self.target(0, source.shape[0])
-            kernels.pass_back(incoming, incoming, self.unlimited, source.source(), target)
+        self.give_back(0, self.layer.backward(dy.reshape(len(dy), -1) if self.operation.flat else dy))
+
+
+class Rows(Step):
+    """A row for each anchor, of what a detector's heads make."""
+
+    def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
+        super().__init__(operation, inputs, out, work)
+        for source in inputs:
+            work.ask("sums", source.shape[0], 2, source.shape[3])
+            work.ask("incoming", *source.shape)
+
+    def forward(self) -> None:
+        self.out.z[:, 0, :, : self.out.channels] = join_rows([source.values() for source in self.inputs])
+        self.out.z[..., self.out.channels :] = 0
+
+    def backward(self) -> None:
+        shapes = [(*source.shape[:3], source.channels) for source in self.inputs]
+        for i, dx in enumerate(split_rows(self.out.g[:, 0, :, : self.out.channels], shapes)):
+            self.give_back(i, dx)
 
 
 def run_layer(layer: Layer, operation: Operation, x: np.ndarray, train: bool) -> np.ndarray:
     """Return a reference layer's output (N, H, W, C) for x, which is flat where its input is."""
     y = layer.forward(x, train)
-    expected = operation.shape[:1] + operation.shape[3:] if operation.flat else operation.shape
+    expected = operation.seen()
     if y.shape != expected:
         raise MbnpError(f"{operation.names[0]} made {y.shape} where its output_shape says {expected}")
     return y.reshape(operation.shape)
@@ -450,6 +472,10 @@ def own(layer: Any) -> Any:
         layer.layers = {name: own(child) for name, child in layer.layers.items()}
     if isinstance(layer, Residual):
         layer.shortcut = layer.shortcut and own(layer.shortcut)
+    if isinstance(layer, Pyramid):
+        layer.boxes, layer.scores = (
+            {name: own(head) for name, head in heads.items()} for heads in (layer.boxes, layer.scores)
+        )
     return layer
 
 
@@ -465,7 +491,7 @@ def _rows(parameter: Parameter) -> np.ndarray:
 
 KINDS: dict[str, type[Step]] = {
     "conv": Conv, "depthwise": Depthwise, "sum": Sum, "average": Average, "largest": Largest, "gate": Gate,
-    "layer": Reference,
+    "rows": Rows, "layer": Reference,
 }  # fmt: skip
 
 
@@ -509,6 +535,7 @@ class Plan:
             out.needed = operation.learns() or any(source.needed for source in inputs)
             self.steps.append(KINDS[operation.kind](operation, inputs, out, self.work))
         self.maps, self.out = list(maps.values()), maps[first + len(operations)]
+        self.seen = operations[-1].seen()
         self.work.ask("sums", self.out.shape[0], 2, self.out.shape[3])
         self._plan_gradients(arena)
         for step in self.steps:
@@ -569,13 +596,12 @@ class Plan:
             self.images.z[..., : self.images.channels] = x
         for step in self.steps:
             clock(step.operation.names, False, step.forward)
-        return self.out.values()
+        return self.out.values().reshape(self.seen)
 
     def backward(self, dy: np.ndarray, clock: Clock = plainly) -> np.ndarray | None:
         """Add every gradient, from that of what `forward` returned; return that of its input where it is needed."""
         out = self.out
-        expected = (*out.shape[:3], out.channels)
-        dy = checks.gradient(dy, (expected[0], expected[3]) if out.flat else expected, out.z).reshape(expected)
+        dy = checks.gradient(dy, self.seen, out.z).reshape((*out.shape[:3], out.channels))
         if not out.needed:
             return None
         out.g[..., : out.channels] = dy

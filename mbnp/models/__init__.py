@@ -20,6 +20,7 @@ from mbnp.models.mobilenet_v2 import mobilenet_v2, mobilenet_v2_cifar
 from mbnp.models.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small, mobilenet_v3_small_cifar
 from mbnp.models.new_head import with_new_head
 from mbnp.models.resnet import resnet20
+from mbnp.models.ssd import ssd_mobilenet_v1_small
 from mbnp.models.xception import xception, xception_cifar
 from mbnp.network import Network
 
@@ -37,6 +38,7 @@ __all__ = [
     "mobilenet_v3_small_cifar",
     "names",
     "resnet20",
+    "ssd_mobilenet_v1_small",
     "standard_small",
     "with_new_head",
     "xception",
@@ -58,6 +60,7 @@ _BUILDERS: dict[str, Callable[..., Network]] = {
         xception,
         xception_cifar,
         resnet20,
+        ssd_mobilenet_v1_small,
     )
 }
 

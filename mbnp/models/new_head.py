@@ -18,6 +18,8 @@ def with_new_head(net: Network, num_classes: int, seed: int = 0) -> Network:
     dtype, resolution and preprocessing; its `classes` are None.
     """
     begin(num_classes, seed, net.dtype)  # raises for what no builder takes
+    if net.detects():
+        raise MbnpError("a detector has heads on several feature maps, and none of them can be replaced alone")
     description = copy.deepcopy(spec.describe(net))
     name, head = _last_with_weights(description["layers"]) or ("", {"kind": "nothing"})
     if head["kind"] not in _HEADS or head.get("kernel", [1, 1]) != [1, 1]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbnp import cost, pages
-from mbnp.network import Gate, Layer, Network, Residual, Sequential
+from mbnp.network import Gate, Layer, Network, Pyramid, Residual, Sequential
 from mbnp.pages import charts
 from mbnp.pages.charts import Scale
 
@@ -41,7 +41,7 @@ class Node(NamedTuple):
     """A layer, or what joins the branches of a container, and the nodes whose outputs it reads."""
 
     name: str  # as in `net.activations`
-    kind: str  # the layer's, or "image", "sum", "gate"
+    kind: str  # the layer's, or "image", "sum", "gate", "rows"
     layer: Layer
     inputs: tuple[int, ...]
     shape: tuple[int, ...]  # of one output
@@ -57,14 +57,20 @@ def graph(net: Network, shape: tuple[int, int, int]) -> list[Node]:
     """Return the nodes of a network for an image of `shape` (H, W, C), in the order of computation.
 
     The first is the image, and the last makes the logits. A residual's node comes after both branches, body first; a
-    gate's reads its input and then its factors.
+    gate's reads its input and then its factors, and a pyramid's all its heads.
     """
     nodes = [Node("image", "image", Layer(), (), shape)]
 
     def add(layer: Layer, name: str, at: int) -> int:
         inputs: tuple[int, ...] = (at,)
         kind = layer.kind
-        if isinstance(layer, Sequential):
+        if isinstance(layer, Pyramid):
+            heads, last = list[int](), at
+            for stage, boxes, scores in layer.branches(name):
+                last = add(stage[1], stage[0], last)
+                heads += [add(head, head_at, last) for head_at, head in (boxes, scores)]
+            kind, inputs = "rows", tuple(heads)
+        elif isinstance(layer, Sequential):
             last = at
             for child, inner in layer.layers.items():
                 last = add(inner, f"{name}.{child}" if name else child, last)

@@ -12,6 +12,7 @@ from mbnp import spec
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
 
+SCORES, RESIZES = ("softmax", "sigmoid"), ("stretch", "pad")  # of a detector
 OF_BYTES = 8  # numbers above it are of images from 0 to 255; a rare scaling of images from 0 to 1 has 4
 
 
@@ -48,10 +49,12 @@ def check_values(arrays: Mapping[str, np.ndarray]) -> None:
             raise MbnpError(f"{name} holds NaN, infinity or a negative variance")
 
 
-def set_description(net: Network, resolution: Any, classes: Any, preprocessing: Any) -> None:
-    """Let `net` have what a file says of its images and classes; MbnpError if that does not fit."""
+def set_description(net: Network, resolution: Any, classes: Any, preprocessing: Any, detection: Any = None) -> None:
+    """Let `net` have what a file says of its images, classes and anchors; MbnpError if that does not fit."""
     preprocessing = check_description(net, resolution, classes, preprocessing)
+    check_detection(net, detection)
     net.resolution, net.classes, net.preprocessing = resolution, classes, preprocessing
+    net.detection = net.detection if detection is None else detection
 
 
 def check_description(net: Network, resolution: Any, classes: Any, preprocessing: Any) -> Any:
@@ -65,6 +68,29 @@ def check_description(net: Network, resolution: Any, classes: Any, preprocessing
         if len(classes) != net.num_classes:
             raise MbnpError(f"it names {len(classes)} classes for {net.num_classes} outputs")
     return None if preprocessing is None else check_preprocessing(preprocessing, net.channels)
+
+
+def check_detection(net: Network, detection: Any) -> None:
+    """Raise MbnpError for what says, and wrongly, how a detector's rows are boxes."""
+    if detection is None:
+        return
+    try:
+        sizes = [[[_positive(side) for side in size] for size in sizes] for sizes in detection["anchors"]]
+        scales = [_positive(scale) for scale in detection["scales"]]
+        good = set(detection) == {"anchors", "scales", "scores", "resize"} and len(scales) == 4
+        good = good and detection["scores"] in SCORES and detection["resize"] in RESIZES
+        good = good and all(len(size) == 2 for each in sizes for size in each)
+    except (KeyError, TypeError, ValueError):
+        good = False
+    if not good:
+        wanted = f"sizes of anchors, four scales, scores {' or '.join(SCORES)} and resize {' or '.join(RESIZES)}"
+        raise MbnpError(f"its detection is {short(detection, 120)}, not {wanted}")
+    if not net.detects():
+        raise MbnpError("it has anchors, and no heads for them")
+    grids, (rows, _) = net.grids(), net.output_shape((net.resolution, net.resolution, net.channels))
+    counts = [len(each) for each in sizes]
+    if len(counts) != len(grids) or sum(h * w * count for (h, w), count in zip(grids, counts, strict=True)) != rows:
+        raise MbnpError(f"its {counts} anchors for a cell do not make the {rows:,} rows of its heads")
 
 
 def check_preprocessing(preprocessing: Any, channels: int) -> dict[str, Any]:
@@ -92,6 +118,12 @@ def check_scale(net: Network) -> None:
         mean, std = (",".join(f"{value / 255:.4g}" for value in said[name]) for name in ("mean", "std"))
         scale = f"mean {short(said['mean'])} and std {short(said['std'])} are on a scale of 0 to 255"
         raise MbnpError(f"{scale}, and here images are from 0 to 1: divided by 255 they are {mean} and {std}")
+
+
+def _positive(value: Any) -> float:
+    if not 0 < _real(value) < 1e6:
+        raise ValueError("not above 0")
+    return value
 
 
 def _real(value: Any) -> float:

@@ -23,7 +23,7 @@ from mbnp.weights import files, torch_files
 
 FORMAT = "mbnp 1"
 CHECKSUM = "sha256"
-KEYS = ("arch", "resolution", "classes", "preprocessing")  # of the metadata
+KEYS = ("arch", "resolution", "classes", "preprocessing")  # of the metadata; a detector's has "detection", too
 
 
 def save(net: Network, path: Path) -> None:
@@ -46,19 +46,22 @@ def describe(net: Network) -> dict[str, str]:
     """Return the metadata of a network; MbnpError if it could not be built again from that."""
     try:
         preprocessing = files.check_description(net, net.resolution, net.classes, net.preprocessing)
+        files.check_detection(net, net.detection)
     except MbnpError as error:
         raise MbnpError(f"a checkpoint of this network could not be read again: {error}") from None
     said = models.description(net), net.resolution, net.classes, preprocessing
-    return {"format": FORMAT, **dict(zip(KEYS, map(json.dumps, said), strict=True))}
+    detection = {} if net.detection is None else {"detection": json.dumps(net.detection)}
+    return {"format": FORMAT, **dict(zip(KEYS, map(json.dumps, said), strict=True)), **detection}
 
 
 def build(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray], path: Path) -> Network:
     """Return the network that metadata and arrays describe; MbnpError, which names the path, if they do not."""
     try:
-        arch, *said = (json.loads(metadata[key]) for key in KEYS)
+        arch, resolution, classes, preprocessing = (json.loads(metadata[key]) for key in KEYS)
         net = models.from_description(arch, _dtype(arrays), sum(array.size for array in arrays.values()))
         net.load_state(arrays)
-        files.set_description(net, *said)
+        detection = json.loads(metadata.get("detection", "null"))
+        files.set_description(net, resolution, classes, preprocessing, detection)
         files.check_values(arrays)
     except KeyError as error:
         raise MbnpError(f"{path} is not a usable checkpoint: its metadata has no {error}") from None

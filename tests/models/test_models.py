@@ -16,6 +16,7 @@ CASES = [
     ("mobilenet-v1-cifar", {"width_mult": 0.25}, 32),
     ("mobilenet-v1", {"width_mult": 0.25, "num_classes": 12}, 65),
     ("resnet20", {"width_mult": 0.5}, 32),
+    ("ssd-mobilenet-v1-small", {"width_mult": 0.25, "num_classes": 7}, 65),
 ]
 
 
@@ -177,11 +178,14 @@ def test_grey_networks_are_described_saved_and_converted(name, tmp_path):
     assert models.description(net) == net.arch
     assert net.arch["channels"] == 1
     assert "channels" not in models.create(name).arch, "as in files from before there was a choice"
-    assert models.with_new_head(net, 7).arch == net.arch | {"num_classes": 7}
+    if not net.detects():
+        assert models.with_new_head(net, 7).arch == net.arch | {"num_classes": 7}
     assert relative(fused.convert(net).forward(x), expected) < 1e-5
     read = {family.builder for family in torch_known.FAMILIES}  # by their names in a state dict
     for suffix in (".safetensors", ".onnx", *[".pt"] * (name in read)):
         weights.save(net, tmp_path / f"net{suffix}")
+        if suffix == ".onnx" and net.detects():  # written only
+            continue
         again = weights.load(tmp_path / f"net{suffix}")
         assert again.channels == 1
         assert relative(again.forward(x), expected) < 1e-5, suffix

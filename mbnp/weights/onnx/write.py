@@ -11,7 +11,7 @@ import numpy as np
 import mbnp
 from mbnp import layers, models
 from mbnp.errors import MbnpError
-from mbnp.network import Gate, Layer, Network, Residual, Sequential
+from mbnp.network import Gate, Layer, Network, Pyramid, Residual, Sequential
 from mbnp.ops import window
 from mbnp.storage import replacing
 from mbnp.weights import files, layouts
@@ -56,7 +56,7 @@ def _model(onnx: Any, net: Network, layout: str, fold: bool) -> Any:
     graph.nodes[-1].output[0] = OUTPUT
     ends = []
     for name, shape in ((INPUT, size), (OUTPUT, out)):
-        dims = shape if layout == "NHWC" else (shape[-1], *shape[:-1])
+        dims = shape if layout == "NHWC" or len(shape) == 2 else (shape[-1], *shape[:-1])
         ends.append([onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", *dims])])
     model = onnx.helper.make_model(
         onnx.helper.make_graph(graph.nodes, "mbnp", *ends, graph.arrays),
@@ -100,6 +100,21 @@ class _Graph:
                 x = self.layer(name, layer, x, bn)
         return x
 
+    def pyramid(self, name: str, pyramid: Pyramid, x: str) -> str:
+        """Add stages and heads, and what makes a row for each anchor of them."""
+        rows = []
+        for (at, stage), (boxes_at, boxes), (scores_at, scores) in pyramid.branches(name):
+            x = self.sequence(Sequential({at: stage}).flat(), x)
+            anchors = _channels(boxes) // 4
+            parts = []
+            for head_at, head, columns in ((boxes_at, boxes, 4), (scores_at, scores, _channels(scores) // anchors)):
+                y = self.sequence(Sequential({head_at: head}).flat(), x)
+                y = self.node("Transpose", f"{head_at}.nhwc", [y], perm=TO_CHANNELS_LAST)
+                shape = self.array(f"{head_at}.shape", [0, -1, columns], np.int64)
+                parts.append(self.node("Reshape", f"{head_at}.rows", [y, shape]))
+            rows.append(self.node("Concat", f"{at}.rows", parts, axis=2))
+        return self.node("Concat", f"{name}.rows", rows, axis=1)
+
     def layer(self, name: str, layer: Any, x: str, bn: Any = None) -> str:
         """Add a layer, with `bn` folded into its weights, and return the name of its output."""
         if layouts.axes(type(layer)):
@@ -122,6 +137,8 @@ class _Graph:
             case Gate():
                 factors, each = self.sequence(layer.flat(name), x), self.array(f"{name}.each", [0, -1, 1, 1], np.int64)
                 return self.node("Mul", name, [x, self.node("Reshape", f"{name}.reshape", [factors, each])])
+            case Pyramid():
+                return self.pyramid(name, layer, x)
             case layers.HardSigmoid():
                 return self.node("HardSigmoid", name, [x], alpha=1 / 6, beta=0.5)
             case layers.Dropout():
@@ -178,3 +195,9 @@ def _window(kernel: tuple[int, ...], options: dict[str, Any]) -> dict[str, Any]:
         return attributes | {"auto_pad": "SAME_UPPER"}
     (top, bottom), (left, right) = layers.Pad(options["padding"]).padding
     return attributes | {"pads": [top, left, bottom, right]}
+
+
+def _channels(head: Layer) -> int:
+    """Return how many channels a head makes: those of its last layer with weights."""
+    *_, last = (layer for _, layer in head.leaves() if "weight" in layer.parameters())
+    return last.parameters()["weight"].value.shape[-1]
