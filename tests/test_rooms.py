@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mbnp
-from mbnp import ops
+from mbnp import detection, ops
 
 PACKAGE = Path(mbnp.__file__).parent
 PAGE = (PACKAGE / "README.md").read_text(encoding="utf-8")
@@ -98,10 +98,12 @@ def test_no_docstring_is_a_fragment():
 
 
 def test_every_public_operation_is_typed():
-    """mypy refuses untyped definitions elsewhere; in ops, kernels and loops have no types, and the rest has."""
+    """mypy refuses untyped definitions elsewhere; here kernels and loops have no types, and the rest has."""
     internal = re.compile(r"_(loops|numpy|numba)$")
-    for name in (module.name for module in pkgutil.iter_modules(ops.__path__)):
-        module = importlib.import_module(f"mbnp.ops.{name}")
+    for name in (
+        m.name for folder in (ops, detection) for m in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}.")
+    ):
+        module = importlib.import_module(name)
         for function in (f for f in vars(module).values() if inspect.isfunction(f)):
             if function.__module__ == module.__name__ and not internal.search(function.__name__):
                 if function.__name__.startswith("_"):

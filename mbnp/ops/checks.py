@@ -6,11 +6,14 @@ from mbnp.backend import of_one_type
 from mbnp.errors import MbnpError, refuse_mask
 
 
-def array(name: str, value: np.ndarray, layout: str | None = None, like: np.ndarray | None = None) -> np.ndarray:
+def array(
+    name: str, value: np.ndarray, layout: str | None = None, like: np.ndarray | None = None, empty: bool = False
+) -> np.ndarray:
     """Return `value` as a C-contiguous float array (not copied if it is one already).
 
-    layout: the axes it must have, such as "(N, H, W, C)"; like: the array whose dtype it must share. Kernels
-    only ever see contiguous arrays that can be written, so that no view compiles a kernel of its own.
+    layout: the axes it must have, such as "(N, H, W, C)"; like: the array whose dtype it must share; empty: whether it
+    may hold nothing. Kernels only ever see contiguous arrays that can be written, so that no view compiles a kernel of
+    its own.
     """
     if not isinstance(value, np.ndarray):
         raise MbnpError(f"{name} must be a NumPy array, got {type(value).__name__}: use np.asarray({name})")
@@ -22,7 +25,7 @@ def array(name: str, value: np.ndarray, layout: str | None = None, like: np.ndar
         raise MbnpError(f"{name} is {value.dtype} where the input is {like.dtype}: use {name}.astype(np.{like.dtype})")
     if layout is not None and value.ndim != len(layout.split(",")):
         raise MbnpError(f"{name} must have the axes {layout}, got the shape {value.shape}")
-    if value.size == 0:
+    if value.size == 0 and not empty:
         raise MbnpError(f"{name} is empty: its shape is {value.shape}")
     return of_one_type(np.asarray(value, order="C"))
 

@@ -73,13 +73,14 @@ def backward_loops(logits, labels, label_smoothing):
 # --- NumPy: all rows at once ---
 
 
-def _log_softmax(logits):
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the probabilities (N, D) of logits (N, D)."""
     z = logits - logits.max(axis=1, keepdims=True)  # nd, n -> nd
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
 def forward_numpy(logits, labels, label_smoothing):
-    log_prob = _log_softmax(logits)
+    log_prob = log_softmax(logits)
     loss = -(1 - label_smoothing) * log_prob[np.arange(len(labels)), labels].mean(dtype=np.float64)
     if label_smoothing > 0:  # or 0 * -inf would make a NaN of an impossible class
         loss -= label_smoothing * log_prob.mean(dtype=np.float64)
@@ -108,7 +109,7 @@ _backward = backend.pick(loops=backward_loops, numpy=backward_numpy, numba=backw
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Return probabilities (N, D) from logits (N, D); every row adds up to 1."""
     logits = checks.array("logits", logits, "(N, D)")
-    return np.exp(_log_softmax(logits))
+    return np.exp(log_softmax(logits))
 
 
 def forward(logits: np.ndarray, labels: np.ndarray, label_smoothing: float = 0.0) -> np.floating:
