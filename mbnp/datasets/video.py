@@ -17,7 +17,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mbnp import storage
-from mbnp.datasets.images import files_in, quiet
+from mbnp.datasets.images import files_in, read_whole
 from mbnp.errors import MbnpError
 
 RATE = 25.0  # frames a second, where nothing says it
@@ -185,7 +185,7 @@ def _device(name: str, platform: str) -> tuple[str, str]:
     return (f"/dev/video{name}" if name.isdecimal() else name), "v4l2"
 
 
-def ahead(frames: Source, waiting: int = WAITING, stop: threading.Event | None = None) -> Iterator[Frame]:
+def ahead(frames: Source, waiting: int = WAITING, stop: threading.Event | None = None) -> Generator[Frame, None, None]:
     """Yield the frames of a source while a thread reads the next ones, of which at most `waiting` wait.
 
     Of a live source only the newest waits: those that it replaces are counted as dropped. Once `stop` is set, it ends.
@@ -290,14 +290,6 @@ def _av() -> Any:
 
     av.logging.set_level(av.logging.PANIC)  # what is wrong with a frame is counted, not printed
     return av
-
-
-def read_whole(path: str) -> np.ndarray:
-    try:
-        with quiet(), Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except Exception as error:
-        raise MbnpError(f"{path}: {error}") from None
 
 
 def _reason(error: Exception) -> str:
