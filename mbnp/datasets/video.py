@@ -193,27 +193,28 @@ def ahead(frames: Source, waiting: int = WAITING, stop: threading.Event | None =
     stop = stop or threading.Event()
     ready: queue.Queue[Any] = queue.Queue(1 if frames.live else waiting)
 
-    def put(item: Any) -> None:
+    def put(item: Any, replace: bool) -> None:
         while not stop.is_set():
-            with suppress(queue.Full):
-                return ready.put(item, timeout=0 if frames.live else 0.1)
-            if frames.live:
-                with suppress(queue.Empty):
-                    ready.get_nowait()
-                    frames.dropped += 1
+            try:
+                return ready.put(item, timeout=0 if replace else 0.1)
+            except queue.Full:
+                if replace:
+                    with suppress(queue.Empty):
+                        ready.get_nowait()
+                        frames.dropped += 1
         return None
 
     def read() -> None:
         try:
             for frame in frames:
-                put(frame)
+                put(frame, replace=frames.live)
                 if stop.is_set():
                     return
-            put(None)
+            put(None, replace=False)
         except BaseException as error:
-            put(error)
+            put(error, replace=False)
 
-    reader = threading.Thread(target=read, daemon=True)
+    reader = threading.Thread(target=read, name="frames", daemon=True)
     reader.start()
     try:
         while not stop.is_set():
