@@ -24,8 +24,9 @@ from typing import Any, TypeGuard, get_type_hints
 import numpy as np
 
 from mbnp import layers
+from mbnp.containers import check_factors
 from mbnp.errors import MbnpError, short, unknown
-from mbnp.network import Gate, Layer, Network, Pyramid, Residual, Sequential, check_factors
+from mbnp.network import Gate, Layer, Network, Pyramid, Residual, Sequential
 from mbnp.ops import window
 
 NAME = "layers"  # the name of an architecture that lists its layers, where others have their builder's

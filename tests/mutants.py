@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {  # where mutants are made, and the tests of that room
     "mbnp/ops": ["tests/ops", "tests/test_gradcheck.py"],
     "mbnp/layers.py": ["tests/test_layers.py", "tests/test_spec.py", "tests/models", "tests/ops/test_loops.py"],
+    "mbnp/layer.py": ["tests/test_layers.py", "tests/models", "tests/test_train.py", "tests/test_finetune.py"],
+    "mbnp/containers.py": ["tests/test_layers.py", "tests/test_pyramid.py", "tests/models", "tests/test_gradients.py"],
     "mbnp/network.py": ["tests/test_layers.py", "tests/models", "tests/test_train.py", "tests/test_finetune.py"],
     "mbnp/train.py": ["tests/test_train.py", "tests/test_train_step.py", "tests/test_resume.py", "tests/test_cli.py"],
     "mbnp/optim": ["tests/test_optim.py", "tests/test_resume.py"],

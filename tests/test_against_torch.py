@@ -70,7 +70,7 @@ OWN_NAMES = {"stem": "first", "block.a.conv": "conv", "block.a.bn": "norm", "fc"
 
 
 def test_every_model_is_here():
-    assert CASES.keys() == set(models.names())
+    assert CASES.keys() == {name for name in models.names() if not models.create(name, width_mult=0.25).detects()}
 
 
 def test_dropout_is_refused():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mbnp import MbnpError, backend, cost, fused, models, spec, weights
+from mbnp.containers import join_rows, split_rows
 from mbnp.layers import Conv, Network, Pointwise, Pyramid, ReLU, Sequential
-from mbnp.network import join_rows, split_rows
 from mbnp.weights import onnx
 from tests.twins import assert_close, assert_gradients, batch, gradients, relative, tensor, torch_network, vary
 

@@ -233,7 +233,7 @@ def test_the_good_one_is_good(tmp_path):
 # -- new heads ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", [name for name in models.names() if not name.startswith("ssd")])
 @pytest.mark.parametrize("num_classes", [3, 5])
 def test_a_new_head_keeps_the_body(name, num_classes):
     net = vary(models.create(name, num_classes=3, width_mult=0.25))

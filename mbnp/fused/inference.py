@@ -11,12 +11,12 @@ import numpy as np
 
 from mbnp import backend
 from mbnp.backend.vectors import padded, width
+from mbnp.containers import join_rows
 from mbnp.fused.kernels import program as kernels
 from mbnp.fused.match import Operation, geometry, only_convolved
 from mbnp.fused.training import Clock, own, run_layer
 from mbnp.fused.workspace import Arena, Shape
 from mbnp.layers import BatchNorm
-from mbnp.network import join_rows
 
 CHUNK = 16  # images at a time: what one step writes is still in the cache when the next one reads it
 PIXELS = 128  # of a task, at least: fewer would load the weights of its matrix product for too little work

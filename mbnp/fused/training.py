@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mbnp.backend.vectors import padded
+from mbnp.containers import join_rows, split_rows
 from mbnp.errors import MbnpError
 from mbnp.fused import kernels, windows
 from mbnp.fused.kernels.arrays import Gradient, Source, Target, Work
@@ -19,7 +20,7 @@ from mbnp.fused.kernels.depthwise import Window, is_three, scratch_vectors
 from mbnp.fused.kernels.largest import Pool
 from mbnp.fused.match import UNLIMITED, Operation, geometry, only_convolved
 from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
-from mbnp.network import Layer, Pyramid, Residual, Sequential, join_rows, split_rows
+from mbnp.network import Layer, Pyramid, Residual, Sequential
 from mbnp.ops import batchnorm, checks
 from mbnp.parameter import Parameter
 

@@ -46,7 +46,7 @@ def small(name, dtype=np.float32):
     return net
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", [name for name in models.names() if not name.startswith("ssd")])  # written only
 @LAYOUTS
 @FOLD
 def test_models_go_out_and_come_back(tmp_path, name, layout, fold):
