@@ -391,7 +391,7 @@ def _show(p: argparse.ArgumentParser) -> None:
     """
     _add(p, "path PATH", "as --data", nargs="?")
     _share(p, "--data PATH")
-    _add(p, "--resolution N", "make the images of a folder N x N", default=32)
+    _add(p, "--resolution N", "make the images of a folder, or draw scenes10, N x N (default: 32, scenes 96)")
     _add(p, "--out FILE.png", "the samples", default="samples.png")
 
 
@@ -404,7 +404,7 @@ def _samples(p: argparse.ArgumentParser) -> None:
     _add(p, "out OUT", "a folder that does not exist")
     _share(p, "--data PATH")
     _add(p, "--count N", "number of images", default=10)
-    _add(p, "--resolution N", "make the images of a folder N x N", default=32)
+    _add(p, "--resolution N", "make the images of a folder, or draw scenes10, N x N (default: 32, scenes 96)")
 
 
 def _download(p: argparse.ArgumentParser) -> None:
@@ -548,7 +548,7 @@ def _several(kind: Any, choices: Any) -> Any:
 TYPES: dict[str, Any] = {"N": int, "K": int, "X": number, "RUN": Path, "PAGE": Path, "R,G,B": _numbers}
 SHARED = {
     "--data PATH": "a folder of images with a folder for each class, or a folder or archive of the binary records of "
-    "CIFAR-10 or CIFAR-100, or cifar10, cifar100, cifar100:coarse, shapes10 (default: what MBNP_DATA "
+    "CIFAR-10 or CIFAR-100, or cifar10, cifar100, cifar100:coarse, shapes10, scenes10 (default: what MBNP_DATA "
     "names or what is in ./data or the user's cache, or else shapes10, images that mbnp draws itself)",
     "--width-mult X": "all channels times X (default: 1)",
     "--channels N": "of the images: 3, or 1 for grey (default: 3)",

@@ -32,6 +32,7 @@ def bars(u, v):
 
 def draw(folder, counts=(10, 30), seed=0):
     """Three classes that shapes10 has not, each image of the same mean colour: train/ and test/ with that many each."""
+    across, down = shapes10.places(32)
     for part, count in zip(("train", "test"), counts, strict=True):
         for shape in (diamond, half_disc, bars):
             rng = np.random.default_rng([seed, *f"{part}/{shape.__name__}".encode()])
@@ -39,9 +40,9 @@ def draw(folder, counts=(10, 30), seed=0):
                 rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
                 for low, high in ((0, 1), (-5, 5), (-0.3, 0.3), (9, 13.5), (0.25, 0.75))
             )
-            u, v = (axis / radius for axis in shapes10._turn(shapes10._X - shift, shapes10._Y + shift, turn))
+            u, v = (axis / radius for axis in shapes10.turn(across - shift, down + shift, turn))
             coverage = np.clip(0.5 - shape(u, v) * radius, 0, 1)[..., None]
-            ground, paint = shapes10._paint(rng, hue, 0.35, 0.9), shapes10._paint(rng, hue + other, 0.6, 1)
+            ground, paint = shapes10.paint(rng, hue, 0.35, 0.9), shapes10.paint(rng, hue + other, 0.6, 1)
             images = 255 * (ground + (paint - ground) * coverage)
             levelled = (images + 120 - images.mean((1, 2), keepdims=True)).clip(0, 255).round().astype(np.uint8)
             for i, image in enumerate(levelled):

@@ -23,7 +23,11 @@ from mbnp.network import Network
 
 
 def load_data(
-    spec: str | None, resolution: int, channels: int = 3, say: Callable[[str], object] = print, asked: bool = False
+    spec: str | None,
+    resolution: int | None,
+    channels: int = 3,
+    say: Callable[[str], object] = print,
+    asked: bool = False,
 ) -> Dataset:
     """Return the data set, with a bar or, where there is no terminal, a line while its images are decoded.
 

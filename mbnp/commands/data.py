@@ -14,6 +14,8 @@ from mbnp.commands.console import Console
 from mbnp.errors import MbnpError, unknown
 from mbnp.storage import new_folder
 
+SCENES = 24  # images that are shown of a data set with boxes
+
 
 def run(options: Namespace) -> None:
     actions = {"show": _show, "samples": _samples, "download": _download, "subset": _subset}
@@ -30,11 +32,23 @@ def _show(options: Namespace) -> None:
     for line in common.about(data, len(data.damaged)):
         print(tables.hang(f"  {line}", indent=4))
     print(f"  images {shape}, mean {mean}, standard deviation {std}")
+    if data.train.boxes is not None:
+        print("  in each line below, the number of objects, each of which has a box")
     for k, name in enumerate(data.classes):
         train, test = (np.count_nonzero(split.labels == k) for split in (data.train, data.test))
         print(tables.hang(f"  {name:12} {train:6,} training, {test:6,} test", indent=4))
-    plots.save(plots.contact_sheet(data.train.images, data.train.labels, data.classes), options.out)
+    if data.train.boxes is None:
+        plots.save(plots.contact_sheet(data.train.images, data.train.labels, data.classes), options.out)
+    else:
+        plots.save(plots.outlined(data.train.images[:SCENES], _outlines(data.train, data.classes)), options.out)
     print(f"samples of each class: {options.out}")
+
+
+def _outlines(split: datasets.Split, classes: list[str]) -> list[list[plots.Outline]]:
+    """Return what is drawn around the objects of the first images."""
+    assert split.boxes is not None
+    rows = zip(split.labels[:SCENES], split.boxes[:SCENES], strict=True)
+    return [[plots.Outline(box, classes[k]) for k, box in zip(*row, strict=True) if k >= 0] for row in rows]
 
 
 def _samples(options: Namespace) -> None:
@@ -42,6 +56,8 @@ def _samples(options: Namespace) -> None:
         raise MbnpError(f"--count must be at least 1, got {options.count}")
     data = common.load_data(options.data, options.resolution)
     labels = data.test.labels
+    if data.test.boxes is not None:  # an image by what is seen of the first object
+        labels = labels[:, 0]
     places = [np.flatnonzero(labels == k) for k in range(len(data.classes))]
     rounds = max(map(len, places))
     chosen = [mine[i] for i in range(rounds) for mine in places if i < len(mine)][: options.count]
@@ -50,7 +66,8 @@ def _samples(options: Namespace) -> None:
             name = re.sub(r"[^\w .,()+-]", "_", data.classes[labels[i]])
             image = data.test.images[i]
             Image.fromarray(image if image.shape[2] == 3 else image[..., 0]).save(folder / f"{name}-{i}.png")
-    print(tables.hang(f"{len(chosen)} test images of {data.name} are in {options.out}: mbnp predict {options.out}"))
+    command = f"predict {options.out}" if data.test.boxes is None else f"detect {options.out} --checkpoint FILE"
+    print(tables.hang(f"{len(chosen)} test images of {data.name} are in {options.out}: mbnp {command}"))
 
 
 def _download(options: Namespace) -> None:

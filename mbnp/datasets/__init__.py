@@ -5,8 +5,9 @@
 >>> data.train.images.shape, data.classes[3]
 >>> for x, y in datasets.batches(data.test, 256, mean=data.mean, std=data.std): ...
 
-cifar10.py reads CIFAR-10's and CIFAR-100's binary layouts, downloading.py fetches them, shapes10.py draws, images.py
-reads image files, folder.py a folder of them, and batching.py turns stored images into what a network takes.
+cifar10.py reads CIFAR-10's and CIFAR-100's binary layouts, downloading.py fetches them, shapes10.py and scenes10.py
+draw, images.py reads image files, folder.py a folder of them, and batching.py turns stored images into what a network
+takes.
 """
 
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mbnp import errors
-from mbnp.datasets import cifar10, dataset, folder, shapes10
+from mbnp.datasets import cifar10, dataset, folder, scenes10, shapes10
 from mbnp.datasets.batching import AUGMENTATIONS, augment, batches, count_batches, normalise, resized_crop
 from mbnp.datasets.cifar10 import subset
 from mbnp.datasets.dataset import Dataset, Split
@@ -36,29 +37,30 @@ __all__ = [
     "load",
     "normalise",
     "resized_crop",
+    "scenes10",
     "shapes10",
     "subset",
 ]
 
 LAYOUTS = {layout.name: layout for layout in (cifar10.CIFAR10, cifar10.CIFAR100)}
-NAMES = (*LAYOUTS, "shapes10")
+NAMES = (*LAYOUTS, "shapes10", "scenes10")
 _COARSE = ":coarse"  # after cifar100, or a path of it: with its 20 superclasses
 
 
 def load(
     spec: str | Path | None = None,
-    resolution: int = 32,
+    resolution: int | None = None,
     channels: int = 3,
     progress: folder.Progress = lambda done, total: None,
     processes: bool = False,
 ) -> Dataset:
-    """Return the data set that `spec` names: "cifar10", "cifar100", "cifar100:coarse", "shapes10", or a path.
+    """Return the data set that `spec` names: "cifar10", "cifar100", "cifar100:coarse", "shapes10", "scenes10", a path.
 
     A path is one that `cifar10.read` reads, or a folder of images (`folder.read`), which are made `resolution` pixels
-    wide and high, once, with calls of progress(done, total); the other data sets have 32 x 32. channels: 3, or 1 for
-    grey. processes: as in `folder.read`. Without `spec`, it is what the variable MBNP_DATA names, else CIFAR-10 in
-    ./data or in the user's cache, else shapes10; "cifar10" looks in the same places. Nothing is downloaded here. Raise
-    FileNotFoundError or MbnpError if what was named is not there.
+    wide and high (32), once, with calls of progress(done, total). Scenes are drawn at that resolution (96); the other
+    data sets have 32 x 32. channels: 3, or 1 for grey. processes: as in `folder.read`. Without `spec`, it is what the
+    variable MBNP_DATA names, else CIFAR-10 in ./data or in the user's cache, else shapes10; "cifar10" looks in the same
+    places. Nothing is downloaded here. Raise FileNotFoundError or MbnpError if what was named is not there.
     """
     if channels not in (1, 3):
         raise MbnpError(f"images have 3 channels, or 1 if they are grey, and {channels} were asked for")
@@ -77,9 +79,11 @@ def whole() -> Dataset:
     return cifar10.read(found) if found else load("cifar10")
 
 
-def _named(spec: str | Path, *options: Any) -> Dataset:
+def _named(spec: str | Path, resolution: int | None, *options: Any) -> Dataset:
     """options: of `folder.read`."""
     path, coarse = _split(spec)
+    if spec == "scenes10":
+        return scenes10.make(size=resolution or scenes10.SIZE)
     if spec == "shapes10":
         return shapes10.make()
     if path in LAYOUTS:
@@ -99,7 +103,7 @@ def _named(spec: str | Path, *options: Any) -> Dataset:
         return cifar10.read(place, coarse)
     if pickle := cifar10.pickled(place):
         raise cifar10.is_pickle(pickle)
-    return folder.read(place, *options)
+    return folder.read(place, resolution or 32, *options)
 
 
 def absolute(source: str) -> str:

@@ -1,6 +1,7 @@
 """Turn stored images into what a network takes: normalise, augment, batches."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -73,13 +74,23 @@ def resized_crop(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Source: Szegedy et al., "Going deeper with convolutions" (2014), section 6.
     """
     _check_images(images)
-    n, h, w, c = images.shape
-    area, ratio = rng.uniform(0.08, 1, n), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), n))
+    parts, mirrored = _parts(images, rng, 0.08), rng.random(len(images)) < 0.5
+    return _resized(images, parts, mirrored)
+
+
+def _parts(images: np.ndarray, rng: np.random.Generator, least: float) -> np.ndarray:
+    """Return the edges (N, 4) of a random part of each image, left, top, right and bottom; least: of its area."""
+    n, h, w, _ = images.shape
+    area, ratio = rng.uniform(least, 1, n), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), n))
     height, width = np.minimum(h, h * np.sqrt(area / ratio)), np.minimum(w, w * np.sqrt(area * ratio))
     top, left = (h - height) * rng.random(n), (w - width) * rng.random(n)
-    mirrored = rng.random(n) < 0.5
+    return np.stack([left, top, left + width, top + height], axis=1)
+
+
+def _resized(images: np.ndarray, parts: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+    _, h, w, c = images.shape
     crops = np.empty_like(images)
-    for i, box in enumerate(zip(left, top, left + width, top + height, strict=True)):
+    for i, box in enumerate(map(tuple, parts)):
         whole = Image.fromarray(images[i] if c > 1 else images[i, :, :, 0])
         crops[i] = np.asarray(whole.resize((w, h), Image.Resampling.BILINEAR, box)).reshape(h, w, c)
     crops[mirrored] = crops[mirrored, :, ::-1]
@@ -88,6 +99,66 @@ def resized_crop(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 # By the names that recipes have.
 AUGMENTATIONS: dict[str, Augmentation] = {"shift": augment, "crop": resized_crop}
+
+# -- the same for images with boxes --------------------------------------------------------------------------
+
+GONE = 0.2  # of an object whose box keeps less than this share of its area, what is left is no object
+
+
+def augment_objects(
+    images: np.ndarray, labels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator, pad: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return images, labels and boxes, moved and mirrored as `augment` does.
+
+    images (N, H, W, C) uint8, labels (N, M), boxes (N, M, 4) in pixels. What moves in from outside has the image's mean
+    colour: its reflection would show objects that no box is around. Boxes are clipped at the border; objects of which
+    almost nothing is left get label -1.
+    """
+    _check_images(images)
+    n, h, w, _ = images.shape
+    pad = min(h, w) // 8 if pad is None else pad
+    if pad >= min(h, w):
+        raise MbnpError(f"cannot move images of {h}x{w} by {pad} pixels")
+    down, right = rng.integers(-pad, pad + 1, (2, n))
+    mirrored = rng.random((n,)) < 0.5
+    moved = np.empty_like(images)
+    for image, to, y, x in zip(images, moved, down, right, strict=True):
+        to[:] = image.mean((0, 1))
+        to[max(y, 0) : h + y, max(x, 0) : w + x] = image[max(-y, 0) : h - y, max(-x, 0) : w - x]
+    moved[mirrored] = moved[mirrored, :, ::-1]
+    corner = np.stack([-right, -down], axis=1)
+    return moved, *_framed(labels, boxes, np.concatenate([corner, corner + (w, h)], axis=1), (w, h), mirrored)
+
+
+def crop_objects(
+    images: np.ndarray, labels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return images, labels and boxes, cropped as `resized_crop` does; a part has 30 % of the area or more.
+
+    Arguments and results are those of `augment_objects`.
+    """
+    _check_images(images)
+    _, h, w, _ = images.shape
+    parts, mirrored = _parts(images, rng, 0.3), rng.random(len(images)) < 0.5
+    return _resized(images, parts, mirrored), *_framed(labels, boxes, parts, (w, h), mirrored)
+
+
+def _framed(
+    labels: np.ndarray, boxes: np.ndarray, parts: np.ndarray, size: tuple[int, int], mirrored: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and boxes where each image's part (N, 4) has become the whole, of that width and height."""
+    whole = np.array([*size, *size], boxes.dtype)
+    corner, extent = np.tile(parts[:, :2], 2)[:, None], np.tile(parts[:, 2:] - parts[:, :2], 2)[:, None]
+    moved = ((boxes - corner) / extent * whole).astype(boxes.dtype)
+    clipped = np.clip(moved, 0, whole)
+    left = np.prod(clipped[..., 2:] - clipped[..., :2], axis=-1)
+    kept = (labels >= 0) & (left > 0) & (left >= GONE * np.prod(moved[..., 2:] - moved[..., :2], axis=-1))
+    flipped = abs(clipped[..., [2, 1, 0, 3]] - np.array([size[0], 0, size[0], 0], boxes.dtype))
+    framed = np.where(mirrored[:, None, None], flipped, clipped)
+    return np.where(kept, labels, -1), np.where(kept[..., None], framed, 0)
+
+
+_OBJECTS: dict[Augmentation, Callable[..., Any]] = {augment: augment_objects, resized_crop: crop_objects}
 
 
 def count_batches(count: int, batch_size: int, train: bool) -> int:
@@ -106,8 +177,11 @@ def batches(
     dtype: np.typing.DTypeLike = np.float32,
     order: str = "rgb",
     first: int = 0,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, Any]]:
     """Return an iterator of pairs (x (B, H, W, C) normalised, in `dtype`; y (B,) int64), once through a split.
+
+    Of a split with boxes, y is a pair, too: labels (B, M) and boxes (B, M, 4), as the split has them. The functions in
+    `AUGMENTATIONS` then move the boxes along.
 
     With an `rng` it is for training: shuffled, each batch through `augment` where given, and the images that do not
     fill a last batch left out (of one image alone BatchNorm could not take a variance over a 1x1 feature map).
@@ -125,12 +199,18 @@ def batches(
         raise MbnpError(f"{len(split)} images do not fill one batch of {batch_size}: lower the batch size")
     indices = np.arange(len(split)) if rng is None else rng.permutation(len(split))
 
-    def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+    if augment is not None and split.boxes is not None and augment not in _OBJECTS:
+        raise MbnpError("this augmentation does not move boxes: use one of datasets.AUGMENTATIONS, or none")
+
+    def batch(step: int) -> tuple[np.ndarray, Any]:
         chosen = indices[step * batch_size : (step + 1) * batch_size]
-        images = split.images[chosen]
-        if augment is not None and rng is not None:
+        images, labels = split.images[chosen], split.labels[chosen]
+        boxes = None if split.boxes is None else split.boxes[chosen]
+        if augment is not None and boxes is not None:
+            images, labels, boxes = _OBJECTS[augment](images, labels, boxes, rng)
+        elif augment is not None and rng is not None:
             images = augment(images, rng)
-        return normalise(images, mean, std, dtype, order), split.labels[chosen]
+        return normalise(images, mean, std, dtype, order), labels if boxes is None else (labels, boxes)
 
     return map(batch, range(first, count))  # an iterator, so that the checks above run at the call
 

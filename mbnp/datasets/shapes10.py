@@ -10,12 +10,14 @@ The larger of two distances is the shapes' intersection, the smaller their union
 
 A linear classifier on these pixels is right for about 23 % of the test images (a test measures it).
 
-Symbols: n images of S x S pixels, S = 32. A plane is (n, S, S) float32, one number per image (n, 1, 1),
-colours have an axis of three more at the end; brightness is 0..1.
+Symbols: n images of S x S pixels, S = 32 (scenes10 draws with the same functions at other sizes). A plane is
+(n, S, S) float32, one number per image (n, 1, 1), colours have an axis of three more at the end; brightness is 0..1.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -98,22 +100,26 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
 
 # -- textures: a plane in 0..1 for each of n images, turned at random ----------------------------------------
 
-# Every pixel's place, from the middle of the image.
-_Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2
+
+@functools.cache
+def places(size: int) -> tuple[Array, Array]:
+    """Return x and y (size, size) of every pixel, from the middle of the image."""
+    y, x = np.mgrid[:size, :size].astype(np.float32) - (size - 1) / 2
+    return x, y
 
 
-def _uniform(rng: np.random.Generator, n: int, low: float, high: float) -> Array:
+def uniform(rng: np.random.Generator, n: int, low: float, high: float) -> Array:
     return low + (high - low) * rng.random((n, 1, 1), np.float32)
 
 
-def _turn(x: Array, y: Array, angle: Array) -> tuple[Array, Array]:
+def turn(x: Array, y: Array, angle: Array) -> tuple[Array, Array]:
     """Return the same places, measured along axes that are turned by `angle` (radians)."""
     cos, sin = np.cos(angle), np.sin(angle)
     return x * cos + y * sin, y * cos - x * sin
 
 
-def _random_axes(rng: np.random.Generator, n: int) -> tuple[Array, Array]:
-    return _turn(_X, _Y, _uniform(rng, n, 0, 2 * math.pi))
+def random_axes(rng: np.random.Generator, n: int, size: int) -> tuple[Array, Array]:
+    return turn(*places(size), uniform(rng, n, 0, 2 * math.pi))
 
 
 def _wave(t: Array) -> Array:
@@ -125,40 +131,45 @@ def _steeper(t: Array) -> Array:
     return np.clip(4 * t - 1.5, 0, 1)
 
 
-def _gradient(rng: np.random.Generator, n: int) -> Array:
-    along, _ = _random_axes(rng, n)
-    return np.clip(0.5 + along * _uniform(rng, n, 0.01, 0.035), 0, 1)
+def _gradient(rng: np.random.Generator, n: int, size: int) -> Array:
+    along, _ = random_axes(rng, n, size)
+    return np.clip(0.5 + along * (SIZE / size) * uniform(rng, n, 0.01, 0.035), 0, 1)
 
 
-def _stripes(rng: np.random.Generator, n: int) -> Array:
-    along, _ = _random_axes(rng, n)
-    return _steeper(_wave(along / _uniform(rng, n, 4, 9) + _uniform(rng, n, 0, 1)))
+def _stripes(rng: np.random.Generator, n: int, size: int) -> Array:
+    along, _ = random_axes(rng, n, size)
+    return _steeper(_wave(along / uniform(rng, n, 4, 9) + uniform(rng, n, 0, 1)))
 
 
-def _checks(rng: np.random.Generator, n: int) -> Array:
-    along, across = _random_axes(rng, n)
-    period = _uniform(rng, n, 6, 12)
-    columns = _steeper(_wave(along / period + _uniform(rng, n, 0, 1)))
+def _checks(rng: np.random.Generator, n: int, size: int) -> Array:
+    along, across = random_axes(rng, n, size)
+    period = uniform(rng, n, 6, 12)
+    columns = _steeper(_wave(along / period + uniform(rng, n, 0, 1)))
     rows = _steeper(_wave(across / period))
     return columns + rows - 2 * columns * rows  # one or the other, not both
 
 
-def _dots(rng: np.random.Generator, n: int) -> Array:
-    along, across = _random_axes(rng, n)
-    period = _uniform(rng, n, 5, 8)
-    return _steeper(_wave(along / period + _uniform(rng, n, 0, 1)) * _wave(across / period) + 0.25)
+def _dots(rng: np.random.Generator, n: int, size: int) -> Array:
+    along, across = random_axes(rng, n, size)
+    period = uniform(rng, n, 5, 8)
+    return _steeper(_wave(along / period + uniform(rng, n, 0, 1)) * _wave(across / period) + 0.25)
 
 
 _GRID = 6
-_closeness = 1 - abs(np.linspace(0, _GRID - 1, SIZE, dtype=np.float32)[:, None] - np.arange(_GRID))
-_closeness = np.clip(_closeness, 0, 1)
-_SMOOTH = (_closeness**2 * (3 - 2 * _closeness)).astype(np.float32)  # (S, 6): from a coarse grid to pixels
 
 
-def _clouds(rng: np.random.Generator, n: int) -> Array:
+@functools.cache
+def _smooth(size: int) -> Array:
+    """Return (size, 6): how much each row of a coarse grid weighs in a row of pixels."""
+    closeness = 1 - abs(np.linspace(0, _GRID - 1, size, dtype=np.float32)[:, None] - np.arange(_GRID))
+    closeness = np.clip(closeness, 0, 1)
+    return (closeness**2 * (3 - 2 * closeness)).astype(np.float32)
+
+
+def _clouds(rng: np.random.Generator, n: int, size: int) -> Array:
     """Return random heights on a coarse grid, with smooth transitions between."""
     heights = rng.random((n, _GRID, _GRID), np.float32)
-    return np.clip(1.4 * (_SMOOTH @ heights @ _SMOOTH.T) - 0.2, 0, 1)
+    return np.clip(1.4 * (_smooth(size) @ heights @ _smooth(size).T) - 0.2, 0, 1)
 
 
 TEXTURES = (_gradient, _stripes, _checks, _dots, _clouds)
@@ -166,7 +177,7 @@ TEXTURES = (_gradient, _stripes, _checks, _dots, _clouds)
 # -- images --------------------------------------------------------------------------------------------------
 
 
-def _colour(hue: Array, saturation: Array, value: Array) -> Array:
+def colour(hue: Array, saturation: Array, value: Array) -> Array:
     """Return the colour (n, 1, 1, 3) of a hue (a full turn is 1, red is 0), saturation and value (n, 1, 1).
 
     A channel is full over the third of a turn around its own hue, and a sixth further on either side empty.
@@ -176,53 +187,98 @@ def _colour(hue: Array, saturation: Array, value: Array) -> Array:
     return value[..., None] * (1 - saturation[..., None] * missing)
 
 
-def _paint(rng: np.random.Generator, hue: Array, darkest: float, brightest: float) -> Array:
-    """Return (n, S, S, 3): two related colours for each image, mixed by a texture."""
+def paint(rng: np.random.Generator, hue: Array, darkest: float, brightest: float, size: int = SIZE) -> Array:
+    """Return (n, size, size, 3): two related colours for each image, mixed by a texture."""
     n = len(hue)
-    saturation, value = _uniform(rng, n, 0.35, 0.9), _uniform(rng, n, darkest, brightest)
-    first = _colour(hue, saturation, value)
-    hue = hue + _uniform(rng, n, -0.08, 0.08)
-    second = _colour(hue, saturation * _uniform(rng, n, 0.6, 1), value * _uniform(rng, n, 0.55, 1))
-    texture = np.empty((n, SIZE, SIZE), np.float32)
+    saturation, value = uniform(rng, n, 0.35, 0.9), uniform(rng, n, darkest, brightest)
+    first = colour(hue, saturation, value)
+    hue = hue + uniform(rng, n, -0.08, 0.08)
+    second = colour(hue, saturation * uniform(rng, n, 0.6, 1), value * uniform(rng, n, 0.55, 1))
+    texture = np.empty((n, size, size), np.float32)
     kinds = rng.integers(len(TEXTURES), size=n)
     for kind, draw in enumerate(TEXTURES):
-        texture[kinds == kind] = draw(rng, int(np.sum(kinds == kind)))
-    return first + (second - first) * texture[..., None]
+        texture[kinds == kind] = draw(rng, int(np.sum(kinds == kind)), size)
+    canvas = np.empty((*texture.shape, 3), np.float32)
+    canvas[:] = first
+    mix(canvas, second, texture)
+    return canvas
+
+
+def mix(canvas: Array, paint: Array, share: Array) -> None:
+    """Replace a share (n, S, S) of each pixel of a canvas (n, S, S, 3) by paint, in place.
+
+    Channel by channel: NumPy's inner loop is then a row of pixels long and not 3, which takes a third of the time.
+    """
+    for c in range(3):
+        canvas[..., c] += (paint[..., c] - canvas[..., c]) * share
+
+
+class Objects(NamedTuple):
+    """What n objects paint over what is behind them, as `lay` does it."""
+
+    shadow: Array  # (n, S, S): how much darker it is around the object
+    coat: Array  # (n, S, S, 3): the object's colours
+    coverage: Array  # (n, S, S): how much of a pixel the object covers
+    bar_colour: Array  # (n, 1, 1, 3)
+    bar: Array  # (n, S, S): how much of a pixel the bar covers
+
+    def seen(self) -> Array:
+        """Return the pixels (n, S, S) of the object that its bar leaves."""
+        return (self.coverage > 0.5) & (self.bar < 0.5)
+
+
+def objects(
+    rng: np.random.Generator, labels: Array, hue: Array, x: Array, y: Array, radius: Array, reach: float = math.inf
+) -> Objects:
+    """Draw an object for each label, on a background of that hue.
+
+    x and y: (n, S, S), of every pixel from the object's middle. reach: the bar's half length, in radii.
+    """
+    u, v = (a / radius for a in turn(x, y, uniform(rng, len(labels), -0.4, 0.4)))
+    n, size = len(labels), x.shape[-1]
+    distance = np.empty_like(u)
+    for label, shape in enumerate(SHAPES.values()):
+        distance[labels == label] = shape(u[labels == label], v[labels == label])
+    distance *= radius  # in pixels from here on
+    shadow = np.clip(1 - distance / 4, 0, 1) * uniform(rng, n, -0.1, 0.45)
+    coat = paint(rng, hue + uniform(rng, n, 0.25, 0.75), 0.6, 1, size)
+
+    # A bar through a random point of the object. Where its half width is negative enough, none is seen.
+    along, across = turn(x, y, uniform(rng, n, 0, 2 * math.pi))
+    off = abs(across - radius * uniform(rng, n, -0.8, 0.8))
+    bar = np.minimum(0.5 + uniform(rng, n, -1.5, 2) - off, 0.5 + reach * radius - abs(along))
+    bar_colour = colour(uniform(rng, n, 0, 1), uniform(rng, n, 0, 0.9), uniform(rng, n, 0.1, 1))
+    return Objects(shadow, coat, np.clip(0.5 - distance, 0, 1), bar_colour, np.clip(bar, 0, 1))
+
+
+def lay(canvas: Array, over: Objects) -> None:
+    """Paint objects over a canvas (..., S, S, 3), in place."""
+    canvas *= 1 - over.shadow[..., None]
+    mix(canvas, over.coat, over.coverage)
+    mix(canvas, over.bar_colour, over.bar)
+
+
+def expose(rng: np.random.Generator, canvas: Array) -> Array:
+    """Return images (n, S, S, 3) uint8 of a canvas, on which light falls from one side, and with noise."""
+    n, size = canvas.shape[:2]
+    along, _ = random_axes(rng, n, size)
+    light = (1 + along * (SIZE / size) * uniform(rng, n, 0, 0.025)) * uniform(rng, n, 0.8, 1.15)
+    canvas *= light[..., None]
+    canvas += rng.standard_normal(canvas.shape, np.float32) * uniform(rng, n, 0, 0.06)[..., None]
+    return np.clip(canvas * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
 def draw(labels: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Draw an image for each label; return images (n, S, S, 3) uint8 and masks (n, S, S), true on the object."""
     n = len(labels)
-    hue = _uniform(rng, n, 0, 1)
-    canvas = _paint(rng, hue, 0.35, 0.9)
-
-    radius = _uniform(rng, n, 9, 13.5)
+    hue = uniform(rng, n, 0, 1)
+    canvas = paint(rng, hue, 0.35, 0.9)
+    radius = uniform(rng, n, 9, 13.5)
     room = SIZE / 2 - 0.9 * radius  # so that most of the object lies inside the image
-    x, y = _X - room * _uniform(rng, n, -1, 1), _Y - room * _uniform(rng, n, -1, 1)
-    u, v = (a / radius for a in _turn(x, y, _uniform(rng, n, -0.4, 0.4)))
-    distance = np.empty_like(u)
-    for label, shape in enumerate(SHAPES.values()):
-        distance[labels == label] = shape(u[labels == label], v[labels == label])
-    distance *= radius  # in pixels from here on
-    shadow = np.clip(1 - distance / 4, 0, 1) * _uniform(rng, n, -0.1, 0.45)
-    canvas *= 1 - shadow[..., None]
-    coverage = np.clip(0.5 - distance, 0, 1)
-    paint = _paint(rng, hue + _uniform(rng, n, 0.25, 0.75), 0.6, 1)
-    canvas += (paint - canvas) * coverage[..., None]
-
-    # A bar through a random point of the object. Where its half width is negative enough, none is seen.
-    _, across = _turn(x, y, _uniform(rng, n, 0, 2 * math.pi))
-    off = abs(across - radius * _uniform(rng, n, -0.8, 0.8))
-    bar = np.clip(0.5 + _uniform(rng, n, -1.5, 2) - off, 0, 1)
-    paint = _colour(_uniform(rng, n, 0, 1), _uniform(rng, n, 0, 0.9), _uniform(rng, n, 0.1, 1))
-    canvas += (paint - canvas) * bar[..., None]
-
-    along, _ = _random_axes(rng, n)
-    light = (1 + along * _uniform(rng, n, 0, 0.025)) * _uniform(rng, n, 0.8, 1.15)
-    canvas *= light[..., None]
-    canvas += rng.standard_normal(canvas.shape, np.float32) * _uniform(rng, n, 0, 0.06)[..., None]
-    images = np.clip(canvas * 255 + 0.5, 0, 255).astype(np.uint8)
-    return images, (coverage > 0.5) & (bar < 0.5)
+    x, y = (place - room * uniform(rng, n, -1, 1) for place in places(SIZE))
+    drawn = objects(rng, labels, hue, x, y, radius)
+    lay(canvas, drawn)
+    return expose(rng, canvas), drawn.seen()
 
 
 def _split(count: int, *seed: int) -> Split:

@@ -61,7 +61,7 @@ def test_a_named_path_must_be_there(missing, monkeypatch):
     ("name", "near"), [("shape10", "shapes10"), ("cifar-10", "cifar10"), ("imagenet", None), ("", None)]
 )
 def test_an_unknown_name(name, near, monkeypatch):
-    hint = f"did you mean '{near}'" if near else "known are cifar10, cifar100, shapes10"
+    hint = f"did you mean '{near}'" if near else "known are cifar10, cifar100, scenes10, shapes10"
     with pytest.raises(MbnpError, match=f"unknown data set '{name}'.*{hint}"):
         datasets.load(name)
     if name:
