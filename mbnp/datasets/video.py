@@ -5,8 +5,7 @@ with video.source("clip.mp4") as frames:
         frame.image, frame.time                         # (H, W, 3) uint8 as displayed, seconds from the first
 print(frames.skipped)                                   # damaged frames, which are left out
 
-PyAV (FFmpeg's libraries) decodes and encodes; a folder needs Pillow only. Nothing is fetched: of what FFmpeg opens,
-only files are allowed. At most `WAITING` frames are in memory beside the one that is used.
+PyAV (FFmpeg's libraries) decodes and encodes; a folder needs Pillow only. At most `WAITING` frames wait in memory.
 """
 
 import importlib.util
@@ -94,10 +93,11 @@ class Stream(Source):
         super().__init__(name)
         self.live = live
         self.av = _av()
-        options = {} if live else {"protocol_whitelist": "file"}  # a playlist must not make us ask the network
         kind = "camera" if live else "video"
         try:
-            self.container = self.av.open(file, format=form, options=options)
+            self.container = self.av.open(
+                file, format=form
+            )  # of files that name others, FFmpeg follows local ones only
         except (self.av.error.FFmpegError, OSError) as error:
             raise MbnpError(f"{name} is no {kind} that can be read: {_reason(error)}") from None
         moving = [s for s in self.container.streams.video if not s.disposition & s.disposition.attached_pic]
