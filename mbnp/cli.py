@@ -25,7 +25,7 @@ MODELS = (
     "mobilenet-v3-large, mobilenet-v3-small, mobilenet-v3-small-cifar, xception, xception-cifar, resnet20, "
     "ssd-mobilenet-v1-small"
 )
-READ = "safetensors, PyTorch's, Keras's and ONNX files"
+READ = "safetensors, PyTorch's, Keras's, ONNX and TensorFlow.js's files"
 
 
 def main(argv: Sequence[str] | None = None, imported: Callable[[], object] = lambda: None) -> int:
@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mbnp {mbnp.__version__}")
     commands = (
-        *(_train, _sweep, _compare, _evaluate, _predict, _watch, _explain, _summary),
+        *(_train, _sweep, _compare, _evaluate, _predict, _detect, _watch, _explain, _summary),
         *(_check, _data, _bench, _warmup, _convert, _grade),
     )
     _add_commands(parser, "command", commands)
@@ -293,6 +293,27 @@ def _predict(p: argparse.ArgumentParser) -> None:
     _share(p, "--threads N", "--readable")
 
 
+def _detect(p: argparse.ArgumentParser) -> None:
+    """Find the objects in image files, and draw boxes around them.
+
+    Write NAME-detected.png beside each image NAME, with a box, a class and a score for each object, and print them:
+    left, top, right and bottom in pixels of the image as it is displayed. With --json, print one JSON object a line and
+    image, and draw only if --out says where. Exit status 1 if a file could not be read.
+
+    examples:
+      mbnp detect photo.jpg --checkpoint runs/ssd-mobilenet-v1-small-1
+      mbnp detect photos 'more/*.jpg' --checkpoint package/model --out found
+      mbnp detect photo.jpg --checkpoint package/model --json
+    """
+    _images(p)
+    _add(p, "--score X", "the score from which an object is found", default=0.5)
+    _add(p, "--overlap X", "of two boxes of one class that overlap by more, the better one is kept", default=0.5)
+    _add(p, "--most K", "objects an image", default=100)
+    _add(p, "--out FOLDER", "write the pictures there; it is made if it does not exist")
+    _add(p, "--json", "print {file, width, height, objects: [{label, score, box}]} or {file, error}, each on its line")
+    _share(p, "--threads N", "--readable")
+
+
 def _watch(p: argparse.ArgumentParser) -> None:
     """See what is in a video, a folder of images, or before a camera.
 
@@ -312,7 +333,7 @@ def _watch(p: argparse.ArgumentParser) -> None:
     _add(p, "--json", "print an object a frame, as mbnp detect and predict do")
     past = "the share of the past in what is shown, from 0, every frame by itself, to below 1"
     _add(p, "--smooth X", f"{past} (default: 0.8 of classes, 0.5 of boxes)")
-    _add(p, "--least X", "score from which a detector's object counts", default=0.5)
+    _add(p, "--score X", "the score from which an object of a detector is found", default=0.5)
     _add(p, "--rate X", "frames a second of a folder (default: 25)")
     _share(p, "--threads N", "--readable")
 

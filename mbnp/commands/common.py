@@ -106,6 +106,20 @@ def require_preprocessing(net: Network, path: str) -> None:
         raise MbnpError(f"{path} does not say how its images were normalised; add it: {command}")
 
 
+def require_classifier(net: Network, path: str) -> None:
+    """Raise MbnpError for a detector."""
+    if net.detects():
+        raise MbnpError(f"{path} is a detector: mbnp detect IMAGE... --checkpoint {path} draws boxes around what it finds")
+
+
+def require_detector(net: Network, path: str) -> None:
+    """Raise MbnpError for a network that finds no boxes."""
+    if not net.detects():
+        raise MbnpError(f"{path} is a classifier: mbnp predict IMAGE... --checkpoint {path} names what images show")
+    if net.detection is None:
+        raise MbnpError(f"{path} has heads for boxes, and does not say of which anchors")
+
+
 def require_scores(net: Network, path: str) -> None:
     """Raise MbnpError if a network is no classifier."""
     if len(net.output_shape((net.resolution, net.resolution, net.channels))) != 1:

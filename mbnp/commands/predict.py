@@ -22,6 +22,7 @@ def run(options: Namespace) -> int:
     if options.top < 1:
         raise MbnpError(f"--top must be at least 1, got {options.top}")
     net = weights.load(options.checkpoint, options.weights, tables.note)
+    common.require_classifier(net, options.checkpoint)
     common.require_preprocessing(net, options.checkpoint)
     common.require_scores(net, options.checkpoint)
     answers: list[dict[str, Any]] = []

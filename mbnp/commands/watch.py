@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from mbnp import tables, train, weights
 from mbnp.commands import common
 from mbnp.commands.screen import Screen
-from mbnp.datasets import drawing, images, video
-from mbnp.detection import detect, tracking
+from mbnp.datasets import drawing, video
+from mbnp.detection import tracking, whole
 from mbnp.errors import MbnpError
 from mbnp.network import Network
 
@@ -61,20 +61,17 @@ class Classifier:
 class Detector:
     """A detector; its boxes are followed from frame to frame, and smoothed."""
 
-    def __init__(self, net: Network, smooth: float | None, least: float) -> None:
-        self.net, self.smooth, self.least = net, SMOOTH_BOXES if smooth is None else smooth, least
-        self.how = (net.detection or {})["resize"]
+    def __init__(self, net: Network, smooth: float | None, score: float) -> None:
+        self.net, self.smooth, self.score = net, SMOOTH_BOXES if smooth is None else smooth, score
         self.tracks = tracking.NONE
 
     def see(self, image: np.ndarray) -> Answer:
-        height, width = image.shape[:2]
-        seen = images.resize(_in_channels(image, self.net.channels), self.net.resolution, self.how)
-        extent = np.tile((max(height, width),) * 2 if self.how == "pad" else (width, height), 2)
-        (found,) = detect.detect(self.net, seen[None], self.least * (WEAK if self.smooth else 1))
+        seen = _in_channels(image, self.net.channels)
+        (found,) = whole.find(self.net, [seen], self.score * (WEAK if self.smooth else 1))
         if not self.smooth:
-            return Answer(found.labels, found.scores, found.boxes * extent)
-        self.tracks = tracking.follow(self.tracks, found, self.smooth, self.least)
-        return Answer(self.tracks.labels, self.tracks.scores, self.tracks.boxes * extent)
+            return Answer(found.labels, found.scores, found.boxes)
+        self.tracks = tracking.follow(self.tracks, found, self.smooth, self.score)
+        return Answer(self.tracks.labels, self.tracks.scores, self.tracks.boxes)
 
     def forget(self) -> None:
         self.tracks = tracking.NONE
@@ -121,8 +118,8 @@ def _check(options: Namespace) -> None:
         raise MbnpError("--json and --live both write to the terminal: leave one out")
     if options.smooth is not None and not 0 <= options.smooth < 1:
         raise MbnpError(f"--smooth must be at least 0 and less than 1, got {options.smooth:g}")
-    if not 0 < options.least <= 1:
-        raise MbnpError(f"--least must be more than 0 and at most 1, got {options.least:g}")
+    if not 0 < options.score <= 1:
+        raise MbnpError(f"--score must be more than 0 and at most 1, got {options.score:g}")
     if options.rate is not None and options.rate <= 0:
         raise MbnpError(f"--rate must be more than 0 frames a second, got {options.rate:g}")
     if options.out is not None:
@@ -131,8 +128,9 @@ def _check(options: Namespace) -> None:
 
 def _viewer(net: Network, options: Namespace) -> Classifier | Detector:
     running = common.engine(net, options.readable)
-    if net.detection is not None:
-        return Detector(running, options.smooth, options.least)
+    if net.detects():
+        common.require_detector(net, options.checkpoint)
+        return Detector(running, options.smooth, options.score)
     common.require_scores(net, options.checkpoint)
     return Classifier(running, options.smooth)
 

@@ -54,7 +54,7 @@ def read_whole(path: str | Path, channels: int = 3, note: Note = lambda text: No
 
 
 def resize(image: np.ndarray, size: int, how: str) -> np.ndarray:
-    """Return an image (H, W, C) uint8 as (size, size, C), each pixel from the four next to it, without antialiasing.
+    """Return an image (H, W, C) of 0 to 255 as (size, size, C) float32: bilinear, of four pixels, without antialiasing.
 
     how: "stretch", as PyTorch's interpolate does it: pixel i has its centre at (i + 0.5) * H / size of the image; or
     "pad", as TensorFlow.js does it: black at the right or the bottom makes it square, of L pixels, and pixel i is the
@@ -68,7 +68,7 @@ def resize(image: np.ndarray, size: int, how: str) -> np.ndarray:
         across = down = np.arange(size) * (longer / size)
     else:
         down, across = ((np.arange(size) + 0.5) * (side / size) - 0.5 for side in (height, width))
-    return np.rint(_between(_between(image, down, 0), across, 1)).astype(np.uint8)
+    return _between(_between(image, down, 0), across, 1)
 
 
 def _between(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:

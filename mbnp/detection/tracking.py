@@ -28,7 +28,7 @@ COVERED = 0.5
 class Tracks(NamedTuple):
     """Objects, by falling score; the first three as in `Found`."""
 
-    boxes: np.ndarray  # (n, 4) float64, in shares
+    boxes: np.ndarray  # (n, 4) float64, in the units of those found
     labels: np.ndarray  # (n,) int64
     scores: np.ndarray  # (n,) float64
     missed: np.ndarray  # (n,) int64, the frames in a row, up to the last, in which it was not found
