@@ -22,6 +22,7 @@ from PIL import Image
 import mbnp
 from mbnp import backend, cli, datasets, models, runs, spec, tables, train, weights
 from mbnp.commands import check, common
+from mbnp.commands import train as train_command
 from mbnp.datasets.images import read_image
 from mbnp.errors import MbnpError
 
@@ -267,11 +268,9 @@ def shown(capsys):
     return [line for line in lines if "\u2501" in line], [line for line in lines if line and "\u2501" not in line]
 
 
-def in_a_terminal(monkeypatch):
-    from mbnp.commands import train as command
-
+def in_a_terminal(monkeypatch, module=train_command):
     options = {"force_terminal": True, "width": 80, "legacy_windows": False}
-    monkeypatch.setattr(command, "Console", functools.partial(command.Console, **options))
+    monkeypatch.setattr(module, "Console", functools.partial(module.Console, **options))
     monkeypatch.setenv("TERM", "xterm")
 
 

@@ -109,7 +109,9 @@ def require_preprocessing(net: Network, path: str) -> None:
 def require_classifier(net: Network, path: str) -> None:
     """Raise MbnpError for a detector."""
     if net.detects():
-        raise MbnpError(f"{path} is a detector: mbnp detect IMAGE... --checkpoint {path} draws boxes around what it finds")
+        raise MbnpError(
+            f"{path} is a detector: mbnp detect IMAGE... --checkpoint {path} draws boxes around what it finds"
+        )
 
 
 def require_detector(net: Network, path: str) -> None:
