@@ -239,6 +239,20 @@ def test_ctrl_c_ends_it_and_what_was_seen_is_there(capsys, monkeypatch, number, 
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
 
+def test_ctrl_c_before_the_first_frame(capsys, monkeypatch):
+    colours()
+
+    def ahead(source, stop):
+        signal.raise_signal(signal.SIGINT)
+        yield from ()
+
+    monkeypatch.setattr(video, "source", lambda name, rate: video.Source(name))
+    monkeypatch.setattr(video, "ahead", ahead)
+    given = ["--checkpoint", "colours.safetensors", "--out", "b.mp4"]
+    assert watched(capsys, "0", *given, status=130).err == "mbnp: stopped\n"
+    assert os.listdir() == ["colours.safetensors"]
+
+
 def test_ctrl_c_twice_ends_it_at_once(capsys, monkeypatch):
     def answers(k):
         if k == 10:

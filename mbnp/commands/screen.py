@@ -18,7 +18,8 @@ from rich.text import Text
 from mbnp.commands.console import Console
 from mbnp.datasets import drawing
 
-RATE = 12  # times a second that the terminal is drawn
+RATE = 12  # times a second that the terminal is drawn, at most
+SHARE = 0.2  # of the time that this may take: a large terminal is drawn less often
 LINES = 5  # of text below the image
 
 
@@ -28,7 +29,7 @@ class Screen:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-        self.drawn = -1.0
+        self.next = 0.0  # time.perf_counter() from which it is drawn again
 
     @classmethod
     def in_terminal(cls) -> "Screen | None":
@@ -44,11 +45,11 @@ class Screen:
         self.live.__exit__(*error)
 
     def show(self, image: np.ndarray, answer: Any, names: Sequence[str], state: str) -> None:
-        """Draw a frame with its answer, unless the one before was drawn just now."""
-        now = time.perf_counter()
-        if now - self.drawn >= 1 / RATE:
-            self.drawn = now
+        """Draw a frame with its answer, unless one was drawn just now."""
+        began = time.perf_counter()
+        if began >= self.next:
             self.live.update(self.render(image, answer, names, state), refresh=True)
+            self.next = began + max(1 / RATE, (time.perf_counter() - began) / SHARE)
 
     def render(self, image: np.ndarray, answer: Any, names: Sequence[str], state: str) -> ConsoleRenderable:
         """Return the frame, the best answers and the state, in fewer lines than the terminal has."""
@@ -89,7 +90,7 @@ def _small(image: np.ndarray, answer: Any, columns: int, rows: int) -> np.ndarra
     small = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
     if answer.boxes is not None:
         lines = ImageDraw.Draw(small)
-        for label, box in zip(answer.labels.tolist(), answer.boxes, strict=True):
+        for label, box in zip(answer.labels.tolist(), np.nan_to_num(answer.boxes), strict=True):
             left, top, right, bottom = (box * np.tile((size[0] / width, size[1] / height), 2)).tolist()
             lines.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=drawing.colour(label))
     return np.asarray(small)

@@ -8,7 +8,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,10 +101,12 @@ def run(options: Namespace) -> int:
         session = _Session(viewer, source, options)
         if options.out is not None:
             session.add = stack.enter_context(video.writing(options.out, source.rate))
-        with session.screen or ExitStack(), closing(video.ahead(source, stop=stop)) as coming:
+        with session.screen or nullcontext(), closing(video.ahead(source, stop=stop)) as coming:
             for frame in coming:
                 session.take(frame)
         if not session.frames:
+            if came:
+                raise KeyboardInterrupt
             raise MbnpError(f"no frame of {source.name} could be read{source.fault and ': '}{source.fault}")
     session.sum_up()
     if came:

@@ -47,7 +47,7 @@ def follow(
     boxes[old] = smooth * boxes[old] + (1 - smooth) * found.boxes[seen]
     scores[old] = smooth * scores[old] + (1 - smooth) * found.scores[seen]
     missed[old] = 0
-    new = np.setdiff1d(np.flatnonzero(found.scores >= start), seen)
+    new = np.setdiff1d(np.flatnonzero(~(found.scores < start)), seen)  # also NaN, as in `detect.read`
     boxes, scores = np.concatenate([boxes, found.boxes[new]]), np.concatenate([scores, found.scores[new]])
     labels = np.concatenate([tracks.labels, found.labels[new]])
     missed = np.concatenate([missed, np.zeros(len(new), np.int64)])

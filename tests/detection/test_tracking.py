@@ -89,6 +89,13 @@ def test_nothing_found_and_nothing_followed():
         assert follow(NONE, empty).boxes.shape == (0, 4)
 
 
+def test_a_score_that_is_no_number_shows():
+    tracks = NONE
+    for _ in range(3):
+        tracks = follow(tracks, found((BOX, 0, 0.9), ((np.nan,) * 4, 1, np.nan)))
+        assert tracks.labels[tracks.missed == 0].tolist() == [0, 1]
+
+
 def test_nothing_that_is_given_changes():
     first = follow(NONE, found((BOX, 0, 0.9)))
     kept, seen = [a.copy() for a in first], found((moved(BOX, 0.02), 0, 0.7))
