@@ -23,7 +23,7 @@ from mbnp.errors import MbnpError, printable
 MODELS = (
     "mobilenet-v1-small, standard-small, mobilenet-v1-cifar, mobilenet-v1, mobilenet-v2, mobilenet-v2-cifar, "
     "mobilenet-v3-large, mobilenet-v3-small, mobilenet-v3-small-cifar, xception, xception-cifar, resnet20, "
-    "ssd-mobilenet-v1-small"
+    "ssd-mobilenet-v1-small, ssdlite320-mobilenet-v3-large"
 )
 READ = "safetensors, PyTorch's, Keras's, ONNX and TensorFlow.js's files"
 

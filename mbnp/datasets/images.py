@@ -93,7 +93,7 @@ def quiet() -> Iterator[None]:
 def decode(
     path: str | Path, size: int | None, channels: int = 3, note: Note = lambda text: None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Return the image of `read_image`, and its width and height in full. Call it within `quiet`. size None: in full."""
+    """Return the image of `read_image`, whole if size is None, and its full width and height. Call it in `quiet`."""
     if channels not in (1, 3):
         raise MbnpError(f"image files have 1 channel, grey, or 3, and {channels} were asked for")
     if os.path.exists(path) and not os.path.isfile(path):

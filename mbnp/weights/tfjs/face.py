@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mbnp import spec
-from mbnp.errors import MbnpError, short
+from mbnp.errors import MbnpError
 from mbnp.layers import BatchNorm, Conv, Depthwise, Pointwise, Pyramid, ReLU
 from mbnp.network import Layer, Network, Sequential
 from mbnp.weights import layouts
@@ -87,7 +87,9 @@ class _Reader:
         w = layouts.convert(self.take(f"{name}/depthwise_weights"), Depthwise, "keras", "mbnp", name)
         depthwise = layouts.layer(Depthwise, w, None, w.dtype, stride=STRIDES.get(i, 1), padding="same")
         bn = BatchNorm(w.shape[-1], EPS, dtype=w.dtype)
-        for theirs, variable in zip(("gamma", "beta", "moving_mean", "moving_variance"), bn.variables().values(), strict=True):
+        for theirs, variable in zip(
+            ("gamma", "beta", "moving_mean", "moving_variance"), bn.variables().values(), strict=True
+        ):
             array = self.take(f"{name}/BatchNorm/{theirs}")
             if array.shape != variable.value.shape:
                 raise MbnpError(f"{name}/BatchNorm/{theirs} has shape {array.shape}, not {variable.value.shape}")

@@ -1,4 +1,4 @@
-"""A GraphDef of TensorFlow's, as TensorFlow.js's converter writes it, brought to nodes of ONNX for that format's reader.
+"""A GraphDef of TensorFlow's, as TensorFlow.js's converter writes it, as nodes of ONNX for that format's reader.
 
 TensorFlow has channels last; what slides over a feature map gets a Transpose before and after, as in an ONNX file with
 images of NHWC. The converter joins convolution, bias and activation to one node (_FusedConv2D), whose parts are nodes
@@ -7,7 +7,7 @@ attr_value.proto and core/ops/nn_ops.cc.
 """
 
 import base64
-import os
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -132,7 +132,8 @@ class _Graph:
         self.constants: dict[str, np.ndarray] = dict(constants)
         self.nodes: list[Node] = []
         weighted = [_path(node["name"])[:-1] for node in nodes if node["op"] in (*CONVOLUTIONS, *PRODUCTS)]
-        self.shared = len(os.path.commonprefix(weighted))  # parts with which all of their names begin
+        alike = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*weighted, strict=False))
+        self.shared = len(list(alike))  # parts with which all of their names begin
 
     def network(self, images: dict[str, Any], output: str) -> Network:
         numbers = sum(array.size for array in self.constants.values())
@@ -145,7 +146,9 @@ class _Graph:
                     raise MbnpError(f"node {short(node['name'])} ({short(node['op'])[1:-1]}) {what}") from None
         dims = _Reader(images).dims()
         # The reader of ONNX takes images for NCHW unless the first node says otherwise.
-        self.nodes.insert(0, Node("Transpose", "images", ("images of NHWC",), ("images of NCHW",), {"perm": TO_NCHW}, OPSET))
+        self.nodes.insert(
+            0, Node("Transpose", "images", ("images of NHWC",), ("images of NCHW",), {"perm": TO_NCHW}, OPSET)
+        )
         self.nodes.insert(1, _transposed("images of NCHW", images["name"], TO_NHWC))
         made = Graph(self.nodes, self.constants, "images of NHWC", dims, np.float32, output, {}, numbers)
         return build.from_graph(made, self.say)
@@ -191,17 +194,23 @@ class _Graph:
             self.nchw(node, POOLS[op], (x,), node.name, **window, **node.padding(allowed=("SAME", "VALID")))
         elif op in MEANS:
             axes = [int(axis) for axis in self.constant(node, 1).reshape(-1)]
-            names = (x, self.new_constant(node, "axes", axes))
-            self.put(MEANS[op], node, names, node.name, axes=axes, keepdims=int(node.flag("keep_dims")))
+            self.put(
+                MEANS[op],
+                node,
+                (x, self.new_constant(node, "axes", axes)),
+                node.name,
+                axes=axes,
+                keepdims=int(node.flag("keep_dims")),
+            )
         elif op in PADS:
-            names = (x, self.new_constant(node, "pads", self.constant(node, 1).T.reshape(-1)), *node.inputs[2:])
-            self.put("Pad", node, names, node.name)
+            pads = self.new_constant(node, "pads", self.constant(node, 1).T.reshape(-1))
+            self.put("Pad", node, (x, pads, *node.inputs[2:]), node.name)
         elif op == "Reshape":
             self.put("Reshape", node, node.inputs, node.name, allowzero=1)
         else:
             axes = [int(axis) for axis in node.values("squeeze_dims")]
-            names = (x, self.new_constant(node, "axes", axes)) if axes else (x,)
-            self.put("Squeeze", node, names, node.name)
+            along = (self.new_constant(node, "axes", axes),) if axes else ()
+            self.put("Squeeze", node, (x, *along), node.name)
 
     def nchw(self, node: "_Reader", op: str, inputs: tuple[str, ...], output: str, **attributes: Any) -> None:
         """Add a node that has the channels before height and width, between two that move the axes."""
@@ -241,8 +250,10 @@ class _Graph:
     def fused(self, node: "_Reader") -> list[str]:
         """Return what a fused node does after its product: a bias, an activation."""
         parts = [_text(part) for part in node.values("fused_ops", "s")] if "used" in node.op else []
-        if parts[1:] and parts[1] not in ACTIVATIONS or parts[:1] not in ([], ["BiasAdd"]) or len(parts) > 2:
-            raise MbnpError(f"has the fused_ops {short(parts)}; mbnp has BiasAdd, and {' or '.join(ACTIVATIONS)} after it")
+        if (parts[1:] and parts[1] not in ACTIVATIONS) or parts[:1] not in ([], ["BiasAdd"]) or len(parts) > 2:
+            raise MbnpError(
+                f"has the fused_ops {short(parts)}; mbnp has BiasAdd, and {' or '.join(ACTIVATIONS)} after it"
+            )
         return parts
 
     def finish(self, node: "_Reader", x: str, parts: list[str]) -> None:

@@ -13,7 +13,6 @@ A manifest is believed only as far as its shards are long: their sizes are added
 
 import json
 import math
-import numbers
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from mbnp.errors import MbnpError, short
 
 LONGEST = 16 << 20  # bytes of JSON; a graph of EfficientNet's size has one million
 MOST_ARRAYS, MOST_AXES, LARGEST_AXIS = 20_000, 8, 1 << 31
+LARGEST = 3.4e38  # of float32
 STORED = {"float32": "<f4", "int32": "<i4", "bool": "u1"}
 QUANTISED = {"uint8": "u1", "uint16": "<u2", "float16": "<f2"}
 
@@ -125,8 +125,8 @@ def _entry(entry: Any) -> _Entry:
 
 
 def _number(name: str, how: dict[str, Any], key: str) -> float:
-    value = how.get(key)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not abs(value) <= np.finfo(np.float32).max:
+    value: Any = how.get(key)
+    if type(value) not in (int, float) or not abs(value) <= LARGEST:
         raise MbnpError(f"array {short(name)} is quantised with the {key} {short(value)}, no finite number")
     return float(value)
 
