@@ -1,12 +1,12 @@
 """Anchors: the boxes that a detector begins from, the same for every image.
 
-A head, a convolution over a feature map of H x W cells, says for each cell and for each size (w, h) of its list how a box
-of that size around the centre of the cell must move and grow to become an object's:
+A head, a convolution over a feature map of H x W cells, says for each cell and for each size (w, h) of its list how a
+box of that size around the centre of the cell must move and grow to become an object's:
 
     anchor[i, j, s] = (x - w/2, y - h/2, x + w/2, y + h/2)    x = (j + 1/2) / W,  y = (i + 1/2) / H,  (w, h) = sizes[s]
 
-in shares of the image's width and height. They run over heads, then rows i, columns j and sizes s, which is the order in
-which a head's channels come out of a convolution whose channels are last. An anchor at the border reaches beyond the
+in shares of the image's width and height. They run over heads, then rows i, columns j and sizes s, which is the order
+in which a head's numbers come out of a convolution whose channels are last. An anchor at the border reaches beyond the
 image, and is not cut.
 
 The sizes are the detector's choice. SSD gives the k-th of m feature maps a scale of its own, which grows evenly, and
@@ -14,8 +14,8 @@ several aspect ratios a (equation 4 and below):
 
     s[k] = s_min + (s_max - s_min) (k - 1) / (m - 1)      w = s[k] sqrt(a)      h = s[k] / sqrt(a)
 
-Source: Liu et al., "SSD: Single Shot MultiBox Detector", 2016, arXiv:1512.02325, section 2.2; the idea is the anchors of
-Ren et al., "Faster R-CNN", 2015, arXiv:1506.01497, section 3.1.
+Source: Liu et al., "SSD: Single Shot MultiBox Detector", 2016, arXiv:1512.02325, section 2.2; the idea is the anchors
+of Ren et al., "Faster R-CNN", 2015, arXiv:1506.01497, section 3.1.
 """
 
 from collections.abc import Sequence

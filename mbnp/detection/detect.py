@@ -1,4 +1,4 @@
-"""From a detector's outputs to the objects it has found.
+"""What a detector has found: its outputs, (N, anchors, 4 + 1 + classes), as objects with labels, boxes and scores.
 
     scores = softmax(logits) without background's, or sigmoid(logits), as `net.detection` says
     found  = those of at least `least`: decoded, cut at the border of the image, and suppressed class by class

@@ -4,8 +4,8 @@ Every box found, of all images, is right, false or not counted. By falling score
 
     precision[n] = right / (right + false)          recall[n] = right / objects
 
-Whoever asks for higher scores gets a higher precision and a lower recall. Average precision is the mean of the precision
-over all recalls, with the precision at a recall taken as the highest one at that recall or beyond:
+Who asks for higher scores gets, as a rule, a higher precision and a lower recall. Average precision is the mean of the
+precision over all recalls, with the precision at a recall taken as the highest one at that recall or beyond:
 
     p(r) = max of precision[n] over n with recall[n] >= r;  0 where there is none
 
@@ -20,15 +20,15 @@ Which boxes are right is decided image by image and class by class, by falling s
     COCO    the same, but of the objects that are not found yet
 
 Some objects need not be found, and what finds them is not counted: those marked as ignored, and those whose area is
-outside `sizes`. Ignored are VOC's "difficult" ones, and COCO's crowds, of which each stands for many objects: any number
-of boxes may lie in one, and its overlap is the share of the box that does. Nor is a box counted that is outside `sizes`
-itself and found nothing.
+outside `sizes`. Ignored are VOC's "difficult" ones, and COCO's crowds, of which each stands for many objects: any
+number of boxes may lie in one, and its overlap is the share of the box that does. Nor is a box counted that is outside
+`sizes` itself and found nothing.
 
 A class without objects has no average precision: NaN, which means over classes leave out. A NaN among its scores, for
 which there is no order, makes NaN of a class, too.
 
-Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", 2010, section 4.2 and the development kits
-of 2007 and 2010; Lin et al., "Microsoft COCO", 2014, arXiv:1405.0312, and the code of its authors, pycocotools.
+Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", 2010, section 4.2 and the development
+kits of 2007 and 2010; Lin et al., "Microsoft COCO", 2014, arXiv:1405.0312, and the code of its authors, pycocotools.
 """
 
 from collections.abc import Sequence
@@ -143,16 +143,14 @@ def judge(
     objects = np.zeros(classes, np.int64)
     columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for image, (one, there) in enumerate(zip(found, truth, strict=True)):
-        there = _valid(there, one, classes, image)
+        there, ignored = _valid(there, one, classes, image)
         outside = _outside(there.boxes, sizes)
-        np.add.at(objects, there.labels[~(there.ignored | outside)], 1)
+        np.add.at(objects, there.labels[~(ignored | outside)], 1)
         order = suppression.falling(one.scores)
         for label in np.unique(one.labels):
             at = order[one.labels[order] == label][:most]
             of_class = there.labels == label
-            verdicts = _judge(
-                one.boxes[at], there.boxes[of_class], there.ignored[of_class], outside[of_class], overlap, kind
-            )
+            verdicts = _judge(one.boxes[at], there.boxes[of_class], ignored[of_class], outside[of_class], overlap, kind)
             verdicts[(verdicts == FALSE) & _outside(one.boxes[at], sizes)] = NOT_COUNTED
             columns.append((one.labels[at], one.scores[at], verdicts))
     if not columns:
@@ -215,7 +213,7 @@ def mean_average_precision(
 ) -> float:
     """Return the mean of `average_precision` over the classes that have objects; NaN if none has."""
     judged = judge(found, truth, classes, overlap, kind, sizes, most)
-    each = [average(curve(judged, k), kind) for k in np.flatnonzero(judged.objects)]
+    each = [average(curve(judged, int(k)), kind) for k in np.flatnonzero(judged.objects)]
     return float(np.mean(each)) if each else np.nan
 
 
@@ -239,7 +237,8 @@ def _outside(of_boxes, sizes):
     return (area < sizes[0]) | (area > sizes[1])
 
 
-def _valid(there: Truth, found: Found, classes: int, image: int) -> Truth:
+def _valid(there: Truth, found: Found, classes: int, image: int) -> tuple[Truth, np.ndarray]:
+    """Return the objects of an image as arrays that fit what is found there, and which are ignored."""
     labels = np.asarray(there.labels)
     ignored = np.zeros(len(labels), bool) if there.ignored is None else np.asarray(there.ignored, bool)
     for name, those in (("truth", labels), ("found", np.asarray(found.labels))):
@@ -252,4 +251,4 @@ def _valid(there: Truth, found: Found, classes: int, image: int) -> Truth:
             f"image {image} of truth has {len(there.boxes)} boxes, {len(labels)} labels and {len(ignored)} marks of "
             "ignored objects: give one of each an object"
         )
-    return Truth(np.asarray(there.boxes, found.boxes.dtype).reshape(-1, 4), labels, ignored)
+    return Truth(np.asarray(there.boxes, found.boxes.dtype).reshape(-1, 4), labels), ignored

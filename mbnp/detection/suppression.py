@@ -54,7 +54,7 @@ def suppress_loops(boxes, order, overlap, most):
 
 
 def suppress_numpy(boxes, order, overlap, most):
-    kept = []
+    kept: list[int] = []
     while len(order) and len(kept) < most:
         first, order = order[0], order[1:]
         kept.append(first)
