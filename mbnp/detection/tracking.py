@@ -1,4 +1,4 @@
-"""From frame to frame: which object is which, so that boxes and scores can be smoothed over time.
+"""Objects followed from frame to frame: which is which, so that boxes and scores can be smoothed over time.
 
 A track is an object that was seen before. Tracks and the objects found in the next frame are paired within each class,
 the pair of the largest overlap first, then the largest of what is left, as long as it is at least `overlap`. Then
