@@ -510,7 +510,7 @@ def test_a_checkpoint_is_a_file_or_a_run_folder_by_either_name(command, trained,
     assert "no checkpoint at raw" in fails(capsys, command, "x.png", "--weights", "raw")
 
 
-@pytest.mark.parametrize("command", ["predict", "explain"])
+@pytest.mark.parametrize("command", ["predict", "detect", "watch", "explain"])
 def test_weights_beside_a_checkpoint_choose_among_those_in_it(command, capsys, monkeypatch):
     """What --weights means where --checkpoint names the file, as before."""
     asked = []

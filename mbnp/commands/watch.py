@@ -220,9 +220,9 @@ class _Session:
         p50, p95, p99 = 1000 * np.percentile(self.latencies, (50, 95, 99))
         say(f"latency of a frame: p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms")
         if self.source.skipped:
-            say(f"skipped: {self.source.skipped:,} damaged frames ({self.source.fault})")
+            say(tables.hang(f"skipped, as damaged: {self.source.skipped:,} ({self.source.fault})"))
         if self.source.dropped:
-            say(f"dropped: {self.source.dropped:,} frames that came while others were computed")
+            say(f"dropped, as they came while others were computed: {self.source.dropped:,}")
         if not self.options.json:
             rows = [
                 (name, f"{count:,}", _clock(first), _clock(last))

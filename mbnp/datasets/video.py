@@ -77,13 +77,15 @@ class Folder(Source):
             raise MbnpError(f"the folder {path} has no images")
 
     def __iter__(self) -> Iterator[Frame]:
+        first = None
         for index, file in enumerate(self.files):
             try:
                 image = read_whole(file)
             except (MbnpError, OSError) as error:
                 self.skip(error)
-            else:
-                yield Frame(image, index / self.rate, file, time.perf_counter())
+                continue
+            first = index if first is None else first
+            yield Frame(image, (index - first) / self.rate, file, time.perf_counter())
 
 
 class Stream(Source):
@@ -155,7 +157,8 @@ def source(name: str, rate: float | None = None) -> Source:
     """
     if os.path.isdir(name):
         return Folder(name, RATE if rate is None else rate)
-    if rate is not None:
+    device = name.isdecimal() or name.startswith("camera:")
+    if rate is not None and (device or os.path.exists(name)):
         raise MbnpError(f"a rate is for a folder of images: {name} has its own")
     if os.path.exists(name):
         mode = os.stat(name).st_mode
@@ -164,7 +167,7 @@ def source(name: str, rate: float | None = None) -> Source:
         if not stat.S_ISREG(mode):
             raise MbnpError(f"{name} is no file, folder or camera: a pipe or a device cannot be watched")
         return Stream(name, name)
-    if name.isdecimal() or name.startswith("camera:"):
+    if device:
         return camera(name.removeprefix("camera:"))
     raise FileNotFoundError(f"no video, folder or camera at {name}")
 

@@ -206,7 +206,7 @@ def test_a_folder_is_read_in_the_order_of_its_numbers():
     for i, frame in enumerate(frames):
         Image.fromarray(frame).save(f"some/frame{i}.png")
     Path("some/frame5.png").write_bytes(Path("some/frame5.png").read_bytes()[:80])
-    Path("some/notes.txt").write_text("no image")
+    Path("some/about.txt").write_text("no image")
     turned = Image.fromarray(frames[0])
     exif = turned.getexif()
     exif[0x0112] = 6  # turn it right
