@@ -351,8 +351,7 @@ def test_what_cannot_be_watched_is_one_line(capsys):
 
 
 def test_live_fits_the_terminal():
-    image = moving.film(0, 1, 2, 96)
-    image = next(image).image
+    image = next(moving.film(0, 1)).image
     answer = watch.Answer(np.arange(5), np.linspace(0.9, 0.5, 5), np.tile([10.0, 10, 50, 60], (5, 1)))
     names = ["a very long name of a class " * 5, *"bcde"]
     for width, height in ((80, 24), (40, 12), (200, 60), (20, 6), (30, 60)):
@@ -438,15 +437,15 @@ def test_what_counts_as_right():
 
 @NIGHTLY
 def test_moving_shapes_are_found(capsys):
-    """In 9 of 10 frames all objects, each with its class, at an overlap of at least a half."""
+    """In 9 of 10 frames of 320x240 all objects, each with its class, at an overlap of at least a half."""
     path, net = trained_detector(), None
     counts = []
     for seed in range(20):
-        films = list(moving.film(seed, 100, 1 + seed % 3, 192))
-        write("a.mp4", [shown.image for shown in films])
+        shown = list(moving.film(seed, 100, 1 + seed % 3))
+        write("a.mp4", [frame.image for frame in shown])
         found = records(capsys, "a.mp4", "--checkpoint", path)
         net = net or weights.load(path)
-        counts.append(sum(right(*pair, net.classes) for pair in zip(films, found, strict=True)))
+        counts.append(sum(right(*pair, net.classes) for pair in zip(shown, found, strict=True)))
     tally("frames of moving shapes", tried=2000, right=sum(counts))
     assert sum(counts) >= 0.9 * 2000, counts
 
@@ -454,7 +453,7 @@ def test_moving_shapes_are_found(capsys):
 @NIGHTLY
 def test_speed(capsys):
     """At 320x240: at least 60 frames a second, and 0.8 of the slower of decoding and seeing alone."""
-    frames = [np.asarray(Image.fromarray(shown.image).resize((320, 240))) for shown in moving.film(0, 250, 3, 240)]
+    frames = [shown.image for shown in moving.film(0, 250, 3)]
     write("a.mp4", frames * 4)
     path = trained_detector()
     net = fused.convert(weights.load(path))

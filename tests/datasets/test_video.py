@@ -219,7 +219,7 @@ def test_a_folder_is_read_in_the_order_of_its_numbers():
         assert frame.time == pytest.approx(i / 10)
     np.testing.assert_array_equal(found[-1].image, np.rot90(frames[0], -1))
     assert source.skipped == 2
-    assert "frame5.png" in source.fault
+    assert "about.txt" in source.fault
 
 
 # -- cameras -----------------------------------------------------------------------------------------------
