@@ -162,6 +162,17 @@ def test_by_hand():
     assert precision.average(curve, "coco") == pytest.approx((34 * 1 + 33 * 2 / 3) / 101)
 
 
+def test_coco_takes_the_closest_object_that_is_not_ignored():
+    """Whatever stands between them in the list: the first box is the third object's, and leaves the first to another."""
+    across = {"objects": [(0, 10), (6, 30), (3, 13)], "found": [(2.5, 12.5), (-3, 7)]}
+    objects, boxes = (np.array([[left, 0.0, right, 10] for left, right in those]) for those in across.values())
+    truth = [Truth(objects, np.zeros(3, np.int64), np.array([False, True, False]))]
+    found = [Found(boxes, np.zeros(2, np.int64), np.array([0.9, 0.8]))]
+    for name in backend.BACKENDS:
+        with backend.use(name):
+            assert precision.judge(found, truth, 1, kind="coco").verdicts.tolist() == [1, 1], name
+
+
 def test_implementations_agree():
     rng = np.random.default_rng(3)
     found, truth = random_data(rng, 30, cases.grid_boxes)
