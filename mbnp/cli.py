@@ -23,9 +23,9 @@ from mbnp.errors import MbnpError, printable
 MODELS = (
     "mobilenet-v1-small, standard-small, mobilenet-v1-cifar, mobilenet-v1, mobilenet-v2, mobilenet-v2-cifar, "
     "mobilenet-v3-large, mobilenet-v3-small, mobilenet-v3-small-cifar, xception, xception-cifar, resnet20, "
-    "ssd-mobilenet-v1-small"
+    "ssd-mobilenet-v1-small, ssdlite320-mobilenet-v3-large"
 )
-READ = "safetensors, PyTorch's, Keras's and ONNX files"
+READ = "safetensors, PyTorch's, Keras's, ONNX and TensorFlow.js's files"
 
 
 def main(argv: Sequence[str] | None = None, imported: Callable[[], object] = lambda: None) -> int:
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None, imported: Callable[[], object] = lam
 def _run(argv: Sequence[str], imported: Callable[[], object]) -> int:
     options = _parser().parse_args(argv)
     options.given = {word.split("=")[0] for word in argv if word.startswith("--")}
+    _settle_checkpoint(options)
     errors.check_environment()
     if getattr(options, "isa", None) is not None:
         isa = importlib.import_module("mbnp.bench.isa")
@@ -67,6 +68,18 @@ def _run(argv: Sequence[str], imported: Callable[[], object]) -> int:
         mbnp.set_num_threads(options.threads)
     imported()
     return command.run(options) or 0
+
+
+def _settle_checkpoint(options: argparse.Namespace) -> None:
+    """Let --weights name the checkpoint where nothing else does, and a run folder mean the weights in it."""
+    if not hasattr(options, "checkpoint"):
+        return
+    if options.checkpoint is None:
+        options.checkpoint, options.weights = options.weights, None
+    if options.checkpoint is None:
+        raise MbnpError(f"required: --checkpoint, the weights to use; see mbnp {options.command} --help")
+    inside = os.path.join(options.checkpoint, "model.safetensors")
+    options.checkpoint = inside if os.path.isfile(inside) else options.checkpoint
 
 
 @contextmanager
@@ -137,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mbnp {mbnp.__version__}")
     commands = (
-        *(_train, _sweep, _compare, _evaluate, _predict, _explain, _summary),
+        *(_train, _sweep, _compare, _evaluate, _predict, _detect, _watch, _explain, _summary),
         *(_check, _data, _bench, _warmup, _convert, _grade),
     )
     _add_commands(parser, "command", commands)
@@ -274,11 +287,55 @@ def _predict(p: argparse.ArgumentParser) -> None:
       mbnp predict cat.jpg dog.png --checkpoint runs/resnet20-1/model.safetensors
       mbnp predict photos 'more/*.jpg' --checkpoint model.safetensors --json
     """
-    _add(p, "images IMAGE", "an image file of any kind that Pillow reads, a folder of them, or a pattern", nargs="+")
-    _add(p, "--checkpoint FILE", f"weights from mbnp train, or others: {READ}", required=True)
+    _images(p)
     _add(p, "--top K", "number of classes", default=3)
     _add(p, "--json", "print a list of {image, classes: [{class, probability}]} or {image, error}")
-    _share(p, "--weights WHICH", "--threads N", "--readable")
+    _share(p, "--threads N", "--readable")
+
+
+def _detect(p: argparse.ArgumentParser) -> None:
+    """Find the objects in image files, and draw boxes around them.
+
+    Write NAME-detected.png beside each image NAME, with a box, a class and a score for each object, and print them:
+    left, top, right and bottom in pixels of the image as it is displayed. With --json, print one JSON object a line and
+    image, and draw only if --out says where. Exit status 1 if a file could not be read.
+
+    examples:
+      mbnp detect photo.jpg --checkpoint runs/ssd-mobilenet-v1-small-1
+      mbnp detect photos 'more/*.jpg' --checkpoint package/model --out found
+      mbnp detect photo.jpg --checkpoint package/model --json
+    """
+    _images(p)
+    _add(p, "--score X", "the score from which an object is found", default=0.5)
+    _add(p, "--overlap X", "of two boxes of one class that overlap by more, the better one is kept", default=0.5)
+    _add(p, "--most K", "objects an image", default=100)
+    _add(p, "--out FOLDER", "write the pictures there; it is made if it does not exist")
+    _add(p, "--json", "print {file, width, height, objects: [{label, score, box}]} or {file, error}, each on its line")
+    _share(p, "--threads N", "--readable")
+
+
+def _watch(p: argparse.ArgumentParser) -> None:
+    """See what is in a video, a folder of images, or before a camera.
+
+    Print what is seen whenever that changes, then frames a second and latency. Classes are smoothed over the frames;
+    boxes of a detector are followed. Ctrl-C ends it, and what was seen so far is written. Videos and cameras need
+    pip install "mbnp[video]".
+
+    examples:
+      mbnp watch clip.mp4 --checkpoint runs/ssd-mobilenet-v1-small-1 --out boxes.mp4
+      mbnp watch 0 --checkpoint runs/mobilenet-v1-small-1 --live
+    """
+    cameras = "a camera: its number, or camera:NAME"
+    _add(p, "source SOURCE", f"a video file, a folder of images, in the order of their names, or {cameras}")
+    _checkpoint(p)
+    _add(p, "--out FILE.mp4", "write the frames with what is seen in them, without sound")
+    _add(p, "--live", "show them in the terminal; without one, lines as always")
+    _add(p, "--json", "print an object a frame, as mbnp detect and predict do")
+    past = "the share of the past in what is shown, from 0, every frame by itself, to below 1"
+    _add(p, "--smooth X", f"{past} (default: 0.8 of classes, 0.5 of boxes)")
+    _add(p, "--score X", "the score from which an object of a detector is found", default=0.5)
+    _add(p, "--rate X", "frames a second of a folder (default: 25)")
+    _share(p, "--threads N", "--readable")
 
 
 def _explain(p: argparse.ArgumentParser) -> None:
@@ -290,10 +347,21 @@ def _explain(p: argparse.ArgumentParser) -> None:
     example:
       mbnp explain cat.jpg dog.png --checkpoint runs/resnet20-1/model.safetensors
     """
-    _add(p, "images IMAGE", "an image file of any kind that Pillow reads, a folder of them, or a pattern", nargs="+")
-    _add(p, "--checkpoint FILE", f"weights from mbnp train, or others: {READ}", required=True)
+    _images(p)
     _add(p, "--out PAGE", "the page", default=Path("explain.html"))
-    _share(p, "--weights WHICH", "--threads N")
+    _share(p, "--threads N")
+
+
+def _images(p: argparse.ArgumentParser) -> None:
+    """Add what is looked at, and by which network: IMAGE... --checkpoint FILE|DIR."""
+    _add(p, "images IMAGE", "an image file of any kind that Pillow reads, a folder of them, or a pattern", nargs="+")
+    _checkpoint(p)
+
+
+def _checkpoint(p: argparse.ArgumentParser) -> None:
+    """Add the options that name a network; `_settle_checkpoint` reads them."""
+    _add(p, "--checkpoint FILE|DIR", f"weights from mbnp train, or its run folder, or others: {READ}")
+    _add(p, "--weights FILE|WHICH", f"the same as --checkpoint; or beside it, {SHARED['--weights WHICH']}")
 
 
 def _summary(p: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-FORMATS = ("safetensors", "pt", "onnx", "h5", "keras", "records", "run")
+FORMATS = ("safetensors", "pt", "onnx", "h5", "keras", "tfjs", "records", "run")
 MEMORY, LARGEST_FILE = 1 << 30, 64 << 20  # bytes beyond what the libraries take; of a file that is written
 SECONDS = 12  # for one file, on a busy machine; a reader of HDF5 has a limit of its own
 GROWTH = 400 << 20  # of a child's memory over all its files
@@ -121,7 +121,11 @@ def text_of(rng: np.random.Generator, content: bytes) -> bytes:
     value = json.loads(content)
     for _ in range(1 << rng.integers(0, 3)):
         value = changed(rng, value)
-    return json.dumps(value).encode(errors="backslashreplace")
+    try:
+        text = json.dumps(value).encode(errors="backslashreplace")
+    except MemoryError:  # of lists in lists that were repeated 70 times each
+        text = None
+    return flipped(rng, content) if text is None or len(text) > LARGEST_FILE // 2 else text
 
 
 def safetensors_of(rng: np.random.Generator, content: bytes) -> bytes:
@@ -226,6 +230,8 @@ def corpus(kind: str, folder: Path) -> list[Path]:
         return [fixtures / "small.onnx", fixtures / "small-nhwc.onnx"]
     if kind in ("h5", "keras"):
         return [fixtures / f"small.{kind}"]
+    if kind == "tfjs":
+        return _tfjs(folder)
     if kind == "records":
         return _records(folder)
     if kind == "run":
@@ -246,6 +252,17 @@ def corpus(kind: str, folder: Path) -> list[Path]:
     weights.save(net, folder / "own.pt")
     torch.save(weights.to_torch(net), folder / "old.pt", _use_new_zipfile_serialization=False)
     return [folder / "own.pt", folder / "old.pt"]
+
+
+def _tfjs(folder: Path) -> list[Path]:
+    """Return files whose shards are in the folder, where their mutants will be."""
+    sys.path.insert(0, str(HERE.parent))
+    from tests.weights import tfjs_files
+
+    for path in (HERE / "fixtures" / "tfjs").glob("*.*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    detector = tfjs_files.write(folder / "face-manifest.json", tfjs_files.detector())
+    return [folder / "layers.json", folder / "graph.json", detector]
 
 
 def _records(folder: Path) -> list[Path]:

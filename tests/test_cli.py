@@ -22,10 +22,12 @@ from PIL import Image
 import mbnp
 from mbnp import backend, cli, datasets, models, runs, spec, tables, train, weights
 from mbnp.commands import check, common
+from mbnp.commands import train as train_command
 from mbnp.datasets.images import read_image
+from mbnp.errors import MbnpError
 
-COMMANDS = ["train", "sweep", "compare", "evaluate", "predict", "explain", "summary", "check", "data", "bench"]
-COMMANDS += ["warmup", "convert", "grade"]
+COMMANDS = ["train", "sweep", "compare", "evaluate", "predict", "detect", "watch", "explain"]
+COMMANDS += ["summary", "check", "data", "bench", "warmup", "convert", "grade"]
 SMALL = ["--width-mult", "0.25", "--batch-size", "16", "--threads", "1"]
 
 
@@ -266,11 +268,9 @@ def shown(capsys):
     return [line for line in lines if "\u2501" in line], [line for line in lines if line and "\u2501" not in line]
 
 
-def in_a_terminal(monkeypatch):
-    from mbnp.commands import train as command
-
+def in_a_terminal(monkeypatch, module=train_command):
     options = {"force_terminal": True, "width": 80, "legacy_windows": False}
-    monkeypatch.setattr(command, "Console", functools.partial(command.Console, **options))
+    monkeypatch.setattr(module, "Console", functools.partial(module.Console, **options))
     monkeypatch.setenv("TERM", "xterm")
 
 
@@ -488,6 +488,41 @@ def test_predict_names_classes_with_probabilities(trained, records, capsys):
     assert lines[12].split()[-1] == data.classes[predicted[1]]
     assert cli.main(["predict", *arguments]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2 * (1 + 3)
+
+
+@pytest.mark.parametrize("command", ["predict", "explain", "evaluate"])
+def test_a_checkpoint_is_a_file_or_a_run_folder_by_either_name(command, trained, records, capsys):
+    Image.effect_noise((40, 40), 90).save("x.png")
+    folder = str(trained[0])
+    rest = ["--data", str(records)] if command == "evaluate" else []
+
+    def out(*arguments):
+        assert cli.main([command, *arguments, *rest]) == 0
+        return capsys.readouterr().out
+
+    if command == "evaluate":
+        assert out(folder) == out(f"{folder}/model.safetensors")
+        return
+    expected = out("x.png", "--checkpoint", f"{folder}/model.safetensors")
+    for given in (["--checkpoint", folder], ["--weights", folder], ["--weights", f"{folder}/model.safetensors"]):
+        assert out("x.png", *given) == expected
+    assert "required: --checkpoint" in fails(capsys, command, "x.png")
+    assert "no checkpoint at raw" in fails(capsys, command, "x.png", "--weights", "raw")
+
+
+@pytest.mark.parametrize("command", ["predict", "detect", "watch", "explain"])
+def test_weights_beside_a_checkpoint_choose_among_those_in_it(command, capsys, monkeypatch):
+    """What --weights means where --checkpoint names the file, as before."""
+    asked = []
+
+    def load(path, which, say):
+        asked.append((path, which))
+        raise MbnpError("enough")
+
+    monkeypatch.setattr(weights, "load", load)
+    for given in (["--checkpoint", "a.pt", "--weights", "raw"], ["--checkpoint", "a.pt"], ["--weights", "a.pt"]):
+        fails(capsys, command, "x.png", *given)
+    assert asked == [("a.pt", "raw"), ("a.pt", None), ("a.pt", None)]
 
 
 def test_predict_without_names_of_classes(capsys):

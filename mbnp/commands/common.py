@@ -3,7 +3,10 @@
 import functools
 import glob
 import os
-from collections.abc import Callable, Iterable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,47 @@ def require_preprocessing(net: Network, path: str) -> None:
     if net.preprocessing is None:
         command = f"mbnp convert {path} NEW.safetensors --mean R,G,B --std R,G,B"
         raise MbnpError(f"{path} does not say how its images were normalised; add it: {command}")
+
+
+def require_classifier(net: Network, path: str) -> None:
+    """Raise MbnpError for a detector."""
+    if net.detects():
+        raise MbnpError(
+            f"{path} is a detector: mbnp detect IMAGE... --checkpoint {path} draws boxes around what it finds"
+        )
+
+
+def require_detector(net: Network, path: str) -> None:
+    """Raise MbnpError for a network that finds no boxes."""
+    if not net.detects():
+        raise MbnpError(f"{path} is a classifier: mbnp predict IMAGE... --checkpoint {path} names what images show")
+    if net.detection is None:
+        raise MbnpError(f"{path} has heads for boxes, and does not say of which anchors")
+
+
+def require_scores(net: Network, path: str) -> None:
+    """Raise MbnpError if a network is no classifier."""
+    if len(net.output_shape((net.resolution, net.resolution, net.channels))) != 1:
+        raise MbnpError(f"{path} does not give one score for each class")
+
+
+def class_name(net: Network, label: int) -> str:
+    """Return what a class is called, or its number where it has no name."""
+    if net.classes:
+        return net.classes[label]
+    return "class 1, of 0 and 1" if net.num_classes == 1 else f"class {label}"
+
+
+@contextmanager
+def on_signals(call: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
+    """Let `call` be what signals call within the block; only the main thread may say, and gets them."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, call) for number in numbers if main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def compile_ahead(net: Network, on_kernel: Callable[[int, int], Any]) -> int:

@@ -19,6 +19,7 @@ def run(options: Namespace) -> int:
     files = common.image_files(options.images)
     common.check_output(options.out, ".html", [options.checkpoint, *files])
     net = weights.load(options.checkpoint, options.weights, tables.note)
+    common.require_classifier(net, options.checkpoint)
     common.require_preprocessing(net, options.checkpoint)
     if len(files) > _MOST:
         raise MbnpError(f"a page holds at most {_MOST} images, got {len(files)}: name fewer")

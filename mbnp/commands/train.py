@@ -8,10 +8,9 @@ import re
 import shlex
 import signal
 import sys
-import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -172,25 +171,13 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _on_signals(call: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
-    """Let `call` be what signals call within the block; only the main thread may say, and gets them."""
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, call) for number in numbers if main}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def _stoppable() -> Iterator[None]:
     """Let SIGTERM raise _Terminated within the block."""
 
     def stop(*_: Any) -> None:
         raise _Terminated
 
-    with _on_signals(stop, signal.SIGTERM):
+    with common.on_signals(stop, signal.SIGTERM):
         yield
 
 
@@ -198,7 +185,7 @@ def _stoppable() -> Iterator[None]:
 def _unstoppable(later: bool = False) -> Iterator[None]:
     """Ignore Ctrl-C and SIGTERM within the block, which is short and leaves nothing half done; later: put them off."""
     came: list[int] = []
-    with _on_signals(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
+    with common.on_signals(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
         yield
     if later and came:
         signal.raise_signal(came[0])

@@ -24,11 +24,11 @@ def normalise(
 ) -> np.ndarray:
     """Return (images / 255 - mean) / std, channel by channel, in the same shape and in `dtype`.
 
-    images (N, H, W, C) uint8, red first; mean and std: C numbers, of images scaled to 0..1. order="bgr" turns the
-    channels round, and mean and std are of blue first. It is computed as one multiplication and one addition, with
-    constants worked out in float64.
+    images (N, H, W, C) uint8, or float32 where they were resized, red first; mean and std: C numbers, of images scaled
+    to 0..1. order="bgr" turns the channels round, and mean and std are of blue first. It is computed as one
+    multiplication and one addition, with constants worked out in float64.
     """
-    _check_images(images)
+    _check_images(images, np.uint8, np.float32)
     if order not in ORDERS:
         raise unknown("order of channels", order, ORDERS)
     images = images if order == "rgb" else images[..., ::-1]
@@ -215,6 +215,6 @@ def batches(
     return map(batch, range(first, count))  # an iterator, so that the checks above run at the call
 
 
-def _check_images(images: np.ndarray) -> None:
-    if images.ndim != 4 or images.dtype != np.uint8:
+def _check_images(images: np.ndarray, *dtypes: type) -> None:
+    if images.ndim != 4 or images.dtype not in (dtypes or (np.uint8,)):
         raise MbnpError(f"expected images (N, H, W, C) of uint8, got {images.shape} of {images.dtype}")

@@ -1,6 +1,7 @@
 """Image files as arrays, of any kind that Pillow reads.
 
-`read_image` is what predicts; `decode` is the same for many threads at once, inside a `quiet` block.
+`read_image` is what predicts; `decode` is the same for many threads at once, inside a `quiet` block. What detects reads
+a whole image, by `read_whole`, and `resize` makes it as the detector wants it.
 """
 
 import contextlib
@@ -45,6 +46,41 @@ def read_image(path: str | Path, size: int, channels: int = 3, note: Note = lamb
     return np.asarray(image).reshape(size, size, channels)
 
 
+def read_whole(path: str | Path, channels: int = 3, note: Note = lambda text: None) -> np.ndarray:
+    """Return an image file as (H, W, channels) uint8, as it is displayed: upright, at its own size. As `read_image`."""
+    with quiet():
+        image, (width, height) = decode(path, None, channels, note)
+    return np.asarray(image).reshape(height, width, channels)
+
+
+def resize(image: np.ndarray, size: int, how: str) -> np.ndarray:
+    """Return an image (H, W, C) of 0 to 255 as (size, size, C) float32: bilinear, of four pixels, without antialiasing.
+
+    how: "stretch", as PyTorch's interpolate does it: pixel i has its centre at (i + 0.5) * H / size of the image; or
+    "pad", as TensorFlow.js does it: black at the right or the bottom makes it square, of L pixels, and pixel i is the
+    image at i * L / size.
+    """
+    height, width = image.shape[:2]
+    if how == "pad":
+        longer = max(height, width)
+        # One row or column of black is enough: all positions beyond it are the same.
+        image = np.pad(image, ((0, min(1, longer - height)), (0, min(1, longer - width)), (0, 0)))
+        across = down = np.arange(size) * (longer / size)
+    else:
+        down, across = ((np.arange(size) + 0.5) * (side / size) - 0.5 for side in (height, width))
+    return _between(_between(image, down, 0), across, 1)
+
+
+def _between(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """Return `values` at positions along an axis, linear between two neighbours, as float32."""
+    positions = positions.clip(0, values.shape[axis] - 1)
+    before = positions.astype(np.int64)
+    after = np.minimum(before + 1, values.shape[axis] - 1)
+    share = (positions - before).astype(np.float32).reshape(-1, *(1,) * (2 - axis))
+    low, high = values.take(before, axis).astype(np.float32), values.take(after, axis).astype(np.float32)
+    return low + (high - low) * share
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Turn Pillow's warning of too many pixels into an error within the block, and ignore its others."""
@@ -55,9 +91,9 @@ def quiet() -> Iterator[None]:
 
 
 def decode(
-    path: str | Path, size: int, channels: int = 3, note: Note = lambda text: None
+    path: str | Path, size: int | None, channels: int = 3, note: Note = lambda text: None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Return the image of `read_image`, and width and height in the file. Call it within `quiet`."""
+    """Return the image of `read_image`, whole if size is None, and its full width and height. Call it in `quiet`."""
     if channels not in (1, 3):
         raise MbnpError(f"image files have 1 channel, grey, or 3, and {channels} were asked for")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -77,15 +113,21 @@ def decode(
         raise MbnpError(f"{path} is no image that can be read: {_hint(path) or error}") from None
 
 
-def _decode(file: str | Path | io.BytesIO, size: int, channels: int, note: Note) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(
+    file: str | Path | io.BytesIO, size: int | None, channels: int, note: Note
+) -> tuple[Image.Image, tuple[int, int]]:
     with Image.open(file) as image:
         width, height = image.size
-        # A large JPEG is decoded at a half, a quarter or an eighth, but no smaller than twice what is asked for.
-        image.draft(None, (2 * size * width // min(image.size), 2 * size * height // min(image.size)))
+        if size is not None:
+            # A large JPEG is decoded at a half, a quarter or an eighth, but no smaller than twice what is asked for.
+            image.draft(None, (2 * size * width // min(image.size), 2 * size * height // min(image.size)))
         deep = ";16" in str(image.tile)  # of more than 8 bits in the file, whatever Pillow makes of them
         image.load()
         turn = _turn(image)  # after load(): Pillow turns TIFF and AVIF itself
-        flat = ImageOps.fit(_eight_bits(image, channels, deep, note), (size, size), Image.Resampling.BILINEAR)
+        flat = _eight_bits(image, channels, deep, note)
+        if size is not None:
+            flat = ImageOps.fit(flat, (size, size), Image.Resampling.BILINEAR)
+        flat.load()
     if turn is not None:
         flat = flat.transpose(turn)
         if turn not in (_TURNS[2], _TURNS[3], _TURNS[4]):

@@ -20,7 +20,7 @@ from mbnp.models.mobilenet_v2 import mobilenet_v2, mobilenet_v2_cifar
 from mbnp.models.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small, mobilenet_v3_small_cifar
 from mbnp.models.new_head import with_new_head
 from mbnp.models.resnet import resnet20
-from mbnp.models.ssd import ssd_mobilenet_v1_small
+from mbnp.models.ssd import ssd_mobilenet_v1_small, ssdlite320_mobilenet_v3_large
 from mbnp.models.xception import xception, xception_cifar
 from mbnp.network import Network
 
@@ -39,6 +39,7 @@ __all__ = [
     "names",
     "resnet20",
     "ssd_mobilenet_v1_small",
+    "ssdlite320_mobilenet_v3_large",
     "standard_small",
     "with_new_head",
     "xception",
@@ -61,6 +62,7 @@ _BUILDERS: dict[str, Callable[..., Network]] = {
         xception_cifar,
         resnet20,
         ssd_mobilenet_v1_small,
+        ssdlite320_mobilenet_v3_large,
     )
 }
 

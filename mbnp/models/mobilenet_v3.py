@@ -146,16 +146,9 @@ def build(
     channels: int = 3, eps: float = 1e-3, momentum: float = 0.01,
 ) -> dict[str, Layer]:  # fmt: skip
     """Return the layers of a MobileNetV3 with any channels, such as those of a file."""
-    make = _Maker(begin(num_classes, seed, dtype, channels), dtype, eps, momentum)
-    stem = Conv(channels, found.stem, 3, first_stride, padding=1, bias=False, rng=make.rng, dtype=dtype)
-    features: list[Layer] = [make.conv_bn(stem, HS)]
-    c_in = found.stem
-    for row in found.rows:
-        features.append(make.block(c_in, row))
-        c_in = row.c_out
-    features.append(make.conv_bn(make.pointwise(c_in, found.wide), HS))
+    make = Maker(begin(num_classes, seed, dtype, channels), dtype, eps, momentum)
     return {
-        "features": Sequential(features),
+        "features": Sequential(make.features(found, first_stride, channels)),
         "pool": GlobalAveragePool(),
         "classifier": Sequential([
             Linear(found.wide, found.last, rng=make.rng, dtype=dtype),
@@ -166,14 +159,29 @@ def build(
     }  # fmt: skip
 
 
-class _Maker:
+class Maker:
     """The parts of a network that draws its weights from one generator."""
 
     def __init__(self, rng: np.random.Generator, dtype: Any, eps: float, momentum: float) -> None:
         self.rng, self.dtype, self.eps, self.momentum = rng, dtype, eps, momentum
 
+    def features(self, found: Channels, first_stride: int, channels: int) -> list[Layer]:
+        """Build the body: the stem, a block for each row, and the last 1x1 convolution."""
+        stem = Conv(channels, found.stem, 3, first_stride, padding=1, bias=False, rng=self.rng, dtype=self.dtype)
+        features: list[Layer] = [self.conv_bn(stem, HS)]
+        c_in = found.stem
+        for row in found.rows:
+            features.append(self.block(c_in, row))
+            c_in = row.c_out
+        features.append(self.conv_bn(self.pointwise(c_in, found.wide), HS))
+        return features
+
     def pointwise(self, c_in: int, c_out: int) -> Pointwise:
         return Pointwise(c_in, c_out, bias=False, rng=self.rng, dtype=self.dtype)
+
+    def depthwise(self, channels: int, kernel: int, stride: int) -> Depthwise:
+        options: dict[str, Any] = {"padding": kernel // 2, "bias": False, "rng": self.rng, "dtype": self.dtype}
+        return Depthwise(channels, kernel, stride, **options)
 
     def conv_bn(self, conv: Any, activation: Callable[[], Layer] | None = None) -> Sequential:
         bn = BatchNorm(conv.weight.value.shape[-1], eps=self.eps, momentum=self.momentum, dtype=self.dtype)
@@ -182,7 +190,7 @@ class _Maker:
     def block(self, c_in: int, row: Row) -> Layer:
         """Build an inverted residual with a gate (the paper's figure 4); it does not widen where `wide` is c_in."""
         kernel, wide, c_out, few, activation, stride = row
-        depthwise = Depthwise(wide, kernel, stride, padding=kernel // 2, bias=False, rng=self.rng, dtype=self.dtype)
+        depthwise = self.depthwise(wide, kernel, stride)
         parts = [] if wide == c_in else [self.conv_bn(self.pointwise(c_in, wide), activation)]
         parts.append(self.conv_bn(depthwise, activation))
         parts += [self.gate(wide, few)] if few else []

@@ -1,7 +1,8 @@
 """Weights in and out, one file or folder per format; `load` goes by the file's content, `save` by its suffix.
 
 net = weights.load("mobilenet.h5")           safetensors (mbnp's and PyTorch's), PyTorch's, Keras's and ONNX files
-                                             (whose state dicts: torch_known.py; which Keras models: keras/__init__.py)
+                                             (whose state dicts: torch_known.py; which Keras models: keras/__init__.py),
+                                             TensorFlow.js's model.json or manifest, or the folder that has it (tfjs/)
 weights.save(net, "model.safetensors")       also .pt and .onnx
 weights.from_torch(net, state_dict); state_dict = weights.to_torch(net)
 gradients = weights.grads_to_torch(net)      by the names of named_parameters()
@@ -50,7 +51,7 @@ def load(
     Raises FileNotFoundError, or MbnpError for a file that is damaged, of no known kind, or describes a network that
     mbnp cannot run.
     """
-    path = Path(path)
+    path = _file_of(Path(path))
     if path.exists() and not path.is_file():
         raise MbnpError(f"{path} is no file")
     if not path.exists():
@@ -63,6 +64,13 @@ def load(
     except MbnpError as error:
         raise MbnpError(f"{path} cannot be used: {error}") from None
     return net
+
+
+def _file_of(path: Path) -> Path:
+    """Return the file that is meant by a folder with TensorFlow.js's files; any other path as it is."""
+    if not path.is_dir():
+        return path
+    return importlib.import_module("mbnp.weights.tfjs").find(path) or path
 
 
 def _reader(path: Path) -> str:
@@ -88,11 +96,13 @@ def _reader(path: Path) -> str:
         return "keras" if "config.json" in names or "model.weights.h5" in names else "torch_files"
     if re.match(rb"\x80[\x02-\x05]", start):
         return "torch_files"
+    if re.match(rb"\s*[\[{]", start):  # JSON
+        return "tfjs"
     if re.match(rb"\x08[\x03-\x20]", start):  # ONNX's first field, the version of the format
         return "onnx"
     known = _READERS.get(path.suffix.lower())
     if known is None:
-        kinds = "safetensors, PyTorch's, Keras's and ONNX files"
+        kinds = "safetensors, PyTorch's, Keras's, ONNX and TensorFlow.js's files"
         raise MbnpError(f"{path}: unknown kind of checkpoint; known are {kinds}")
     return known
 

@@ -6,11 +6,12 @@ the codes round differently. What would load and be wrong otherwise:
     torchvision's V3           eps is 1e-3, where its V2, timm's networks and kuangliu's have 1e-5
     timm's V3                  pools before its last 1x1 convolution, which has a bias and no BatchNorm
     timm's tf_mobilenetv3_*    have the same names, TensorFlow's padding and eps 1e-3: only a config.json tells
+    torchvision's SSDLite      has eps 1e-3, and either tail of V3; pixels (x - 0.5) / 0.5
     timm's mobilenetv1_100h    has one more 1x1 convolution to 1024 channels
     Hugging Face's V1          has TensorFlow's padding, eps 1e-3, and pixels (x - 0.5) / 0.5
 
-Sources: torchvision's models/mobilenetv2.py and mobilenetv3.py, timm's efficientnet.py, mobilenetv3.py and
-_efficientnet_blocks.py, transformers' modeling_mobilenet_v1.py.
+Sources: torchvision's models/mobilenetv2.py, mobilenetv3.py and detection/ssdlite.py, timm's efficientnet.py,
+mobilenetv3.py and _efficientnet_blocks.py, transformers' modeling_mobilenet_v1.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,14 +28,35 @@ from mbnp.models.mobilenet_v2 import build as v2_build
 from mbnp.models.mobilenet_v2 import widths as v2_widths
 from mbnp.models.mobilenet_v3 import LARGE, LAST_LARGE, LAST_SMALL, SMALL, Row
 from mbnp.models.mobilenet_v3 import Channels as V3Channels
+from mbnp.models.mobilenet_v3 import Rows as V3Rows
 from mbnp.models.mobilenet_v3 import build as v3_build
 from mbnp.models.mobilenet_v3 import widths as v3_widths
+from mbnp.models.ssd import COCO, EXTRAS, REDUCED, TAPPED, ssdlite
 from mbnp.network import Layer, Network, Sequential
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 STAGES = {13: (1, 2, 2, 6, 2), 17: (1, 2, 3, 4, 3, 3, 1), 15: (1, 2, 3, 4, 2, 3), 11: (1, 2, 3, 2, 3)}
-FIRST = ("conv_stem", "mobilenet_v1.conv_stem.convolution", "model.0.0", "features.0.0", "conv1.0", "conv1")
+FIRST = (
+    "backbone.features.0.0.0",
+    "conv_stem",
+    "mobilenet_v1.conv_stem.convolution",
+    "model.0.0",
+    "features.0.0",
+    "conv1.0",
+    "conv1",
+)
+ANCHORS = 6  # of a cell, in torchvision's SSDLite
+# COCO's categories by number, from 1; N/A has no boxes. From torchvision's models/_meta.py.
+COCO_NAMES = (  # noqa: SIM905
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,N/A,stop sign,"
+    "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,N/A,backpack,umbrella,N/A,N/A,"
+    "handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,"
+    "tennis racket,bottle,N/A,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,"
+    "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,N/A,dining table,N/A,N/A,toilet,N/A,tv,laptop,mouse,remote,"
+    "keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,N/A,book,clock,vase,scissors,teddy bear,hair drier,"
+    "toothbrush"
+).split(",")
 HUGGING_FACE = {"mean": [0.5] * 3, "std": [0.5] * 3}
 _WIDTHS = [*(k / 20 for k in range(1, 41)), *(k / 100 for k in range(5, 151))]
 
@@ -226,16 +248,8 @@ def _mobilenet_v3(family: Family, shapes: Shapes, dtype: Any) -> Network:
     timm, read, large = family.widest.startswith("blocks."), _Reader(shapes), family.builder.endswith("large")
     images = _image_channels(shapes)
     table, last_of = (LARGE, LAST_LARGE) if large else (SMALL, LAST_SMALL)
-    stem = c = read.take("conv_stem" if timm else "features.0.0", None, images, 3, 3)
-    places = [*_places(len(table))] if timm else [f"features.{i}.block" for i in range(1, len(table) + 1)]
-    rows = []
-    for at, (kernel, _, _, se, activation, stride) in zip(places, table, strict=True):
-        names = _timm_block(shapes, at) if timm else _torchvision_block(shapes, at, ".0")
-        found, wide, c, few = read.block(names, c)
-        if found != kernel or bool(few) != bool(se):
-            gate = "with" if few else "without"
-            raise MbnpError(f"{at} has a kernel of {found}, {gate} squeeze-and-excite, and the paper's is another")
-        rows.append(Row(kernel, wide, c, few, activation, stride))
+    stem, rows = _v3_rows(read, table, images, timm)
+    c = rows[-1].c_out
     head = f"blocks.{len(STAGES[len(table)])}.0.conv" if timm else f"features.{len(table) + 1}.0"
     wide = read.take(head, None, c, 1, 1)
     last = read.take("conv_head", None, wide, 1, 1) if timm else read.take("classifier.0", None, wide)
@@ -252,6 +266,60 @@ def _mobilenet_v3(family: Family, shapes: Shapes, dtype: Any) -> Network:
     return _described(Network(layers, 224, images))
 
 
+def _v3_rows(read: _Reader, table: V3Rows, images: int, timm: bool = False) -> tuple[int, list[Row]]:
+    """Return the stem's channels and the paper's rows with the channels of the file."""
+    stem = c = read.take("conv_stem" if timm else "features.0.0", None, images, 3, 3)
+    places = [*_places(len(table))] if timm else [f"features.{i}.block" for i in range(1, len(table) + 1)]
+    rows = []
+    for at, (kernel, _, _, se, activation, stride) in zip(places, table, strict=True):
+        names = _timm_block(read.shapes, at) if timm else _torchvision_block(read.shapes, at, ".0")
+        found, wide, c, few = read.block(names, c)
+        if found != kernel or bool(few) != bool(se):
+            gate = "with" if few else "without"
+            raise MbnpError(f"{at} has a kernel of {found}, {gate} squeeze-and-excite, and the paper's is another")
+        rows.append(Row(kernel, wide, c, few, activation, stride))
+    return stem, rows
+
+
+def _ssdlite(family: Family, shapes: Shapes, dtype: Any) -> Network:
+    """Return torchvision's detector, with the tail of the file: reduced, or as its V3 for classification has it."""
+    read, images = _Reader({_in_v3(name): shape for name, shape in shapes.items()}), _image_channels(shapes)
+    stem, rows = _v3_rows(read, LARGE, images)
+    wide = read.take("features.16.0", None, rows[-1].c_out, 1, 1)
+    extras = list[int]()
+    for i in range(len(EXTRAS)):
+        half = read.take(f"backbone.extra.{i}.0.0", None, extras[-1] if extras else wide, 1, 1)
+        extras.append(read.take(f"backbone.extra.{i}.2.0", None, half, 1, 1))
+    logits = read.take(family.classifier.removesuffix(".weight"), None, rows[TAPPED - 1].wide, 1, 1)
+    classes = logits // ANCHORS - 1
+    if logits % ANCHORS or classes < 1:
+        raise MbnpError(
+            f"{family.classifier} makes {logits} numbers, no multiple of {ANCHORS} anchors and above {ANCHORS}"
+        )
+    seen = rows[TAPPED - 1].wide + wide + sum(extras)  # channels under the heads
+    if (4 * ANCHORS + logits) * seen > sum(map(_size, shapes.values())):
+        raise MbnpError("its numbers are too few")
+    found, usual = V3Channels(stem, tuple(rows), wide, LAST_LARGE), v3_widths(REDUCED, LAST_LARGE, 1.0)
+    if (found, tuple(extras)) == (usual, EXTRAS):
+        net = models.ssdlite320_mobilenet_v3_large(classes, dtype=dtype, channels=images)
+    else:
+        net = _described(ssdlite(found, tuple(extras), classes, dtype=dtype, channels=images))
+    net.preprocessing = {"mean": [0.5] * images, "std": [0.5] * images}
+    net.classes = list(COCO_NAMES) if classes == COCO else None
+    return net
+
+
+def _in_v3(name: str) -> str:
+    """Return the name in V3 of an array of the body, which is cut in two after the first convolution of a block."""
+    part, _, rest = name.removeprefix("backbone.features.").partition(".")
+    at, _, inside = rest.partition(".")
+    if not name.startswith("backbone.features.") or part not in ("0", "1") or not at.isdecimal():
+        return name
+    cut = int(at) == (TAPPED if part == "0" else 0)
+    number = int(at) if part == "0" else TAPPED + int(at)
+    return f"features.{number}.{('block.0.' if part == '0' else 'block.') if cut else ''}{inside}"
+
+
 def _candidates(*ratios: float) -> list[float]:
     """Return widths that are likely, round ones first."""
     exact = [round(ratio, digits) for digits in (2, 3, 6) for ratio in ratios]
@@ -259,7 +327,10 @@ def _candidates(*ratios: float) -> list[float]:
 
 
 _CLASSIFIER, _HF_WIDEST = "classifier.weight", "mobilenet_v1.layer.25.convolution.weight"
+_SSD_WIDEST, _SSD_LOGITS = "backbone.features.1.3.0.weight", "head.classification_head.module_list.0.1.weight"
 FAMILIES = (
+    Family("torchvision's ssdlite320_mobilenet_v3_large", "ssdlite320-mobilenet-v3-large", _SSD_WIDEST, _SSD_LOGITS)
+    ._replace(build=_ssdlite),
     Family("the article's class", "mobilenet-v1-small", "conv2_8.3.weight", "fc.weight", 512),
     Family("its full convolutions", "standard-small", "conv2_8.0.weight", "fc.weight", 512),
     Family("kuangliu's MobileNetV2", "mobilenet-v2-cifar", "layers.16.conv3.weight", "linear.weight")
@@ -339,10 +410,12 @@ def width_of(channels: int, at_width_1: int) -> float:
 
 
 def their_names(net: Network, scheme: str) -> dict[str, str]:
-    """Map our name of each layer of `net` with arrays to "timm"'s, "hf"'s or "marvis"'s, if it is a network of theirs.
+    """Map our name of each layer of `net` with arrays to "timm"'s, "hf"'s, "marvis"'s or, of a detector, "ssdlite"'s.
 
-    {} if it has no `features`; of another network with them, names that no file has.
+    {} if it has no `features` (no `ssd`) and so is none of theirs; of another network with them, names no file has.
     """
+    if scheme == "ssdlite":
+        return {name: _ssdlites_name(name) for name, _ in net.leaves() if name.startswith("ssd.")}
     features = net.layers.get("features")
     if type(features) is not Sequential:
         return {}
@@ -374,6 +447,13 @@ def their_names(net: Network, scheme: str) -> dict[str, str]:
     return found | dict(zip(classifier, ("conv_head", "classifier") if v3 else ("classifier",), strict=False))
 
 
+def _ssdlites_name(name: str) -> str:
+    _, at, rest = name.split(".", 2)
+    if at in ("boxes", "scores"):
+        return f"head.{'regression' if at == 'boxes' else 'classification'}_head.module_list.{rest}"
+    return f"backbone.features.{at}.{rest}" if int(at) < 2 else f"backbone.extra.{int(at) - 2}.{rest}"
+
+
 def _with_arrays(layer: Layer, at: str) -> list[str]:
     return [name for name, leaf in layer.leaves(at) if leaf.variables()]
 
@@ -398,5 +478,6 @@ def scheme_of(state: Mapping[str, Any]) -> str | None:
         "timm": "conv_stem.weight",
         "hf": "mobilenet_v1.conv_stem.convolution.weight",
         "marvis": "model.0.0.weight",
+        "ssdlite": _SSD_LOGITS,
     }
     return next((scheme for scheme, name in markers.items() if name in state), None)

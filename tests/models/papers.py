@@ -1,4 +1,4 @@
-"""MobileNetV2, MobileNetV3 and Xception in PyTorch, written from their papers; names of modules as in torchvision.
+"""MobileNetV2, V3, Xception and SSDLite in PyTorch, written from their papers; names of modules as in torchvision.
 
 Nothing of mbnp is used here, channels included: the tables are copied once more, and are to be compared with the paper.
 """
@@ -89,13 +89,22 @@ V3 = {  # Howard et al., tables 1 and 2: input, kernel, widened, out, SE, activa
 }
 
 
-def mobilenet_v3(size: str, width: float, classes: int, columns: bool = False, eps: float = 1e-3) -> nn.Module:
+V3["reduced"] = (  # the large one's tail halved
+    V3["large"][0].rsplit(", ", 3)[0] + ", 112 5 672 80 SE HS 2, 80 5 480 80 SE HS 1, 80 5 480 80 SE HS 1",
+    480,
+    640,
+)
+
+
+def mobilenet_v3(
+    size: str, width: float, classes: int, columns: bool = False, eps: float = 1e-3, momentum: float = 0.01
+) -> nn.Module:
     """Width as Keras has it: the stem stays, widened channels follow from the scaled input.
 
     columns: width as torchvision has it, which scales every column of the table.
     """
     table, last_conv, last = V3[size]
-    bn = {"eps": eps, "momentum": 0.01}
+    bn = {"eps": eps, "momentum": momentum}
     c = to_multiple(16 * width) if columns else 16
     features: list[nn.Module] = [unit(3, c, 3, 2, 1, nn.Hardswish(), **bn)]
     for row in table.split(", "):
@@ -112,6 +121,58 @@ def mobilenet_v3(size: str, width: float, classes: int, columns: bool = False, e
     assert width != 1 or wide == last_conv
     features.append(unit(c, wide, 1, 1, 1, nn.Hardswish(), **bn))
     return Classified(features, [nn.Linear(wide, last), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(last, classes)])
+
+
+class SSDLite(nn.Module):
+    """torchvision's ssdlite320_mobilenet_v3_large up to its outputs: (N, anchors, 4), (N, anchors, classes + 1).
+
+    From its models/detection/ssdlite.py and ssd.py.
+    """
+
+    def __init__(self, size: str, classes: int) -> None:
+        super().__init__()
+        bn = {"eps": 0.001, "momentum": 0.03}
+        features = mobilenet_v3(size, 1.0, 2, **bn).features
+        c4 = 13
+        c_last = features[-1][0].out_channels
+        self.backbone = nn.Module()
+        self.backbone.features = nn.Sequential(
+            nn.Sequential(*features[:c4], features[c4].block[0]),
+            nn.Sequential(features[c4].block[1:], *features[c4 + 1 :]),
+        )
+        outs = [512, 256, 256, 128]
+        self.backbone.extra = nn.ModuleList(
+            nn.Sequential(
+                unit(c_in, out // 2, 1, 1, 1, nn.ReLU6(), **bn),
+                unit(out // 2, out // 2, 3, 2, out // 2, nn.ReLU6(), **bn),
+                unit(out // 2, out, 1, 1, 1, nn.ReLU6(), **bn),
+            )
+            for c_in, out in zip([c_last, *outs], outs, strict=False)
+        )
+        self.head = nn.Module()
+        self.columns = {"regression_head": 4, "classification_head": classes + 1}
+        for name, columns in self.columns.items():
+            head = nn.Module()
+            head.module_list = nn.ModuleList(
+                nn.Sequential(unit(c, c, 3, 1, c, nn.ReLU6(), **bn), nn.Conv2d(c, 6 * columns, 1))
+                for c in [672, c_last, *outs]
+            )
+            setattr(self.head, name, head)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        maps = []
+        for block in [*self.backbone.features, *self.backbone.extra]:
+            x = block(x)
+            maps.append(x)
+        found = []
+        for name, columns in self.columns.items():
+            rows = []
+            for x, block in zip(maps, getattr(self.head, name).module_list, strict=True):
+                y = block(x)
+                n, _, h, w = y.shape
+                rows.append(y.view(n, -1, columns, h, w).permute(0, 3, 4, 1, 2).reshape(n, -1, columns))
+            found.append(torch.cat(rows, dim=1))
+        return found
 
 
 class Separable(nn.Sequential):

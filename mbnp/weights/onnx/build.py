@@ -38,10 +38,14 @@ def load(path: str | os.PathLike, say: Callable[[str], object] = lambda text: No
     path = Path(path)
     with files.reading(path, "ONNX file"):
         try:
-            graph = _read(path)
-            return _described(graph, _network(graph, say))
+            return from_graph(_read(path), say)
         except MbnpError as error:
             raise MbnpError(f"{path} cannot be imported: {error}") from None
+
+
+def from_graph(graph: Graph, say: Callable[[str], object]) -> Network:
+    """Return the network of a graph that was checked."""
+    return _described(graph, _network(graph, say))
 
 
 def _read(path: Path) -> Graph:

@@ -1,0 +1,158 @@
+"""`mbnp detect`: find the objects in image files, and draw boxes around them."""
+
+import io
+import itertools
+import json
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from mbnp import tables, weights
+from mbnp.commands import common
+from mbnp.datasets import drawing
+from mbnp.datasets.images import read_whole
+from mbnp.detection import whole
+from mbnp.detection.detect import Found
+from mbnp.errors import MbnpError, printable
+from mbnp.network import Network
+from mbnp.storage import replacing
+
+ENDING = "-detected.png"
+SMALLEST = 480  # pixels of a picture's longer side: a smaller image is enlarged
+SIGNED = ("Software", "mbnp detect")  # in the text of a picture that this command wrote, which it may replace
+
+
+def run(options: Namespace) -> int:
+    _check(options)
+    net = weights.load(options.checkpoint, options.weights, tables.note)
+    common.require_detector(net, options.checkpoint)
+    common.require_preprocessing(net, options.checkpoint)
+    files = _without_own(common.image_files(options.images), options.out)
+    targets = _targets(files, options) if options.out or not options.json else [None] * len(files)
+    broken = 0
+    with common.announced(_say):
+        engine = common.engine(net, options.readable)
+        for path, target in zip(files, targets, strict=True):
+            try:
+                image = _read(path, net)
+            except (MbnpError, OSError) as error:
+                broken += 1
+                _say(f"mbnp: error: {error}".replace("\n", "\\n"))
+                if options.json:
+                    print(json.dumps({"file": path, "error": str(error)}))
+                continue
+            (found,) = whole.find(engine, [image], options.score, options.overlap, options.most)
+            if options.json:
+                print(json.dumps(answer(net, path, image, found)), flush=True)
+            else:
+                _print(net, path, found, target)
+            if target is not None:
+                names = [_names(net)[label] for label in found.labels]
+                _write(target, drawing.draw(image, found, names, SMALLEST))
+    if broken and len(files) > 1:
+        _say(f"mbnp: {broken} of {len(files)} could not be read")
+    return 1 if broken else 0
+
+
+def _check(options: Namespace) -> None:
+    for name in ("score", "overlap"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise MbnpError(f"--{name} must be from 0 to 1, got {getattr(options, name):g}")
+    if options.most < 1:
+        raise MbnpError(f"--most must be at least 1, got {options.most}")
+    if options.out is not None and os.path.lexists(options.out) and not os.path.isdir(options.out):
+        raise MbnpError(f"{options.out} is no folder: name one to write to")
+
+
+def answer(net: Network, path: str, image: np.ndarray, found: Found) -> dict[str, Any]:
+    """Return what --json prints of an image: boxes are left, top, right, bottom in pixels, as it is displayed."""
+    names, (height, width) = _names(net), image.shape[:2]
+    objects = [
+        {"label": names[label], "score": round(float(score), 6), "box": [round(float(side), 2) for side in box]}
+        for box, label, score in zip(*found, strict=True)
+    ]
+    return {"file": path, "width": width, "height": height, "objects": objects}
+
+
+def _names(net: Network) -> list[str]:
+    return net.classes or [f"class {k}" for k in range(net.num_classes)]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _read(path: str, net: Network) -> np.ndarray:
+    if os.path.isdir(path):
+        raise MbnpError(f"the folder {path} has no images")
+    return read_whole(path, net.channels, lambda text: _say(f"mbnp: {text}"))
+
+
+def _print(net: Network, path: str, found: Found, target: Path | None) -> None:
+    count = len(found.labels)
+    print(f"{path}: {count} object{'' if count == 1 else 's'}, drawn in {target}")
+    for box, label, score in zip(*found, strict=True):
+        where = " ".join(f"{side:5.0f}" for side in box)
+        print(f"  {100 * score:6.2f} %  {where}  {printable(_names(net)[label])}")
+
+
+# --- the pictures ---
+
+
+def _target(path: str, out: str | None) -> Path:
+    source = Path(path)
+    return (source.parent if out is None else Path(out)) / f"{source.stem}{ENDING}"
+
+
+def _without_own(files: list[str], out: str | None) -> list[str]:
+    """Return the files but the pictures that this command made of others among them, and will make again."""
+    made = {os.path.realpath(_target(path, out)) for path in files}
+    own = [path for path in files if path.endswith(ENDING) and os.path.realpath(path) in made and _is_own(path)]
+    if own:
+        _say(f"mbnp: left out, as pictures that mbnp detect wrote: {len(own)}")
+    return [path for path in files if path not in own]
+
+
+def _is_own(path: str | Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.info.get(SIGNED[0]) == SIGNED[1]
+    except Exception:  # whatever Pillow raises on a file that is no picture
+        return False
+
+
+def _targets(files: list[str], options: Namespace) -> list[Path | None]:
+    """Return a file to write for each image, before any is written; MbnpError for one that is not ours to replace."""
+    if options.out is not None:
+        Path(options.out).mkdir(exist_ok=True)
+    found, taken = list[Path | None](), set[Path]()  # the latter for images with the same name
+    for path in files:
+        first = _target(path, options.out)
+        numbered = (first.with_name(f"{Path(path).stem}-{k}{ENDING}") for k in itertools.count(2))
+        target = next(each for each in itertools.chain([first], numbered) if each not in taken)
+        taken.add(target)
+        if not target.parent.is_dir():  # reading the image will say so
+            found.append(None)
+            continue
+        if os.path.lexists(target) and not _is_own(target):
+            read = any(os.path.exists(each) and target.samefile(each) for each in files if target.exists())
+            why = "is read, too" if read else "is there already, and mbnp detect did not write it"
+            raise MbnpError(f"{target} {why}: name a folder for the pictures, --out FOLDER")
+        if not os.access(target.parent, os.W_OK):
+            raise MbnpError(f"the folder {target.parent} is not writable: name one for the pictures, --out FOLDER")
+        found.append(target)
+    return found
+
+
+def _write(target: Path, picture: np.ndarray) -> None:
+    content, note = io.BytesIO(), PngInfo()
+    note.add_text(*SIGNED)
+    Image.fromarray(picture).save(content, "PNG", pnginfo=note)
+    with replacing(target, lasting=False) as partial:
+        partial.write_bytes(content.getbuffer())
