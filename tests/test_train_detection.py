@@ -197,6 +197,17 @@ def test_scores_by_class_and_size():
     assert (name, recall.tolist(), exact.tolist()) == ("cat", [1.0], [1.0])
 
 
+def test_every_object_has_one_size():
+    """Also of an area that is a limit, as many are that have whole pixels."""
+    split = scenes10.make(1, 300).test
+    scores = detections.scores(
+        [Found(np.zeros((0, 4), np.float32), *np.zeros((2, 0), int))] * 300, split, list("abcdefghij")
+    )
+    areas = (split.boxes[..., 2:] - split.boxes[..., :2]).prod(axis=2)[split.labels >= 0]
+    assert np.isin([16**2, 32**2], areas).any()
+    assert sum(part.objects for part in scores.sizes) == sum(part.objects for part in scores.classes) == len(areas)
+
+
 def test_a_class_without_objects_is_left_out():
     scores = detections.scores(boxes_found(), one_image((1, 0, 0, 10, 10)), CLASSES)
     assert len(detections.lines(scores, 100)) == 2

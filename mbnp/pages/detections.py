@@ -77,11 +77,13 @@ def scores(found: Sequence[Found], split: Split, classes: Sequence[str]) -> Scor
     known = np.flatnonzero(judged.objects).tolist()
     each = {k: precision.average(precision.curve(judged, k)) for k in known}
     labels = np.concatenate([one.labels for one in objects])
-    sides = np.sqrt(np.concatenate([boxes.area(one.boxes) for one in objects]))
+    areas = np.concatenate([boxes.area(one.boxes) for one in objects])
     sizes = []
     for name, (low, high) in SIZES.items():
-        mean = precision.mean_average_precision(found, objects, count, sizes=(low**2, high**2))
-        sizes.append(Part(name, int(np.count_nonzero((low <= sides) & (sides <= high))), mean))
+        # An area that is a limit belongs to the larger ones.
+        limits = areas.dtype.type(low**2), np.nextafter(areas.dtype.type(high**2), 0)
+        mean = precision.mean_average_precision(found, objects, count, sizes=limits)
+        sizes.append(Part(name, int(np.count_nonzero((limits[0] <= areas) & (areas <= limits[1]))), mean))
     coco = [
         precision.mean_average_precision(found, objects, count, overlap, "coco") for overlap in precision.COCO_OVERLAPS
     ]
@@ -98,7 +100,11 @@ def scores(found: Sequence[Found], split: Split, classes: Sequence[str]) -> Scor
 
 def lines(measured: Scores, side: int) -> list[str]:
     """Return average precision by class, then by size, for a terminal; side: of the images, in pixels."""
-    limits = [f"up to {side / 6:.0f}x{side / 6:.0f} pixels", "between", f"from {side / 3:.0f}x{side / 3:.0f} pixels on"]
+    limits = [
+        f"less than {side / 6:.0f}x{side / 6:.0f} pixels",
+        "between",
+        f"from {side / 3:.0f}x{side / 3:.0f} pixels on",
+    ]
     of_sizes = [f", {limit}" for limit in limits]
     parts = [*((part, "") for part in measured.classes), *zip(measured.sizes, of_sizes, strict=True)]
     return [
