@@ -25,7 +25,19 @@ from mbnp.commands import check, common
 from mbnp.datasets.images import read_image
 from mbnp.errors import MbnpError
 
-COMMANDS = ["train", "sweep", "compare", "evaluate", "predict", "explain", "summary", "check", "data", "bench"]
+COMMANDS = [
+    "train",
+    "sweep",
+    "compare",
+    "evaluate",
+    "predict",
+    "detect",
+    "explain",
+    "summary",
+    "check",
+    "data",
+    "bench",
+]
 COMMANDS += ["warmup", "convert", "grade"]
 SMALL = ["--width-mult", "0.25", "--batch-size", "16", "--threads", "1"]
 
