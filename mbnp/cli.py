@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mbnp {mbnp.__version__}")
     commands = (
-        *(_train, _sweep, _compare, _evaluate, _predict, _detect, _explain, _summary),
+        *(_train, _sweep, _compare, _evaluate, _predict, _detect, _watch, _explain, _summary),
         *(_check, _data, _bench, _warmup, _convert, _grade),
     )
     _add_commands(parser, "command", commands)
@@ -219,7 +219,7 @@ def _training(p: argparse.ArgumentParser) -> None:
     _add(p, "--resolution N", "with a folder of images: make them N x N (default: the model's own)")
     _share(p, "--channels N")
     _add(p, "--epochs N", "times through the data (default: what the data needs)")
-    _add(p, "--batch-size N", "default: 64, or a quarter of fewer than 256 images")
+    _add(p, "--batch-size N", "default: 64, of a detector 32, or a quarter of a few images")
     _add(p, "--lr X", "highest learning rate", default=0.1)
     _add(p, "--weight-decay X", default=5e-4)
     _add(p, "--schedule NAME", "one-cycle, cosine, step or constant", default="one-cycle")
@@ -311,6 +311,30 @@ def _detect(p: argparse.ArgumentParser) -> None:
     _add(p, "--most K", "objects an image", default=100)
     _add(p, "--out FOLDER", "write the pictures there; it is made if it does not exist")
     _add(p, "--json", "print {file, width, height, objects: [{label, score, box}]} or {file, error}, each on its line")
+    _share(p, "--threads N", "--readable")
+
+
+def _watch(p: argparse.ArgumentParser) -> None:
+    """See what is in a video, a folder of images, or before a camera.
+
+    Print what is seen whenever that changes, then frames a second and latency. Classes are smoothed over the frames;
+    boxes of a detector are followed. Ctrl-C ends it, and what was seen so far is written. Videos and cameras need
+    pip install "mbnp[video]".
+
+    examples:
+      mbnp watch clip.mp4 --checkpoint runs/ssd-mobilenet-v1-small-1 --out boxes.mp4
+      mbnp watch 0 --checkpoint runs/mobilenet-v1-small-1 --live
+    """
+    cameras = "a camera: its number, or camera:NAME"
+    _add(p, "source SOURCE", f"a video file, a folder of images, in the order of their names, or {cameras}")
+    _checkpoint(p)
+    _add(p, "--out FILE.mp4", "write the frames with what is seen in them, without sound")
+    _add(p, "--live", "show them in the terminal; without one, lines as always")
+    _add(p, "--json", "print an object a frame, as mbnp detect and predict do")
+    past = "the share of the past in what is shown, from 0, every frame by itself, to below 1"
+    _add(p, "--smooth X", f"{past} (default: 0.8 of classes, 0.5 of boxes)")
+    _add(p, "--score X", "the score from which an object of a detector is found", default=0.5)
+    _add(p, "--rate X", "frames a second of a folder (default: 25)")
     _share(p, "--threads N", "--readable")
 
 

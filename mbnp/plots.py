@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mbnp import tables
 from mbnp.errors import printable
 from mbnp.storage import replacing
+from mbnp.tasks import CLASSIFIER, Words
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import: inside the functions
     import numpy as np
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import: inside the functi
 
 # Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in grey.
 TRAINING, TEST = "#0072B2", "#D55E00"
+
+OKABE_ITO = (TRAINING, TEST, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 # More of theirs, and a marker each.
 KINDS = {
@@ -44,8 +47,11 @@ def save(figure: "Figure", path: str | os.PathLike) -> None:
         figure.savefig(partial, format="png", dpi="figure")
 
 
-def curves(history: Sequence["Record"], title: str = "") -> "Figure":
-    """Draw loss and accuracy by epoch, training and test, from the records of `train.fit`."""
+def curves(history: Sequence["Record"], title: str = "", words: Words = CLASSIFIER) -> "Figure":
+    """Draw loss and accuracy by epoch, training and test, from the records of `train.fit`.
+
+    words: what a detector's are called.
+    """
     from matplotlib.ticker import MaxNLocator
 
     epochs = [record.epoch for record in history]
@@ -60,8 +66,28 @@ def curves(history: Sequence["Record"], title: str = "") -> "Figure":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axes.legend(frameon=False, loc="lower right" if axes is accuracy else "upper right")
     loss.set_ylim(0, 1.05 * max(max(r.loss, r.test_loss) for r in history))
-    loss.set_ylabel("cross-entropy (nats)")
-    accuracy.set(ylabel="accuracy (%)", ylim=(0, 100))
+    loss.set_ylabel(words.loss)
+    accuracy.set(ylabel=f"{words.measure} (%)", ylim=(0, 100))
+    if words.learning != words.measure:
+        accuracy.lines[0].set_label(f"{words.learning} of training images (while it learns)")
+        accuracy.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def precision_recall(
+    curves: "Sequence[tuple[str, np.ndarray, np.ndarray]]", title: str = "", most: int = 21
+) -> "Figure":
+    """Draw (class, recall, precision) of the first `most` classes, after each box by falling score."""
+    figure, (axes,) = _figure(title, 6)
+    for k, (name, recall, precision) in enumerate(curves[:most]):
+        style = ("-", "--", ":")[k // 7 % 3]
+        axes.plot(100 * recall, 100 * precision, style, color=OKABE_ITO[k % 7], linewidth=1.3, label=printable(name))
+    axes.set(
+        xlabel="recall: objects that are found (%)",
+        ylabel="precision: boxes that are right (%)",
+    )
+    axes.set(xlim=(0, 101), ylim=(0, 101))
+    figure.legend(frameon=False, loc="outside right center")
     return figure
 
 
@@ -223,8 +249,9 @@ def wide(costs: Sequence[float]) -> bool:
 
 
 def front(
-    names: Sequence[str], costs: Sequence[float], accuracies: Sequence[float], cost: str = "MACs", title: str = ""
-) -> "Figure":
+    names: Sequence[str], costs: Sequence[float], accuracies: Sequence[float], cost: str = "MACs", title: str = "",
+    measure: str = "accuracy",
+) -> "Figure":  # fmt: skip
     """Draw accuracy (from 0 to 1) against what it costs: a point and its name for each run.
 
     The axis of the cost is logarithmic where the runs are far apart. The line joins those that no other run beats. A
@@ -241,7 +268,7 @@ def front(
         ([i for i in range(len(costs)) if i not in line], TRAINING, "o", "another run is"),
     ):
         axes.plot([costs[i] for i in chosen], [percent[i] for i in chosen], marker, color=colour, label=label)
-    axes.set(xscale="log" if wide(costs) else "linear", xlabel=cost, ylabel="test accuracy (%)")
+    axes.set(xscale="log" if wide(costs) else "linear", xlabel=cost, ylabel=f"test {measure} (%)")
     apart = 0.08 * (max(costs) - min(costs)) or 0.1 * max(costs)
     axes.set_xlim(*((min(costs) / 1.3, 1.3 * max(costs)) if wide(costs) else (min(costs) - apart, max(costs) + apart)))
     margin = max(1.0, 0.12 * (max(percent) - min(percent)))

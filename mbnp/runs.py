@@ -1,9 +1,9 @@
 """Run folders: the files that a training run leaves behind.
 
 config.json         everything needed to repeat it, the command first
-metrics.csv         a row for each epoch: the fields of `train.Record`
+metrics.csv         a row for each epoch: the fields of `train.Record`, which says what a detector's mean
 model.safetensors   the network after the last epoch whose losses were finite
-curves.png          loss and accuracy by epoch
+curves.png          loss and accuracy by epoch; of a detector also precision_recall.png, and found.png: what it finds
 report.html         all that is known of the run, as a page; pages/report.py makes it
 state/              the last two states of the run, each with all that `mbnp train --resume` needs, and a lock
 
@@ -33,6 +33,7 @@ from mbnp.errors import MbnpError, short
 from mbnp.network import Network
 from mbnp.recipe import Recipe
 from mbnp.storage import new_folder, replacing
+from mbnp.tasks import CLASSIFIER, Words
 from mbnp.train import Progress, Record, Snapshot
 from mbnp.weights import native
 
@@ -196,11 +197,11 @@ def locked(folder: Path) -> Iterator[None]:
         raise MbnpError(f"{folder} is still running: wait for it, or stop it") from None
 
 
-def save_curves(folder: Path, history: Sequence[Record], title: str) -> None:
+def save_curves(folder: Path, history: Sequence[Record], title: str, words: Words = CLASSIFIER) -> None:
     """Draw curves.png under `title` and the last test accuracy."""
     last = history[-1]
-    title = f"{title}: test accuracy {100 * last.test_accuracy:.2f} % after {last.epoch} epochs"
-    plots.save(plots.curves(history, title), folder / "curves.png")
+    title = f"{title}: test {words.measure} {100 * last.test_accuracy:.2f} % after {last.epoch} epochs"
+    plots.save(plots.curves(history, title, words), folder / "curves.png")
 
 
 def environment() -> dict[str, Any]:
@@ -215,7 +216,7 @@ def environment() -> dict[str, Any]:
 
 
 def describe(data: Dataset) -> dict[str, Any]:
-    """Describe a data set for config.json; the checksum is over training and test images and labels."""
+    """Describe a data set for config.json; the checksum is over training and test images, labels and boxes."""
     return {
         "name": data.name,
         "source": absolute(data.source) or data.source,
@@ -231,4 +232,5 @@ def _checksum(data: Dataset) -> str:
     for split in (data.train, data.test):
         digest.update(split.images.tobytes())
         digest.update(split.labels.tobytes())
+        digest.update(b"" if split.boxes is None else split.boxes.tobytes())
     return digest.hexdigest()

@@ -21,24 +21,21 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import psutil
 
-from mbnp import datasets, optim, spec
+from mbnp import datasets, optim, spec, tasks
 from mbnp.backend import one_pool
 from mbnp.errors import DivergedError, MbnpError
 from mbnp.network import Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
 from mbnp.recipe import Recipe
-
-
-class Loss(Protocol):
-    """A module or object with a loss, and its gradient with respect to the outputs, of their shape and dtype."""
-
-    def forward(self, outputs: np.ndarray, y: Any, /) -> Any: ...
-
-    def backward(self, outputs: np.ndarray, y: Any, /) -> np.ndarray: ...
+from mbnp.tasks import Loss, Task
 
 
 class Record(NamedTuple):
-    """How far training is and how well it does. Losses in nats, accuracies from 0 to 1."""
+    """How far training is and how well it does. Losses in nats, accuracies from 0 to 1.
+
+    A detector's test accuracy is its mean average precision at overlap 0.5 (mAP@0.5), and its training accuracy the
+    share of the anchors on objects that name its class before the others; its losses are those of `detection.multibox`.
+    """
 
     epoch: int  # from 1
     step: int  # of the whole run, from 1
@@ -58,7 +55,7 @@ class Progress:
     epoch: int = 1  # the one that runs or comes next, from 1
     batch: int = 0  # how many of its batches are done
     loss: float = 0.0  # the sum of theirs
-    right: int = 0  # how many of their images were predicted rightly
+    right: float = 0  # how many of their images were predicted rightly
     seconds: float = 0.0  # that they took
     order: Mapping[str, Any] = field(default_factory=dict)  # the generator as the epoch began
     generator: Mapping[str, Any] = field(default_factory=dict)  # as it is now
@@ -87,11 +84,14 @@ class Watch(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """Mean loss in nats, accuracy from 0 to 1, and each image's predicted class (N,) int64."""
+    """Mean loss in nats, accuracy from 0 to 1, and each image's predicted class (N,) int64.
+
+    Of a detector: the mean of `detection.multibox`, mAP@0.5, and what was found in each image (`detection.Found`).
+    """
 
     loss: float
     accuracy: float
-    predictions: np.ndarray
+    predictions: Any
 
 
 def step(
@@ -120,19 +120,19 @@ def step(
     """
     if loss is not None and label_smoothing:
         raise MbnpError(f"label_smoothing={label_smoothing} is an option of cross-entropy: leave it out beside loss=")
-    return _step(net, opt, x, y, label_smoothing, loss, on_gradients)[0]
+    return _step(net, opt, x, y, label_smoothing, loss or cross_entropy, on_gradients)[0]
 
 
 def _step(
-    net: Network, opt: optim.Optimiser, x: np.ndarray, y: Any, label_smoothing: float, loss: Loss | None = None,
+    net: Network, opt: optim.Optimiser, x: np.ndarray, y: Any, label_smoothing: float, loss: Loss,
     on_gradients: Callable[[Network], Any] = lambda net: None, ended: Callable[[str], Any] = lambda phase: None,
 ) -> tuple[float, np.ndarray]:  # fmt: skip
     """Return the outputs, too, which give `fit` the accuracy without a second forward. ended(phase) is called."""
-    criterion: Any = cross_entropy if loss is None else loss
-    smoothing = (label_smoothing,) if loss is None else ()
+    criterion: Any = loss
+    smoothing = (label_smoothing,) if loss is cross_entropy else ()
     net.check_input(x)
     shape = net.output_shape(x.shape[1:])  # raises for images that are too small
-    if loss is None:
+    if loss is cross_entropy:
         cross_entropy.check((len(x), *shape), y, label_smoothing)
     # What NumPy would warn of on the way to an infinite loss, the DivergedError says better.
     with one_pool(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -208,6 +208,7 @@ def fit(
     rng = np.random.default_rng(recipe.seed)
     at = Progress(generator=rng.bit_generator.state) if resume is None else _go_on(resume, net, opt, rng)
     _take_over(net, data)
+    task = tasks.of(net)
 
     def kept() -> None:
         if keep is not None:
@@ -220,7 +221,7 @@ def fit(
     for epoch in range(at.epoch, recipe.epochs + 1):
         ended = (lambda phase: None) if watch is None else _clock(at.phases)
         began = time.perf_counter() - at.seconds
-        for record in _epoch(at, net, opt, rates, data, recipe, rng, ended):
+        for record in _epoch(at, net, task, opt, rates, data, recipe, rng, ended):
             on_batch(record)
             if every is not None and record.step % every == 0 and at.batch < batches:
                 kept()
@@ -243,11 +244,7 @@ def fit(
 def check(net: Network, data: datasets.Dataset, recipe: Recipe, every: int | None) -> int:
     """Raise MbnpError for what `fit` would refuse before its first step; return how many batches an epoch has."""
     batches = datasets.count_batches(len(data.train), recipe.batch_size, train=True)
-    if net.num_classes != len(data.classes):
-        raise MbnpError(
-            f"the network has {net.num_classes} outputs and {data.name} has {len(data.classes)} classes: "
-            f"give it a new head with models.with_new_head(net, {len(data.classes)})"
-        )
+    tasks.of(net).check(data, recipe.label_smoothing)
     if not net.trainable():
         raise MbnpError("every parameter of the network is frozen, so that there is nothing to train")
     if batches == 0:
@@ -301,6 +298,7 @@ def _clock(spent: dict[str, float]) -> Callable[[str], None]:
 def _epoch(
     at: Progress,
     net: Network,
+    task: Task,
     opt: optim.Optimiser,
     rates: optim.Schedule,
     data: datasets.Dataset,
@@ -318,17 +316,18 @@ def _epoch(
     seconds = []
     began = now = time.perf_counter() - at.seconds
     for x, y in rest:
+        targets = task.targets(y)
         ended("data")
         opt.set(**rates(opt.steps))
-        loss, logits = _step(net, opt, x, y, recipe.label_smoothing, ended=ended)
+        loss, outputs = _step(net, opt, x, targets, recipe.label_smoothing, task.loss, ended=ended)
         at.loss += loss
-        at.right += int(np.count_nonzero(logits.argmax(axis=1) == y))
+        at.right += task.right(outputs, targets)
         at.batch += 1
         previous, now = now, time.perf_counter()
         at.seconds = now - began
         seconds.append(now - previous)
-        speed = len(y) / statistics.median(seconds)
-        accuracy = at.right / (at.batch * len(y))
+        speed = len(x) / statistics.median(seconds)
+        accuracy = at.right / (at.batch * len(x))
         yield Record(at.epoch, opt.steps, at.loss / at.batch, accuracy, opt.lr, speed, at.seconds)
 
 
@@ -340,32 +339,37 @@ def evaluate(
     std: Sequence[float] | None = None,
     on_logits: Callable[[np.ndarray, np.ndarray], Any] = lambda logits, y: None,
 ) -> Evaluation:
-    """Return loss and accuracy over every image of a split; a last batch may be smaller.
+    """Return loss and accuracy, or of a detector mAP@0.5, over every image of a split; a last batch may be smaller.
 
     mean, std: how the images are normalised; None: as the network was trained (`net.preprocessing`).
-    on_logits: called with the logits and the labels of each batch, in order.
+    on_logits: called with the logits and the labels of each batch, in order: with what `forward` returned, and what
+        `datasets.batches` has beside the images.
     """
     scale: Any = net.preprocessing if mean is None or std is None else {"mean": mean, "std": std}
     if scale is None:
         raise MbnpError("this network does not say how its images were normalised: pass mean and std")
-    total, predictions = 0.0, []
+    total, predictions, task = 0.0, [], tasks.of(net)
+    task.check_split(split)
     batch_size = spec.most_images(net, split.images.shape[1:], batch_size)
     with one_pool(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for x, y in datasets.batches(split, batch_size, **scale, dtype=net.dtype):
             logits = net.forward(x)
             on_logits(logits, y)
-            total += float(cross_entropy.forward(logits, y)) * len(y)
-            predictions.append(logits.argmax(axis=1))
-    predicted = np.concatenate(predictions)
-    return Evaluation(total / len(split), float(np.mean(predicted == split.labels)), predicted)
+            total += float(task.loss.forward(logits, task.targets(y))) * len(x)
+            predictions.append(task.predict(logits))
+    found = task.join(predictions)
+    return Evaluation(total / len(split), task.score(found, split), found)
 
 
 def probabilities(net: Network, images: np.ndarray) -> np.ndarray:
     """Return the probability of each class (N, classes) for images (N, H, W, C) uint8.
 
     They are normalised as the network was trained (`net.preprocessing`); MbnpError where that is not known. Of a
-    network of one output it is the sigmoid of that, (N, 1): the probability of its one class.
+    network of one output it is the sigmoid of that, (N, 1): the probability of its one class. A detector has none:
+    `detection.detect` has the objects that it finds.
     """
+    if net.detection is not None:
+        raise MbnpError("a detector finds objects and does not classify images: use mbnp detect")
     if net.preprocessing is None:
         raise MbnpError("the checkpoint does not say how its images were normalised")
     x = datasets.normalise(images, **net.preprocessing, dtype=net.dtype)

@@ -34,6 +34,7 @@ ROOMS = {  # where mutants are made, and the tests of that room
     "mbnp/network.py": ["tests/test_layers.py", "tests/models", "tests/test_train.py", "tests/test_finetune.py"],
     "mbnp/train.py": ["tests/test_train.py", "tests/test_train_step.py", "tests/test_resume.py", "tests/test_cli.py"],
     "mbnp/optim": ["tests/test_optim.py", "tests/test_resume.py"],
+    "mbnp/detection": ["tests/detection"],
     "mbnp/fused": ["tests/fused"],
 }
 PLAIN = {  # of these, what runs without a compiler in a reasonable time

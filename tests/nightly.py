@@ -82,6 +82,11 @@ GUARANTEES = (
         ("tests/datasets", "tests/test_own_images.py"),
     ),
     Guarantee(
+        "A film is watched to its end, whatever is damaged, in memory that does not grow; Ctrl-C leaves a whole film",
+        "damaged and cut files, a camera that is too fast; 2,000 frames of moving shapes: what is found, how fast",
+        ("tests/datasets/test_video.py", "tests/test_watch_command.py"),
+    ),
+    Guarantee(
         "A page asks nothing of anybody, what names hold is text, and its numbers are the network's to three digits",
         "every layer of six networks opened in a browser without a network, by mouse, keys and finger",
         ("tests/test_pages.py", "tests/test_report.py", "tests/test_compare.py"),

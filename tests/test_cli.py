@@ -22,23 +22,12 @@ from PIL import Image
 import mbnp
 from mbnp import backend, cli, datasets, models, runs, spec, tables, train, weights
 from mbnp.commands import check, common
+from mbnp.commands import train as train_command
 from mbnp.datasets.images import read_image
 from mbnp.errors import MbnpError
 
-COMMANDS = [
-    "train",
-    "sweep",
-    "compare",
-    "evaluate",
-    "predict",
-    "detect",
-    "explain",
-    "summary",
-    "check",
-    "data",
-    "bench",
-]
-COMMANDS += ["warmup", "convert", "grade"]
+COMMANDS = ["train", "sweep", "compare", "evaluate", "predict", "detect", "watch", "explain"]
+COMMANDS += ["summary", "check", "data", "bench", "warmup", "convert", "grade"]
 SMALL = ["--width-mult", "0.25", "--batch-size", "16", "--threads", "1"]
 
 
@@ -279,11 +268,9 @@ def shown(capsys):
     return [line for line in lines if "\u2501" in line], [line for line in lines if line and "\u2501" not in line]
 
 
-def in_a_terminal(monkeypatch):
-    from mbnp.commands import train as command
-
+def in_a_terminal(monkeypatch, module=train_command):
     options = {"force_terminal": True, "width": 80, "legacy_windows": False}
-    monkeypatch.setattr(command, "Console", functools.partial(command.Console, **options))
+    monkeypatch.setattr(module, "Console", functools.partial(module.Console, **options))
     monkeypatch.setenv("TERM", "xterm")
 
 
@@ -523,7 +510,7 @@ def test_a_checkpoint_is_a_file_or_a_run_folder_by_either_name(command, trained,
     assert "no checkpoint at raw" in fails(capsys, command, "x.png", "--weights", "raw")
 
 
-@pytest.mark.parametrize("command", ["predict", "explain"])
+@pytest.mark.parametrize("command", ["predict", "detect", "watch", "explain"])
 def test_weights_beside_a_checkpoint_choose_among_those_in_it(command, capsys, monkeypatch):
     """What --weights means where --checkpoint names the file, as before."""
     asked = []

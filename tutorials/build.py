@@ -313,10 +313,12 @@ def _chosen(names: list[str], everything: bool) -> list[Path]:
 def _environment(*folders: Path) -> dict[str, str]:
     """Return the environment of a fresh clone: full size, the data that mbnp draws itself, the default backend.
 
+    A page is the same where there are photographs and weights for lesson 14 (MBNP_FACES), and where there are none.
+
     The mbnp in it is the one that is imported here, whose code is stamped, from whatever folder the lesson runs; it
     finds modules in `folders`, too.
     """
-    ours = ("MBNP_LESSONS", "MBNP_DATA", "MBNP_BACKEND", "MPLBACKEND")
+    ours = ("MBNP_LESSONS", "MBNP_DATA", "MBNP_BACKEND", "MBNP_FACES", "MPLBACKEND")
     env = {name: value for name, value in os.environ.items() if name not in ours}
     paths = [
         str(Path(mbnp.__file__).parents[1]),

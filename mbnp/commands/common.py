@@ -3,7 +3,10 @@
 import functools
 import glob
 import os
-from collections.abc import Callable, Iterable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,11 @@ def load_data(
     if asked and not height == width == resolution:
         raise MbnpError(f"the images of {data.name} are {height}x{width}: --resolution is for a folder of images")
     return data
+
+
+def default_data(net: Network) -> str | None:
+    """Return the data of a network where none are named: a detector's are scenes10."""
+    return None if net.detection is None else "scenes10"
 
 
 def about(data: Dataset, most: int) -> list[str]:
@@ -117,6 +125,31 @@ def require_detector(net: Network, path: str) -> None:
         raise MbnpError(f"{path} is a classifier: mbnp predict IMAGE... --checkpoint {path} names what images show")
     if net.detection is None:
         raise MbnpError(f"{path} has heads for boxes, and does not say of which anchors")
+
+
+def require_scores(net: Network, path: str) -> None:
+    """Raise MbnpError if a network is no classifier."""
+    if len(net.output_shape((net.resolution, net.resolution, net.channels))) != 1:
+        raise MbnpError(f"{path} does not give one score for each class")
+
+
+def class_name(net: Network, label: int) -> str:
+    """Return what a class is called, or its number where it has no name."""
+    if net.classes:
+        return net.classes[label]
+    return "class 1, of 0 and 1" if net.num_classes == 1 else f"class {label}"
+
+
+@contextmanager
+def on_signals(call: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
+    """Let `call` be what signals call within the block; only the main thread may say, and gets them."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, call) for number in numbers if main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def compile_ahead(net: Network, on_kernel: Callable[[int, int], Any]) -> int:

@@ -24,5 +24,8 @@ def run(options: Namespace) -> int:
         compare.write(Path(options.html), found, f"{len(found)} runs compared", notes)
     if options.out:
         numbers = [run.macs for run in found], [run.accuracy for run in found]
-        plots.save(plots.front([run.name for run in found], *numbers, compare.COSTS["macs"]), options.out)
+        measure = compare.measure(found)
+        plots.save(
+            plots.front([run.name for run in found], *numbers, compare.COSTS["macs"], measure=measure), options.out
+        )
     return 1 if notes else 0

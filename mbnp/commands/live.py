@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.text import Text
 
+from mbnp import tasks
 from mbnp.commands.console import Console
 from mbnp.network import Network
 from mbnp.pages import statistics
@@ -26,6 +27,7 @@ class Dashboard:
 
     def __init__(self, console: Console, bar: Progress, epochs: int, net: Network) -> None:
         self.console, self.bar, self.epochs = console, bar, epochs
+        self.words = tasks.of(net).words
         self.names = [row.name for row in statistics.layers(net)]
         self.history: Sequence[Record] = []
         self.measured: Sequence[dict[str, Any]] = []
@@ -59,7 +61,7 @@ class Dashboard:
         right = {"training": [100 * r.accuracy for r in records], "test": [100 * r.test_accuracy for r in self.history]}
         known = [v for values in losses.values() for v in values if math.isfinite(v)]
         one = self.chart("loss", losses, (0, max(known, default=1)), width, rows, "{:.3f}")
-        other = self.chart("accuracy %", right, (0, 100), width, rows, "{:.1f}")
+        other = self.chart(f"{self.words.measure} %", right, (0, 100), width, rows, "{:.1f}")
         return [left + Text("  ") + line for left, line in zip(one, other, strict=True)]
 
     def chart(

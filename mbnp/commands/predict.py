@@ -24,8 +24,7 @@ def run(options: Namespace) -> int:
     net = weights.load(options.checkpoint, options.weights, tables.note)
     common.require_classifier(net, options.checkpoint)
     common.require_preprocessing(net, options.checkpoint)
-    if len(net.output_shape((net.resolution, net.resolution, net.channels))) != 1:
-        raise MbnpError(f"{options.checkpoint} does not give one score for each class")
+    common.require_scores(net, options.checkpoint)
     answers: list[dict[str, Any]] = []
     with common.announced(_say):
         for answer in _answers(common.engine(net, options.readable), options):
@@ -64,7 +63,10 @@ def _answers(net: Network, options: Namespace) -> Iterator[dict[str, Any]]:
             else:
                 p = next(probabilities)
                 best = np.argsort(-p, kind="stable")[: options.top]
-                yield {"image": path, "classes": [{"class": _name(net, k), "probability": float(p[k])} for k in best]}
+                yield {
+                    "image": path,
+                    "classes": [{"class": common.class_name(net, k), "probability": float(p[k])} for k in best],
+                }
 
 
 def _read(path: str, net: Network) -> np.ndarray | str:
@@ -75,9 +77,3 @@ def _read(path: str, net: Network) -> np.ndarray | str:
         return read_image(path, net.resolution, net.channels, lambda text: _say(f"mbnp: {text}"))
     except (MbnpError, OSError) as error:
         return str(error)
-
-
-def _name(net: Network, label: int) -> str:
-    if net.classes:
-        return net.classes[label]
-    return "class 1, of 0 and 1" if net.num_classes == 1 else f"class {label}"

@@ -8,10 +8,9 @@ import re
 import shlex
 import signal
 import sys
-import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from typing import Any
 from rich.progress import BarColumn, Progress, Task, TimeRemainingColumn
 from rich.text import Text
 
-from mbnp import datasets, models, runs, tables, train, weights
+from mbnp import datasets, models, plots, runs, tables, tasks, train, weights
 from mbnp.commands import common
 from mbnp.commands.console import Console
 from mbnp.commands.live import Dashboard
 from mbnp.datasets import Dataset
 from mbnp.errors import DivergedError, MbnpError, printable
 from mbnp.network import Network
-from mbnp.pages import report, statistics
+from mbnp.pages import detections, report, statistics
 from mbnp.recipe import Recipe
 from mbnp.train import Record, Snapshot
 
@@ -46,11 +45,14 @@ def run(options: Namespace) -> int:
         runs.require_new(options.out)
     _check(options)
     loaded = None if options.init is None else weights.load(options.init, options.weights, tables.note)
-    resolution = options.resolution or (loaded or models.create(options.model, width_mult=0.25)).resolution
+    known = loaded or models.create(options.model, width_mult=0.25)
+    resolution = options.resolution or known.resolution
     channels = 3 if options.channels is None else options.channels
     channels = channels if loaded is None else loaded.channels
-    data = common.load_data(options.data, resolution, channels, asked=options.resolution is not None)
-    recipe = _recipe(options, data)
+    spec = options.data or common.default_data(known)
+    data = common.load_data(spec, resolution, channels, asked=options.resolution is not None)
+    tasks.of(known).check_split(data.train, data.name)
+    recipe = _recipe(options, data, known)
     net, notes = (_fresh(options, data), []) if loaded is None else _fine_tuned(loaded, options, data)
     return _Session(common.engine(net, options.readable), data, recipe, options).run(notes)
 
@@ -145,12 +147,13 @@ def _fine_tuned(net: Network, options: Namespace, data: Dataset) -> tuple[Networ
     return net, notes
 
 
-def _recipe(options: Namespace, data: Dataset) -> Recipe:
+def _recipe(options: Namespace, data: Dataset, net: Network) -> Recipe:
     if options.augment and options.no_augment:
         raise MbnpError(f"--augment {options.augment} and --no-augment do not go together: leave out one")
     augment = not options.no_augment and (options.augment or True)
     epochs = data.epochs if options.epochs is None else options.epochs
-    batch_size = min(64, max(2, len(data.train) // 4)) if options.batch_size is None else options.batch_size
+    most = 64 if net.detection is None else 32
+    batch_size = min(most, max(2, len(data.train) // 4)) if options.batch_size is None else options.batch_size
     same = ("lr", "weight_decay", "schedule", "label_smoothing", "seed")
     return Recipe(epochs, batch_size, augment=augment, **{name: getattr(options, name) for name in same})
 
@@ -168,25 +171,13 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _on_signals(call: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
-    """Let `call` be what signals call within the block; only the main thread may say, and gets them."""
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, call) for number in numbers if main}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def _stoppable() -> Iterator[None]:
     """Let SIGTERM raise _Terminated within the block."""
 
     def stop(*_: Any) -> None:
         raise _Terminated
 
-    with _on_signals(stop, signal.SIGTERM):
+    with common.on_signals(stop, signal.SIGTERM):
         yield
 
 
@@ -194,7 +185,7 @@ def _stoppable() -> Iterator[None]:
 def _unstoppable(later: bool = False) -> Iterator[None]:
     """Ignore Ctrl-C and SIGTERM within the block, which is short and leaves nothing half done; later: put them off."""
     came: list[int] = []
-    with _on_signals(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
+    with common.on_signals(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
         yield
     if later and came:
         signal.raise_signal(came[0])
@@ -207,13 +198,14 @@ class _Session:
         self, net: Network, data: Dataset, recipe: Recipe, options: Namespace, snapshot: Snapshot | None = None
     ) -> None:
         self.net, self.data, self.recipe, self.options = net, data, recipe, options
+        self.words = tasks.of(net).words
         self.snapshot = snapshot  # what the run goes on from
         self.folder: Path = options.out  # made at the first step, where it is a new one
         self.made = snapshot is not None
         self.progress = train.Progress() if snapshot is None else snapshot.progress
         self.history: list[Record] = list(self.progress.history)
         self.watch = statistics.Watch(data)
-        self.outcome: statistics.Outcome | None = None  # of the last epoch of `progress`
+        self.outcome: statistics.Outcome | statistics.Detections | None = None  # of the last epoch of `progress`
         self.began, self.reporting = time.perf_counter(), 0.0  # the seconds that went into the report
         self.reported = 0  # the last epoch that is in it
         self.console = Console()
@@ -244,9 +236,13 @@ class _Session:
                     self.draw()
         checkpoint = shlex.quote(str(self.folder / "model.safetensors"))
         data = "" if self.options.data is None else f" --data {shlex.quote(self.options.data)}"
-        self.say(f"test accuracy {100 * self.history[-1].test_accuracy:.2f} %")
+        if isinstance(self.outcome, statistics.Detections):
+            split = self.data.test
+            scores = detections.scores(self.outcome.found, split, self.data.classes)
+            self.say("\n".join(detections.lines(scores, split.images.shape[2])))
+        self.say(f"test {self.words.measure} {100 * self.history[-1].test_accuracy:.2f} %")
         self.say(f"mbnp evaluate {checkpoint}{data}")
-        self.say(f"mbnp predict IMAGE --checkpoint {checkpoint}")
+        self.say(f"mbnp {'predict' if self.net.detection is None else 'detect'} IMAGE --checkpoint {checkpoint}")
         return 0
 
     def train(self) -> None:
@@ -287,8 +283,9 @@ class _Session:
         title = f"{self.name()} on {printable(self.data.name)}"  # of a folder, which may be no text
         failed = {}
         for what, make in (
-            ("curves", lambda: runs.save_curves(self.folder, self.history, title)),
+            ("curves", lambda: runs.save_curves(self.folder, self.history, title, self.words)),
             ("report", self.report),
+            ("pictures", lambda: self.draw_found(title)),
         ):
             try:
                 make()
@@ -306,6 +303,16 @@ class _Session:
                 self.reported = len(self.history)
             finally:
                 self.reporting += time.perf_counter() - began
+
+    def draw_found(self, title: str) -> None:
+        """Draw the precision-recall curves of a detector, and a sheet of the boxes that it finds."""
+        if not isinstance(self.outcome, statistics.Detections):
+            return
+        what = self.outcome.found, self.data.test, self.data.classes
+        last = self.history[-1]
+        title = f"{title}: test {self.words.measure} {100 * last.test_accuracy:.2f} % after {last.epoch} epochs"
+        plots.save(plots.precision_recall(detections.curves(*what), title), self.folder / "precision_recall.png")
+        plots.save(detections.sheet(*what), self.folder / "found.png")
 
     def keep(self, snapshot: Snapshot) -> None:
         if not self.made:
@@ -359,7 +366,7 @@ class _Session:
             completed=record.step,
             total=self.steps,
             description=f"epoch {record.epoch}/{self.recipe.epochs}",
-            state=f"loss {record.loss:.4f}  accuracy {100 * record.accuracy:.2f} %  "
+            state=f"loss {record.loss:.4f}  {self.words.learning} {100 * record.accuracy:.2f} %  "
             f"{record.images_per_second:,.0f} images/s",
         )
         if self.board:
@@ -377,7 +384,8 @@ class _Session:
             return
         last = str(self.recipe.epochs)
         name = f"epoch {record.epoch:{len(last)}}/{last}:"
-        self.head(" " * len(name) + "    loss  accuracy  test loss  accuracy  images/s  seconds")
+        learning, measure = self.words.learning, self.words.measure
+        self.head(" " * len(name) + f"    loss  {learning:>8}  test loss  {measure:>8}  images/s  seconds")
         self.say(
             f"{name}{record.loss:8.4f}  {100 * record.accuracy:6.2f} %  {record.test_loss:9.4f}  "
             f"{100 * record.test_accuracy:6.2f} %  {record.images_per_second:8,.0f}  {record.seconds:7.1f}"

@@ -22,7 +22,7 @@ from mbnp.datasets.dataset import Dataset, Split
 from mbnp.errors import MbnpError
 
 SIZE = 96
-SIZES = (48, 512)  # the smallest and the largest scenes
+SIZES = (32, 512)  # the smallest and the largest scenes
 EPOCHS = 20
 MOST = 5  # objects of a scene
 SEEN = 0.2  # the least share of an object's pixels that must be seen

@@ -6,6 +6,7 @@
     multibox.py      the loss of these answers, four offsets and a class for each anchor, and its gradient
     suppression.py   inference: of many boxes around one object, the best
     detect.py        outputs to objects: scores, decoding, suppression by class
+    tracking.py      video: which object is which from frame to frame; smoothing
     precision.py     average precision, as VOC and COCO count it: how good all of that is
 
 A detector is a `mbnp.network.Network` that ends in a `Pyramid` and whose `detection` says how its outputs, (N, anchors,
@@ -19,6 +20,6 @@ and height, from 0 to 1. Files are built as those of `mbnp.ops` are: formula, lo
 >>> precision.mean_average_precision(found, precision.truth(labels, boxes_in_shares), classes=10)
 """
 
-from mbnp.detection import anchors, boxes, detect, matching, multibox, precision, suppression
+from mbnp.detection import anchors, boxes, detect, matching, multibox, precision, suppression, tracking
 
-__all__ = ["anchors", "boxes", "detect", "matching", "multibox", "precision", "suppression"]
+__all__ = ["anchors", "boxes", "detect", "matching", "multibox", "precision", "suppression", "tracking"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mbnp import cost, pages, plots, runs, tables, weights
+from mbnp import cost, pages, plots, runs, tables, tasks, weights
 from mbnp.errors import MbnpError
 from mbnp.pages import charts
 from mbnp.pages.charts import Scale, Series
@@ -31,6 +31,7 @@ class Run(NamedTuple):
     macs: int  # of one image
     seconds: float
     memory: int  # bytes of a training step, computed
+    measure: str = "accuracy"  # what `accuracy` is: of a detector mAP@0.5
 
 
 class Group(NamedTuple):
@@ -91,7 +92,15 @@ def load(folder: Path, name: str) -> Run:
     memory = step + 2 * counted.params * net.dtype.itemsize
     seconds = sum(record.seconds for record in history)
     accuracy = history[-1].test_accuracy
-    return Run(name, folder, _settings(config), history, accuracy, counted.params, counted.macs, seconds, memory)
+    measure = tasks.of(net).words.measure
+    return Run(
+        name, folder, _settings(config), history, accuracy, counted.params, counted.macs, seconds, memory, measure
+    )
+
+
+def measure(found: Sequence[Run]) -> str:
+    """Return what the runs are measured by."""
+    return " or ".join(sorted({run.measure for run in found})) or "accuracy"
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -162,7 +171,7 @@ def best(found: Sequence[Run], kind: str = "macs") -> list[Run]:
 
 def text(found: Sequence[Run]) -> str:
     """Return the comparison for a terminal of 80 columns."""
-    head = ("run", "accuracy", "parameters", "MACs", "seconds", "memory")
+    head = ("run", measure(found), "parameters", "MACs", "seconds", "memory")
     parts = [_table(head, [(run.name, *_numbers(run)) for run in found]), tables.hang(note(found))]
     if differ := differences(found):
         rows = [(run.name, *values) for run, *values in zip(found, *differ.values(), strict=True)]
@@ -173,7 +182,7 @@ def text(found: Sequence[Run]) -> str:
         parts.append(wide)
     if together := groups(found):
         rows = [(_label(g), str(len(g.runs)), _mean(g), f"{g.seconds:,.1f}") for g in together]
-        parts.append(_table(("over seeds", "n", "mean accuracy ± sd", "seconds"), rows))
+        parts.append(_table(("over seeds", "n", f"mean {measure(found)} ± sd", "seconds"), rows))
     if len(found) > 1:
         names = ", ".join(run.name for run in best(found))
         parts.append(tables.hang(f"no other run has as few MACs and is as accurate: {names}"))
@@ -217,19 +226,21 @@ def write(path: Path, found: Sequence[Run], title: str, notes: Sequence[str] = (
 def page(found: Sequence[Run], title: str, notes: Sequence[str] = ()) -> str:
     """Return the comparison as a page."""
     records = [record for run in found for record in run.history]
+    loss = "cross-entropy (nats)" if measure(found) == "accuracy" else "loss"
     losses = charts.loss_limits([record.loss for record in records], [record.test_loss for record in records])
     return pages.render(
         "compare.html",
         title=title,
         notes=notes,
         note=note(found),
+        measure=measure(found),
         runs=[(run, _numbers(run), charts.style(i)) for i, run in enumerate(found)],
         differences=differences(found),
         groups=[(_label(group), _mean(group), group) for group in groups(found)],
         curves=[
-            _overlaid(found, "test accuracy", "%", lambda record: 100 * record.test_accuracy, (0, 100)),
-            _overlaid(found, "test loss", "cross-entropy (nats)", lambda record: record.test_loss, losses),
-            _overlaid(found, "training loss", "cross-entropy (nats)", lambda record: record.loss),
+            _overlaid(found, f"test {measure(found)}", "%", lambda record: 100 * record.test_accuracy, (0, 100)),
+            _overlaid(found, "test loss", loss, lambda record: record.test_loss, losses),
+            _overlaid(found, "training loss", loss, lambda record: record.loss),
         ],
         fronts=[front(found, kind) for kind in COSTS],
     )
@@ -257,7 +268,7 @@ def front(found: Sequence[Run], kind: str) -> Front:
     apart = 0.08 * (high - low) or 0.1 * high
     x = charts.horizontal(COSTS[kind], *((low / 1.4, 1.4 * high) if log else (low - apart, high + apart)), log=log)
     margin = max(1.0, 0.12 * (max(percent) - min(percent)))
-    y = charts.vertical("test accuracy (%)", min(percent) - margin, max(percent) + margin)
+    y = charts.vertical(f"test {measure(found)} (%)", min(percent) - margin, max(percent) + margin)
     chosen = plots.best(costs, percent)
     places = [(x(c), y(p), run.name) for c, p, run in zip(costs, percent, found, strict=True)]
     first = [*chosen, *(i for i in range(len(found)) if i not in chosen)]
@@ -271,4 +282,4 @@ def front(found: Sequence[Run], kind: str) -> Front:
         if before is not None:
             corners.append(f"{points[i].x},{points[before].y}")
         corners.append(f"{points[i].x},{points[i].y}")
-    return Front(f"accuracy against {COSTS[kind]}", x, y, points, " ".join(corners))
+    return Front(f"{measure(found)} against {COSTS[kind]}", x, y, points, " ".join(corners))

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mbnp import cost, pages, runs, tables
+from mbnp import cost, pages, runs, tables, tasks
 from mbnp.bench import machine
 from mbnp.datasets import Dataset
 from mbnp.network import Network
-from mbnp.pages import charts, statistics
+from mbnp.pages import charts, detections, statistics
 from mbnp.pages.charts import Series
-from mbnp.pages.statistics import Outcome
+from mbnp.pages.statistics import Detections, Outcome
+from mbnp.tasks import CLASSIFIER, Words
 from mbnp.train import Progress
 
 BINS = 15  # of confidence, as in the paper
@@ -61,21 +62,21 @@ class Mistake(NamedTuple):
     number: int
 
 
-def write(folder: Path, net: Network, data: Dataset, progress: Progress, outcome: Outcome) -> None:
+def write(folder: Path, net: Network, data: Dataset, progress: Progress, outcome: Outcome | Detections) -> None:
     """Write report.html into a run folder; `progress` and `outcome` are those of its last finished epoch."""
     pages.write(folder / "report.html", page(folder, net, data, progress, outcome))
 
 
-def page(folder: Path, net: Network, data: Dataset, progress: Progress, outcome: Outcome) -> str:
+def page(folder: Path, net: Network, data: Dataset, progress: Progress, outcome: Outcome | Detections) -> str:
     """Return the report of a run."""
     config, history = runs.load_config(folder), progress.history
-    labels, classes = data.test.labels, list(data.classes)
-    confusion = confused(labels, outcome.predictions, len(classes))
-    bins, error = calibration(outcome.confidence, outcome.predictions == labels)
+    words = tasks.of(net).words
     names = [row.name for row in statistics.layers(net)]
     measured = [each for each in progress.measured if len(each["weights"]) == len(names)]
     return pages.render(
-        "report.html",
+        "report.html" if isinstance(outcome, Outcome) else "detections.html",
+        **(recognised(data, outcome) if isinstance(outcome, Outcome) else found(data, outcome)),
+        words=words,
         title=f"{folder.absolute().name}: {runs.model_name(config)} on {data.name}",
         config=config,
         recipe=runs.recipe(config),
@@ -83,29 +84,60 @@ def page(folder: Path, net: Network, data: Dataset, progress: Progress, outcome:
         seconds=sum(record.seconds for record in history),
         counted=cost.of(net, data.test.images.shape[1:]),
         settings=settings(config),
-        commands=commands(folder, config, history[-1].epoch == config["recipe"]["epochs"]),
-        curves=curves(history, runs.recipe(config)),
-        classes=classes,
-        confusion=confusion.tolist(),
-        matrix=picture(confusion) if len(classes) > CELLS else None,
-        mixed_up=mixed_up(confusion, classes),
-        scores=scores(confusion, classes),
-        mistakes=mistakes(data, outcome),
-        wrong=int(np.count_nonzero(outcome.predictions != labels)),
-        tested=len(labels),
-        bins=bins,
-        most_bins=BINS,
-        calibration_error=error,
-        mean_confidence=float(outcome.confidence.mean()),
-        share=charts.horizontal("what it claims: the probability of its answer", 0.0, 1.0),
-        right=charts.vertical("how often that is so", 0.0, 1.0),
-        many=charts.vertical("images", 0.0, 1.05 * max(each.images for each in bins)),
+        commands=commands(folder, config, history[-1].epoch == config["recipe"]["epochs"], words),
+        curves=curves(history, runs.recipe(config), words),
         layers=layer_rows(names, measured),
         depth=depth_charts(measured),
         looked_at=len(statistics.sample(data)),
         phases=phases(measured, history[-1].step / len(history)),
         phase_epochs=len(measured),
     )
+
+
+def recognised(data: Dataset, outcome: Outcome) -> dict[str, Any]:
+    """Return what report.html says of a classifier's answers."""
+    labels, classes = data.test.labels, list(data.classes)
+    confusion = confused(labels, outcome.predictions, len(classes))
+    bins, error = calibration(outcome.confidence, outcome.predictions == labels)
+    return {
+        "classes": classes,
+        "confusion": confusion.tolist(),
+        "matrix": picture(confusion) if len(classes) > CELLS else None,
+        "mixed_up": mixed_up(confusion, classes),
+        "scores": scores(confusion, classes),
+        "mistakes": mistakes(data, outcome),
+        "wrong": int(np.count_nonzero(outcome.predictions != labels)),
+        "tested": len(labels),
+        "bins": bins,
+        "most_bins": BINS,
+        "calibration_error": error,
+        "mean_confidence": float(outcome.confidence.mean()),
+        "share": charts.horizontal("what it claims: the probability of its answer", 0.0, 1.0),
+        "right": charts.vertical("how often that is so", 0.0, 1.0),
+        "many": charts.vertical("images", 0.0, 1.05 * max(each.images for each in bins)),
+    }
+
+
+def found(data: Dataset, outcome: Detections) -> dict[str, Any]:
+    """Return what detections.html says of a detector's boxes."""
+    split, classes = data.test, list(data.classes)
+    wrong = detections.mistakes(outcome.found, split, classes)
+    return {
+        "scores": detections.scores(outcome.found, split, classes),
+        "side": split.images.shape[2],
+        "precision_recall": detections.chart(outcome.found, split, classes),
+        "sure": detections.SURE,
+        "counts": [(kind, what, sum(each.kind == kind for each in wrong)) for kind, what in detections.KINDS.items()],
+        "objects": int(np.count_nonzero(split.labels >= 0)),
+        "tested": len(split),
+        "worst": {
+            kind: [
+                (each, thumbnail(split.images[each.number]), [detections.percent(*box) for box in each.boxes])
+                for each in some
+            ]
+            for kind, some in detections.worst(wrong).items()
+        },
+    }
 
 
 def settings(config: dict[str, Any]) -> list[tuple[str, str]]:
@@ -125,21 +157,22 @@ def settings(config: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), tables.setting(value)) for name, value in found.items() if value is not None]
 
 
-def commands(folder: Path, config: dict[str, Any], finished: bool) -> list[tuple[str, str]]:
+def commands(folder: Path, config: dict[str, Any], finished: bool, words: Words) -> list[tuple[str, str]]:
     """Return what can be done with the run, as (what, command)."""
     checkpoint = shlex.quote(str(folder / "model.safetensors"))
     data = config["data"]["argument"]
     data = "" if data is None else f" --data {shlex.quote(data)}"
+    use = "predict" if words == CLASSIFIER else "detect"
     go_on = [] if finished else [("go on with it", f"mbnp train --resume {shlex.quote(str(folder))}")]
     return [
         ("repeat it", config["command"]),
         *go_on,
         ("test it", f"mbnp evaluate {checkpoint}{data}"),
-        ("use it", f"mbnp predict IMAGE --checkpoint {checkpoint}"),
+        ("use it", f"mbnp {use} IMAGE --checkpoint {checkpoint}"),
     ]
 
 
-def curves(history: Sequence[Any], recipe: Any) -> list[charts.Chart | None]:
+def curves(history: Sequence[Any], recipe: Any, words: Words = CLASSIFIER) -> list[charts.Chart | None]:
     """Return the charts of loss, accuracy and learning rate."""
     epochs = [record.epoch for record in history]
     total = recipe.epochs * history[-1].step // len(history)
@@ -150,14 +183,15 @@ def curves(history: Sequence[Any], recipe: Any) -> list[charts.Chart | None]:
         lr = [rates(step).get("lr", recipe.lr) for step in chosen]
         return Series(name, [recipe.epochs * step / total for step in chosen], lr, style, dots=False)
 
+    learning = "training, while it learns" if words == CLASSIFIER else f"{words.learning} of training images, see below"
     percent = [(100 * record.accuracy, 100 * record.test_accuracy) for record in history]
     return [
-        charts.chart("loss", "epoch", "cross-entropy (nats)", [
+        charts.chart("loss", "epoch", words.loss, [
             Series("training, while it learns", epochs, [record.loss for record in history], 0),
             Series("test, after the epoch", epochs, [record.test_loss for record in history], 1),
         ], limits=charts.loss_limits([r.loss for r in history], [r.test_loss for r in history])),
-        charts.chart("accuracy", "epoch", "%", [
-            Series("training, while it learns", epochs, [training for training, _ in percent], 0),
+        charts.chart(words.measure, "epoch", "%", [
+            Series(learning, epochs, [training for training, _ in percent], 0),
             Series("test, after the epoch", epochs, [test for _, test in percent], 1),
         ], limits=(0, 100)),
         charts.chart("learning rate", "epochs done", "learning rate", [

@@ -6,12 +6,14 @@ kept[-1].progress.measured      a dict an epoch: "weights", "gradients", "zeros"
 watch.outcome                   what the network said of each test image, after the last epoch
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbnp import backend, datasets, train
+from mbnp import backend, datasets, tasks, train
 from mbnp.datasets import Dataset, Split
+from mbnp.detection.detect import Found
 from mbnp.layers import HardSwish, ReLU
 from mbnp.network import Layer, Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
@@ -27,6 +29,18 @@ class Outcome(NamedTuple):
     confidence: np.ndarray
 
 
+class Detections:
+    """What a detector found in each test image; it is read from the outputs when it is first asked for."""
+
+    def __init__(self, net: Network, outputs: list[np.ndarray]) -> None:
+        self._net, self._outputs = net, outputs
+
+    @functools.cached_property
+    def found(self) -> list[Found]:
+        task = tasks.of(self._net)
+        return task.join([task.predict(some) for some in self._outputs])
+
+
 class LayerNames(NamedTuple):
     """The names of a layer with weights, and of the activation between it and the next one, if there is one."""
 
@@ -39,16 +53,20 @@ class Watch:
 
     def __init__(self, data: Dataset) -> None:
         self.images = sample(data)
-        self.outcome: Outcome | None = None
+        self.outcome: Outcome | Detections | None = None
         self._batches: list[tuple[np.ndarray, np.ndarray]] = []
+        self._outputs: list[np.ndarray] = []  # of a detector
 
-    def tested(self, logits: np.ndarray, y: np.ndarray) -> None:
+    def tested(self, logits: np.ndarray, y: Any) -> None:
         """Keep what was predicted for a batch of test images, and how surely."""
-        self._batches.append((logits.argmax(axis=1), cross_entropy.softmax(logits).max(axis=1)))
+        if logits.ndim == 3:
+            self._outputs.append(logits)
+        else:
+            self._batches.append((logits.argmax(axis=1), cross_entropy.softmax(logits).max(axis=1)))
 
     def measure(self, net: Network) -> dict[str, Any]:
         """Return the norms of each layer's weights and gradients, and the shares of its activations that are dead."""
-        self._finish()
+        self._finish(net)
         here = dict(net.leaves())
         names = layers(net)
         zeros, dead = silent(net, self.images)
@@ -61,11 +79,14 @@ class Watch:
 
     def look(self, net: Network, split: Split) -> None:
         """Test a network that `fit` has not just tested."""
-        self._batches = []
+        self._batches, self._outputs = [], []
         train.evaluate(net, split, on_logits=self.tested)
-        self._finish()
+        self._finish(net)
 
-    def _finish(self) -> None:
+    def _finish(self, net: Network) -> None:
+        if net.detection is not None:
+            self.outcome, self._outputs = Detections(net, self._outputs), []
+            return
         predictions, confidence = (np.concatenate(parts) for parts in zip(*self._batches, strict=True))
         self.outcome, self._batches = Outcome(predictions, confidence), []
 

@@ -102,6 +102,15 @@ PLANTED = [
     ("inverted_residual_forward", "np.clip(filtered, 0, 6)", "np.maximum(filtered, 0)", "after the depthwise"),
     ("inverted_residual_backward", "((b > 0) & (b < 6))", "(b > 0)", "only where 0 < b < 6"),
     ("squeeze_excite_backward", "((z > -3) & (z < 3))", "(z > -3)", "above 3 it is flat"),
+    # where is it
+    ("overlaps", "- both)", ")", "counted twice"),
+    ("overlaps", "np.maximum(last - first, 0)", "(last - first)", "boxes apart"),
+    ("box_coding", "np.log(size / extent)", "size / extent", "the logarithm is missing"),
+    ("box_coding", "np.exp(back[:, 2:]) / 2", "np.exp(back[:, 2:])", "half a width"),
+    ("suppress", "if labels[k] == labels[n]", "", "one of another class"),
+    ("suppress", "> limit", ">= limit", "exactly limit is allowed"),
+    ("average_precision", "np.maximum.accumulate(precision[::-1])[::-1]", "precision", "interpolation is missing"),
+    ("average_precision", "/ objects", "/ found[-1]", "not by those that were found"),
 ]
 
 

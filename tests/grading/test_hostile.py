@@ -358,7 +358,7 @@ def test_a_lesson_and_its_number(tmp_path, capsys, monkeypatch):
     lesson.write_text(RIGHT.replace("+ 1", "") + REST)  # solved in the lesson itself
     assert cli.main(["grade", str(lesson)]) == 1
     assert cli.main(["grade", "99"]) == 2
-    assert capsys.readouterr().err == "mbnp: error: there is no lesson 99: they are 1 to 13\n"
+    assert capsys.readouterr().err == "mbnp: error: there is no lesson 99: they are 1 to 14\n"
 
 
 def test_the_functions_process_is_ended(limits):

@@ -75,7 +75,7 @@ def test_everything_is_solved(tmp_path, capsys):
     assert status == 0
     assert out.splitlines()[-2:] == [
         "your conv_dx in a real training step: mbnp grade --use",
-        "all 13 lessons are solved",
+        "all 14 lessons are solved",
     ]
     assert cli.main(["grade", "--hint"]) == 2
     assert capsys.readouterr().err == "mbnp: error: every lesson is solved: name a file to grade it again\n"
@@ -89,14 +89,14 @@ def test_a_lesson_by_its_number(tmp_path, capsys):
     status, out = shown(capsys, 3)
     assert (status, "lesson 3: 3 of 3 solved" in out) == (0, True)
     assert cli.main(["grade", "99"]) == 2
-    assert capsys.readouterr().err == "mbnp: error: there is no lesson 99: they are 1 to 13\n"
+    assert capsys.readouterr().err == "mbnp: error: there is no lesson 99: they are 1 to 14\n"
 
 
 def test_the_next_lesson_is_after_this_one_if_there_is_one():
     kept = progress.load()
     assert progress.next_lesson(kept) == 1
     assert progress.next_lesson(kept, after=4) == 5
-    assert progress.next_lesson(kept, after=13) == 1
+    assert progress.next_lesson(kept, after=14) == 1
 
 
 DAMAGED = ["", "[]", "{", '{"1": 2}', '{"x": {}}', '{"1": {"solved": [1]}}', '{"1": {"hints": {"taps": "a"}}}']

@@ -154,6 +154,15 @@ def test_failing_cell_is_one_line_and_leaves_the_old_page(build):
     assert build.page_of(lesson).read_text(encoding="utf-8") == "old"
 
 
+def test_a_page_is_made_in_the_environment_of_a_fresh_clone(build, monkeypatch):
+    """What a reader has beside the repository, such as weights and photographs, is not on it."""
+    before = build._environment()
+    for name in ("MBNP_LESSONS", "MBNP_DATA", "MBNP_BACKEND", "MBNP_FACES"):
+        monkeypatch.setenv(name, "something")
+    assert build._environment() == before
+    assert "MBNP_FACES" in (TUTORIALS / "14_where_is_it.py").read_text(encoding="utf-8")
+
+
 def test_unknown_lesson(build):
     done = run(build, "99")
     assert done.returncode == 2

@@ -15,18 +15,18 @@ build = builder()
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
 NAMES = """01_convolution_by_hand 02_depthwise_and_pointwise 03_backwards_through_a_convolution 04_batch_normalisation
 05_building_the_network 06_training 07_separable_against_standard 08_width_and_resolution 09_flops_are_not_time
-10_making_it_fast 11_looking_inside 12_weights_from_elsewhere 13_what_came_after"""
+10_making_it_fast 11_looking_inside 12_weights_from_elsewhere 13_what_came_after 14_where_is_it"""
 
 ONE_THREAD = dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-def test_there_are_thirteen():
+def test_there_are_fourteen():
     assert [lesson.stem for lesson in LESSONS] == NAMES.split()
 
 
 def run(lesson):
     """Run `python LESSON` at the small size, without this machine's data and screen."""
-    env = {name: value for name, value in os.environ.items() if name not in ("MBNP_DATA", "MBNP_BACKEND")}
+    env = {name: value for name, value in os.environ.items() if name not in ("MBNP_DATA", "MBNP_BACKEND", "MBNP_FACES")}
     return subprocess.run(
         [sys.executable, lesson.name],
         cwd=TUTORIALS,
