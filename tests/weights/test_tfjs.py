@@ -367,7 +367,7 @@ BAD = {
     "a link": (with_paths("link.bin"), "in the same folder only"),
     "a number for a path": (with_paths(3), "has the paths"),
     "two of a name": ([{"paths": ["a.bin"], "weights": [ONE, ONE]}], "lists 'a' twice"),
-    "many arrays": ([{"paths": ["a.bin"], "weights": [ONE | {"name": str(i)} for i in range(20_001)]}], "20,001 arrays"),
+    "many arrays": ([{"paths": ["a.bin"], "weights": [ONE | {"name": str(i)} for i in range(20_001)]}], "20,001"),
 }  # fmt: skip
 
 
