@@ -273,6 +273,34 @@ def test_a_camera_that_has_nothing_yet_is_asked_again(fake, monkeypatch):
     assert len(failed) == 3
 
 
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_camera_that_hangs_is_not_closed(fake, monkeypatch, hangs):
+    monkeypatch.setattr(video, "LONGEST", 0.05 if hangs else 20)
+    go_on, closed = threading.Event(), []
+
+    class Hanging:
+        def demux(self, stream):
+            yield next(plain.demux(stream))
+            go_on.wait(10)
+
+        def close(self):
+            closed.append(1)
+
+    with video.source("0") as source:
+        plain, source.container = source.container, Hanging()
+        frames = video.ahead(source)
+        next(frames)
+        if not hangs:
+            go_on.set()
+        frames.close()
+        assert source.hangs == hangs
+    assert closed == [1] * (not hangs)
+    go_on.set()
+    while readers():
+        time.sleep(0.01)
+    plain.close()
+
+
 def test_cameras_of_each_system():
     assert video._device("1", "linux") == ("/dev/video1", "v4l2")
     assert video._device("/dev/video2", "linux") == ("/dev/video2", "v4l2")
