@@ -167,6 +167,13 @@ def test_what_is_no_source_is_one_line(monkeypatch):
         video.source("a.mp4")
 
 
+def test_frames_that_are_too_large_are_refused(monkeypatch):
+    write("a.mp4", moving(3))
+    monkeypatch.setattr(video, "MOST_PIXELS", 48 * 64 - 1)
+    with video.source("a.mp4") as source, pytest.raises(MbnpError, match="frames of 64x48: make them smaller"):
+        list(video.ahead(source))
+
+
 def test_a_playlist_asks_nothing_of_the_network():
     asked = []
 
