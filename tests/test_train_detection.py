@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mbnp.detection import anchors, detect, matching, multibox, precision
 from mbnp.detection.detect import Found
 from mbnp.errors import MbnpError
 from mbnp.pages import detections, statistics
+from tests import browser
 from tests.tally import NIGHTLY
 from tests.test_cli import SMALL, _elsewhere, _threads, fails, unwrapped  # noqa: F401
 from tests.test_report import self_contained
@@ -268,6 +270,29 @@ def test_the_data_follow_from_the_model(few, capsys, monkeypatch):
     capsys.readouterr()
     error = fails(capsys, "evaluate", "run64/model.safetensors", "--data", "shapes10")
     assert error == "shapes10 has no boxes around objects, and this network is a detector: scenes10 has"
+
+
+def test_a_sweep_of_detectors(few, capsys):
+    small = ["--model", "ssd-mobilenet-v1-small", *SMALL, "--resolution", "48", "--epochs", "1"]
+    assert cli.main(["sweep", *small, "--seed", "0,1", "--out", "swept"]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"^over seeds +n +mean mAP@0\.5 ± sd", output, re.MULTILINE)
+    assert len(re.findall(r"^test mAP@0\.5 [\d.]+ %$", output, re.MULTILINE)) == 2
+
+
+def test_the_report_in_a_browser(few, capsys):
+    """It asks for nothing, and its boxes lie on the images where the mistakes are."""
+    small = [*SMALL, "--resolution", "48", "--epochs", "1"]
+    assert cli.main([*MODEL, *small, "--out", "run"]) == 0
+    with browser.started() as started, started.new_context(offline=True) as context:
+        page = context.new_page()
+        wrong = []
+        page.on("console", lambda message: wrong.append(message.text))
+        page.goto((Path.cwd() / "run" / "report.html").as_uri())
+        image, box = (page.locator(f".mistakes {part}").first.bounding_box() for part in ("svg", "rect"))
+        assert image["width"] > 50
+        assert image["x"] - 2 <= box["x"] < box["x"] + box["width"] <= image["x"] + image["width"] + 2
+        assert not wrong
 
 
 def test_data_commands_show_boxes(few, capsys):

@@ -73,7 +73,9 @@ class Mistake(NamedTuple):
 def scores(found: Sequence[Found], split: Split, classes: Sequence[str]) -> Scores:
     """Return the measures of what was found in the images of a split."""
     objects, count = truth(split), len(classes)
-    each = precision.average_precision(found, objects, count)
+    judged = precision.judge(found, objects, count)
+    known = np.flatnonzero(judged.objects).tolist()
+    each = {k: precision.average(precision.curve(judged, k)) for k in known}
     labels = np.concatenate([one.labels for one in objects])
     sides = np.sqrt(np.concatenate([boxes.area(one.boxes) for one in objects]))
     sizes = []
@@ -84,10 +86,12 @@ def scores(found: Sequence[Found], split: Split, classes: Sequence[str]) -> Scor
         precision.mean_average_precision(found, objects, count, overlap, "coco") for overlap in precision.COCO_OVERLAPS
     ]
     return Scores(
-        precision.mean_average_precision(found, objects, count),
+        float(np.mean([*each.values()])) if each else math.nan,
         float(np.mean(coco)),
-        precision.mean_average_precision(found, objects, count, kind="voc2007"),
-        [Part(name, int((labels == k).sum()), float(each[k])) for k, name in enumerate(classes)],
+        float(np.mean([precision.average(precision.curve(judged, k), "voc2007") for k in known]))
+        if known
+        else math.nan,
+        [Part(name, int((labels == k).sum()), each.get(k, math.nan)) for k, name in enumerate(classes)],
         sizes,
     )
 
