@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mbnp.detection import anchors, detect, matching, multibox, precision
 from mbnp.detection.detect import Found
 from mbnp.errors import MbnpError
 from mbnp.pages import detections, statistics
+from tests import browser
 from tests.tally import NIGHTLY
 from tests.test_cli import SMALL, _elsewhere, _threads, fails, unwrapped  # noqa: F401
 from tests.test_report import self_contained
@@ -195,6 +197,17 @@ def test_scores_by_class_and_size():
     assert (name, recall.tolist(), exact.tolist()) == ("cat", [1.0], [1.0])
 
 
+def test_every_object_has_one_size():
+    """Also of an area that is a limit, as many are that have whole pixels."""
+    split = scenes10.make(1, 300).test
+    scores = detections.scores(
+        [Found(np.zeros((0, 4), np.float32), *np.zeros((2, 0), int))] * 300, split, list("abcdefghij")
+    )
+    areas = (split.boxes[..., 2:] - split.boxes[..., :2]).prod(axis=2)[split.labels >= 0]
+    assert np.isin([16**2, 32**2], areas).any()
+    assert sum(part.objects for part in scores.sizes) == sum(part.objects for part in scores.classes) == len(areas)
+
+
 def test_a_class_without_objects_is_left_out():
     scores = detections.scores(boxes_found(), one_image((1, 0, 0, 10, 10)), CLASSES)
     assert len(detections.lines(scores, 100)) == 2
@@ -268,6 +281,29 @@ def test_the_data_follow_from_the_model(few, capsys, monkeypatch):
     capsys.readouterr()
     error = fails(capsys, "evaluate", "run64/model.safetensors", "--data", "shapes10")
     assert error == "shapes10 has no boxes around objects, and this network is a detector: scenes10 has"
+
+
+def test_a_sweep_of_detectors(few, capsys):
+    small = ["--model", "ssd-mobilenet-v1-small", *SMALL, "--resolution", "48", "--epochs", "1"]
+    assert cli.main(["sweep", *small, "--seed", "0,1", "--out", "swept"]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"^over seeds +n +mean mAP@0\.5 ± sd", output, re.MULTILINE)
+    assert len(re.findall(r"^test mAP@0\.5 [\d.]+ %$", output, re.MULTILINE)) == 2
+
+
+def test_the_report_in_a_browser(few, capsys):
+    """It asks for nothing, and its boxes lie on the images where the mistakes are."""
+    small = [*SMALL, "--resolution", "48", "--epochs", "1"]
+    assert cli.main([*MODEL, *small, "--out", "run"]) == 0
+    with browser.started() as started, started.new_context(offline=True) as context:
+        page = context.new_page()
+        wrong = []
+        page.on("console", lambda message: wrong.append(message.text))
+        page.goto((Path.cwd() / "run" / "report.html").as_uri())
+        image, box = (page.locator(f".mistakes {part}").first.bounding_box() for part in ("svg", "rect"))
+        assert image["width"] > 50
+        assert image["x"] - 2 <= box["x"] < box["x"] + box["width"] <= image["x"] + image["width"] + 2
+        assert not wrong
 
 
 def test_data_commands_show_boxes(few, capsys):

@@ -237,9 +237,8 @@ class _Session:
         checkpoint = shlex.quote(str(self.folder / "model.safetensors"))
         data = "" if self.options.data is None else f" --data {shlex.quote(self.options.data)}"
         if isinstance(self.outcome, statistics.Detections):
-            split = self.data.test
-            scores = detections.scores(self.outcome.found, split, self.data.classes)
-            self.say("\n".join(detections.lines(scores, split.images.shape[2])))
+            side = self.data.test.images.shape[2]
+            self.say("\n".join(detections.lines(self.outcome.scores, side)))
         self.say(f"test {self.words.measure} {100 * self.history[-1].test_accuracy:.2f} %")
         self.say(f"mbnp evaluate {checkpoint}{data}")
         self.say(f"mbnp {'predict' if self.net.detection is None else 'detect'} IMAGE --checkpoint {checkpoint}")

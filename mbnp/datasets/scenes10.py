@@ -23,7 +23,7 @@ from mbnp.errors import MbnpError
 
 SIZE = 96
 SIZES = (32, 512)  # the smallest and the largest scenes
-EPOCHS = 20
+EPOCHS = 16
 MOST = 5  # objects of a scene
 SEEN = 0.2  # the least share of an object's pixels that must be seen
 MEAN = (0.3957, 0.3962, 0.3964)  # of the training images of seed 0; a test measures them again

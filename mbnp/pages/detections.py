@@ -73,28 +73,38 @@ class Mistake(NamedTuple):
 def scores(found: Sequence[Found], split: Split, classes: Sequence[str]) -> Scores:
     """Return the measures of what was found in the images of a split."""
     objects, count = truth(split), len(classes)
-    each = precision.average_precision(found, objects, count)
+    judged = precision.judge(found, objects, count)
+    known = np.flatnonzero(judged.objects).tolist()
+    each = {k: precision.average(precision.curve(judged, k)) for k in known}
     labels = np.concatenate([one.labels for one in objects])
-    sides = np.sqrt(np.concatenate([boxes.area(one.boxes) for one in objects]))
+    areas = np.concatenate([boxes.area(one.boxes) for one in objects])
     sizes = []
     for name, (low, high) in SIZES.items():
-        mean = precision.mean_average_precision(found, objects, count, sizes=(low**2, high**2))
-        sizes.append(Part(name, int(np.count_nonzero((low <= sides) & (sides <= high))), mean))
+        # An area that is a limit belongs to the larger ones.
+        limits = areas.dtype.type(low**2), np.nextafter(areas.dtype.type(high**2), 0)
+        mean = precision.mean_average_precision(found, objects, count, sizes=limits)
+        sizes.append(Part(name, int(np.count_nonzero((limits[0] <= areas) & (areas <= limits[1]))), mean))
     coco = [
         precision.mean_average_precision(found, objects, count, overlap, "coco") for overlap in precision.COCO_OVERLAPS
     ]
     return Scores(
-        precision.mean_average_precision(found, objects, count),
+        float(np.mean([*each.values()])) if each else math.nan,
         float(np.mean(coco)),
-        precision.mean_average_precision(found, objects, count, kind="voc2007"),
-        [Part(name, int((labels == k).sum()), float(each[k])) for k, name in enumerate(classes)],
+        float(np.mean([precision.average(precision.curve(judged, k), "voc2007") for k in known]))
+        if known
+        else math.nan,
+        [Part(name, int((labels == k).sum()), each.get(k, math.nan)) for k, name in enumerate(classes)],
         sizes,
     )
 
 
 def lines(measured: Scores, side: int) -> list[str]:
     """Return average precision by class, then by size, for a terminal; side: of the images, in pixels."""
-    limits = [f"up to {side / 6:.0f}x{side / 6:.0f} pixels", "between", f"from {side / 3:.0f}x{side / 3:.0f} pixels on"]
+    limits = [
+        f"less than {side / 6:.0f}x{side / 6:.0f} pixels",
+        "between",
+        f"from {side / 3:.0f}x{side / 3:.0f} pixels on",
+    ]
     of_sizes = [f", {limit}" for limit in limits]
     parts = [*((part, "") for part in measured.classes), *zip(measured.sizes, of_sizes, strict=True)]
     return [

@@ -123,7 +123,7 @@ def found(data: Dataset, outcome: Detections) -> dict[str, Any]:
     split, classes = data.test, list(data.classes)
     wrong = detections.mistakes(outcome.found, split, classes)
     return {
-        "scores": detections.scores(outcome.found, split, classes),
+        "scores": outcome.scores,
         "side": split.images.shape[2],
         "precision_recall": detections.chart(outcome.found, split, classes),
         "sure": detections.SURE,

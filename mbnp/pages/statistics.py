@@ -17,6 +17,7 @@ from mbnp.detection.detect import Found
 from mbnp.layers import HardSwish, ReLU
 from mbnp.network import Layer, Network
 from mbnp.ops import softmax_cross_entropy as cross_entropy
+from mbnp.pages import detections
 
 MOST = 16  # images that are looked at for dead activations, whatever an epoch takes
 PIXELS = 2**16  # of them at a time: every feature map is in memory
@@ -30,15 +31,19 @@ class Outcome(NamedTuple):
 
 
 class Detections:
-    """What a detector found in each test image; it is read from the outputs when it is first asked for."""
+    """What a detector found in each test image, and its measures; they are worked out when they are first asked for."""
 
-    def __init__(self, net: Network, outputs: list[np.ndarray]) -> None:
-        self._net, self._outputs = net, outputs
+    def __init__(self, net: Network, outputs: list[np.ndarray], data: Dataset) -> None:
+        self._net, self._outputs, self._data = net, outputs, data
 
     @functools.cached_property
     def found(self) -> list[Found]:
         task = tasks.of(self._net)
         return task.join([task.predict(some) for some in self._outputs])
+
+    @functools.cached_property
+    def scores(self) -> detections.Scores:
+        return detections.scores(self.found, self._data.test, self._data.classes)
 
 
 class LayerNames(NamedTuple):
@@ -52,7 +57,7 @@ class Watch:
     """Measures for `train.fit`, at the end of each epoch; an epoch of training takes fifty times as long, or longer."""
 
     def __init__(self, data: Dataset) -> None:
-        self.images = sample(data)
+        self.data, self.images = data, sample(data)
         self.outcome: Outcome | Detections | None = None
         self._batches: list[tuple[np.ndarray, np.ndarray]] = []
         self._outputs: list[np.ndarray] = []  # of a detector
@@ -85,7 +90,7 @@ class Watch:
 
     def _finish(self, net: Network) -> None:
         if net.detection is not None:
-            self.outcome, self._outputs = Detections(net, self._outputs), []
+            self.outcome, self._outputs = Detections(net, self._outputs, self.data), []
             return
         predictions, confidence = (np.concatenate(parts) for parts in zip(*self._batches, strict=True))
         self.outcome, self._batches = Outcome(predictions, confidence), []
