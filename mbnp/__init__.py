@@ -19,6 +19,7 @@ __all__ = [
     "backend",
     "cost",
     "datasets",
+    "detection",
     "fused",
     "gradcheck",
     "layers",

@@ -18,7 +18,8 @@ from matplotlib.patches import Rectangle
 
 from mbnp import backend, cost, datasets, fused, models, optim, train, weights
 from mbnp.datasets import scenes10, shapes10
-from mbnp.detection import anchors, boxes, detect, matching, multibox, precision, suppression
+from mbnp.datasets.images import read_whole
+from mbnp.detection import anchors, boxes, detect, matching, multibox, precision, suppression, whole
 from mbnp.detection.detect import Found
 from mbnp.detection.matching import Targets
 from mbnp.ops import softmax_cross_entropy
@@ -626,9 +627,6 @@ show(
 # %%
 folder = os.environ.get("MBNP_FACES")
 if folder:
-    from mbnp.datasets.images import read_whole
-    from mbnp.detection import whole
-
     faces = fused.convert(weights.load(folder))
     for photo in sorted(Path(folder).glob("*.jpg")):
         image = read_whole(photo)

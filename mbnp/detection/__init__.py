@@ -6,6 +6,7 @@
     multibox.py      the loss of these answers, four offsets and a class for each anchor, and its gradient
     suppression.py   inference: of many boxes around one object, the best
     detect.py        outputs to objects: scores, decoding, suppression by class
+    whole.py         images of any size and shape: resized for the detector, and boxes in their own pixels
     tracking.py      video: which object is which from frame to frame; smoothing
     precision.py     average precision, as VOC and COCO count it: how good all of that is
 
