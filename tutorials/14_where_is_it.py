@@ -533,6 +533,8 @@ say(table(rows, ["size (root of the area)", "objects", "mAP@0.5"]))
 # - *not there exactly*: it overlaps one of its class by 0.1 to 0.5;
 # - *another class*: it is where an object is, by 0.5, and says the wrong class;
 # - *nothing there*: none of that.
+#
+# **Before you run the next cell:** which of the four is the most frequent?
 
 
 # %%
@@ -551,7 +553,7 @@ def name_of(n, one, there, taken):
     return "not there exactly" if same.max() >= 0.1 else "nothing there"
 
 
-names, missed, confused, scene_names = [], [], [], []
+names, seen, confused, scene_names = [], [], [], []
 for one, there in zip(everything, truth, strict=True):
     taken: set[int] = set()
     likely = np.flatnonzero(one.scores >= 0.5)
@@ -562,7 +564,7 @@ for one, there in zip(everything, truth, strict=True):
             is_one = there.labels[boxes.overlap(one.boxes[n : n + 1], there.boxes)[0].argmax()]
             confused.append((scenes.classes[is_one], scenes.classes[one.labels[n]]))
     others = boxes.overlap(there.boxes, there.boxes) - np.eye(len(there.labels))
-    missed += [(k in taken, others[k].max(initial=0) > 0.1) for k in range(len(there.labels))]
+    seen += [(k in taken, others[k].max(initial=0) > 0.1) for k in range(len(there.labels))]
 
 kinds = ["right", "another class", "not there exactly", "found twice", "nothing there"]
 say(
@@ -571,7 +573,7 @@ say(
         ["the box is", "boxes", "share"],
     )
 )
-got, crowded = np.array(missed).T
+got, crowded = np.array(seen).T
 touching = np.mean(got[crowded]) if crowded.any() else 0
 say(
     f"Of {len(got):,} objects {np.mean(got):.0%} are found: {np.mean(got[~crowded]):.0%} of those that stand alone, "
