@@ -465,8 +465,9 @@ def _bench(p: argparse.ArgumentParser) -> None:
       mbnp bench --against torch --work training --batch-size 128
       mbnp bench --against torch --work training --load 2
       mbnp bench --scaling --out scaling.png
+      mbnp bench --model package/model --batch-size 1 --against torch --work single
     """
-    _add(p, "--model NAME", MODELS, default="mobilenet-v1-small")
+    _add(p, "--model NAME", f"{MODELS}, or a file or folder of weights", default="mobilenet-v1-small")
     _add(p, "--width-mult X", "all channels times X", default=1.0)
     _add(p, "--batch-size N", default=64)
     _share(p, "--resolution N")

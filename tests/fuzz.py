@@ -34,6 +34,7 @@ MEMORY, LARGEST_FILE = 1 << 30, 64 << 20  # bytes beyond what the libraries take
 SECONDS = 12  # for one file, on a busy machine; a reader of HDF5 has a limit of its own
 GROWTH = 400 << 20  # of a child's memory over all its files
 LONGEST_LINE = 1200
+LONGEST_TEXT = 300_000  # of JSON that is changed further
 NUMBERS = [0, -1, 1, 2, 3, 70, 255, 4097, 10_000, 1 << 31, 1 << 40, 1 << 63, (1 << 64) - 1, 10**400, -(10**30)]
 FLOATS = [0.5, -0.0, 1e-320, 1e308, float("nan"), float("inf")]
 TEXTS = ["", "a.b", "../../x", "/etc/passwd", "\x1b[2J\x1b]0;x\x07", "\u202eabc", "a\nb", "\x00", "\ud800", "x" * 5000]
@@ -118,14 +119,12 @@ def text_of(rng: np.random.Generator, content: bytes) -> bytes:
     """Return the text of a JSON file with changes of its values, or now and then of its bytes."""
     if rng.random() < 0.1:
         return flipped(rng, content)
-    value = json.loads(content)
+    value, text = json.loads(content), ""
     for _ in range(1 << rng.integers(0, 3)):
-        value = changed(rng, value)
-    try:
-        text = json.dumps(value).encode(errors="backslashreplace")
-    except MemoryError:  # of lists in lists that were repeated 70 times each
-        text = None
-    return flipped(rng, content) if text is None or len(text) > LARGEST_FILE // 2 else text
+        if len(text) < LONGEST_TEXT:  # lists in lists, each repeated 70 times, would fill the memory
+            value = changed(rng, value)
+            text = json.dumps(value)
+    return text.encode(errors="backslashreplace")
 
 
 def safetensors_of(rng: np.random.Generator, content: bytes) -> bytes:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import mbnp
-from mbnp import backend, cli, cost, fused, models, plots
+from mbnp import backend, cli, cost, fused, models, plots, weights
 from mbnp.bench import blas, candidates, comparison, floor, isa, machine, profile, report, scaling, workload
 from mbnp.bench.candidates import INSTALLED, TUNED
 from mbnp.bench.comparison import Result
@@ -43,6 +43,22 @@ def inference(work):
 
 
 # ---- workloads -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_weights_is_a_model(tmp_path, capsys):
+    net = models.create("ssd-mobilenet-v1-small", width_mult=0.25, num_classes=3, seed=4)
+    path = str(tmp_path / "net.safetensors")
+    weights.save(net, path)
+    work = Workload("training", path, 2, net.resolution, threads=1)
+    for dtype in (np.float32, np.float64):
+        made = work.network(dtype)
+        assert (made.dtype, made.detection) == (dtype, net.detection)
+        for name, array in net.state().items():
+            np.testing.assert_array_equal(made.state()[name], array)
+    _, targets = work.batch()
+    assert targets.classes.max() <= 3
+    assert cli.main(["bench", "--model", path, "--width-mult", "0.5"]) == 2
+    assert "has its own width: leave out --width-mult" in capsys.readouterr().err
 
 
 def test_a_workload_is_the_same_in_every_process_and_dtype():

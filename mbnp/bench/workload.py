@@ -2,12 +2,13 @@
 
 import functools
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mbnp import models
+from mbnp import models, weights
 from mbnp.detection import anchors, matching, multibox
 from mbnp.errors import MbnpError
 from mbnp.layers import BatchNorm, Dropout
@@ -56,10 +57,7 @@ class Workload:
 
         Its dropouts drop nothing: each candidate would draw masks of its own.
         """
-        options: dict[str, Any] = {"width_mult": self.width_mult, "seed": self.weights_seed}
-        if "resolution" in models.options(self.model):
-            options["resolution"] = self.resolution
-        net = vary(models.create(self.model, **options, dtype=dtype))
+        net = self._of_file(dtype) if self.is_file() else self._of_name(dtype)
         for variable in net.variables().values():
             variable.value = variable.value.astype(np.float32)
         for _, layer in net.leaves():
@@ -67,11 +65,28 @@ class Workload:
                 layer.rate = 0.0
         return net
 
+    def is_file(self) -> bool:
+        """Return whether the model is a checkpoint, or a folder with one, and not a name."""
+        return is_file(self.model)
+
+    def _of_name(self, dtype: Any) -> Network:
+        options: dict[str, Any] = {"width_mult": self.width_mult, "seed": self.weights_seed}
+        if "resolution" in models.options(self.model):
+            options["resolution"] = self.resolution
+        return vary(models.create(self.model, **options, dtype=dtype))
+
+    def _of_file(self, dtype: Any) -> Network:
+        net = weights.load(self.model)
+        made = models.from_description(models.description(net), dtype)
+        made.load_state(net.state())
+        made.detection = net.detection
+        return made
+
     def batch(self, dtype: Any = np.float32) -> tuple[np.ndarray, Any]:
         """Return images x (N, H, W, 3), as if normalised, and labels y (N,); a detector's are `matching.Targets`."""
         rng = np.random.default_rng(0)
         x = rng.standard_normal((self.batch_size, *self.shape), np.float32).astype(dtype, copy=False)
-        labels = rng.integers(0, 10, self.batch_size)
+        labels = rng.integers(0, min(10, self.network().num_classes) if self.is_file() else 10, self.batch_size)
         if not self.detects():
             return x, labels
         # Of each image one object, of a tenth to three quarters of its sides.
@@ -96,7 +111,12 @@ class Workload:
 
 @functools.cache
 def _detects(model: str) -> bool:
-    return models.create(model, width_mult=0.25).detects()
+    return (weights.load(model) if is_file(model) else models.create(model, width_mult=0.25)).detects()
+
+
+def is_file(model: str) -> bool:
+    """Return whether a model is named by the path of a checkpoint, or of a folder with one."""
+    return model not in models.names() and os.path.exists(model)
 
 
 def part(y: Any, count: int) -> Any:

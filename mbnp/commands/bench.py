@@ -11,9 +11,9 @@ from typing import Any
 
 import numba
 
-from mbnp import backend, models, pages, plots
+from mbnp import backend, models, pages, plots, weights
 from mbnp.bench import candidates, comparison, isa, machine, profile, report, scaling
-from mbnp.bench.workload import Workload
+from mbnp.bench.workload import Workload, is_file
 from mbnp.commands import common
 from mbnp.commands.console import Console
 from mbnp.errors import MbnpError, unknown
@@ -62,7 +62,12 @@ def run(options: Namespace) -> int:
 
 
 def _workload(options: Namespace) -> Workload:
-    net = models.create(options.model, width_mult=options.width_mult)
+    if is_file(options.model) and options.width_mult != 1:
+        raise MbnpError(f"{options.model} has its own width: leave out --width-mult")
+    if is_file(options.model):
+        net = weights.load(options.model)
+    else:
+        net = models.create(options.model, width_mult=options.width_mult)
     size = net.resolution if options.resolution is None else options.resolution
     threads = backend.get_num_threads()
     workload = Workload("training", options.model, options.batch_size, size, threads, options.width_mult)

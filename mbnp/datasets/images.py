@@ -63,22 +63,33 @@ def resize(image: np.ndarray, size: int, how: str) -> np.ndarray:
     height, width = image.shape[:2]
     if how == "pad":
         longer = max(height, width)
-        # One row or column of black is enough: all positions beyond it are the same.
-        image = np.pad(image, ((0, min(1, longer - height)), (0, min(1, longer - width)), (0, 0)))
-        across = down = np.arange(size) * (longer / size)
-    else:
-        down, across = ((np.arange(size) + 0.5) * (side / size) - 0.5 for side in (height, width))
-    return _between(_between(image, down, 0), across, 1)
+        down = across = np.arange(size) * (longer / size)
+        return _between(_between(image, down, longer, 0), across, longer, 1)
+    down, across = ((np.arange(size) + 0.5) * (side / size) - 0.5 for side in (height, width))
+    return _between(_between(image, down, height, 0), across, width, 1)
 
 
-def _between(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
-    """Return `values` at positions along an axis, linear between two neighbours, as float32."""
-    positions = positions.clip(0, values.shape[axis] - 1)
+def _between(values: np.ndarray, positions: np.ndarray, length: int, axis: int) -> np.ndarray:
+    """Return `values` at positions along an axis, linear between two neighbours, as float32.
+
+    length: of the axis, which may be longer than that of the values: they go on with zeros.
+    """
+    positions = positions.clip(0, length - 1)
     before = positions.astype(np.int64)
-    after = np.minimum(before + 1, values.shape[axis] - 1)
     share = (positions - before).astype(np.float32).reshape(-1, *(1,) * (2 - axis))
-    low, high = values.take(before, axis).astype(np.float32), values.take(after, axis).astype(np.float32)
-    return low + (high - low) * share
+    low, high = (_taken(values, at, axis) for at in (before, np.minimum(before + 1, length - 1)))
+    high -= low
+    high *= share
+    high += low
+    return high
+
+
+def _taken(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
+    """Return the values with rising indices along an axis, as float32; 0 beyond its end."""
+    inside = int(np.searchsorted(at, values.shape[axis]))
+    found = values.take(np.minimum(at, values.shape[axis] - 1), axis).astype(np.float32)
+    np.moveaxis(found, axis, 0)[inside:] = 0
+    return found
 
 
 @contextlib.contextmanager

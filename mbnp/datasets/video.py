@@ -31,6 +31,7 @@ from mbnp.errors import MbnpError
 
 RATE = 25.0  # frames a second, where nothing says it
 WAITING = 4
+LONGEST = 5.0  # seconds that a camera may take to the next frame, when nobody wants it any more
 TICKS = 10_000  # of a second, in the files that are written
 MOST_PIXELS = 1 << 26  # of a frame
 
@@ -52,6 +53,7 @@ class Source:
         self.skipped = 0  # frames that are damaged
         self.fault = ""  # what was wrong with the first of them
         self.dropped = 0  # frames of a live source that came while others were computed
+        self.hangs = False  # whether a thread reads it that does not come back: closing it might crash
 
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError
@@ -146,7 +148,8 @@ class Stream(Source):
                 self.skip(_reason(error))
 
     def __exit__(self, *error: Any) -> None:
-        self.container.close()
+        if not self.hangs:
+            self.container.close()
 
 
 def source(name: str, rate: float | None = None) -> Source:
@@ -232,7 +235,8 @@ def ahead(frames: Source, waiting: int = WAITING, stop: threading.Event | None =
             yield item
     finally:
         stop.set()
-        reader.join(5)  # a camera may hang
+        reader.join(LONGEST)
+        frames.hangs = reader.is_alive()
 
 
 @contextmanager

@@ -79,10 +79,11 @@ class Curve(NamedTuple):
 
 
 def verdicts_loops(overlaps, ignored, crowd, least, again):
-    """Return the verdict (n,) on boxes by falling score, of one image and class, from their overlaps (n, m).
+    """Return the verdict (n,) on boxes by falling score, of one image, from their overlaps (n, m).
 
-    ignored, crowd (m,): which objects need not be found, and which may be found many times; again: whether a box may
-    turn to an object that it overlaps most only because others are found already, as in COCO.
+    Where box and object are of two classes the overlap is -1, so that each class is by itself. ignored, crowd (m,):
+    which objects need not be found, and which may be found many times; again: whether a box may turn to an object that
+    it overlaps most only because others are found already, as in COCO.
     """
     verdicts = np.zeros(len(overlaps), np.int64)
     found = np.zeros(len(ignored), np.bool_)
@@ -147,12 +148,11 @@ def judge(
         outside = _outside(there.boxes, sizes)
         np.add.at(objects, there.labels[~(ignored | outside)], 1)
         order = suppression.falling(one.scores)
-        for label in np.unique(one.labels):
-            at = order[one.labels[order] == label][:most]
-            of_class = there.labels == label
-            verdicts = _judge(one.boxes[at], there.boxes[of_class], ignored[of_class], outside[of_class], overlap, kind)
-            verdicts[(verdicts == FALSE) & _outside(one.boxes[at], sizes)] = NOT_COUNTED
-            columns.append((one.labels[at], one.scores[at], verdicts))
+        order = order[_first_of_class(one.labels[order], most)]
+        found_boxes, labels = one.boxes[order], one.labels[order]
+        verdicts = _judge(found_boxes, labels, there, ignored, outside, overlap, kind)
+        verdicts[(verdicts == FALSE) & _outside(found_boxes, sizes)] = NOT_COUNTED
+        columns.append((labels, one.scores[order], verdicts))
     if not columns:
         return Judged(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64), objects)
     labels, scores, verdicts = (np.concatenate(column) for column in zip(*columns, strict=True))
@@ -217,14 +217,22 @@ def mean_average_precision(
     return float(np.mean(each)) if each else np.nan
 
 
-def _judge(found, objects, ignored, outside, overlap, kind):
-    overlaps = boxes.overlap(found, objects)
+def _judge(found, labels, there, ignored, outside, overlap, kind):
+    overlaps = boxes.overlap(found, there.boxes)
     crowd = ignored if kind == "coco" else np.zeros_like(ignored)
     if crowd.any():  # the share of the box that lies in the crowd
-        inter = _intersection(found, objects[crowd])
+        inter = _intersection(found, there.boxes[crowd])
         area = boxes.area(found)[:, None]
         overlaps[:, crowd] = np.divide(inter, area, out=np.zeros_like(inter), where=area > 0)
+    overlaps[labels[:, None] != there.labels] = -1  # a box finds objects of its class only
     return _verdicts(overlaps, ignored | outside, crowd, overlap, kind == "coco")
+
+
+def _first_of_class(labels, most):
+    """Return which (n,) of the boxes in this order are among the first of their class."""
+    if len(labels) <= most:
+        return np.ones(len(labels), bool)
+    return np.tril(labels[:, None] == labels).sum(axis=1) <= most
 
 
 def _intersection(a, b):

@@ -2,7 +2,8 @@
 
 net = weights.load("mobilenet.h5")           safetensors (mbnp's and PyTorch's), PyTorch's, Keras's and ONNX files
                                              (whose state dicts: torch_known.py; which Keras models: keras/__init__.py),
-                                             TensorFlow.js's model.json or manifest, or the folder that has it (tfjs/)
+                                             TensorFlow.js's model.json or manifest (tfjs/); or the folder of it, or
+                                             of a run
 weights.save(net, "model.safetensors")       also .pt and .onnx
 weights.from_torch(net, state_dict); state_dict = weights.to_torch(net)
 gradients = weights.grads_to_torch(net)      by the names of named_parameters()
@@ -67,9 +68,11 @@ def load(
 
 
 def _file_of(path: Path) -> Path:
-    """Return the file that is meant by a folder with TensorFlow.js's files; any other path as it is."""
+    """Return the file that is meant by a folder: a run's checkpoint, or TensorFlow.js's; any other path as it is."""
     if not path.is_dir():
         return path
+    if (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
     return importlib.import_module("mbnp.weights.tfjs").find(path) or path
 
 

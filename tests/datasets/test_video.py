@@ -167,6 +167,13 @@ def test_what_is_no_source_is_one_line(monkeypatch):
         video.source("a.mp4")
 
 
+def test_frames_that_are_too_large_are_refused(monkeypatch):
+    write("a.mp4", moving(3))
+    monkeypatch.setattr(video, "MOST_PIXELS", 48 * 64 - 1)
+    with video.source("a.mp4") as source, pytest.raises(MbnpError, match="frames of 64x48: make them smaller"):
+        list(video.ahead(source))
+
+
 def test_a_playlist_asks_nothing_of_the_network():
     asked = []
 
@@ -271,6 +278,34 @@ def test_a_camera_that_has_nothing_yet_is_asked_again(fake, monkeypatch):
         assert len(list(source)) == 40
         source.container = plain
     assert len(failed) == 3
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_camera_that_hangs_is_not_closed(fake, monkeypatch, hangs):
+    monkeypatch.setattr(video, "LONGEST", 0.05 if hangs else 20)
+    go_on, closed = threading.Event(), []
+
+    class Hanging:
+        def demux(self, stream):
+            yield next(plain.demux(stream))
+            go_on.wait(10)
+
+        def close(self):
+            closed.append(1)
+
+    with video.source("0") as source:
+        plain, source.container = source.container, Hanging()
+        frames = video.ahead(source)
+        next(frames)
+        if not hangs:
+            go_on.set()
+        frames.close()
+        assert source.hangs == hangs
+    assert closed == [1] * (not hangs)
+    go_on.set()
+    while readers():
+        time.sleep(0.01)
+    plain.close()
 
 
 def test_cameras_of_each_system():

@@ -22,6 +22,8 @@ def random_data(rng, images, make, ignored=0.2):
     for _ in range(images):
         m, extra = rng.integers(0, 5), rng.integers(0, 4)
         objects, labels = make(rng, m) * 200, rng.integers(0, CLASSES, m)
+        if m > 1 and rng.random() < 0.5:  # all of one class, and so close that a box overlaps each by more than a half
+            objects[1:], labels[1:] = objects[0] + rng.integers(-5, 6, (m - 1, 4)), labels[0]
         near = rng.integers(0, m, rng.integers(0, 7)) if m else np.zeros(0, int)
         moved = objects[near] + rng.integers(-8, 9, (len(near), 4)) * 1.0
         boxes = np.concatenate([moved, make(rng, extra) * 200])
@@ -158,6 +160,17 @@ def test_by_hand():
     assert precision.average(curve, "voc2010") == pytest.approx(1 / 3 + 2 / 9)
     assert precision.average(curve, "voc2007") == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
     assert precision.average(curve, "coco") == pytest.approx((34 * 1 + 33 * 2 / 3) / 101)
+
+
+def test_coco_takes_the_closest_object_that_is_not_ignored():
+    """Whatever stands between them in the list: the first box is the third object's, and leaves the first to another."""
+    across = {"objects": [(0, 10), (6, 30), (3, 13)], "found": [(2.5, 12.5), (-3, 7)]}
+    objects, boxes = (np.array([[left, 0.0, right, 10] for left, right in those]) for those in across.values())
+    truth = [Truth(objects, np.zeros(3, np.int64), np.array([False, True, False]))]
+    found = [Found(boxes, np.zeros(2, np.int64), np.array([0.9, 0.8]))]
+    for name in backend.BACKENDS:
+        with backend.use(name):
+            assert precision.judge(found, truth, 1, kind="coco").verdicts.tolist() == [1, 1], name
 
 
 def test_implementations_agree():

@@ -292,7 +292,10 @@ def test_a_folder_of_several_manifests_means_the_one_that_is_known(tmp_path, arr
 def test_a_folder_with_a_model_means_that(tmp_path):
     graph_without(tmp_path, lambda content, nodes: None)
     assert weights.load(tmp_path).num_classes == 3
-    refused(tmp_path.parent, "is no file")
+    weights.save(weights.load(FIXTURES / "layers.json"), tmp_path / "model.safetensors")
+    assert "stem" in weights.load(tmp_path).layers, "as a run folder has it"
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "is no file")
 
 
 # --- hostile and damaged files ---
@@ -367,7 +370,7 @@ BAD = {
     "a link": (with_paths("link.bin"), "in the same folder only"),
     "a number for a path": (with_paths(3), "has the paths"),
     "two of a name": ([{"paths": ["a.bin"], "weights": [ONE, ONE]}], "lists 'a' twice"),
-    "many arrays": ([{"paths": ["a.bin"], "weights": [ONE | {"name": str(i)} for i in range(20_001)]}], "20,001 arrays"),
+    "many arrays": ([{"paths": ["a.bin"], "weights": [ONE | {"name": str(i)} for i in range(20_001)]}], "20,001"),
 }  # fmt: skip
 
 

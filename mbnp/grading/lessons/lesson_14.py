@@ -6,6 +6,11 @@ from mbnp.detection import boxes as detection_boxes
 from mbnp.detection import precision, suppression
 from mbnp.grading.exercise import Case, Exercise, Mistake, variants
 
+
+def _f(numbers) -> np.ndarray:
+    return np.array(numbers, np.float32)
+
+
 # --- overlaps ---
 
 
@@ -18,7 +23,7 @@ def _boxes(rng: np.random.Generator, n: int, extent: float = 20.0) -> np.ndarray
 def _overlap_cases(seed: int) -> list[Case]:
     """Return boxes apart in one direction and in both, boxes in boxes, and equal ones."""
     rng = np.random.default_rng(seed)
-    a, b = np.float32([[0, 1, 4, 5], [10, 0, 16, 3], [1, 2, 3, 3]]), np.float32([[0, 1, 4, 5], [5, 6, 8, 9]])
+    a, b = _f([[0, 1, 4, 5], [10, 0, 16, 3], [1, 2, 3, 3]]), _f([[0, 1, 4, 5], [5, 6, 8, 9]])
     return [
         {"a": a, "b": b},
         {"a": _boxes(rng, 4, 8), "b": _boxes(rng, 3, 8)},
@@ -147,7 +152,7 @@ OVERLAP_MISTAKES = [
 
 # --- box_coding ---
 
-SCALES = np.float32([10, 8, 5, 4])
+SCALES = _f([10, 8, 5, 4])
 
 
 def _coding_cases(seed: int) -> list[Case]:
@@ -287,13 +292,13 @@ def _suppress_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     # Two that overlap a little less than allowed; three in a row, each over half of the next; a box over exactly a
     # half of another, and two classes on one place.
-    near = np.float32([[0, 0, 3, 3], [1, 0, 4, 3], [9, 9, 12, 12]])
-    row = np.float32([[3, 0, 13, 10], [0, 0, 10, 10], [6, 0, 16, 10]])
-    half = np.float32([[0, 0, 8, 4], [0, 0, 4, 4], [30, 0, 38, 4], [31, 0, 39, 4]])
+    near = _f([[0, 0, 3, 3], [1, 0, 4, 3], [9, 9, 12, 12]])
+    row = _f([[3, 0, 13, 10], [0, 0, 10, 10], [6, 0, 16, 10]])
+    half = _f([[0, 0, 8, 4], [0, 0, 4, 4], [30, 0, 38, 4], [31, 0, 39, 4]])
     cases = [
-        {"boxes": near, "scores": np.float32([0.7, 0.6, 0.8]), "labels": np.array([2, 2, 2]), "limit": 0.55},
-        {"boxes": row, "scores": np.float32([0.8, 0.9, 0.7]), "labels": np.array([1, 1, 1]), "limit": 0.5},
-        {"boxes": half, "scores": np.float32([0.6, 0.9, 0.7, 0.95]), "labels": np.array([0, 0, 1, 2]), "limit": 0.5},
+        {"boxes": near, "scores": _f([0.7, 0.6, 0.8]), "labels": np.array([2, 2, 2]), "limit": 0.55},
+        {"boxes": row, "scores": _f([0.8, 0.9, 0.7]), "labels": np.array([1, 1, 1]), "limit": 0.5},
+        {"boxes": half, "scores": _f([0.6, 0.9, 0.7, 0.95]), "labels": np.array([0, 0, 1, 2]), "limit": 0.5},
     ]
     for n, classes, limit in ((9, 2, 0.3), (12, 3, 0.5)):
         boxes = _boxes(rng, 3, 12)[rng.integers(0, 3, n)] + rng.random((n, 4)).astype(np.float32)
@@ -322,27 +327,29 @@ def _suppress(
     result=None,
 ):  # fmt: skip
     """Return the right answer, or one with another order, comparison, or rivals."""
-    shared, kept, seen = measure(boxes, boxes), [], []
+    shared = measure(boxes, boxes)
+    kept: list[int] = []
+    seen: list[int] = []
     for n in order(scores).tolist():
         against = {"kept": kept, "seen": seen, "last": kept[-1:]}[among]
         if not any(over(shared[n, k], limit) and rival(labels[k], labels[n]) for k in against):
             kept.append(n)
         seen.append(n)
-    kept = np.array(kept, np.int64)
-    return kept if result is None else result(kept, scores)
+    indices = np.array(kept, np.int64)
+    return indices if result is None else result(indices, scores)
 
 
 def _by_class(boxes, scores, labels, limit):
-    kept = [
+    parts = [
         at[suppression.suppress(boxes[at], scores[at], limit)]
         for at in (np.flatnonzero(labels == label) for label in np.unique(labels))
     ]
-    kept = np.sort(np.concatenate(kept))  # so that of equal scores the first comes first
+    kept = np.sort(np.concatenate(parts))  # so that of equal scores the first comes first
     return kept[suppression.falling(scores[kept])]
 
 
 def _one_by_one(boxes, scores, labels, limit):
-    kept = []
+    kept: list[int] = []
     for n in np.argsort(-scores, kind="stable"):
         rivals = [k for k in kept if labels[k] == labels[n]]
         first, last = np.maximum(boxes[rivals, :2], boxes[n, :2]), np.minimum(boxes[rivals, 2:], boxes[n, 2:])
