@@ -137,6 +137,8 @@ def test_bad_input():
         matching.match(box, anchors, 0)
     with pytest.raises(MbnpError, match=r"boxes must be boxes, \(N, M, 4\), got the shape \(1, 4\)"):
         matching.targets(np.array([0]), box, anchors, cases.SCALES)
+    with pytest.raises(MbnpError, match=r"an object has the box \[0\.0, 0\.0, 0\.0, 0\.0\]"):
+        matching.targets(np.array([[0]]), 0 * box[None], anchors, cases.SCALES)
     with pytest.raises(MbnpError, match=r"labels \(1, 2\) must be \(N, M\)"):
         matching.targets(np.array([[0, 1]]), box[None], anchors, cases.SCALES)
     for labels, got in ((np.array([[-2]]), "int64 from -2"), (np.array([[0.0]]), "float64 from 0.0")):

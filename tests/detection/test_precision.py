@@ -163,7 +163,7 @@ def test_by_hand():
 
 
 def test_coco_takes_the_closest_object_that_is_not_ignored():
-    """Whatever stands between them in the list: the first box is the third object's, and leaves the first to another."""
+    """Whatever stands between them in the list: the first box is the third object's, and the second the first's."""
     across = {"objects": [(0, 10), (6, 30), (3, 13)], "found": [(2.5, 12.5), (-3, 7)]}
     objects, boxes = (np.array([[left, 0.0, right, 10] for left, right in those]) for those in across.values())
     truth = [Truth(objects, np.zeros(3, np.int64), np.array([False, True, False]))]
