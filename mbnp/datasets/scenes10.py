@@ -142,12 +142,19 @@ def _measure(labels: Array, seen: Array, whole: Array) -> tuple[Array, Array, Ar
 
 
 def _split(count: int, size: int, *seed: int) -> Split:
-    def block(number: int) -> tuple[Array, ...]:
-        return _block(np.random.default_rng([*seed, number]), size)
+    images, labels = np.empty((count, size, size, 3), np.uint8), np.empty((count, MOST), np.int64)
+    masks, boxes = np.empty((count, size, size), np.uint8), np.empty((count, MOST, 4), np.float32)
+    arrays: tuple[Array, ...] = (images, labels, masks, boxes)
+
+    def draw(block: int) -> None:
+        first = block * BLOCK
+        drawn = _block(np.random.default_rng([*seed, block]), size)
+        for whole, part in zip(arrays, drawn, strict=True):
+            whole[first : first + BLOCK] = part[: count - first]
 
     with ThreadPoolExecutor(4) as pool:  # NumPy computes without Python's lock
-        blocks = list(pool.map(block, range(-(-count // BLOCK))))
-    return Split(*(np.concatenate(arrays)[:count] for arrays in zip(*blocks, strict=True)))
+        list(pool.map(draw, range(-(-count // BLOCK))))
+    return Split(*arrays)
 
 
 def make(train: int = 4_000, test: int = 1_000, seed: int = 0, size: int = SIZE) -> Dataset:
