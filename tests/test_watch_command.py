@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mbnp import cli, fused, layers, models, train, weights
+from mbnp import backend, cli, fused, layers, models, train, weights
 from mbnp.commands import screen, watch
 from mbnp.datasets import drawing, video
 from mbnp.detection.boxes import overlap
@@ -65,6 +65,15 @@ def detector(path="detector.safetensors", how="stretch"):
     net.classes, net.preprocessing = ["arrow", "circle", "star"], {"mean": [0.5] * 3, "std": [0.25] * 3}
     weights.save(net, path)
     return path
+
+
+leave_room = watch.leave_room
+
+
+@pytest.fixture(autouse=True)
+def only_frames_are_seen(monkeypatch):
+    """Let nothing be seen for the sake of measuring: what is seen is counted here."""
+    monkeypatch.setattr(watch, "leave_room", lambda see: None)
 
 
 def script(monkeypatch, answers):
@@ -450,9 +459,22 @@ def test_moving_shapes_are_found(capsys):
     assert sum(counts) >= 0.9 * 2000, counts
 
 
+@pytest.mark.parametrize(("slower", "threads"), [(1.1, 1), (1.6, 2)])
+def test_one_processor_is_left_to_what_decodes_where_it_costs_little(slower, threads, monkeypatch):
+    now = {"threads": 0}
+    monkeypatch.setattr(watch.backend, "max_threads", lambda: 2)
+    monkeypatch.setattr(watch.backend, "set_num_threads", lambda n: now.update(threads=n))
+    monkeypatch.setattr(
+        watch.timeit, "repeat", lambda see, **_: [see() or (1.0 if now["threads"] == 2 else slower), 9.0]
+    )
+    leave_room(lambda: None)
+    assert now["threads"] == threads
+
+
 @NIGHTLY
-def test_speed(capsys):
+def test_speed(capsys, monkeypatch):
     """At 320x240: at least 60 frames a second, and 0.8 of the slower of decoding and seeing alone."""
+    monkeypatch.setattr(watch, "leave_room", leave_room)
     frames = [shown.image for shown in moving.film(0, 250, 3)]
     write("a.mp4", frames * 2)
     path = trained_detector()
@@ -465,6 +487,7 @@ def test_speed(capsys):
             best["decoding"] = max(best["decoding"], count / (time.perf_counter() - began))
         viewer = watch.Detector(net, None, 0.5)
         viewer.see(frames[0])
+        backend.set_num_threads(backend.max_threads())
         began = time.perf_counter()
         for frame in frames * 2:
             viewer.see(frame)

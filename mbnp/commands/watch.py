@@ -6,15 +6,16 @@ import signal
 import sys
 import threading
 import time
+import timeit
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from mbnp import tables, train, weights
+from mbnp import backend, tables, train, weights
 from mbnp.commands import common
 from mbnp.commands.screen import Screen
 from mbnp.datasets import drawing, video
@@ -87,6 +88,18 @@ def average(before: np.ndarray | None, now: np.ndarray, smooth: float) -> np.nda
     return now if before is None else smooth * before + (1 - smooth) * now
 
 
+def leave_room(see: Callable[[], object]) -> None:
+    """Leave one processor to what decodes, unless all of them make `see` faster by a quarter or more.
+
+    They hardly do for a small network, whose threads then wait for each other where a third one takes a turn.
+    """
+    most, seconds = backend.max_threads(), []
+    for count in (most, max(1, most - 1)):
+        backend.set_num_threads(count)
+        seconds.append(min(timeit.repeat(see, number=1, repeat=5)))
+    backend.set_num_threads(most if 1.25 * seconds[0] <= seconds[1] else max(1, most - 1))
+
+
 def run(options: Namespace) -> int:
     _check(options)
     net = weights.load(options.checkpoint, options.weights, tables.note)
@@ -94,8 +107,11 @@ def run(options: Namespace) -> int:
     with ExitStack() as stack:
         source = stack.enter_context(video.source(options.source, options.rate))
         viewer = _viewer(net, options)
+        blank = np.zeros((net.resolution, net.resolution, 3), np.uint8)
         with common.announced(_say):
-            viewer.see(np.zeros((net.resolution, net.resolution, 3), np.uint8))  # kernels compile before time counts
+            viewer.see(blank)  # kernels compile before time counts
+        if options.threads is None:
+            leave_room(lambda: viewer.see(blank))
         viewer.forget()
         came, stop = stack.enter_context(_stopping())
         session = _Session(viewer, source, options)

@@ -18,6 +18,8 @@ Source: Liu et al., "SSD: Single Shot MultiBox Detector", 2016, arXiv:1512.02325
 of Ren et al., "Faster R-CNN", 2015, arXiv:1506.01497, section 3.1.
 """
 
+import functools
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -73,7 +75,13 @@ def make(sizes: Sequence[Sizes], grids: Sequence[tuple[int, int]]) -> np.ndarray
 
 def of(net: Network) -> np.ndarray:
     """Return the anchors (A, 4) of a detector, for images of its own resolution, in its dtype."""
-    return make(settings(net)["anchors"], net.grids()).astype(net.dtype)
+    return _known(json.dumps(settings(net)["anchors"]), tuple(net.grids())).astype(net.dtype)
+
+
+@functools.lru_cache(16)
+def _known(sizes: str, grids: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Return `make` of sizes as JSON, once: in a video it would take as long as the network."""
+    return make(json.loads(sizes), grids)
 
 
 def settings(net: Network) -> dict:
