@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mbnp import tables
 from mbnp.errors import printable
@@ -112,42 +112,6 @@ def contact_sheet(images: "np.ndarray", labels: "np.ndarray", classes: Sequence[
             shown = Image.fromarray(image).convert("RGB").resize((cell, cell), Image.Resampling.BICUBIC)
             sheet[k * row : k * row + cell, left + column * row : left + column * row + cell] = np.asarray(shown)
     figure.figimage(sheet)
-    return figure
-
-
-class Outline(NamedTuple):
-    """A box on an image: left, top, right and bottom in pixels, what is written at it, and how it looks."""
-
-    box: "np.ndarray"
-    text: str = ""
-    colour: str = TEST
-    style: str = "-"
-
-
-def outlined(
-    images: "np.ndarray", outlines: Sequence[Sequence[Outline]], columns: int = 6, title: str = ""
-) -> "Figure":
-    """Show images (N, H, W, C) uint8 with boxes around what is on them."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(2 * columns, 2 * rows + 0.4 * bool(title)), dpi=100, layout="constrained")
-    figure.suptitle(title)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels:
-        axes.set_axis_off()
-    height, width = images.shape[1:3]
-    for axes, image, boxes in zip(panels, images, outlines, strict=False):
-        axes.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", extent=(0, width, height, 0))
-        for (left, top, right, bottom), text, colour, style in boxes:
-            look: dict[str, Any] = {"fill": False, "edgecolor": colour, "linestyle": style, "linewidth": 1.2}
-            axes.add_patch(Rectangle((left, top), right - left, bottom - top, **look))
-            if text:
-                place = (left, top) if top > height / 10 else (left, bottom)
-                label = {"fontsize": 6, "color": "white", "va": "bottom" if top > height / 10 else "top"}
-                behind = {"facecolor": colour, "edgecolor": "none", "pad": 0.6}
-                axes.text(*place, printable(text), parse_math=False, bbox=behind, clip_on=True, **label)
     return figure
 
 

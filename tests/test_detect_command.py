@@ -2,6 +2,7 @@
 
 import json
 import os
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -294,3 +295,18 @@ def test_labels_are_read_at_every_size_and_overlap_nothing():
 def test_wrong_outputs_are_drawn_without_an_error():
     found = Found(np.full((1, 4), np.nan, "f"), np.array([0]), np.array([np.nan], "f"))
     assert drawing.draw(np.zeros((20, 20, 3), np.uint8), found, ["a"]).shape == (20, 20, 3)
+
+
+def test_a_sheet_has_each_image_at_its_place():
+    images = np.stack([np.full((40, 60, 3), 10 * k, np.uint8) for k in range(5)])
+    there = Namespace(labels=np.array([1]), boxes=np.array([[10.0, 20, 30, 38]]), scores=None)
+    nothing = Namespace(labels=np.zeros(0, int), boxes=np.zeros((0, 4)), scores=None)
+    page = drawing.sheet(images, [nothing, nothing, there, nothing, nothing], ["a", "b"], columns=2)
+    tile = drawing.draw(images[2], there, ["b"], drawing.TILE)
+    height, width = tile.shape[0] + drawing.GAP, tile.shape[1] + drawing.GAP
+    assert page.shape == (3 * height - drawing.GAP, 2 * width - drawing.GAP, 3)
+    np.testing.assert_array_equal(page[height : 2 * height - drawing.GAP, : width - drawing.GAP], tile)
+    assert np.all(page[height : 2 * height - drawing.GAP, width:] == 30)
+    assert np.all(page[2 * height :, width:] == 255), "there is no sixth image"
+    with_score = drawing.draw(images[2], Namespace(**vars(there) | {"scores": np.array([0.5])}), ["b"], drawing.TILE)
+    assert np.any(with_score != tile)

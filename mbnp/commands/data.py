@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from mbnp import datasets, plots, tables
 from mbnp.commands import common
 from mbnp.commands.console import Console
+from mbnp.datasets import drawing
 from mbnp.errors import MbnpError, unknown
 from mbnp.storage import new_folder
 
@@ -40,15 +41,15 @@ def _show(options: Namespace) -> None:
     if data.train.boxes is None:
         plots.save(plots.contact_sheet(data.train.images, data.train.labels, data.classes), options.out)
     else:
-        plots.save(plots.outlined(data.train.images[:SCENES], _outlines(data.train, data.classes)), options.out)
+        drawing.save(drawing.sheet(data.train.images[:SCENES], _objects(data.train), data.classes), options.out)
     print(f"samples of each class: {options.out}")
 
 
-def _outlines(split: datasets.Split, classes: list[str]) -> list[list[plots.Outline]]:
-    """Return what is drawn around the objects of the first images."""
+def _objects(split: datasets.Split) -> list[Namespace]:
+    """Return what is there in the first images, to be drawn."""
     assert split.boxes is not None
     rows = zip(split.labels[:SCENES], split.boxes[:SCENES], strict=True)
-    return [[plots.Outline(box, classes[k]) for k, box in zip(*row, strict=True) if k >= 0] for row in rows]
+    return [Namespace(labels=labels[labels >= 0], boxes=boxes[labels >= 0], scores=None) for labels, boxes in rows]
 
 
 def _samples(options: Namespace) -> None:

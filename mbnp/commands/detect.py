@@ -1,6 +1,5 @@
 """`mbnp detect`: find the objects in image files, and draw boxes around them."""
 
-import io
 import itertools
 import json
 import os
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from mbnp import tables, weights
 from mbnp.commands import common
@@ -21,7 +19,6 @@ from mbnp.detection import whole
 from mbnp.detection.detect import Found
 from mbnp.errors import MbnpError, printable
 from mbnp.network import Network
-from mbnp.storage import replacing
 
 ENDING = "-detected.png"
 SMALLEST = 480  # pixels of a picture's longer side: a smaller image is enlarged
@@ -54,7 +51,7 @@ def run(options: Namespace) -> int:
                 _print(net, path, found, target)
             if target is not None:
                 names = [_names(net)[label] for label in found.labels]
-                _write(target, drawing.draw(image, found, names, SMALLEST))
+                drawing.save(drawing.draw(image, found, names, SMALLEST), target, **dict([SIGNED]))
     if broken and len(files) > 1:
         _say(f"mbnp: {broken} of {len(files)} could not be read")
     return 1 if broken else 0
@@ -148,11 +145,3 @@ def _targets(files: list[str], options: Namespace) -> list[Path | None]:
             raise MbnpError(f"the folder {target.parent} is not writable: name one for the pictures, --out FOLDER")
         found.append(target)
     return found
-
-
-def _write(target: Path, picture: np.ndarray) -> None:
-    content, note = io.BytesIO(), PngInfo()
-    note.add_text(*SIGNED)
-    Image.fromarray(picture).save(content, "PNG", pnginfo=note)
-    with replacing(target, lasting=False) as partial:
-        partial.write_bytes(content.getbuffer())

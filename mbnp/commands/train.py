@@ -22,7 +22,7 @@ from mbnp import datasets, models, plots, runs, tables, tasks, train, weights
 from mbnp.commands import common
 from mbnp.commands.console import Console
 from mbnp.commands.live import Dashboard
-from mbnp.datasets import Dataset
+from mbnp.datasets import Dataset, drawing
 from mbnp.errors import DivergedError, MbnpError, printable
 from mbnp.network import Network
 from mbnp.pages import detections, report, statistics
@@ -311,7 +311,7 @@ class _Session:
         last = self.history[-1]
         title = f"{title}: test {self.words.measure} {100 * last.test_accuracy:.2f} % after {last.epoch} epochs"
         plots.save(plots.precision_recall(detections.curves(*what), title), self.folder / "precision_recall.png")
-        plots.save(detections.sheet(*what), self.folder / "found.png")
+        drawing.save(detections.sheet(*what), self.folder / "found.png")
 
     def keep(self, snapshot: Snapshot) -> None:
         if not self.made:

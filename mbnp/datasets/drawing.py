@@ -6,18 +6,22 @@ no other one, as far as there is room.
 """
 
 import functools
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from mbnp.errors import printable
+from mbnp.storage import replacing
 
 COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
 LETTERS, SMALLEST = 1 / 45, 13  # the height of letters as a share of the image's mean side; in pixels, at least
 HALO = "white"  # around lines and labels, which makes them stand out on any image
+TILE, GAP = 240, 8  # pixels of an image's longer side on a sheet, at least, and between images
 LIGHT = 140  # of 255: black is read better than white on a colour that is lighter
 
 Place = tuple[float, ...]  # left, top, right, bottom
@@ -40,8 +44,8 @@ def draw(image: np.ndarray, found: Any, names: Sequence[str], smallest: int = 0)
     """Return the image (H, W, C) uint8 with what is found in it, as (H', W', 3) uint8.
 
     found: `labels` and `scores` (n,), by falling score, and `boxes` (n, 4) in pixels, or None where the first label is
-    the image's; names: that of each label. H' and W' are H and W times a whole number, the first with which the longer
-    side is at least `smallest`.
+    the image's; scores may be None, too: of what is known to be there. names: that of each label. H' and W' are H and W
+    times a whole number, the first with which the longer side is at least `smallest`.
     """
     height, width, channels = image.shape
     times = max(1, -(-smallest // max(height, width)))
@@ -50,7 +54,8 @@ def draw(image: np.ndarray, found: Any, names: Sequence[str], smallest: int = 0)
     font = _font(max(SMALLEST, round(LETTERS * (picture.width * picture.height) ** 0.5)))
     line = max(2, round(font.size / 6))
     boxes = np.zeros((len(found.labels[:1]), 4)) if found.boxes is None else np.nan_to_num(found.boxes) * times
-    objects = zip(boxes.tolist(), found.labels.tolist(), found.scores.tolist(), names, strict=False)
+    scores = [None] * len(found.labels) if found.scores is None else found.scores.tolist()
+    objects = zip(boxes.tolist(), found.labels.tolist(), scores, names, strict=False)
     labels = [_label(tuple(box), label, score, name, font, picture.width) for box, label, score, name in objects]
     drawing = ImageDraw.Draw(picture)
     for label in reversed(labels if found.boxes is not None else []):  # the surest on top
@@ -66,6 +71,29 @@ def draw(image: np.ndarray, found: Any, names: Sequence[str], smallest: int = 0)
     return np.asarray(picture)
 
 
+def sheet(images: np.ndarray, found: Sequence[Any], classes: Sequence[str], columns: int = 6) -> np.ndarray:
+    """Return images (N, H, W, C) uint8 with what is found in each, as for `draw`, in rows on one (H', W', 3) uint8."""
+    drawn = [
+        draw(image, each, [classes[k] for k in each.labels], TILE) for image, each in zip(images, found, strict=True)
+    ]
+    height, width, rows = *drawn[0].shape[:2], -(-len(drawn) // columns)
+    page = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
+    for i, picture in enumerate(drawn):
+        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
+        page[top : top + height, left : left + width] = picture
+    return page
+
+
+def save(picture: np.ndarray, path: str | Path, **text: str) -> None:
+    """Write a picture as PNG, whole or not at all, with texts in it by their keywords."""
+    content, notes = io.BytesIO(), PngInfo()
+    for keyword, value in text.items():
+        notes.add_text(keyword, value)
+    Image.fromarray(picture).save(content, "PNG", pnginfo=notes)
+    with replacing(Path(path), lasting=False) as partial:
+        partial.write_bytes(content.getbuffer())
+
+
 @functools.lru_cache(16)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     import matplotlib  # has a font of many alphabets; takes a moment to import
@@ -78,14 +106,15 @@ def _lightness(rgb: tuple[int, int, int]) -> float:
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-def _label(box: Place, label: int, score: float, name: str, font: ImageFont.FreeTypeFont, most: int) -> _Label:
+def _label(box: Place, label: int, score: float | None, name: str, font: ImageFont.FreeTypeFont, most: int) -> _Label:
     """Return the label of one box; its class's name is cut where it is wider than the image."""
     # Rounded down: what is not certain is not 100 %.
-    name, margin, percent = printable(name), round(font.size / 3), f"{int(100 * score)} %" if score == score else "NaN"
-    text = f"{name} {percent}"
+    percent = "" if score is None else f" {int(100 * score)} %" if score == score else " NaN"
+    name, margin = printable(name), round(font.size / 3)
+    text = name + percent
     while len(name) > 1 and font.getlength(text) + 2 * margin > most:
         name = name[:-1]
-        text = f"{name}… {percent}"
+        text = f"{name}…{percent}"
     return _Label(text, colour(label), box, round(font.getlength(text)) + 2 * margin, round(1.4 * font.size))
 
 

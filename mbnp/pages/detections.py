@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mbnp import plots
-from mbnp.datasets import Split
+from mbnp.datasets import Split, drawing
 from mbnp.detection import boxes, precision
 from mbnp.detection.detect import Found
 from mbnp.pages import charts
@@ -182,15 +181,12 @@ def percent(box: np.ndarray, found: bool) -> Box:
     return Box(left, top, round(right - left, 2), round(bottom - top, 2), found)
 
 
-def sheet(found: Sequence[Found], split: Split, classes: Sequence[str]) -> "plots.Figure":
+def sheet(found: Sequence[Found], split: Split, classes: Sequence[str]) -> np.ndarray:
     """Draw the first images of a split with what was found in them, of at least the score `SURE`."""
     height, width = split.images.shape[1:3]
-    drawn = [
-        [
-            plots.Outline(box * (width, height, width, height), f"{classes[label]} {100 * score:.0f}")
-            for box, label, score in zip(*one, strict=True)
-            if score >= SURE
-        ]
+    sure = [
+        Found(one.boxes[likely] * (width, height, width, height), one.labels[likely], one.scores[likely])
         for one in found[:SHEET]
+        for likely in [one.scores >= SURE]
     ]
-    return plots.outlined(split.images[:SHEET], drawn)
+    return drawing.sheet(split.images[:SHEET], sure, classes)
