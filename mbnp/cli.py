@@ -268,7 +268,7 @@ def _compare(p: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(p: argparse.ArgumentParser) -> None:
-    """Test a checkpoint: loss and accuracy on the test images, over all and by class.
+    """Test a checkpoint: loss and accuracy, or of a detector mean average precision, over all and by class.
 
     example:
       mbnp evaluate runs/mobilenet-v1-small-1/model.safetensors
@@ -318,8 +318,8 @@ def _watch(p: argparse.ArgumentParser) -> None:
     """See what is in a video, a folder of images, or before a camera.
 
     Print what is seen whenever that changes, then frames a second and latency. Classes are smoothed over the frames;
-    boxes of a detector are followed. Ctrl-C ends it, and what was seen so far is written. Videos and cameras need
-    pip install "mbnp[video]".
+    boxes of a detector are followed, so that images which do not follow one another are for mbnp detect. Ctrl-C ends
+    it, and what was seen so far is written. Videos and cameras need pip install "mbnp[video]".
 
     examples:
       mbnp watch clip.mp4 --checkpoint runs/ssd-mobilenet-v1-small-1 --out boxes.mp4

@@ -201,8 +201,9 @@ class Pyramid(Sequential):
 
     stages: layers by name; boxes, scores: for each stage a layer from its feature map (H, W, C) to 4 numbers, and to D
     numbers, for each anchor of a cell: (H, W, anchors * 4) and (H, W, anchors * D). What comes out has a row for each
-    anchor, (N, A, 4 + D): stage after stage, by rows and columns of its feature map. Liu et al., "SSD: Single Shot
-    MultiBox Detector", 2016, arXiv:1512.02325, section 2.1.
+    anchor, (N, A, 4 + D): stage after stage, by rows and columns of its feature map. Nothing flows back from coarse
+    maps to fine ones, as it does in a feature pyramid network. Liu et al., "SSD: Single Shot MultiBox Detector", 2016,
+    arXiv:1512.02325, section 2.1.
     """
 
     def __init__(self, stages: Mapping[str, Layer], boxes: Mapping[str, Layer], scores: Mapping[str, Layer]) -> None:

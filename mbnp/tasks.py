@@ -55,7 +55,7 @@ class Task(Protocol):
         """Return what the loss takes, from what `datasets.batches` has of a batch."""
 
     def right(self, outputs: np.ndarray, targets: Any) -> float:
-        """Return how many images of a training batch were answered rightly."""
+        """Return how many images of a training batch were answered rightly; some of them in part."""
 
     def predict(self, outputs: np.ndarray) -> Any:
         """Return what the outputs for a batch of test images say, one item for each."""

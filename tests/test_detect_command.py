@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbnp import cli, models, spec, weights
+from mbnp import MbnpError, cli, models, spec, weights
 from mbnp.datasets import drawing
 from mbnp.datasets.images import read_whole, resize
 from mbnp.detection import whole
@@ -143,7 +143,7 @@ def test_an_image_that_cannot_be_read_leaves_the_others(run):
     assert len(answers[3]["objects"]) == 2
     assert "no image at none.png" in said.err
     assert "the folder empty has no images" in said.err
-    assert "3 of 4 could not be read" in said.err
+    assert "3 of 4 failed" in said.err
     run("b.png", "none.png", "a.png", *NET, status=1)
     assert Path("a-detected.png").exists()
     assert not Path("b-detected.png").exists()
@@ -310,3 +310,24 @@ def test_a_sheet_has_each_image_at_its_place():
     assert np.all(page[2 * height :, width:] == 255), "there is no sixth image"
     with_score = drawing.draw(images[2], Namespace(**vars(there) | {"scores": np.array([0.5])}), ["b"], drawing.TILE)
     assert np.any(with_score != tile)
+
+
+def test_a_box_beyond_the_image_and_a_name_without_end_are_drawn():
+    there = Namespace(labels=np.array([0]), boxes=np.array([[200.0, 150, 400, 300]]), scores=np.array([0.9]))
+    picture = drawing.draw(np.zeros((40, 60, 3), np.uint8), there, ["x" * 100_000])
+    assert picture.shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "how", "says"),
+    [
+        (np.zeros((4, 4)), 8, "pad", r"must be \(H, W, C\), got the shape \(4, 4\)"),
+        (np.zeros((0, 4, 3)), 8, "pad", r"the shape \(0, 4, 3\)"),
+        (np.zeros((4, 4, 3)), 0, "pad", "a whole number of pixels, got 0"),
+        (np.zeros((4, 4, 3)), 1.5, "pad", "got 1.5"),
+        (np.zeros((4, 4, 3)), 8, "crop", "unknown way to resize 'crop'"),
+    ],
+)
+def test_what_cannot_be_resized(image, size, how, says):
+    with pytest.raises(MbnpError, match=says):
+        resize(image, size, how)

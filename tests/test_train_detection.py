@@ -156,9 +156,11 @@ CLASSES = ["cat", "dog"]
         ([(1, 0.9, 10, 10, 50, 50)], ["wrong class"]),
         ([(0, 0.9, 10, 10, 50, 25)], ["badly placed"]),
         ([(0, 0.9, 60, 60, 90, 90)], ["false alarm", "missed"]),
-        ([(0, 0.9, 10, 10, 50, 50), (0, 0.8, 10, 10, 50, 45)], ["false alarm"]),  # twice
+        ([(0, 0.9, 10, 10, 50, 50), (0, 0.8, 10, 10, 50, 45)], ["found twice"]),
         ([(1, 0.9, 10, 10, 50, 50), (0, 0.8, 10, 10, 50, 50)], ["wrong class"]),  # and then found
-        ([(1, 0.9, 10, 10, 50, 25)], ["false alarm", "missed"]),  # another class, and badly placed
+        ([(0, 0.9, 10, 10, 50, 50), (1, 0.8, 10, 10, 50, 45)], ["wrong class"]),  # of what is found already
+        ([(0, 0.9, 10, 10, 50, 50), (0, 0.8, 10, 10, 50, 25)], ["badly placed"]),
+        ([(1, 0.9, 10, 10, 50, 25)], ["both", "missed"]),
     ],
 )
 def test_kinds_of_mistakes(found, kinds):
@@ -329,7 +331,7 @@ def test_a_watch_measures_a_detector(scenes):
 
 @pytest.mark.skipif(not NIGHTLY, reason="takes minutes; set MBNP_NIGHTLY")
 def test_a_detector_trains_in_five_minutes(capsys):
-    """`mbnp train --model ssd-mobilenet-v1-small`: at least 75 % mAP@0.5 on scenes that it has not seen."""
+    """`mbnp train --model ssd-mobilenet-v1-small`: at least 85 % mAP@0.5 on scenes that it has not seen."""
     began = time.perf_counter()
     assert cli.main([*MODEL, "--out", "run"]) == 0
     seconds = time.perf_counter() - began

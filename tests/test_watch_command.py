@@ -339,7 +339,7 @@ def test_what_cannot_be_watched_is_one_line(capsys):
         (["broken"], "no frame of broken could be read: broken/1.png is no image"),
         (["broken", "--out", "b.mp4"], "no frame of broken could be read: broken/1.png is no image"),
         (["a.mp4", "--rate", "5"], "a rate is for a folder of images"),
-        (["broken", "--rate", "0"], "--rate must be more than 0"),
+        (["broken", "--rate", "0"], "--rate must be 0.01 to 1000"),
         (["a.mp4", "--json", "--live"], "--json and --live both write to the terminal"),
         (["a.mp4", "--smooth", "1"], "--smooth must be at least 0 and less than 1, got 1"),
         (["a.mp4", "--score", "0"], "--score must be more than 0 and at most 1, got 0"),
@@ -442,6 +442,24 @@ def test_what_counts_as_right():
     assert not right(shown, {"objects": [star, arrow | {"label": "circle"}]}, names)
     assert not right(shown, {"objects": [star | {"box": [0, 0, 10, 21]}, arrow]}, names)
     assert not right(shown, {"objects": []}, names)
+
+
+def test_what_was_followed_is_forgotten_where_the_size_of_frames_changes(monkeypatch, capsys):
+    detector()
+    script(monkeypatch, lambda k: [((0.5, 0.5, 0.9, 0.9), 2, 0.9)] if k < 2 else [])
+    Path("frames").mkdir()
+    for i, (width, height) in enumerate(((90, 60), (90, 60), (40, 40), (40, 40))):
+        Image.new("RGB", (width, height)).save(f"frames/{i}.png")
+    found = records(capsys, "frames", "--checkpoint", "detector.safetensors", "--out", "a.mp4")
+    assert [len(record["objects"]) for record in found] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "1e-300", "1e300", "1e-5"])
+def test_rates_that_no_video_has(rate, capsys):
+    detector()
+    Path("frames").mkdir()
+    _, errors = watched(capsys, "frames", "--checkpoint", "detector.safetensors", "--rate", rate, status=2)
+    assert "--rate must be 0.01 to 1000 frames a second, got" in errors
 
 
 @NIGHTLY

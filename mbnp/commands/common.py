@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numba.core import event
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -137,7 +138,15 @@ def class_name(net: Network, label: int) -> str:
     """Return what a class is called, or its number where it has no name."""
     if net.classes:
         return net.classes[label]
-    return "class 1, of 0 and 1" if net.num_classes == 1 else f"class {label}"
+    return "class 1, of 0 and 1" if net.num_classes == 1 and not net.detects() else f"class {label}"
+
+
+def objects(names: Sequence[str], scores: np.ndarray, boxes: np.ndarray) -> list[dict[str, Any]]:
+    """Return objects as --json prints them; boxes are left, top, right, bottom in pixels."""
+    return [
+        {"label": name, "score": round(float(score), 6), "box": [round(float(side), 2) for side in box]}
+        for name, score, box in zip(names, scores, boxes, strict=True)
+    ]
 
 
 @contextmanager

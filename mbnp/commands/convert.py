@@ -57,8 +57,10 @@ def _add(net: Network, options: Namespace) -> None:
 
 def _lost(net: Network, target: Path) -> str:
     """Return the end of a line that says what the format has no place for."""
+    if target.suffix.lower() == ".onnx" and net.detects():
+        return "; of a detector ONNX has the rows as they are, and mbnp does not read it back"
     if target.suffix.lower() not in (".pt", ".pth"):
         return ""
-    known = {"preprocessing": net.preprocessing, "names of classes": net.classes}
+    known = {"preprocessing": net.preprocessing, "names of classes": net.classes, "anchors": net.detection}
     lost = [name for name, value in known.items() if value is not None]
     return f"; a PyTorch file has no place for {' and '.join(lost)}" if lost else ""

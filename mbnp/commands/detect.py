@@ -5,11 +5,11 @@ import json
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mbnp import tables, weights
 from mbnp.commands import common
@@ -22,7 +22,6 @@ from mbnp.network import Network
 
 ENDING = "-detected.png"
 SMALLEST = 480  # pixels of a picture's longer side: a smaller image is enlarged
-SIGNED = ("Software", "mbnp detect")  # in the text of a picture that this command wrote, which it may replace
 
 
 def run(options: Namespace) -> int:
@@ -30,7 +29,7 @@ def run(options: Namespace) -> int:
     net = weights.load(options.checkpoint, options.weights, tables.note)
     common.require_detector(net, options.checkpoint)
     common.require_preprocessing(net, options.checkpoint)
-    files = _without_own(common.image_files(options.images), options.out)
+    files = _without_own(common.image_files(options.images), options.images)
     targets = _targets(files, options) if options.out or not options.json else [None] * len(files)
     broken = 0
     with common.announced(_say):
@@ -38,22 +37,22 @@ def run(options: Namespace) -> int:
         for path, target in zip(files, targets, strict=True):
             try:
                 image = _read(path, net)
+                found = _find(engine, path, image, options)
+                if target is not None:
+                    names = [common.class_name(net, label) for label in found.labels]
+                    drawing.save(drawing.draw(image, found, names, SMALLEST), target)
             except (MbnpError, OSError) as error:
                 broken += 1
                 _say(f"mbnp: error: {error}".replace("\n", "\\n"))
                 if options.json:
                     print(json.dumps({"file": path, "error": str(error)}))
                 continue
-            (found,) = whole.find(engine, [image], options.score, options.overlap, options.most)
             if options.json:
                 print(json.dumps(answer(net, path, image, found)), flush=True)
             else:
                 _print(net, path, found, target)
-            if target is not None:
-                names = [_names(net)[label] for label in found.labels]
-                drawing.save(drawing.draw(image, found, names, SMALLEST), target, **dict([SIGNED]))
     if broken and len(files) > 1:
-        _say(f"mbnp: {broken} of {len(files)} could not be read")
+        _say(f"mbnp: {broken} of {len(files)} failed")
     return 1 if broken else 0
 
 
@@ -69,16 +68,10 @@ def _check(options: Namespace) -> None:
 
 def answer(net: Network, path: str, image: np.ndarray, found: Found) -> dict[str, Any]:
     """Return what --json prints of an image: boxes are left, top, right, bottom in pixels, as it is displayed."""
-    names, (height, width) = _names(net), image.shape[:2]
-    objects = [
-        {"label": names[label], "score": round(float(score), 6), "box": [round(float(side), 2) for side in box]}
-        for box, label, score in zip(*found, strict=True)
-    ]
+    height, width = image.shape[:2]
+    names = [common.class_name(net, label) for label in found.labels]
+    objects = common.objects(names, found.scores, found.boxes)
     return {"file": path, "width": width, "height": height, "objects": objects}
-
-
-def _names(net: Network) -> list[str]:
-    return net.classes or [f"class {k}" for k in range(net.num_classes)]
 
 
 def _say(text: str) -> None:
@@ -91,12 +84,20 @@ def _read(path: str, net: Network) -> np.ndarray:
     return read_whole(path, net.channels, lambda text: _say(f"mbnp: {text}"))
 
 
+def _find(net: Network, path: str, image: np.ndarray, options: Namespace) -> Found:
+    with np.errstate(all="ignore"):  # what is not finite is said below
+        (found,) = whole.find(net, [image], options.score, options.overlap, options.most)
+    if not np.isfinite(found.scores).all():
+        raise MbnpError(f"{path}: what {options.checkpoint} makes of it is not finite; its weights are not usable")
+    return found
+
+
 def _print(net: Network, path: str, found: Found, target: Path | None) -> None:
     count = len(found.labels)
     print(f"{path}: {count} object{'' if count == 1 else 's'}, drawn in {target}")
     for box, label, score in zip(*found, strict=True):
         where = " ".join(f"{side:5.0f}" for side in box)
-        print(f"  {100 * score:6.2f} %  {where}  {printable(_names(net)[label])}")
+        print(f"  {100 * score:6.2f} %  {where}  {printable(common.class_name(net, label))}")
 
 
 # --- the pictures ---
@@ -107,21 +108,12 @@ def _target(path: str, out: str | None) -> Path:
     return (source.parent if out is None else Path(out)) / f"{source.stem}{ENDING}"
 
 
-def _without_own(files: list[str], out: str | None) -> list[str]:
-    """Return the files but the pictures that this command made of others among them, and will make again."""
-    made = {os.path.realpath(_target(path, out)) for path in files}
-    own = [path for path in files if path.endswith(ENDING) and os.path.realpath(path) in made and _is_own(path)]
+def _without_own(files: list[str], named: Sequence[str]) -> list[str]:
+    """Return the files without the pictures that this command wrote, but for those that were named themselves."""
+    own = [path for path in files if path not in named and drawing.is_drawn(path)]
     if own:
         _say(f"mbnp: left out, as pictures that mbnp detect wrote: {len(own)}")
     return [path for path in files if path not in own]
-
-
-def _is_own(path: str | Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            return image.info.get(SIGNED[0]) == SIGNED[1]
-    except Exception:  # whatever Pillow raises on a file that is no picture
-        return False
 
 
 def _targets(files: list[str], options: Namespace) -> list[Path | None]:
@@ -137,7 +129,7 @@ def _targets(files: list[str], options: Namespace) -> list[Path | None]:
         if not target.parent.is_dir():  # reading the image will say so
             found.append(None)
             continue
-        if os.path.lexists(target) and not _is_own(target):
+        if os.path.lexists(target) and not drawing.is_drawn(target):
             read = any(os.path.exists(each) and target.samefile(each) for each in files if target.exists())
             why = "is read, too" if read else "is there already, and mbnp detect did not write it"
             raise MbnpError(f"{target} {why}: name a folder for the pictures, --out FOLDER")

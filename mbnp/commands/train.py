@@ -46,7 +46,7 @@ def run(options: Namespace) -> int:
     _check(options)
     loaded = None if options.init is None else weights.load(options.init, options.weights, tables.note)
     known = loaded or models.create(options.model, width_mult=0.25)
-    resolution = options.resolution or known.resolution
+    resolution = known.resolution if options.resolution is None else options.resolution
     channels = 3 if options.channels is None else options.channels
     channels = channels if loaded is None else loaded.channels
     spec = options.data or common.default_data(known)

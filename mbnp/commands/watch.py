@@ -26,6 +26,7 @@ from mbnp.network import Network
 SMOOTH_CLASSES, SMOOTH_BOXES = 0.8, 0.5  # the share of the past, where --smooth does not say it
 WEAK = 0.6  # of the score that begins a track: it goes on with less
 LATENCIES = 1 << 17  # at most so many frames, the last ones, have a part in the percentiles
+RATES = 0.01, 1000  # frames a second
 TOP = 3  # classes that are shown
 
 
@@ -138,8 +139,8 @@ def _check(options: Namespace) -> None:
         raise MbnpError(f"--smooth must be at least 0 and less than 1, got {options.smooth:g}")
     if not 0 < options.score <= 1:
         raise MbnpError(f"--score must be more than 0 and at most 1, got {options.score:g}")
-    if options.rate is not None and options.rate <= 0:
-        raise MbnpError(f"--rate must be more than 0 frames a second, got {options.rate:g}")
+    if options.rate is not None and not RATES[0] <= options.rate <= RATES[1]:
+        raise MbnpError(f"--rate must be {RATES[0]:g} to {RATES[1]:g} frames a second, got {options.rate:g}")
     if options.out is not None:
         common.check_output(options.out, ".mp4", [options.source, options.checkpoint])
 
@@ -186,6 +187,7 @@ class _Session:
         self.screen = Screen.in_terminal() if options.live else None
         self.began = self.ended = time.perf_counter()
         self.frames = 0
+        self.size: tuple[int, ...] | None = None
         self.latencies: collections.deque[float] = collections.deque(maxlen=LATENCIES)
         self.seen: dict[str, list[float]] = {}  # class: frames, time of the first and of the last
         self.said = ""
@@ -193,6 +195,9 @@ class _Session:
     def take(self, frame: video.Frame) -> None:
         """See one frame, and show what was seen."""
         began = frame.came if self.source.live else time.perf_counter()
+        if self.size not in (None, frame.image.shape):  # another image, not the next one
+            self.viewer.forget()
+        self.size = frame.image.shape
         answer = self.viewer.see(frame.image)
         self.latencies.append(time.perf_counter() - began)
         names = [common.class_name(self.viewer.net, k) for k in answer.labels.tolist()]
@@ -221,12 +226,10 @@ class _Session:
         about: dict[str, Any] = {"frame": self.frames, "time": round(frame.time, 4)}
         about |= {"file": frame.name} if frame.name else {}
         about |= {"width": width, "height": height}
-        scores = [round(float(score), 6) for score in answer.scores]
         if answer.boxes is None:
+            scores = [round(float(score), 6) for score in answer.scores]
             return about | {"classes": [{"class": n, "probability": p} for n, p in zip(names, scores, strict=True)]}
-        boxes = answer.boxes.round(2).tolist()
-        rows = zip(names, scores, boxes, strict=True)
-        return about | {"objects": [{"label": name, "score": score, "box": box} for name, score, box in rows]}
+        return about | {"objects": common.objects(names, answer.scores, answer.boxes)}
 
     def sum_up(self) -> None:
         """Say how fast it was, what was left out, and what was seen."""

@@ -83,7 +83,7 @@ def _named(spec: str | Path, resolution: int | None, *options: Any) -> Dataset:
     """options: of `folder.read`."""
     path, coarse = _split(spec)
     if spec == "scenes10":
-        return scenes10.make(size=resolution or scenes10.SIZE)
+        return scenes10.make(size=scenes10.SIZE if resolution is None else resolution)
     if spec == "shapes10":
         return shapes10.make()
     if path in LAYOUTS:
@@ -103,7 +103,7 @@ def _named(spec: str | Path, resolution: int | None, *options: Any) -> Dataset:
         return cifar10.read(place, coarse)
     if pickle := cifar10.pickled(place):
         raise cifar10.is_pickle(pickle)
-    return folder.read(place, resolution or 32, *options)
+    return folder.read(place, 32 if resolution is None else resolution, *options)
 
 
 def absolute(source: str) -> str:

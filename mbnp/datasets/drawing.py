@@ -7,6 +7,7 @@ no other one, as far as there is room.
 
 import functools
 import io
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +22,11 @@ from mbnp.storage import replacing
 COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
 LETTERS, SMALLEST = 1 / 45, 13  # the height of letters as a share of the image's mean side; in pixels, at least
 HALO = "white"  # around lines and labels, which makes them stand out on any image
+LONGEST = 60  # letters of a class's name
 TILE, GAP = 240, 8  # pixels of an image's longer side on a sheet, at least, and between images
 LIGHT = 140  # of 255: black is read better than white on a colour that is lighter
+
+SIGNED = "Software", "mbnp detect"  # in the text of a picture
 
 Place = tuple[float, ...]  # left, top, right, bottom
 
@@ -84,14 +88,24 @@ def sheet(images: np.ndarray, found: Sequence[Any], classes: Sequence[str], colu
     return page
 
 
-def save(picture: np.ndarray, path: str | Path, **text: str) -> None:
-    """Write a picture as PNG, whole or not at all, with texts in it by their keywords."""
+def save(picture: np.ndarray, path: str | Path) -> None:
+    """Write a picture as PNG, whole or not at all, signed so that `is_drawn` knows it."""
     content, notes = io.BytesIO(), PngInfo()
-    for keyword, value in text.items():
-        notes.add_text(keyword, value)
+    notes.add_text(*SIGNED)
     Image.fromarray(picture).save(content, "PNG", pnginfo=notes)
     with replacing(Path(path), lasting=False) as partial:
         partial.write_bytes(content.getbuffer())
+
+
+def is_drawn(path: str | Path) -> bool:
+    """Return whether a file is a picture that `save` wrote."""
+    if not str(path).endswith(".png") or not os.path.isfile(path):
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.info.get(SIGNED[0]) == SIGNED[1]
+    except Exception:  # whatever Pillow raises on a file that is no picture
+        return False
 
 
 @functools.lru_cache(16)
@@ -110,7 +124,7 @@ def _label(box: Place, label: int, score: float | None, name: str, font: ImageFo
     """Return the label of one box; its class's name is cut where it is wider than the image."""
     # Rounded down: what is not certain is not 100 %.
     percent = "" if score is None else f" {int(100 * score)} %" if score == score else " NaN"
-    name, margin = printable(name), round(font.size / 3)
+    name, margin = printable(name[:LONGEST])[:LONGEST], round(font.size / 3)
     text = name + percent
     while len(name) > 1 and font.getlength(text) + 2 * margin > most:
         name = name[:-1]
@@ -122,7 +136,8 @@ def _around(box: Place, by: int, size: tuple[int, int]) -> Place:
     """Return a box moved outwards, so that its line lies around the object, as far as the image goes."""
     left, top, right, bottom = box
     width, height = size
-    return max(left - by, 0), max(top - by, 0), min(right + by, width - 1), min(bottom + by, height - 1)
+    left, top = min(max(left - by, 0), width - 1), min(max(top - by, 0), height - 1)
+    return left, top, max(min(right + by, width - 1), left), max(min(bottom + by, height - 1), top)
 
 
 def _place(label: _Label, size: tuple[int, int], taken: Sequence[Place], line: int) -> Place:

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from mbnp.errors import MbnpError
+from mbnp.errors import MbnpError, unknown
 
 Note = Callable[[str], Any]
 
+RESIZES = "stretch", "pad"
 ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,6 +61,12 @@ def resize(image: np.ndarray, size: int, how: str) -> np.ndarray:
     "pad", as TensorFlow.js does it: black at the right or the bottom makes it square, of L pixels, and pixel i is the
     image at i * L / size.
     """
+    if image.ndim != 3 or 0 in image.shape:
+        raise MbnpError(f"an image must be (H, W, C), got the shape {image.shape}")
+    if not isinstance(size, int) or size < 1:
+        raise MbnpError(f"size must be a whole number of pixels, got {size!r}")
+    if how not in RESIZES:
+        raise unknown("way to resize", how, RESIZES)
     height, width = image.shape[:2]
     if how == "pad":
         longer = max(height, width)

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mbnp import storage
+from mbnp.datasets import drawing
 from mbnp.datasets.images import files_in, read_whole
 from mbnp.errors import MbnpError
 
@@ -74,7 +75,7 @@ class Folder(Source):
 
     def __init__(self, path: str | Path, rate: float = RATE) -> None:
         super().__init__(str(path), rate)
-        self.files = sorted(files_in(path), key=_by_number)
+        self.files = sorted((file for file in files_in(path) if not drawing.is_drawn(file)), key=_by_number)
         if not self.files:
             raise MbnpError(f"the folder {path} has no images")
 

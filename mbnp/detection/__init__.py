@@ -21,6 +21,6 @@ and height, from 0 to 1. Files are built as those of `mbnp.ops` are: formula, lo
 >>> precision.mean_average_precision(found, precision.truth(labels, boxes_in_shares), classes=10)
 """
 
-from mbnp.detection import anchors, boxes, detect, matching, multibox, precision, suppression, tracking
+from mbnp.detection import anchors, boxes, detect, matching, multibox, precision, suppression, tracking, whole
 
-__all__ = ["anchors", "boxes", "detect", "matching", "multibox", "precision", "suppression", "tracking"]
+__all__ = ["anchors", "boxes", "detect", "matching", "multibox", "precision", "suppression", "tracking", "whole"]

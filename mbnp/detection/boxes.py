@@ -76,9 +76,14 @@ def decode_loops(offsets, anchors, scales):
 # --- NumPy: all boxes at once ---
 
 
-def overlap_numpy(a, b):
+def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the areas (n, m) that boxes (n, 4) and (m, 4) share."""
     low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])  # n4, m4 -> nm2
-    inter = np.maximum(high - low, 0).prod(axis=2)
+    return np.maximum(high - low, 0).prod(axis=2)
+
+
+def overlap_numpy(a, b):
+    inter = intersection(a, b)
     union = area(a)[:, None] + area(b) - inter
     return np.divide(inter, union, out=np.zeros_like(inter), where=union != 0)
 

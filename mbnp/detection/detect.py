@@ -55,11 +55,17 @@ def read(net: Network, outputs: np.ndarray, least: float = 0.5, overlap: float =
     """
     settings, places = anchors.settings(net), anchors.of(net)
     outputs = checks.array("outputs", outputs, "(N, A, 4 + 1 + K)", like=places)
-    if outputs.shape[1] != len(places) or outputs.shape[2] < 6:
+    columns = 4 + 1 + net.num_classes
+    if outputs.shape[1:] != (len(places), columns):
         raise MbnpError(
-            f"outputs {outputs.shape} must be (N, {len(places)}, 4 + 1 + classes): this detector has {len(places)} "
-            f"anchors for images of {net.resolution} x {net.resolution}"
+            f"outputs {outputs.shape} must be (N, {len(places)}, {columns}): this detector has {len(places)} anchors "
+            f"for images of {net.resolution} x {net.resolution}, and {net.num_classes} classes"
         )
+    for name, share in (("least", least), ("overlap", overlap)):
+        if not isinstance(share, int | float | np.number) or not 0 <= share <= 1:
+            raise MbnpError(f"{name} must be a number from 0 to 1, got {share!r}")
+    if isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 1:
+        raise MbnpError(f"most must be at least 1 box, got {most!r}")
     with np.errstate(invalid="ignore"):
         return [_read(of_image, places, settings, least, overlap, most) for of_image in outputs]
 

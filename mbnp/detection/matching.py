@@ -23,6 +23,8 @@ from mbnp import backend
 from mbnp.detection.boxes import check, encode, overlap_loops, overlap_numba, overlap_numpy
 from mbnp.errors import MbnpError, refuse_mask
 
+MOST_CLASSES = 2**31
+
 
 class Targets(NamedTuple):
     """What a detector should have said of a batch."""
@@ -59,9 +61,9 @@ def match_loops(overlaps, least):
 
 def match_numpy(overlaps, least):
     M, A = overlaps.shape
-    match = np.where(overlaps.max(axis=0) >= least, overlaps.argmax(axis=0), -1)
-    left = overlaps.copy()
-    for _ in range(M):
+    left = np.where(np.isnan(overlaps), 0, overlaps)
+    match = np.where(left.max(axis=0) >= least, left.argmax(axis=0), -1)
+    for _ in range(M if A else 0):
         m, a = divmod(left.argmax(), A)
         if left[m, a] > 0:
             match[a] = m
@@ -128,9 +130,9 @@ def _labels(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != shape:
         raise MbnpError(f"labels {labels.shape} must be (N, M), one for each of the boxes (N, M, 4), {(*shape, 4)}")
-    if labels.dtype.kind not in "iu" or (labels < -1).any():
-        lowest = f" from {labels.min()}" if labels.size else ""
-        raise MbnpError(f"labels must be whole numbers from -1, which is no object, got {labels.dtype}{lowest}")
+    if labels.dtype.kind not in "iu" or (labels < -1).any() or (labels >= MOST_CLASSES).any():
+        values = f" from {labels.min()} to {labels.max()}" if labels.size else ""
+        raise MbnpError(f"labels must be whole numbers from -1, which is no object, got {labels.dtype}{values}")
     return labels.astype(np.int64, copy=False)
 
 

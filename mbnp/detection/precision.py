@@ -221,7 +221,7 @@ def _judge(found, labels, there, ignored, outside, overlap, kind):
     overlaps = boxes.overlap(found, there.boxes)
     crowd = ignored if kind == "coco" else np.zeros_like(ignored)
     if crowd.any():  # the share of the box that lies in the crowd
-        inter = _intersection(found, there.boxes[crowd])
+        inter = boxes.intersection(found, there.boxes[crowd])
         area = boxes.area(found)[:, None]
         overlaps[:, crowd] = np.divide(inter, area, out=np.zeros_like(inter), where=area > 0)
     overlaps[labels[:, None] != there.labels] = -1  # a box finds objects of its class only
@@ -233,11 +233,6 @@ def _first_of_class(labels, most):
     if len(labels) <= most:
         return np.ones(len(labels), bool)
     return np.tril(labels[:, None] == labels).sum(axis=1) <= most
-
-
-def _intersection(a, b):
-    low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
-    return np.maximum(high - low, 0).prod(axis=2)
 
 
 def _outside(of_boxes, sizes):
@@ -254,6 +249,9 @@ def _valid(there: Truth, found: Found, classes: int, image: int) -> tuple[Truth,
             raise MbnpError(
                 f"the labels of image {image} in {name} must be whole numbers from 0 to {classes - 1}, got {those}"
             )
+    if not len(found.boxes) == len(found.labels) == len(found.scores):
+        counts = f"{len(found.boxes)} boxes, {len(found.labels)} labels and {len(found.scores)} scores"
+        raise MbnpError(f"in image {image} {counts} are found: give one of each an object")
     if len(there.boxes) != len(labels) or len(ignored) != len(labels):
         raise MbnpError(
             f"image {image} of truth has {len(there.boxes)} boxes, {len(labels)} labels and {len(ignored)} marks of "

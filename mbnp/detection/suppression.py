@@ -11,8 +11,8 @@ are not compared; `detect.read` calls this class by class.
 A box that is suppressed suppresses nothing. Of equal scores the first comes first, and NaN, which is no score, before
 all others, where it is seen; an overlap of NaN suppresses nothing.
 
-Source: Felzenszwalb et al., "Object Detection with Discriminatively Trained Part-Based Models", 2010, section 4.4; SSD,
-arXiv:1512.02325, section 2.2.
+Source: Felzenszwalb et al., "Object Detection with Discriminatively Trained Part-Based Models", 2010, section 7.2; SSD,
+arXiv:1512.02325, section 2.1.
 """
 
 import numpy as np
@@ -81,7 +81,7 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float = 0.5, most: 
     checks.shape("scores", scores, (len(boxes),))
     if not 0 <= overlap <= 1:
         raise MbnpError(f"overlap must be from 0 to 1, got {overlap!r}")
-    if most is not None and most < 0:
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 0):
         raise MbnpError(f"most must be a number of boxes, got {most!r}")
     most = len(boxes) if most is None else min(most, len(boxes))
     return _suppress(boxes, falling(scores), boxes.dtype.type(overlap), most)

@@ -21,6 +21,7 @@ import numpy as np
 
 from mbnp.detection import boxes as box
 from mbnp.detection.detect import Found
+from mbnp.errors import MbnpError
 
 COVERED = 0.5
 
@@ -41,6 +42,9 @@ def follow(
     tracks: Tracks, found: Found, smooth: float = 0.5, start: float = 0.5, overlap: float = 0.3, patience: int = 2
 ) -> Tracks:
     """Return the tracks after a frame in which these objects were found."""
+    for name, share in (("smooth", smooth), ("start", start), ("overlap", overlap)):
+        if not 0 <= share <= 1:
+            raise MbnpError(f"{name} must be from 0 to 1, got {share!r}")
     shared = box.overlap(tracks.boxes, found.boxes.astype(np.float64))
     old, seen = pairs(np.where(tracks.labels[:, None] == found.labels, shared, 0), overlap)
     boxes, scores, missed = tracks.boxes.copy(), tracks.scores.copy(), tracks.missed + 1

@@ -23,9 +23,11 @@ FAR = 0.1  # a box that overlaps an object by less is not about that object
 SIZES = {"small": (0.0, 1 / 6), "medium": (1 / 6, 1 / 3), "large": (1 / 3, math.inf)}  # sides, in shares of the image's
 KINDS = {
     "missed": "an object that no box is about",
-    "wrong class": "a box on an object that is of another class",
-    "badly placed": f"a box on an object of its class, which it overlaps by {FAR:g} to 0.5",
-    "false alarm": "a box where nothing is, or a second one on an object",
+    "wrong class": "a box on an object of another class",
+    "badly placed": f"a box that overlaps an object of its class by {FAR:g} to 0.5",
+    "both": f"a box that overlaps an object of another class by {FAR:g} to 0.5",
+    "found twice": "one more box on an object that is found already",
+    "false alarm": "a box where nothing is",
 }
 SHOWN = 6  # mistakes of each kind
 SHEET = 24  # images on the sheet of what was found
@@ -143,10 +145,10 @@ def mistakes(found: Sequence[Found], split: Split, classes: Sequence[str]) -> li
             if free.max(initial=0) >= 0.5:
                 taken[free.argmax()] = True
                 continue
-            kind, at = _kind(overlaps[k], same[k], taken)
+            kind, at = _kind(overlaps[k], same[k])
             shown, text = [(box, True)], f"{name} {100 * score:.0f} %"
             if at is not None:
-                about[at] |= kind != "false alarm"
+                about[at] |= kind in ("wrong class", "badly placed")
                 shown.insert(0, (objects.boxes[at], False))
                 text += f" on {classes[objects.labels[at]]}, overlap {overlaps[k, at]:.2f}"
             wrong.append(Mistake(kind, number, shown, text, score))
@@ -156,15 +158,16 @@ def mistakes(found: Sequence[Found], split: Split, classes: Sequence[str]) -> li
     return wrong
 
 
-def _kind(overlaps: np.ndarray, same: np.ndarray, taken: np.ndarray) -> tuple[str, int | None]:
+def _kind(overlaps: np.ndarray, same: np.ndarray) -> tuple[str, int | None]:
     """Return what is wrong with a box that found nothing, and the object that it is about, if there is one."""
-    others, own = np.where(same | taken, 0, overlaps), np.where(same & ~taken, overlaps, 0)
+    own, others = np.where(same, overlaps, 0), np.where(same, 0, overlaps)
+    if FAR <= own.max(initial=0) < 0.5:
+        return "badly placed", int(own.argmax())
     if others.max(initial=0) >= 0.5:
         return "wrong class", int(others.argmax())
-    if own.max(initial=0) >= FAR:
-        return "badly placed", int(own.argmax())
-    twice = np.where(taken, overlaps, 0)
-    return "false alarm", int(twice.argmax()) if twice.max(initial=0) >= FAR else None
+    if own.max(initial=0) >= 0.5:
+        return "found twice", int(own.argmax())
+    return ("both", int(others.argmax())) if others.max(initial=0) >= FAR else ("false alarm", None)
 
 
 def worst(wrong: Sequence[Mistake]) -> dict[str, list[Mistake]]:

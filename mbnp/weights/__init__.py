@@ -53,6 +53,9 @@ def load(
     mbnp cannot run.
     """
     path = _file_of(Path(path))
+    if path.is_dir():
+        what = "neither model.safetensors, as runs have it, nor TensorFlow.js's model.json or manifest"
+        raise MbnpError(f"the folder {path} has {what}: name a file")
     if path.exists() and not path.is_file():
         raise MbnpError(f"{path} is no file")
     if not path.exists():

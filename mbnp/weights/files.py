@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from mbnp import spec
+from mbnp.datasets.images import RESIZES
 from mbnp.errors import MbnpError, short
 from mbnp.network import Network
 
-SCORES, RESIZES = ("softmax", "sigmoid"), ("stretch", "pad")  # of a detector
+SCORES = "softmax", "sigmoid"  # of a detector
+SMALLEST_STD = 1e-6  # with less, float32 has no room for what is divided by it
 OF_BYTES = 8  # numbers above it are of images from 0 to 255; a rare scaling of images from 0 to 1 has 4
 
 
@@ -102,7 +104,7 @@ def check_preprocessing(preprocessing: Any, channels: int) -> dict[str, Any]:
         good = good and len(mean) == len(std) == channels and bool(np.isfinite(mean + std).all())
     except (KeyError, TypeError, ValueError):
         good = False
-    if not good or min(std) <= 0:
+    if not good or min(std) < SMALLEST_STD or max(map(abs, mean)) > 1 / SMALLEST_STD:
         wanted = f"a mean and a standard deviation above 0 for each of {channels} channels"
         raise MbnpError(f"its preprocessing is {short(preprocessing, 120)}, not {wanted}")
     order = {"order": preprocessing["order"]} if "order" in preprocessing else {}

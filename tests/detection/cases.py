@@ -26,11 +26,16 @@ def grid_boxes(rng, *shape, cells=8):
     return corners.reshape(*shape, 4) / cells
 
 
-def detector(scores="softmax", grids=((2, 3), (1, 1)), dtype=np.float64):
+def detector(scores="softmax", grids=((2, 3), (1, 1)), dtype=np.float64, classes=2):
     """What `detect.read` needs of a detector: 2 * 6 + 1 = 13 anchors."""
     detection = {
         "anchors": [[[0.3, 0.3], [0.5, 0.2]], [[0.9, 0.9]]], "scales": SCALES, "scores": scores, "resize": "stretch",
     }  # fmt: skip
     return types.SimpleNamespace(
-        detection=detection, grids=lambda: list(grids), dtype=np.dtype(dtype), resolution=96, preprocessing=None
+        detection=detection,
+        grids=lambda: list(grids),
+        dtype=np.dtype(dtype),
+        resolution=96,
+        preprocessing=None,
+        num_classes=classes,
     )

@@ -29,7 +29,7 @@ def reference(net, outputs, least, limit, most):
 @pytest.mark.parametrize("kind", detect.SCORES)
 @pytest.mark.parametrize("name", backend.BACKENDS)
 def test_against_torchvision(name, kind):
-    net, rng = cases.detector(kind), np.random.default_rng(0)
+    net, rng = cases.detector(kind, classes=3), np.random.default_rng(0)
     for least, limit, most in ((0.5, 0.5, 100), (0.1, 0.3, 100), (0.01, 0.6, 7), (0.999, 0.5, 100)):
         outputs = rng.standard_normal((3, 13, 4 + 1 + 3)) * 2
         with backend.use(name):
@@ -74,7 +74,7 @@ def test_large_logits():
 @pytest.mark.parametrize(("scores", "K"), [("sigmoid", 1), ("softmax", 10)])
 @cases.fast
 def test_five_thousand_anchors_take_milliseconds(scores, K):
-    net = cases.detector(scores, ((47, 54), (6, 7)), np.float32)
+    net = cases.detector(scores, ((47, 54), (6, 7)), np.float32, K)
     outputs = np.random.default_rng(1).standard_normal((1, 2 * 47 * 54 + 42, 5 + K)).astype(np.float32)
     seconds = []
     for _ in range(6):
@@ -101,8 +101,17 @@ def test_detect_a_network():
 
 def test_bad_input():
     net = cases.detector()
-    with pytest.raises(MbnpError, match=r"outputs \(1, 12, 7\) must be \(N, 13, 4 \+ 1 \+ classes\).*13 anchors"):
+    with pytest.raises(MbnpError, match=r"outputs \(1, 12, 7\) must be \(N, 13, 7\).*13 anchors"):
         detect.read(net, np.zeros((1, 12, 7)))
+    for outputs, options, says in (
+        (np.zeros((1, 13, 8)), {}, "and 2 classes"),
+        (np.zeros((1, 13, 7)), {"least": np.nan}, "least must be a number from 0 to 1, got nan"),
+        (np.zeros((1, 13, 7)), {"least": "0.5"}, "least must be a number from 0 to 1, got '0.5'"),
+        (np.zeros((1, 13, 7)), {"overlap": 2}, "overlap must be a number from 0 to 1, got 2"),
+        (np.zeros((1, 13, 7)), {"most": 1.5}, "most must be at least 1 box, got 1.5"),
+    ):
+        with pytest.raises(MbnpError, match=says):
+            detect.read(net, outputs, **options)
     with pytest.raises(MbnpError, match="outputs is float32 where the input is float64"):
         detect.read(net, np.zeros((1, 13, 7), np.float32))
     net.detection["scores"] = "sigmoyd"

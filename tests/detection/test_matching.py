@@ -144,3 +144,18 @@ def test_bad_input():
     for labels, got in ((np.array([[-2]]), "int64 from -2"), (np.array([[0.0]]), "float64 from 0.0")):
         with pytest.raises(MbnpError, match=f"labels must be whole numbers from -1.*got {got}"):
             matching.targets(labels, box[None], anchors, cases.SCALES)
+
+
+def test_odd_overlaps_are_matched_alike():
+    overlaps = np.array([[0.6, np.nan, 0.1], [0.7, 0.2, np.nan]])
+    for implementation in (matching.match_loops, matching.match_numpy, matching.match_numba):
+        np.testing.assert_array_equal(implementation(overlaps, 0.5), [1, -1, 0], str(implementation))
+        np.testing.assert_array_equal(implementation(np.zeros((2, 0)), 0.5), np.zeros(0, int))
+
+
+def test_labels_that_would_overflow_are_refused():
+    for label in (2**63 - 1, 2**31):
+        with pytest.raises(MbnpError, match="whole numbers from -1"):
+            matching.targets(
+                np.array([[label]]), np.array([[[0, 0, 0.5, 0.5]]]), np.array([[0, 0, 0.5, 0.5]]), [10] * 4
+            )

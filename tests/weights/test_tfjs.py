@@ -295,7 +295,7 @@ def test_a_folder_with_a_model_means_that(tmp_path):
     weights.save(weights.load(FIXTURES / "layers.json"), tmp_path / "model.safetensors")
     assert "stem" in weights.load(tmp_path).layers, "as a run folder has it"
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "is no file")
+    refused(tmp_path / "empty", "neither model.safetensors")
 
 
 # --- hostile and damaged files ---

@@ -45,6 +45,9 @@ def load(path: str | os.PathLike, say: Callable[[str], object] = lambda text: No
 
 def from_graph(graph: Graph, say: Callable[[str], object]) -> Network:
     """Return the network of a graph that was checked."""
+    if METADATA + "detection" in graph.metadata:
+        what = "a detector, which mbnp writes for other programs and does not read back"
+        raise MbnpError(f"it is {what}: use the checkpoint that it was made from")
     return _described(graph, _network(graph, say))
 
 

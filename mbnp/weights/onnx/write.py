@@ -67,6 +67,8 @@ def _model(onnx: Any, net: Network, layout: str, fold: bool) -> Any:
     )
     said = {"arch": models.description(net), "classes": net.classes}
     said["preprocessing"] = files.check_description(net, net.resolution, net.classes, net.preprocessing)
+    if net.detection is not None:
+        said["detection"] = net.detection
     onnx.helper.set_model_props(model, {METADATA + key: json.dumps(value) for key, value in said.items()})
     return model
 

@@ -31,7 +31,7 @@ def find(folder: Path) -> Path | None:
     """Return the file of TensorFlow.js's that a folder is meant for; None if it has none, MbnpError if it has many."""
     if (folder / MODEL).is_file():
         return folder / MODEL
-    found = sorted(folder.glob(MANIFEST))
+    found = sorted(path for path in folder.glob(MANIFEST) if path.is_file())
     known = found if len(found) < 2 else [path for path in found if _is_face(path)]
     if len(known) == 1:
         return known[0]

@@ -91,7 +91,7 @@ def names(path: Path) -> set[str]:
     """Return the names of the arrays in a manifest, whatever else is wrong with it."""
     groups = parse(path)
     groups = groups.get("weightsManifest") if isinstance(groups, dict) else groups
-    listed = [group.get("weights") for group in groups or () if isinstance(group, dict)]
+    listed = [group.get("weights") for group in (groups if isinstance(groups, list) else ()) if isinstance(group, dict)]
     entries = [entry for weights in listed if isinstance(weights, list) for entry in weights]
     return {entry["name"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)}
 
