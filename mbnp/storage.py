@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from mbnp.errors import MbnpError
+
 _UNFINISHED = re.compile(r"\..+\.mbnp-([0-9a-f]{8})-(\d+)\.[a-z0-9_]{8}(\.part)?")  # `unfinished` and tempfile's part
 DAY = 24 * 3600  # seconds
 
@@ -28,6 +30,8 @@ def replacing(path: Path, lasting: bool = True) -> Iterator[Path]:
 
     lasting: False does not wait for the disk, for a file whose damage is noticed and does no harm.
     """
+    if path.exists() and not path.is_file():  # a device would be gone, where the user may do that
+        raise MbnpError(f"{path} is no file: name another one to write to")
     clear(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=unfinished(path), suffix=".part")
     os.close(handle)

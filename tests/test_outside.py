@@ -303,3 +303,15 @@ def test_other_commands_end_if_nobody_takes_what_they_say():
     done = mbnp("summary", "resnet20", stdout=OUTPUTS["closed"]())
     assert (done.returncode, done.stderr) == (141, b"")
     assert mbnp("summary", "nothing", stderr=OUTPUTS["full"]()).returncode == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a pipe with a name")
+@pytest.mark.parametrize("what", ["pipe", "folder"])
+def test_what_is_no_file_is_not_replaced(what, tmp_path, monkeypatch):
+    """A user who may would otherwise lose a device, such as /dev/null, to a picture."""
+    monkeypatch.chdir(tmp_path)
+    (os.mkfifo if what == "pipe" else os.mkdir)("out.png")
+    with pytest.raises(MbnpError, match=r"out\.png is no file: name another one"), storage.replacing(Path("out.png")):
+        pass
+    assert os.listdir() == ["out.png"]
+    assert not Path("out.png").is_file()

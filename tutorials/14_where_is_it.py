@@ -159,7 +159,7 @@ say(
 source(anchors.make_loops)
 
 # %% tags=["hide-input"]
-fig, axes = figure(8.6, 3, ncols=3)
+fig, axes = figure(8.6, 3.3, ncols=3)
 start = 0
 for axis, (h, w), sizes in zip(axes, net.grids(), net.detection["anchors"], strict=True):
     axis.imshow(np.full((size, size, 3), 245, np.uint8))

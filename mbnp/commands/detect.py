@@ -64,6 +64,8 @@ def _check(options: Namespace) -> None:
         raise MbnpError(f"--most must be at least 1, got {options.most}")
     if options.out is not None and os.path.lexists(options.out) and not os.path.isdir(options.out):
         raise MbnpError(f"{options.out} is no folder: name one to write to")
+    if options.out is not None and not Path(options.out).absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder for {options.out}: make it first")
 
 
 def answer(net: Network, path: str, image: np.ndarray, found: Found) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def find(
     The options are those of `detect.read`. Boxes end at the border of their image.
     """
     how = anchors.settings(net)["resize"]
-    if not images:
+    if not len(images):
         return []
     seen = np.stack([resize(image, net.resolution, how) for image in images])
     found = detect.detect(net, seen, least, overlap, most)
