@@ -497,24 +497,24 @@ def test_speed(capsys, monkeypatch):
     write("a.mp4", frames * 2)
     path = trained_detector()
     net = fused.convert(weights.load(path))
-    best = dict.fromkeys(("decoding", "seeing", "watching"), 0.0)
-    for _ in range(4):  # in turns: other programs come and go
+    rounds = []
+    for _ in range(7):  # in turns: other programs come and go
         with video.source("a.mp4") as source:
             began = time.perf_counter()
-            count = sum(1 for _ in source)
-            best["decoding"] = max(best["decoding"], count / (time.perf_counter() - began))
+            decoding = sum(1 for _ in source) / (time.perf_counter() - began)
         viewer = watch.Detector(net, None, 0.5)
         viewer.see(frames[0])
         backend.set_num_threads(backend.max_threads())
         began = time.perf_counter()
         for frame in frames * 2:
             viewer.see(frame)
-        best["seeing"] = max(best["seeing"], 500 / (time.perf_counter() - began))
+        seeing = 500 / (time.perf_counter() - began)
         output, _ = watched(capsys, "a.mp4", "--checkpoint", path)
-        best["watching"] = max(best["watching"], float(re.search(r"([\d.]+) frames a second", output)[1]))
-    tally("frames a second", **{name: round(rate) for name, rate in best.items()})
-    assert best["watching"] >= 60, best
-    assert best["watching"] >= 0.8 * min(best["decoding"], best["seeing"]), best
+        rounds.append((decoding, seeing, float(re.search(r"([\d.]+) frames a second", output)[1])))
+    decoding, seeing, watching = map(round, np.median(rounds, axis=0).tolist())
+    tally("frames a second", decoding=decoding, seeing=seeing, watching=watching)
+    assert np.median([watching for *_, watching in rounds]) >= 60, rounds
+    assert np.median([watching / min(decoding, seeing) for decoding, seeing, watching in rounds]) >= 0.8, rounds
 
 
 @cache

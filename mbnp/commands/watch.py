@@ -195,6 +195,7 @@ class _Session:
     def take(self, frame: video.Frame) -> None:
         """See one frame, and show what was seen."""
         began = frame.came if self.source.live else time.perf_counter()
+        self.began = self.began if self.frames else began  # what opening takes is not for each frame
         if self.size not in (None, frame.image.shape):  # another image, not the next one
             self.viewer.forget()
         self.size = frame.image.shape

@@ -34,6 +34,7 @@ RATE = 25.0  # frames a second, where nothing says it
 WAITING = 4
 LONGEST = 5.0  # seconds that a camera may take to the next frame, when nobody wants it any more
 TICKS = 10_000  # of a second, in the files that are written
+SMALL = 640 * 480  # pixels of a frame that one thread decodes
 MOST_PIXELS = 1 << 26  # of a frame
 
 
@@ -110,7 +111,10 @@ class Stream(Source):
             self.container.close()
             raise MbnpError(f"{name} is no {kind} that can be read: there are no moving images in it")
         self.stream = moving[0]
-        self.stream.thread_type = "SLICE" if live else "AUTO"  # threads by frame would deliver them later
+        small = self.stream.width * self.stream.height <= SMALL
+        self.stream.thread_type = "SLICE" if live or small else "AUTO"  # threads by frame would deliver them later
+        if small:
+            self.stream.codec_context.thread_count = 1  # fast enough, and more would take turns with the network's
         self.rate = float(self.stream.average_rate or self.stream.guessed_rate or RATE)
 
     def __iter__(self) -> Iterator[Frame]:
