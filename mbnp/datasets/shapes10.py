@@ -207,7 +207,7 @@ def paint(rng: np.random.Generator, hue: Array, darkest: float, brightest: float
 def mix(canvas: Array, paint: Array, share: Array) -> None:
     """Replace a share (n, S, S) of each pixel of a canvas (n, S, S, 3) by paint, in place.
 
-    Channel by channel: NumPy's inner loop is then a row of pixels long and not 3, which takes a third of the time.
+    Channel by channel: NumPy's inner loop is then a row of pixels long, and not 3.
     """
     for c in range(3):
         canvas[..., c] += (paint[..., c] - canvas[..., c]) * share

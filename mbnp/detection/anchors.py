@@ -80,7 +80,7 @@ def of(net: Network) -> np.ndarray:
 
 @functools.lru_cache(16)
 def _known(sizes: str, grids: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """Return `make` of sizes as JSON, once: in a video it would take as long as the network."""
+    """Return `make` of sizes as JSON, once, and not for every frame of a video."""
     return make(json.loads(sizes), grids)
 
 

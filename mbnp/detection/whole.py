@@ -3,8 +3,8 @@
     "stretch"    the image is resized to a square, whatever its shape:          pixels = shares * (width, height)
     "pad"        black at the right or the bottom makes it a square of L first:  pixels = shares * L
 
-The same pixels as in training matter: the face detector's scores change by up to 0.14 where an image is resized with
-other positions of its pixels' centres (`datasets.images.resize`).
+The same pixels as in training matter: scores change where an image is resized with other positions of its pixels'
+centres (`datasets.images.resize`).
 """
 
 from collections.abc import Sequence

@@ -33,7 +33,7 @@ def ssd_mobilenet_v1_small(
 ) -> Network:  # fmt: skip
     """Build an SSD on the article's body: heads on three feature maps, of 12, 6 and 3 cells a side for 96 pixels.
 
-    The first convolution has stride 2, which makes the network four times as fast.
+    The first convolution has stride 2, which leaves a quarter of the MACs.
     """
     rng = begin(num_classes, seed, dtype, channels)
     c_out = scaled(STEM, width_mult)
