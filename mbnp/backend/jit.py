@@ -189,9 +189,11 @@ class _Cache(caching.FunctionCache):
             return None
         except Exception as error:
             _say_once("is compiled again, because its file cannot be used", error, path)
-            with contextlib.suppress(OSError):  # a file is replaced by what is compiled, a folder must go first
+            with contextlib.suppress(OSError):  # a file is replaced by what is compiled, anything else must go first
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
+                elif not path.is_file():  # a link to a folder goes, and the folder stays
+                    path.unlink()
             return None
 
     def _save_overload(self, sig: tuple, data: Any) -> None:
@@ -203,7 +205,7 @@ class _Cache(caching.FunctionCache):
             self._impl.locator.ensure_cache_path()
             with storage.replacing(path, lasting=False) as partial:
                 partial.write_bytes(hashlib.sha256(content).digest() + content)
-        except OSError as error:
+        except (OSError, MbnpError) as error:
             _say_once("cannot be kept", error, path)
 
 
