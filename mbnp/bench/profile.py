@@ -3,6 +3,9 @@
 A row is what runs as one: a step of the fast engine (`FusedNetwork.timed`), or a layer of the reference network. FLOPs
 are those of convolutions and linear layers, 2 x MACs forward and as many again for each of dx and dw; bytes are the
 least that a row must move: each array that it reads or writes, once.
+
+The step by itself may be faster than its rows together: in inference each thread takes images of its own through all
+rows, and only where rows are timed do all threads run one after another.
 """
 
 import math

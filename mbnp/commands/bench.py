@@ -113,7 +113,7 @@ class _Bench:
 
     def layers(self) -> None:
         net = common.engine(self.workload.network(), self.options.readable)
-        engine = "reference layers" if self.options.readable else "the fast engine"
+        engine = "reference layers" if self.options.readable else "the fast engine, step by step"
         self.found["layers"] = {}
         for work in ("training", "inference"):
             self.say(f"the layers, {work}")

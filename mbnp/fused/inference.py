@@ -3,6 +3,7 @@
 Weights are folded once for each version of the parameters and statistics they come from.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,9 +17,10 @@ from mbnp.fused.kernels import program as kernels
 from mbnp.fused.match import Operation, geometry, only_convolved
 from mbnp.fused.training import Clock, own, run_layer
 from mbnp.fused.workspace import Arena, Shape
-from mbnp.layers import BatchNorm
+from mbnp.layers import BatchNorm, Dropout
 
-CHUNK = 16  # images at a time: what one step writes is still in the cache when the next one reads it
+CHUNK = 16  # images at a time, at most
+LANE = 1 << 18  # entries of the largest feature map of the images that a thread takes, so that its cache holds it
 PIXELS = 128  # of a task, at least: fewer would load the weights of its matrix product for too little work
 TILE = 1 << 15  # floats of a task's widest array, at most
 SHARES = 2  # of panels of weights among tasks, where pixels are few; a number of threads would change results
@@ -75,10 +77,10 @@ def pack(w: np.ndarray) -> np.ndarray:
 class Inference:
     """The program of a network's operations, for one shape of input, with the memory of all its feature maps.
 
-    keep: the number of the feature map that is asked for; by default the last.
+    lanes: how many threads may each run all of it at the same time, for images of their own; see `batch`.
     """
 
-    def __init__(self, operations: Sequence[Operation], shape: Shape, dtype: Any) -> None:
+    def __init__(self, operations: Sequence[Operation], shape: Shape, dtype: Any, lanes: int = 1) -> None:
         self.operations, self.dtype = operations, np.dtype(dtype)
         self.maps: dict[int, Stored] = {}
         self.weights_size = self.data_size = 0
@@ -89,7 +91,9 @@ class Inference:
         margins = self._margins(shape)
         self._place(0, shape, margins[0], only_convolved(0, operations))
         for i, operation in enumerate(operations, start=1):
-            if not self._inside(i):
+            if _is_nothing(operation):
+                self.maps[i] = self.maps[operation.inputs[0]]
+            elif not self._inside(i):
                 self._place(i, operation.shape, margins[i])
         records: list[np.ndarray] = []
         self.parts: list[tuple[slice, Operation | None, tuple[str, ...]]] = []  # records, or a layer as it is
@@ -98,6 +102,8 @@ class Inference:
         records.append(self._copy())
         begin = 0
         for i, operation in enumerate(operations):
+            if _is_nothing(operation):
+                continue
             if operation.kind in ("layer", "rows"):
                 if len(records) > begin:
                     self.parts.append((slice(begin, len(records)), None, ()))
@@ -114,7 +120,9 @@ class Inference:
         self.program = np.array(records, kernels.STEP)
         self.table = np.array([*self.tables, *[0] * 8], np.int64)
         arena = Arena(dtype)
-        self.weights, self.data = arena.zeros(self.weights_size + 64), arena.zeros(self.data_size)
+        self.weights, self.lanes = arena.array(self.weights_size + 64), arena.array(lanes, self.data_size)
+        self.data = self.lanes[0]
+        self.whole = np.zeros(1, np.int64), np.empty((1, 1, 1, 1), dtype)  # of a program that all threads run together
         self.scratch = arena.array(backend.max_threads(), -(-self.scratch_size // 16) * 16)
 
     # -- which operations run as one, and where their outputs lie --
@@ -140,9 +148,11 @@ class Inference:
     def _margins(self, shape: Shape) -> list[Margins]:
         shapes = [shape, *(operation.shape for operation in self.operations)]
         margins = [Margins() for _ in shapes]
-        for operation in self.operations:
-            if operation.kind in ("conv", "depthwise"):
-                source = operation.inputs[0]
+        for i, operation in reversed(list(enumerate(self.operations, start=1))):
+            source = operation.inputs[0]
+            if _is_nothing(operation):
+                margins[source] = margins[source].or_wider(margins[i])
+            elif operation.kind in ("conv", "depthwise"):
                 _, H, W, _ = shapes[source]
                 _, OH, OW, _ = operation.shape
                 kernel, columns, stride, top, left = geometry(operation.layer, shapes[source])
@@ -314,8 +324,21 @@ class Inference:
                 run()
         return np.array(self.maps[len(self.operations)].view(self.data)).reshape(self.operations[-1].seen())
 
+    def batch(self, x: np.ndarray) -> np.ndarray:
+        """Return the last feature map for more images than the program is for; each thread runs all of it by itself."""
+        self.fold()
+        size = self.maps[0].shape[0]
+        # The last of them begins earlier, so that all are of one size: what is computed twice is the same twice.
+        starts = np.minimum(np.arange(0, len(x), size), len(x) - size)
+        out = np.empty((len(x), *self.operations[-1].shape[1:]), self.dtype)
+        self._call(self.program, x, starts, out)
+        return out.reshape(len(x), *self.operations[-1].seen()[1:])
+
     def _kernel(self, program: np.ndarray, x: np.ndarray) -> None:
-        kernels.run_program(program, self.table, self.weights, self.data, self.scratch, x.reshape(-1))
+        self._call(program, x, *self.whole)
+
+    def _call(self, program: np.ndarray, x: np.ndarray, starts: np.ndarray, out: np.ndarray) -> None:
+        kernels.run_program(program, self.table, self.weights, self.lanes, self.scratch, x.reshape(-1), starts, out)
 
     def _layer(self, i: int, operation: Operation) -> None:
         if operation.kind == "rows":
@@ -349,11 +372,31 @@ def _join(parts: list) -> list:
     return joined
 
 
+def _is_nothing(operation: Operation) -> bool:
+    """Return whether inference has nothing to do for it."""
+    return type(operation.layer) is Dropout
+
+
 def _is_pointwise(operation: Operation, shape: Shape) -> bool:
     return geometry(operation.layer, shape) == (1, 1, 1, 0, 0)
 
 
-def chunks(n: int) -> Iterator[slice]:
+def chunks(n: int, size: int = CHUNK) -> Iterator[slice]:
     """Yield the parts that a batch of n images is run in."""
-    for start in range(0, n, CHUNK):
-        yield slice(start, min(n, start + CHUNK))
+    for start in range(0, n, size):
+        yield slice(start, min(n, start + size))
+
+
+def share(operations: Sequence[Operation], shape: Shape) -> int:
+    """Return how many images of a batch a thread runs the whole program for at a time; 0 where all run each step.
+
+    That is where a layer runs as it is, and where threads would be idle for more than a quarter of the time.
+    """
+    if any(operation.kind in ("layer", "rows") and not _is_nothing(operation) for operation in operations):
+        return 0
+    images, threads = shape[0], backend.get_num_threads()
+    largest = max(math.prod(each[1:]) for each in (shape, *(operation.shape for operation in operations)))
+    most = min(max(LANE // largest, 1), CHUNK)
+    turns = threads * -(-images // (threads * most))
+    size = -(-images // turns)
+    return size if images >= 0.75 * turns * size else 0

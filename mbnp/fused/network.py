@@ -11,7 +11,7 @@ import numpy as np
 from mbnp import backend, renamed
 from mbnp.errors import MbnpError
 from mbnp.fused import match
-from mbnp.fused.inference import Inference, chunks
+from mbnp.fused.inference import Inference, chunks, share
 from mbnp.fused.match import Operation
 from mbnp.fused.training import Plan
 from mbnp.fused.workspace import Cache, Shape
@@ -111,7 +111,7 @@ class FusedNetwork(Network):
 
     @contextmanager
     def timed(self) -> Iterator[dict[tuple[str, ...], Timing]]:
-        """Run each step by itself within the block, and time it.
+        """Run each step by itself within the block, on all threads, and time it.
 
         Yield a dict which at the end holds, by the full names of the layers that a step computes, in their order, the
         seconds of all its calls. What joins the steps is in none of them.
@@ -158,16 +158,19 @@ class FusedNetwork(Network):
             return None
         return operations if any(operation.kind != "layer" for operation in operations) else None
 
-    def _program(self, key: tuple[Shape, int]) -> Inference:
-        shape, count = key
-        return Inference(match.match(self.reference, shape)[:count], shape, self.dtype)
+    def _program(self, key: tuple[Shape, int, int]) -> Inference:
+        shape, count, lanes = key
+        return Inference(match.match(self.reference, shape)[:count], shape, self.dtype, lanes)
 
     def _inferred(self, operations: list[Operation], x: np.ndarray, count: int | None = None) -> np.ndarray:
         """Return what the first `count` operations make of x, a few images at a time."""
         count = len(operations) if count is None else count
+        images = share(operations[:count], x.shape)
+        if 0 < images < len(x) and self._spent is None:
+            return self._programs.get(((images, *x.shape[1:]), count, backend.max_threads()), self._program).batch(x)
         found = []
         for chunk in chunks(len(x)):
-            program = self._programs.get((x[chunk].shape, count), self._program)
+            program = self._programs.get((x[chunk].shape, count, 1), self._program)
             found.append(program.forward(x[chunk], None if self._spent is None else self._clock))
         return found[0] if len(found) == 1 else np.concatenate(found)
 

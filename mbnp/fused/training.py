@@ -519,7 +519,7 @@ class Plan:
         self.images = FeatureMap(shape, unlimited, z, plain=True, flat=flat)
         self.images.needed = needs_dx
         if not as_given:
-            self.images.z = arena.zeros(*self.images.shape)
+            self.images.z = arena.array(*self.images.shape)
         self.as_given = as_given
         maps = {first: self.images}
         self.steps: list[Step] = []

@@ -21,26 +21,20 @@ class Arena:
     the depthwise kernels, bound by their loads, pay for most. Large blocks get the system's large pages, too.
     """
 
-    BLOCK = 1 << 25  # bytes; what of it is never written costs no memory
+    BLOCK = 1 << 25  # bytes; what of it is never written costs no memory, since the system gives zeros where it is
 
     def __init__(self, dtype: Any, block: int = BLOCK) -> None:
         self.dtype, self.block = np.dtype(dtype), block
-        self.free = np.empty(0, np.uint8)
+        self.free = np.zeros(0, np.uint8)
 
     def array(self, *shape: int) -> np.ndarray:
-        """Return an uninitialised array of `shape`."""
+        """Return an array of zeros of `shape`."""
         size = math.prod(shape) * self.dtype.itemsize
         if self.free.size < size + 64:
-            self.free = np.empty(max(self.block, size + 64), np.uint8)
+            self.free = np.zeros(max(self.block, size + 64), np.uint8)
         first = -self.free.ctypes.data % 64
         taken, self.free = self.free[first : first + size], self.free[first + size :]
         return taken.view(self.dtype).reshape(shape)
-
-    def zeros(self, *shape: int) -> np.ndarray:
-        """Return an array of zeros."""
-        made = self.array(*shape)
-        made[...] = 0
-        return made
 
 
 class Workspace:

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from mbnp import MbnpError, backend, fused, models, optim, train
-from mbnp.fused import training
+from mbnp.fused import inference, match, training
 from mbnp.layers import (
     AveragePool,
     BatchNorm,
     Conv,
     Depthwise,
+    Dropout,
     Flatten,
     Gate,
     GlobalAveragePool,
@@ -654,6 +655,58 @@ def test_only_two_shapes_keep_buffers():
 
 
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
+@pytest.mark.parametrize("n", [2, 3, 5, 16, 35])
+@pytest.mark.parametrize("name", ["mobilenet-v1-small", "mobilenet-v2-cifar", "mobilenet-v3-small-cifar", "resnet20"])
+def test_a_batch_by_images_and_step_by_step(name, n):
+    """Where steps are timed all threads run each of them, and otherwise one thread all of them for some images."""
+    fast = fused.convert(vary(models.create(name, width_mult=0.25)))
+    x, _ = batch(n, 32, np.float32)
+    by_images = fast(x)
+    with fast.timed() as steps:
+        step_by_step = fast(x)
+    assert steps
+    assert np.array_equal(by_images, step_by_step)
+
+
+@pytest.mark.parametrize(
+    ("n", "side", "threads", "images"),
+    [
+        (1, 32, 2, 0),  # not enough for two threads
+        (2, 32, 2, 1),
+        (64, 32, 2, 8),  # as many as a core's cache holds
+        (65, 32, 2, 7),  # in an even number of turns
+        (16, 224, 2, 1),
+        (3, 20, 4, 1),
+        (5, 20, 4, 0),  # two turns, in the second of which three threads would be idle
+        (64, 20, 1, 16),
+    ],
+)
+def test_how_many_images_a_thread_takes(n, side, threads, images, monkeypatch):
+    monkeypatch.setattr("mbnp.backend.get_num_threads", lambda: threads)
+    shape = n, side, side, 3
+    net = models.create("mobilenet-v1-small" if side < 48 else "mobilenet-v1")
+    assert inference.share(match.match(net, shape), shape) == images
+
+
+def test_dropout_costs_inference_nothing():
+    """It is no step, and the layers around it find each other's feature map, with the margin of its reader."""
+
+    def build(dtype):
+        rng = np.random.default_rng(1)
+        options = {"rng": rng, "dtype": dtype}
+        layers = [Conv(3, 5, 3, **options), Dropout(0.5), Depthwise(5, 3, padding=1, **options), Dropout(0.5)]
+        return chain([*layers, Pointwise(5, 4, **options), GlobalAveragePool(), Dropout(0.2)], resolution=9)
+
+    net = vary(build(np.float64))
+    fast = fused.convert(net)
+    x = images(5, 9, 9).astype(np.float64)
+    with fast.timed() as steps:
+        found = fast(x)
+    assert [names for names in steps if names] == [("0",), ("2",), ("4",), ("5",)]
+    assert relative(found, net(x)) < 1e-10
+    assert relative(fast(x), net(x)) < 1e-10
+
+
 def test_results_do_not_depend_on_threads():
     """However many there are, and however many of them are used."""
     code = """

@@ -241,11 +241,34 @@ def _run_task(t, program, i, tables, weights, data, threads, x):
         _conv(step, t, tables, weights, data, scratch)
 
 
+@piece(allocates=True)
+def _run_images(k, program, tables, weights, lanes, threads, x, starts, out):
+    """Run all steps for the images from starts[k] on, and leave what the last step makes of them in out."""
+    data, size = lanes[numba.get_thread_id()], x.size // out.shape[0]
+    for i in range(program.size):
+        for t in range(program[i].tasks):
+            _run_task(t, program, i, tables, weights, data, threads, x[starts[k] * size :])
+    last = program[program.size - 1]
+    for n in range(last.images):
+        for r in range(last.OH):
+            at = last.out + n * last.out_image + r * last.out_row
+            for j in range(last.OW):
+                for c in range(out.shape[3]):
+                    out[starts[k] + n, r, j, c] = data[at + j * last.D + c]
+
+
 @jit(literal=True)
-def run_program(program, tables, weights, data, scratch, x):
-    """Run the steps of a program (steps,), one after another, each by all threads; x (N*H*W*C,) are the images.
+def run_program(program, tables, weights, lanes, scratch, x, starts, out):
+    """Run the steps of a program (steps,), one after another; x (N*H*W*C,) are the images.
+
+    Of few images every step is divided among all threads. Where there are several `starts`, a thread takes all steps
+    for the images from one of them on, in a lane of memory of its own, and leaves them in out (N, OH, OW, D): no thread
+    waits for another, and what a step writes is read by the same core.
 
     Reference equation: of each step, what its layers compute in inference.
     """
+    if starts.size > 1:
+        in_parallel(starts.size, _run_images, program, tables, weights, lanes, scratch, x, starts, out)
+        return
     for i in range(program.size):
-        in_parallel(program[i].tasks, _run_task, program, i, tables, weights, data, scratch, x)
+        in_parallel(program[i].tasks, _run_task, program, i, tables, weights, lanes[0], scratch, x)
