@@ -687,7 +687,7 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", models.names() if NIGHTLY else ["standard-small", "mobilenet-v3-small-cifar"])
+@pytest.mark.parametrize("model", models.names() if NIGHTLY else ["mobilenet-v3-small-cifar"])
 def test_the_whole_command_on_every_model(model, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(machine, "measure", lambda threads: PEAKS)
     work = small(model)

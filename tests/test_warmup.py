@@ -1,6 +1,7 @@
 """`mbnp warmup`, and what it relies on: Numba's cache, which every kernel must be fit for."""
 
 import ast
+import functools
 import importlib
 import os
 import pkgutil
@@ -225,6 +226,7 @@ def names_used(function):
     return names & set(function.__globals__)
 
 
+@functools.cache
 def made_here(module):
     """Names that a module's own top level defines: functions and values, not imports."""
     tree = ast.parse(Path(module.__file__).read_text())
@@ -245,6 +247,8 @@ def noticed(module):
 
 def foreign(module):
     """What kernels of a module use that a change elsewhere in ours would change unnoticed."""
+    if not kernels(module):
+        return
     known = noticed(module)
     own = set().union(*(made_here(m) for m in known))
     for function in kernels(module):

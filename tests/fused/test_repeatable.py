@@ -9,6 +9,8 @@ from pathlib import Path
 import numba
 import pytest
 
+from tests.tally import NIGHTLY
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled"),
@@ -81,6 +83,7 @@ def test_compiled_in_other_processes_kernels_make_the_same_numbers(first):
     assert digests(folder, "ahead") == made
 
 
+@pytest.mark.skipif(not NIGHTLY, reason="compiles all kernels once more; set MBNP_NIGHTLY")
 def test_compiled_on_one_thread_kernels_make_the_same_numbers(first):
     folder, made = first
     assert digests(folder, "single", threads=1) == made

@@ -47,7 +47,9 @@ PAPERS = {
 # Images so large that every BatchNorm has 16 numbers a channel or more.
 SIZE = {"mobilenet-v2": 67, "mobilenet-v2-cifar": 31, "xception": 75} | dict.fromkeys(list(PAPERS)[2:4], 66)
 IMAGES = 4
-CASES = [(name, width) for name, widths in WIDTHS.items() for width in (widths if NIGHTLY else widths[:1])]
+CASES = [(name, width, "readable") for name, widths in WIDTHS.items() for width in (widths if NIGHTLY else widths[:1])]
+# Xception is large, and the engine meets its kind of block in xception-cifar, too.
+CASES += [(name, width, "fused") for name, width, _ in CASES if NIGHTLY or name != "xception"]
 
 
 def pair(name, width, classes=7):
@@ -64,8 +66,7 @@ def pair(name, width, classes=7):
     return net, other
 
 
-@pytest.mark.parametrize(("name", "width"), CASES)
-@pytest.mark.parametrize("engine", ["readable", "fused"])
+@pytest.mark.parametrize(("name", "width", "engine"), CASES)
 def test_a_network_is_that_of_its_paper(name, width, engine):
     net, other = pair(name, width)
     run = fused.convert(net) if engine == "fused" else net
@@ -85,7 +86,7 @@ def test_a_network_is_that_of_its_paper(name, width, engine):
     assert_gradients(gradients(net), {key: p.value for key, p in ours.parameters().items()}, 1e-10)
 
 
-@pytest.mark.parametrize("name", PAPERS if NIGHTLY else ["mobilenet-v2-cifar", "mobilenet-v3-small"])
+@pytest.mark.parametrize("name", PAPERS if NIGHTLY else ["mobilenet-v3-small"])
 @pytest.mark.parametrize("engine", ["readable", "fused"])
 def test_ten_training_steps(name, engine):
     net, other = pair(name, WIDTHS[name][0])

@@ -1,3 +1,4 @@
+import numba
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ def test_agrees_with_torch(shape):
     oracle.check(gate.forward, gate.backward, lambda x, s: x * s[:, None, None, :], shape, (shape[0], shape[3]))
 
 
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="17 million numbers, one by one, take Python as many seconds")
 def test_sums_over_a_large_map_keep_their_digits():
     """A sum in float32, pixel by pixel, would stop to grow at 2^24."""
     x, s = np.ones((1, 4100, 4100, 1), np.float32), np.ones((1, 1), np.float32)
