@@ -701,7 +701,11 @@ source(inference.fold)
 # one while they are in the cache: the feature map between the two is never written to memory.
 #
 # For one image, even to call a kernel for each layer from Python would take a noticeable part of the time. So a network
-# becomes a *program*, a table with a record of numbers for each step, and one kernel runs through it:
+# becomes a *program*, a table with a record of numbers for each step, and one kernel runs through it.
+#
+# The threads can share that work in two ways. Of one image they divide every step, and wait for each other at its end.
+# Of a batch each takes a few images through the *whole* program: nobody waits, and what one step writes is read by the
+# core that wrote it, from its own cache. `starts` are the first images of those shares:
 
 # %%
 source(program.run_program)

@@ -381,10 +381,10 @@ def _is_pointwise(operation: Operation, shape: Shape) -> bool:
     return geometry(operation.layer, shape) == (1, 1, 1, 0, 0)
 
 
-def chunks(n: int, size: int = CHUNK) -> Iterator[slice]:
+def chunks(n: int) -> Iterator[slice]:
     """Yield the parts that a batch of n images is run in."""
-    for start in range(0, n, size):
-        yield slice(start, min(n, start + size))
+    for start in range(0, n, CHUNK):
+        yield slice(start, min(n, start + CHUNK))
 
 
 def share(operations: Sequence[Operation], shape: Shape) -> int:
