@@ -100,7 +100,9 @@ def load_config(folder: Path) -> dict[str, Any]:
 
 
 def recipe(config: dict[str, Any]) -> Recipe:
-    """Return the recipe in config.json."""
+    """Return the recipe in config.json, which has all of it: with a default in a lost one's place it were another."""
+    if lost := [field.name for field in dataclasses.fields(Recipe) if field.name not in config["recipe"]]:
+        raise ValueError(f"its recipe has no {lost[0]}")
     return Recipe(**config["recipe"] | {"momentum": tuple(config["recipe"]["momentum"])})
 
 

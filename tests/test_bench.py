@@ -655,7 +655,7 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     assert max(map(len, out.splitlines())) <= 80
     for line in (
         r"^mbnp \S+ on .*, 1 of \d+( |\n  )processors$",
-        r"^training step, mobilenet-v1-small, 2 images of 32 x 32; the fast engine, step by step$",
+        r"^training step, mobilenet-v1-small, 2 images of 32 x 32; the fast engine$",
         r"^conv2_1.0 +depthwise +32x32x8 +\d",
         r"^pointwise +\d+\.\d % +\d+\.\d %",
         r"^mbnp +installed",

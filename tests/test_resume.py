@@ -18,6 +18,7 @@ import mbnp
 from mbnp import cli, fused, optim, runs, storage, train
 from mbnp.errors import MbnpError
 from mbnp.layers import Conv, Dropout, GlobalAveragePool, HardSwish, Linear, Network
+from mbnp.recipe import Recipe
 from mbnp.weights import native
 from tests.test_cli import SMALL, fails, write_records
 from tests.test_train import RECIPE, make_data, make_net
@@ -314,6 +315,16 @@ def test_no_run_folder(tmp_path, capsys):
     assert "is no run folder" in fails(capsys, "train", "--resume", str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     assert "config.json is damaged" in fails(capsys, "train", "--resume", str(tmp_path))
+
+
+@pytest.mark.parametrize("lost", [field.name for field in dataclasses.fields(Recipe)])
+def test_a_recipe_that_lost_a_line_does_not_become_another(whole, tmp_path, capsys, lost):
+    folder = copy(whole, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["recipe"][lost]
+    (folder / "config.json").write_text(json.dumps(config))
+    said = fails(capsys, "train", "--resume", str(folder))
+    assert f"config.json is damaged: its recipe has no {lost}" in said
 
 
 def test_files_of_one_network_are_the_same_bytes(tmp_path):

@@ -113,9 +113,9 @@ class _Bench:
 
     def layers(self) -> None:
         net = common.engine(self.workload.network(), self.options.readable)
-        engine = "reference layers" if self.options.readable else "the fast engine, step by step"
         self.found["layers"] = {}
-        for work in ("training", "inference"):
+        for work, engine in (("training", "the fast engine"), ("inference", "the fast engine, by step")):
+            engine = "reference layers" if self.options.readable else engine
             self.say(f"the layers, {work}")
             workload = replace(self.workload, work=work)
             with common.announced(print):
