@@ -6,6 +6,7 @@ Weights are folded once for each version of the parameters and statistics they c
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,9 @@ LANE = 1 << 18  # entries of the largest feature map of the images that a thread
 PIXELS = 128  # of a task, at least: fewer would load the weights of its matrix product for too little work
 TILE = 1 << 15  # floats of a task's widest array, at most
 SHARES = 2  # of panels of weights among tasks, where pixels are few; a number of threads would change results
+
+
+_version, _eps = attrgetter("version"), attrgetter("eps")
 
 
 class Margins(NamedTuple):
@@ -77,7 +81,7 @@ def pack(w: np.ndarray) -> np.ndarray:
 class Inference:
     """The program of a network's operations, for one shape of input, with the memory of all its feature maps.
 
-    lanes: how many threads may each run all of it at the same time, for images of their own; see `batch`.
+    lanes: how many threads may run all of it at the same time, each for images of its own; see `batch`.
     """
 
     def __init__(self, operations: Sequence[Operation], shape: Shape, dtype: Any, lanes: int = 1) -> None:
@@ -87,6 +91,7 @@ class Inference:
         self.tables: list[int] = []
         self.folds: list[tuple[int, int, Operation]] = []  # offsets of weights and bias
         self.variables = [v for op in operations for layer in op.layers() for v in layer.variables().values()]
+        self.bns = [op.bn for op in operations if op.bn]
         self.folded_from: tuple = ()
         margins = self._margins(shape)
         self._place(0, shape, margins[0], only_convolved(0, operations))
@@ -122,6 +127,7 @@ class Inference:
         arena = Arena(dtype)
         self.weights, self.lanes = arena.array(self.weights_size + 64), arena.array(lanes, self.data_size)
         self.data = self.lanes[0]
+        self.made = self.maps[len(operations)].view(self.data)  # once: for one small image NumPy's views take long
         self.whole = np.zeros(1, np.int64), np.empty((1, 1, 1, 1), dtype)  # of a program that all threads run together
         self.scratch = arena.array(backend.max_threads(), -(-self.scratch_size // 16) * 16)
 
@@ -281,7 +287,7 @@ class Inference:
     def fold(self) -> None:
         """Fold the weights, unless they are of this version already."""
         # Versions only ever grow, so that their sum is the same only if each of them is.
-        version = (sum(v.version for v in self.variables), *(op.bn.eps for op in self.operations if op.bn))
+        version = sum(map(_version, self.variables)), *map(_eps, self.bns)
         if version == self.folded_from:
             return
         for at, bias_at, operation in self.folds:
@@ -322,7 +328,7 @@ class Inference:
                 clock(names, False, run)
             else:
                 run()
-        return np.array(self.maps[len(self.operations)].view(self.data)).reshape(self.operations[-1].seen())
+        return np.array(self.made).reshape(self.operations[-1].seen())
 
     def batch(self, x: np.ndarray) -> np.ndarray:
         """Return the last feature map for more images than the program is for; each thread runs all of it by itself."""

@@ -86,7 +86,7 @@ class FusedNetwork(Network):
         self._variables = self.reference.variables()
         # Nothing here leads back to this object, so that its memory is free as soon as it is dropped.
         self._operations = Cache()
-        self._programs = Cache(4)  # a batch's chunks and its last one, after frozen layers, too
+        self._programs = Cache(8)  # of a full batch and the last one, their chunks, and after frozen layers, too
         self._plans = Cache()
         self._last: Network | Plan | _Nothing | None = None  # what goes back through the last training forward
         self._spent: dict[tuple[str, ...], list[float]] | None = None  # within `timed`
@@ -97,6 +97,10 @@ class FusedNetwork(Network):
 
     def variables(self) -> dict[str, Variable]:
         return dict(self._variables)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return next((v.value.dtype for v in self._variables.values()), np.dtype(np.float32))
 
     def gradients(self, x: np.ndarray, dlogits: np.ndarray) -> dict[str, np.ndarray]:
         """Return the gradient at every layer's output, from the reference network: the engine keeps few of them."""
@@ -159,19 +163,30 @@ class FusedNetwork(Network):
         return operations if any(operation.kind != "layer" for operation in operations) else None
 
     def _program(self, key: tuple[Shape, int, int]) -> Inference:
-        shape, count, lanes = key
-        return Inference(match.match(self.reference, shape)[:count], shape, self.dtype, lanes)
+        shape, count, _ = key
+        return Inference(match.match(self.reference, shape)[:count], shape, self.dtype)
+
+    def _by_images(self, key: tuple[Shape, int, int]) -> Inference | None:
+        """Return a program for as many images as a thread takes of a batch of this shape, if that is better."""
+        shape, count, threads = key
+        images = share(match.match(self.reference, shape)[:count], shape)
+        if not 0 < images < shape[0]:
+            return None
+        shape = images, *shape[1:]
+        return Inference(match.match(self.reference, shape)[:count], shape, self.dtype, threads)
 
     def _inferred(self, operations: list[Operation], x: np.ndarray, count: int | None = None) -> np.ndarray:
-        """Return what the first `count` operations make of x, a few images at a time."""
+        """Return what the first `count` operations make of x: by images, or step by step for a few at a time."""
         count = len(operations) if count is None else count
-        images = share(operations[:count], x.shape)
-        if 0 < images < len(x) and self._spent is None:
-            return self._programs.get(((images, *x.shape[1:]), count, backend.max_threads()), self._program).batch(x)
+        timed = self._spent is not None
+        if len(x) > 1 and not timed:
+            by_images = self._programs.get((x.shape, count, backend.get_num_threads()), self._by_images)
+            if by_images:
+                return by_images.batch(x)
         found = []
         for chunk in chunks(len(x)):
-            program = self._programs.get((x[chunk].shape, count, 1), self._program)
-            found.append(program.forward(x[chunk], None if self._spent is None else self._clock))
+            program = self._programs.get((x[chunk].shape, count, 0), self._program)
+            found.append(program.forward(x[chunk], self._clock if timed else None))
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _plan(self, key: tuple) -> _Frozen:
