@@ -324,7 +324,8 @@ def test_a_recipe_that_lost_a_line_does_not_become_another(whole, tmp_path, caps
     del config["recipe"][lost]
     (folder / "config.json").write_text(json.dumps(config))
     said = fails(capsys, "train", "--resume", str(folder))
-    assert f"config.json is damaged: its recipe has no {lost}" in said
+    assert "config.json is damaged" in said
+    assert f"its recipe has no {lost}" in said
 
 
 def test_files_of_one_network_are_the_same_bytes(tmp_path):
