@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba import types
@@ -53,6 +54,27 @@ class _PieceLibrary(JITCodeLibrary):
 
     def set_env(self, name: str, environment: Any) -> None:
         """Do without what compiled code needs for errors and for calls of Python: a piece has neither."""
+
+
+class _LoadedLibrary(JITCodeLibrary):
+    """The code of a kernel that was loaded. What another kernel would be linked with is read where one asks for it.
+
+    Numba has it at hand for all of them, which takes more memory than the code itself.
+    """
+
+    _bitcode: bytes
+
+    @classmethod
+    def forget_module(cls, library: Any, parts: tuple) -> None:
+        """Make a library that Numba has rebuilt from these parts one of this class."""
+        _, _, (_, library._bitcode) = parts[0]
+        library._shared_module.close()
+        library._shared_module, library.__class__ = None, cls
+
+    def _get_module_for_linking(self) -> Any:
+        if self._shared_module is None:
+            self._shared_module = llvm.parse_bitcode(self._bitcode)
+        return self._shared_module
 
 
 class _PieceCompiler(Compiler):
@@ -183,7 +205,9 @@ class _Cache(caching.FunctionCache):
                 raise ValueError("its checksum is wrong")
             if stamp != self._stamp.digest():
                 return None
-            found = self._impl.rebuild(target_context, pickle.loads(data))
+            parts = pickle.loads(data)
+            found = self._impl.rebuild(target_context, parts)
+            _LoadedLibrary.forget_module(found.library, parts)
             return found if tuple(found.signature.args) == tuple(sig) else None
         except FileNotFoundError:
             return None

@@ -83,6 +83,32 @@ def test_a_damaged_file_is_compiled_again_and_replaced(damage, kernel, tmp_path,
     assert capfd.readouterr().err == ""
 
 
+def test_a_kernel_that_was_loaded_becomes_part_of_one_that_is_compiled(tmp_path, monkeypatch):
+    """What the second is linked with is kept as it was read, until then."""
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "pair.py").write_text(
+        "from mbnp import backend\n@backend.jit\ndef inner(x):\n    return x * 2\n"
+        "@backend.jit\ndef outer(x):\n    return inner(x) + 1\n"
+    )
+
+    def pair():
+        spec = importlib.util.spec_from_file_location("pair", tmp_path / "pair.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    assert pair().inner(3) == 6
+    module = pair()
+    assert module.outer(3) == 7
+    assert sum(module.inner.stats.cache_hits.values()) == 1
+    assert sum(module.outer.stats.cache_hits.values()) == 0
+    (loaded,) = module.inner.overloads.values()
+    assert loaded.library._bitcode
+    module = pair()
+    assert module.outer(3) == 7
+    assert sum(module.outer.stats.cache_hits.values()) == 1
+
+
 @pytest.mark.parametrize("inside", [None, "something"])
 def test_a_folder_in_the_place_of_a_file(inside, kernel, tmp_path, capfd):
     file = file_of(tmp_path)
