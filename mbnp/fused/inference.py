@@ -26,7 +26,6 @@ PIXELS = 128  # of a task, at least: fewer would load the weights of its matrix 
 TILE = 1 << 15  # floats of a task's widest array, at most
 SHARES = 2  # of panels of weights among tasks, where pixels are few; a number of threads would change results
 
-
 _version, _eps = attrgetter("version"), attrgetter("eps")
 
 
@@ -81,7 +80,7 @@ def pack(w: np.ndarray) -> np.ndarray:
 class Inference:
     """The program of a network's operations, for one shape of input, with the memory of all its feature maps.
 
-    lanes: how many threads may run all of it at the same time, each for images of its own; see `batch`.
+    lanes: memories in which threads may run all of it at the same time, each for images of its own; see `batch`.
     """
 
     def __init__(self, operations: Sequence[Operation], shape: Shape, dtype: Any, lanes: int = 1) -> None:

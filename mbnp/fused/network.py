@@ -100,6 +100,7 @@ class FusedNetwork(Network):
 
     @property
     def dtype(self) -> np.dtype:
+        """The type of the parameters, as the reference network has it, without a walk through its layers."""
         return next((v.value.dtype for v in self._variables.values()), np.dtype(np.float32))
 
     def gradients(self, x: np.ndarray, dlogits: np.ndarray) -> dict[str, np.ndarray]:
@@ -168,12 +169,12 @@ class FusedNetwork(Network):
 
     def _by_images(self, key: tuple[Shape, int, int]) -> Inference | None:
         """Return a program for as many images as a thread takes of a batch of this shape, if that is better."""
-        shape, count, threads = key
+        shape, count, _ = key
         images = share(match.match(self.reference, shape)[:count], shape)
         if not 0 < images < shape[0]:
             return None
         shape = images, *shape[1:]
-        return Inference(match.match(self.reference, shape)[:count], shape, self.dtype, threads)
+        return Inference(match.match(self.reference, shape)[:count], shape, self.dtype, backend.max_threads())
 
     def _inferred(self, operations: list[Operation], x: np.ndarray, count: int | None = None) -> np.ndarray:
         """Return what the first `count` operations make of x: by images, or step by step for a few at a time."""
