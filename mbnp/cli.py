@@ -535,7 +535,7 @@ def _grade(p: argparse.ArgumentParser) -> None:
     """
     file = "a file with solutions, begun from tutorials/exercises, or a lesson's number"
     _add(p, "exercise EXERCISE.py", file, nargs="?")
-    _add(p, "--watch", "grade whenever the file is saved (default: the next lesson's file)")
+    _add(p, "--watch", "grade whenever the file is saved (default: the next lesson's, beside the file graded last)")
     _add(p, "--hint", "show one hint more for what is not solved yet; the last one is the solution")
     _add(p, "--use", "train a small network with your gradients of lesson 3 in place of mbnp's")
 

@@ -403,7 +403,7 @@ def eight_sums(x, times):
 
 
 V, times = vectors.width(np.float32), 10**5 if SMALL else 10**6
-zeros = Arena(np.float32).zeros(V)
+zeros = Arena(np.float32).array(V)
 one, eight = fastest(lambda: one_sum(zeros, times), 9), fastest(lambda: eight_sums(zeros, times), 9)
 peak = 16 * V * times / eight / 1e9
 say(
@@ -504,7 +504,7 @@ def triad(x, y, out, times):
 
 
 arena = Arena(np.float32)
-small = [arena.zeros(2048) for _ in range(3)]  # 24 kB together
+small = [arena.array(2048) for _ in range(3)]  # 24 kB together
 passes_over = 10 if SMALL else 10_000
 bandwidth = 12 * 2048 * passes_over / fastest(lambda: triad(*small, passes_over), 9) / 1e9
 

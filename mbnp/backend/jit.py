@@ -268,12 +268,24 @@ def piece(function: Callable | None = None, *, allocates: bool = False) -> Calla
     """
     if function is None:
         return functools.partial(piece, allocates=allocates)
-    return _for_any_number(_njit(function, **PIECE, **({} if allocates else NO_COUNTING)))
+    return _for_any_number(_njit(_named(function), **PIECE, **({} if allocates else NO_COUNTING)))
 
 
 def inlined(function: Callable) -> Callable:
     """Inline a piece whatever its size, where a call would save and restore registers full of vectors."""
-    return _for_any_number(_njit(function, forceinline=True, **PIECE, **NO_COUNTING))
+    return _for_any_number(_njit(_named(function), forceinline=True, **PIECE, **NO_COUNTING))
+
+
+def _named(function: Any) -> Any:
+    """Give a function that another one made a name with the values that it was made for, and return it.
+
+    Numba tells functions of one name apart by a number which each process counts for itself. Of two kernels that were
+    compiled by two processes and are loaded by a third, one would otherwise run a piece of the other's.
+    """
+    values = [cell.cell_contents for cell in function.__closure__ or ()]
+    if values:
+        function.__qualname__ += "_" + "_".join(getattr(value, "__qualname__", str(value)) for value in values)
+    return function
 
 
 def _for_any_number(function: Any) -> Any:

@@ -88,7 +88,7 @@ def _grade(
 
 def _lead(console: Console, kept: progress.Progress, after: grading.Report | None = None) -> None:
     """Print what comes next, after a report or at all, and which files to open."""
-    if not progress.to_do(kept, 3):
+    if not progress.to_do(kept, 3) and (after is None or after.lesson == 3):
         console.print(Text(_say("your conv_dx in a real training step: mbnp grade --use")))
     lesson = progress.next_lesson(kept, after.lesson if after else 0)
     if lesson is None:

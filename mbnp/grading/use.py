@@ -33,6 +33,8 @@ Function = Callable[..., Any]
 def run(file: Path) -> int:
     """Grade the file of lesson 3, then train with its functions; return 0 if the losses are those of mbnp."""
     report = grading.grade_file(file)
+    if report.lesson != 3:
+        raise MbnpError(f"--use trains with the functions of lesson 3, not {report.lesson}: mbnp grade 3 --use")
     missing = [name for name in ("conv_dx", "conv_dw") if not _is_solved(report, name)]
     if missing:
         raise MbnpError(f"{' and '.join(missing)} of {report.file} must be solved first: mbnp grade {report.file}")

@@ -1,15 +1,19 @@
 """A kernel cache that is damaged: it is noticed, compiled again and replaced, and a line says so."""
 
+import collections
 import errno
 import importlib.util
 import os
+import pkgutil
 import random
 import re
 
 import numba
 import pytest
 from numba.core import config
+from numba.core.dispatcher import Dispatcher
 
+import mbnp
 from mbnp import backend, storage
 from mbnp.backend.jit import _Cache, _said
 from tests.tally import NIGHTLY
@@ -107,6 +111,18 @@ def test_a_kernel_that_was_loaded_becomes_part_of_one_that_is_compiled(tmp_path,
     module = pair()
     assert module.outer(3) == 7
     assert sum(module.outer.stats.cache_hits.values()) == 1
+
+
+def test_pieces_that_one_function_makes_have_names_of_their_own():
+    """In the code of kernels, too, where a name that two processes gave to two pieces would be one of them."""
+    told = collections.defaultdict(set)
+    for info in pkgutil.walk_packages(mbnp.__path__, "mbnp."):
+        if info.name != "mbnp.__main__":
+            for compiled in vars(importlib.import_module(info.name)).values():
+                if isinstance(compiled, Dispatcher):
+                    told[compiled.py_func.__module__, compiled.py_func.__qualname__].add(id(compiled))
+    assert ("mbnp.ops.matmul", "_panel.<locals>.panel_2") in told
+    assert not [name for name, functions in told.items() if len(functions) > 1]
 
 
 @pytest.mark.parametrize("inside", [None, "something"])
