@@ -17,7 +17,7 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 import mbnp
-from mbnp import cli
+from mbnp import cli, models
 
 ROOT = Path(mbnp.__file__).parents[1]
 
@@ -192,6 +192,13 @@ def test_what_it_counts():
     with compilation() as count:
         kernel(3)
     assert count.compiled == 0
+
+
+@needs_jit
+def test_a_detector_warms_up():
+    from mbnp.commands import warmup
+
+    warmup.rehearse(models.create("ssd-mobilenet-v1-small", num_classes=2, width_mult=0.25))
 
 
 def test_an_unknown_model_is_one_line(capsys):

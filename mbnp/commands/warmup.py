@@ -50,10 +50,13 @@ def _warm_up(name: str, readable: bool) -> int:
 
 
 def rehearse(net: Network) -> None:
-    """Train `net` for a step on a few random images and test it, which calls every kernel."""
+    """Train `net` for a step on a few random images, with an object each, and test it, which calls every kernel."""
     size, channels = net.resolution, net.channels
-    rng = np.random.default_rng(0)
-    split = datasets.Split(rng.integers(0, 256, (4, size, size, channels), np.uint8), np.array([0, 1, 0, 1]))
+    images = np.random.default_rng(0).integers(0, 256, (4, size, size, channels), np.uint8)
+    labels, boxes = np.array([0, 1, 0, 1]), None
+    if net.detects():
+        labels, boxes = labels[:, None], np.tile(np.array([0, 0, size / 2, size / 2], np.float32), (4, 1, 1))
+    split = datasets.Split(images, labels, boxes=boxes)
     data = datasets.Dataset("random", "", split, split, ["a", "b"], (0.5,) * channels, (0.25,) * channels, epochs=1)
     train.fit(net, data, train.Recipe(epochs=1, batch_size=4, lr=1e-3))
 
