@@ -77,11 +77,32 @@ class _LoadedLibrary(JITCodeLibrary):
         return self._shared_module
 
 
-class _PieceCompiler(Compiler):
+class _KernelLibrary(JITCodeLibrary):
+    """The code of a kernel, whose parts no other kernel can call.
+
+    Numba leaves them visible, by names with a number that each process counts for itself. Of two kernels that were
+    compiled by two processes and are loaded by a third, one would run a part of the other's where the names are alike.
+    """
+
+    def _finalize_final_module(self) -> None:
+        for function in self._final_module.functions:
+            if function.linkage == llvm.Linkage.linkonce_odr:
+                function.linkage = "internal"
+        super()._finalize_final_module()
+
+
+class _KernelCompiler(Compiler):
+    library: type[JITCodeLibrary] = _KernelLibrary
+
     def define_pipelines(self) -> Any:
         state = self.state
-        state.library = _PieceLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
         return super().define_pipelines()
+
+
+class _PieceCompiler(_KernelCompiler):
+    library = _PieceLibrary
 
 
 # For functions that only other compiled code calls. They are parts of kernels of explicit vectors, which write their
@@ -104,7 +125,8 @@ def jit(function: Callable | None = None, *, parallel: bool = False, literal: bo
     """
     if function is None:
         return functools.partial(jit, parallel=parallel, literal=literal)
-    kernel = _njit(function, fastmath=not literal and FASTMATH, parallel=parallel, nogil=True)
+    flags = {"fastmath": not literal and FASTMATH, "parallel": parallel, "nogil": True}
+    kernel = _njit(function, pipeline_class=_KernelCompiler, **flags)
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         return kernel
     kernel.__class__ = Kernel
@@ -268,24 +290,12 @@ def piece(function: Callable | None = None, *, allocates: bool = False) -> Calla
     """
     if function is None:
         return functools.partial(piece, allocates=allocates)
-    return _for_any_number(_njit(_named(function), **PIECE, **({} if allocates else NO_COUNTING)))
+    return _for_any_number(_njit(function, **PIECE, **({} if allocates else NO_COUNTING)))
 
 
 def inlined(function: Callable) -> Callable:
     """Inline a piece whatever its size, where a call would save and restore registers full of vectors."""
-    return _for_any_number(_njit(_named(function), forceinline=True, **PIECE, **NO_COUNTING))
-
-
-def _named(function: Any) -> Any:
-    """Give a function that another one made a name with the values that it was made for, and return it.
-
-    Numba tells functions of one name apart by a number which each process counts for itself. Of two kernels that were
-    compiled by two processes and are loaded by a third, one would otherwise run a piece of the other's.
-    """
-    values = [cell.cell_contents for cell in function.__closure__ or ()]
-    if values:
-        function.__qualname__ += "_" + "_".join(getattr(value, "__qualname__", str(value)) for value in values)
-    return function
+    return _for_any_number(_njit(function, forceinline=True, **PIECE, **NO_COUNTING))
 
 
 def _for_any_number(function: Any) -> Any:

@@ -99,7 +99,10 @@ def _reader(path: Path) -> str:
             names = archive.namelist()
         if any(name.endswith(".npy") for name in names):
             raise MbnpError(f"{path} is an archive of NumPy's arrays; mbnp reads .safetensors")
-        return "keras" if "config.json" in names or "model.weights.h5" in names else "torch_files"
+        if "config.json" in names or "model.weights.h5" in names:
+            return "keras"
+        if any(name.endswith("data.pkl") for name in names):
+            return "torch_files"
     if re.match(rb"\x80[\x02-\x05]", start):
         return "torch_files"
     if re.match(rb"\s*[\[{]", start):  # JSON

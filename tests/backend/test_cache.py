@@ -1,17 +1,17 @@
-"""A kernel cache that is damaged: it is noticed, compiled again and replaced, and a line says so."""
+"""The cache of kernels: damage is noticed, and what several processes have put there goes together."""
 
-import collections
 import errno
 import importlib.util
 import os
-import pkgutil
 import random
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numba
 import pytest
 from numba.core import config
-from numba.core.dispatcher import Dispatcher
 
 import mbnp
 from mbnp import backend, storage
@@ -113,16 +113,57 @@ def test_a_kernel_that_was_loaded_becomes_part_of_one_that_is_compiled(tmp_path,
     assert sum(module.outer.stats.cache_hits.values()) == 1
 
 
-def test_pieces_that_one_function_makes_have_names_of_their_own():
-    """In the code of kernels, too, where a name that two processes gave to two pieces would be one of them."""
-    told = collections.defaultdict(set)
-    for info in pkgutil.walk_packages(mbnp.__path__, "mbnp."):
-        if info.name != "mbnp.__main__":
-            for compiled in vars(importlib.import_module(info.name)).values():
-                if isinstance(compiled, Dispatcher):
-                    told[compiled.py_func.__module__, compiled.py_func.__qualname__].add(id(compiled))
-    assert ("mbnp.ops.matmul", "_panel.<locals>.panel_2") in told
-    assert not [name for name, functions in told.items() if len(functions) > 1]
+PARTS = """
+import sys
+import numpy as np
+from mbnp import backend
+
+def made_for(n):
+    @backend.piece
+    def part(x, power):  # too much to be inlined everywhere
+        for i in range(x.size):
+            STATEMENTS
+    return part
+
+once, twice = made_for(1), made_for(2)
+
+@backend.jit
+def add_once(x):
+    once(x, 1.5)
+    once(x[1:], 2.5)
+    once(x[2:], 3.5)
+    once(x[:2], x[0])
+
+@backend.jit
+def add_twice(x):
+    twice(x, 1.5)
+    twice(x[1:], 2.5)
+    twice(x[2:], 3.5)
+    twice(x[:2], x[0])
+
+for name in sys.argv[1:]:
+    x = np.ones(4)
+    globals()[name](x)
+    print(*x)
+""".replace("STATEMENTS", "; ".join(f"x[i] += np.sin(n * x[i] + {k}) * power" for k in range(40)))
+
+
+def test_no_kernel_runs_a_part_that_another_process_compiled(tmp_path):
+    """Two processes compile a kernel each, whose parts have one name and one number; a third one loads both."""
+    (tmp_path / "parts.py").write_text(PARTS)
+    environment = os.environ | {
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(mbnp.__file__).parents[1]),
+        "PYTHONHASHSEED": "0",  # Numba's names depend on it, too
+    }
+
+    def lines(*kernels):
+        command = [sys.executable, str(tmp_path / "parts.py"), *kernels]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    alone = lines("add_once") + lines("add_twice")
+    assert alone[0] != alone[1]
+    assert lines("add_once", "add_twice") == alone
 
 
 @pytest.mark.parametrize("inside", [None, "something"])

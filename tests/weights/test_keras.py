@@ -589,6 +589,14 @@ def test_archives_that_swell(tmp_path):
     )
 
 
+def test_an_archive_whose_names_are_damaged_is_not_taken_for_pytorchs(tmp_path, tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    config = json.dumps(config_of(TINY))
+    path = archive(tmp_path / "a.keras", [("config.jsom", config), ("model.weights.h\xc8", tiny().read_bytes())])
+    with pytest.raises(MbnpError, match=r"no config\.json"):
+        weights.load(path)
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_damaged_files(folder, tmp_path, suffix):
     whole = (folder / f"mobilenet-0.25-128-7{suffix}").read_bytes()
