@@ -15,7 +15,7 @@ from mbnp import backend
 from mbnp.backend.vectors import padded, width
 from mbnp.containers import join_rows
 from mbnp.fused.kernels import program as kernels
-from mbnp.fused.match import Operation, geometry, only_convolved
+from mbnp.fused.match import Operation, channels_before, geometry, only_convolved
 from mbnp.fused.training import Clock, own, run_layer
 from mbnp.fused.workspace import Arena, Shape
 from mbnp.layers import BatchNorm, Dropout
@@ -217,8 +217,8 @@ class Inference:
             step["second"], step["second_image"], step["second_row"] = second.at, second.image, second.row
         elif operation.kind == "average":
             step["kind"] = kernels.AVERAGE
-        elif operation.kind == "largest":
-            step["kind"] = kernels.LARGEST
+        elif operation.kind in ("largest", "sample"):
+            step["kind"], step["out"] = kernels.LARGEST, out.at + channels_before(operation.layer)
             for name, value in zip(kernels.GEOMETRY, geometry(operation.layer, source.shape), strict=True):
                 step[name] = value
         elif operation.kind == "activation":

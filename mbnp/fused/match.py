@@ -5,6 +5,7 @@
     sum         a residual's two branches, and the ReLU after it
     average     the average over a feature map
     largest     max pooling
+    sample      every stride-th pixel, and zeros for new channels
     activation  ReLU or hard-swish by itself: how what comes after it reads a feature map
     gate        a feature map times a factor for each image and channel
     rows        what the heads of a detector make, as a row for each anchor
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mbnp.backend.vectors import padded
 from mbnp.errors import MbnpError
 from mbnp.layers import (
     AveragePool,
@@ -35,6 +37,7 @@ from mbnp.layers import (
     Pointwise,
     ReLU,
     Squeeze,
+    Subsample,
 )
 from mbnp.network import Gate, Layer, Network, Pyramid, Residual, Sequential
 from mbnp.ops import window
@@ -60,7 +63,7 @@ class Operation(NamedTuple):
     inputs: tuple[int, ...]  # feature maps
     shape: Shape  # of what it makes: (N, H, W, C)
     flat: bool = False  # where that stands for (N, C), H and W being 1
-    layer: Any = None  # the convolution, linear layer or max pooling, or of kind "layer" that layer
+    layer: Any = None  # the convolution, linear layer, max pooling or subsampling, or of kind "layer" that layer
     bn: BatchNorm | None = None
     activation: Layer | None = None
 
@@ -159,6 +162,8 @@ class _Matcher:
 
     def _largest(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
         pool = layers[0][1]
+        if type(pool) is Subsample and not flat:
+            return self._sample(layers, source, shape)
         if type(pool) is not MaxPool or flat:
             return None
         stride = window.pair("stride", pool.options["stride"])
@@ -166,6 +171,14 @@ class _Matcher:
             return None
         out = (shape[0], *pool.output_shape(shape[1:]))
         return self._made(layers, 1, kind="largest", inputs=(source,), shape=out, layer=pool)
+
+    def _sample(self, layers: Sequence, source: int, shape: Shape) -> Operation | None:
+        """Match a shortcut without parameters, of channels that fill vectors: else these would reach into the zeros."""
+        sample = layers[0][1]
+        stride, out = window.pair("stride", sample.stride), sample.output_shape(shape[1:])
+        if stride[0] != stride[1] or padded(shape[3], self.dtype) != shape[3]:
+            return None
+        return self._made(layers, 1, kind="sample", inputs=(source,), shape=(shape[0], *out), layer=sample)
 
     def _residual(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
         (name, residual), *after = layers[:2]
@@ -261,10 +274,17 @@ def geometry(conv: Any, shape: Shape) -> tuple[int, int, int, int, int]:
     """Return rows and columns of the window, stride, and padding above and to the left, for an input of `shape`."""
     if type(conv) in (Pointwise, Linear):
         return 1, 1, 1, 0, 0
+    if type(conv) is Subsample:
+        return 1, 1, window.pair("stride", conv.stride)[0], 0, 0
     stride = window.pair("stride", conv.options["stride"])
     kernel = conv.size if type(conv) is MaxPool else conv.weight.value.shape[:2]
     (top, _), (left, _) = window.explicit_padding(conv.options["padding"], (shape[1], shape[2]), kernel, stride)
     return *kernel, stride[0], top, left
+
+
+def channels_before(layer: Any) -> int:
+    """Return how many channels of zeros a layer of windows puts before those that it takes."""
+    return layer.before if type(layer) is Subsample else 0
 
 
 def only_convolved(i: int, operations: Sequence[Operation]) -> bool:

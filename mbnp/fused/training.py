@@ -18,7 +18,7 @@ from mbnp.fused.kernels.arrays import Gradient, Source, Target, Work
 from mbnp.fused.kernels.batchnorm import Statistics
 from mbnp.fused.kernels.depthwise import Window, is_three, scratch_vectors
 from mbnp.fused.kernels.largest import Pool
-from mbnp.fused.match import UNLIMITED, Operation, geometry, only_convolved
+from mbnp.fused.match import UNLIMITED, Operation, channels_before, geometry, only_convolved
 from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
 from mbnp.network import Layer, Pyramid, Residual, Sequential
 from mbnp.ops import batchnorm, checks
@@ -377,10 +377,12 @@ class Average(Step):
 
 
 class Largest(Step):
+    """Max pooling, or every stride-th pixel."""
+
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
         super().__init__(operation, inputs, out, work)
         N, H, W, C = inputs[0].shape
-        self.pool = Pool(*geometry(operation.layer, inputs[0].shape))
+        self.pool = Pool(*geometry(operation.layer, inputs[0].shape), channels_before(operation.layer))
         work.ask("scratch", H * W * padded(1, out.bounds.dtype))
         work.ask("sums", N, 2, C)
 
@@ -491,8 +493,8 @@ def _rows(parameter: Parameter) -> np.ndarray:
 
 
 KINDS: dict[str, type[Step]] = {
-    "conv": Conv, "depthwise": Depthwise, "sum": Sum, "average": Average, "largest": Largest, "gate": Gate,
-    "rows": Rows, "layer": Reference,
+    "conv": Conv, "depthwise": Depthwise, "sum": Sum, "average": Average, "largest": Largest, "sample": Largest,
+    "gate": Gate, "rows": Rows, "layer": Reference,
 }  # fmt: skip
 
 

@@ -99,10 +99,8 @@ def _reader(path: Path) -> str:
             names = archive.namelist()
         if any(name.endswith(".npy") for name in names):
             raise MbnpError(f"{path} is an archive of NumPy's arrays; mbnp reads .safetensors")
-        if "config.json" in names or "model.weights.h5" in names:
-            return "keras"
-        if any(name.endswith("data.pkl") for name in names):
-            return "torch_files"
+        of_keras = path.suffix.lower() == ".keras" or {"config.json", "model.weights.h5"} & set(names)
+        return "keras" if of_keras else "torch_files"
     if re.match(rb"\x80[\x02-\x05]", start):
         return "torch_files"
     if re.match(rb"\s*[\[{]", start):  # JSON

@@ -384,6 +384,15 @@ RESIDUALS = {
     "shortcut convolution": (lambda o: [Residual(block(10, 20, 2, o), projection(10, 20, o)), ReLU()], 20),
     "shortcut of one layer": (lambda o: [Residual(block(10, 20, 2, o), Conv(10, 20, 1, 2, **o)), ReLU(6)], 20),
     "shortcut subsamples": (lambda o: [Residual(block(10, 20, 2, o), Subsample(10, 20, 2)), ReLU()], 20),
+    "shortcut subsamples whole vectors": (
+        lambda o: [
+            *block(10, 16, 1, o),
+            Residual(block(16, 23, 2, o), Subsample(16, 23, 2)),
+            ReLU(),
+            Subsample(23, 30),
+        ],
+        30,
+    ),
     "shortcut of the given images": (lambda o: [Residual([Depthwise(10, padding=1, **o)]), ReLU()], 10),
     "nested": (lambda o: [Residual([Residual(block(10, 10, 1, o)), ReLU(), *block(10, 10, 1, o)]), ReLU()], 10),
     "nested, first and last": (lambda o: [Residual([Residual([Residual(block(10, 10, 1, o))])])], 10),
@@ -796,9 +805,9 @@ def test_the_report_is_a_line_a_step():
     assert report[0] == "conv           conv1 + bn1 + relu1"
     assert report[1] == "conv           layer1.0.conv1 + layer1.0.bn1 + layer1.0.relu1"
     assert report[3] == "sum            layer1.0.relu"
-    assert [line for line in report if line.startswith("its own layer")] == [
-        "its own layer  layer2.0.shortcut",
-        "its own layer  layer3.0.shortcut",
+    assert [line for line in report if line.startswith("sample")] == [
+        "sample         layer2.0.shortcut",
+        "sample         layer3.0.shortcut",
     ]
     assert report[-2:] == ["average        pool", "conv           linear"]
     named = [name for line in report for name in line[15:].split(" + ")]

@@ -267,6 +267,6 @@ def test_the_networks_are_of_all_kinds():
         found |= {operation.kind for operation in match.match(net, (1, *shape))}
         sizes.append(len(list(net.leaves())))
         nested += any("shortcut" in name and name.count(".") > 3 for name, _ in net.leaves())
-    assert found == {"conv", "depthwise", "sum", "average", "largest", "activation", "gate", "layer"}
+    assert found == {"conv", "depthwise", "sum", "average", "largest", "sample", "activation", "gate", "layer"}
     assert np.mean(sizes) > 8
     assert nested > 5

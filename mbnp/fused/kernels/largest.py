@@ -1,5 +1,7 @@
 """Max pooling: the largest of each window of an activated feature map, and its gradient back to the pixel that it was.
 
+Windows of one pixel take every stride-th pixel, which with zeros for new channels is a ResNet's shortcut of option A.
+
 Which pixel that was is found again on the way back, which is cheaper than to have stored it. A vector of channels at a
 time goes through an image; each channel has its own winner, whose number is counted in the type of z.
 """
@@ -15,13 +17,14 @@ from mbnp.fused.kernels.batchnorm import RUN, activation, affine, mask_run, tota
 
 
 class Pool(NamedTuple):
-    """The rows and columns of a window, its stride, and the padding above and to the left."""
+    """The rows and columns of a window, its stride, the padding above and to the left, and channels of zeros before."""
 
     rows: int
     columns: int
     stride: int
     top: int
     left: int
+    before: int
 
 
 @inlined
@@ -49,19 +52,19 @@ def _find(source, z, k, channels, bounds):
 
 @piece
 def _forward(n, source, pool, out):
-    (_, H, W, C), (_, OH, OW, _) = source.z.shape, out.shape
+    (_, H, W, C), (_, OH, OW, D) = source.z.shape, out.shape
     z, y = flat(source.z), flat(out)
     for c in range(0, C, BYTES // y.itemsize):
         channels = affine(source, c)
         for i in range(OH):
             for j in range(OW):
                 largest, _ = _find(source, z, n * H * W * C + c, channels, inside(pool, i, j, H, W))
-                store(largest, y, ((n * OH + i) * OW + j) * C + c)
+                store(largest, y, ((n * OH + i) * OW + j) * D + pool.before + c)
 
 
 @jit(literal=True)
 def largest_forward(source, pool, out):
-    """Source (N, H, W, C) -> out (N, OH, OW, C).
+    """Source (N, H, W, C) -> out (N, OH, OW, D), of which the channels from pool.before on are written.
 
     Reference equation: pool.max_forward(relu.forward(batchnorm.forward(source.z)), size, stride, padding).
     """
@@ -70,7 +73,7 @@ def largest_forward(source, pool, out):
 
 @piece
 def _backward(n, dy, source, pool, scratch, target):
-    (_, H, W, C), (_, OH, OW, _) = source.z.shape, dy.shape
+    (_, H, W, C), (_, OH, OW, D) = source.z.shape, dy.shape
     dy, z, g = flat(dy), flat(source.z), flat(target.g)
     V, t, image = BYTES // z.itemsize, z.dtype.type, n * H * W * C
     da, sums = scratch[numba.get_thread_id()], target.parts[n]
@@ -83,7 +86,7 @@ def _backward(n, dy, source, pool, scratch, target):
             for j in range(OW):
                 bounds = inside(pool, i, j, H, W)
                 _, winner = _find(source, z, image + c, channels, bounds)
-                d, number = load(dy, ((n * OH + i) * OW + j) * C + c), t(0)
+                d, number = load(dy, ((n * OH + i) * OW + j) * D + pool.before + c), t(0)
                 p0, p1, q0, q1 = bounds
                 for p in range(p0, p1):
                     for q in range(q0, q1):
@@ -97,7 +100,7 @@ def _backward(n, dy, source, pool, scratch, target):
 
 @jit(literal=True)
 def largest_backward(dy, source, pool, scratch, target):
-    """Make target.g (N, H, W, C) and its sums, from dy (N, OH, OW, C). scratch (threads, H*W*V) is worked in.
+    """Make target.g (N, H, W, C) and its sums, from dy (N, OH, OW, D). scratch (threads, H*W*V) is worked in.
 
     Reference equation: relu.backward(pool.max_backward(dy, a, size, stride, padding)).
     """

@@ -203,11 +203,11 @@ def _average(step, n, data):
 @piece
 def _largest(step, n, data):
     C = step.C
-    pool = Pool(step.kernel, step.columns, step.stride, step.top, step.left)
+    pool = Pool(step.kernel, step.columns, step.stride, step.top, step.left, 0)
     for i in range(step.OH):
         for j in range(step.OW):
             p0, p1, q0, q1 = inside(pool, i, j, step.H, step.W)
-            o = step.out + n * step.out_image + i * step.out_row + j * C
+            o = step.out + n * step.out_image + i * step.out_row + j * step.D
             for c in range(0, C, BYTES // data.itemsize):
                 at = step.source + n * step.source_image + p0 * step.source_row + q0 * C + c
                 value = load(data, at)
