@@ -20,7 +20,7 @@ from mbnp.fused.training import Clock, own, run_layer
 from mbnp.fused.workspace import Arena, Shape
 from mbnp.layers import BatchNorm, Dropout
 
-CHUNK = 16  # images at a time, at most
+CHUNK = 16  # images that a program is for, at most
 LANE = 1 << 18  # entries of the largest feature map of the images that a thread takes, so that its cache holds it
 PIXELS = 128  # of a task, at least: fewer would load the weights of its matrix product for too little work
 TILE = 1 << 15  # floats of a task's widest array, at most
@@ -300,11 +300,8 @@ class Inference:
                 taps[:-1, : b.size], taps[-1, : b.size] = rows, b
                 self.weights[at : at + taps.size] = taps.ravel()
                 continue
-            C = (
-                self.maps[operation.inputs[0]].shape[3]
-                if operation.inputs[0] in self.maps
-                else padded(w.shape[-2], self.dtype)
-            )
+            source = self.maps.get(operation.inputs[0])
+            C = source.shape[3] if source else padded(w.shape[-2], self.dtype)
             taps = w.size // (w.shape[-2] * b.size)
             matrix = np.zeros((taps, C, D), self.dtype)
             matrix[:, : w.shape[-2], : b.size] = w.reshape(taps, w.shape[-2], b.size)
