@@ -32,6 +32,7 @@ from mbnp.errors import MbnpError
 
 RATE = 25.0  # frames a second, where nothing says it
 WAITING = 4
+TOGETHER = 2  # frames that a thread hands over at a time: each time both threads wait for their turn in Python
 LONGEST = 5.0  # seconds that a camera may take to the next frame, when nobody wants it any more
 TICKS = 10_000  # of a second, in the files that are written
 SMALL = 640 * 480  # pixels of a frame that one thread decodes
@@ -119,6 +120,7 @@ class Stream(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         first, index = None, 0
+        convert = self.av.video.reformatter.VideoReformatter()  # each frame's own would begin with tables of its own
         for decoded in self._decoded():
             if decoded.is_corrupt:
                 self.skip("damaged frames")
@@ -127,7 +129,7 @@ class Stream(Source):
                 raise MbnpError(f"{self.name} has frames of {decoded.width}x{decoded.height}: make them smaller first")
             now = index / self.rate if decoded.time is None else float(decoded.time)
             first, index = now if first is None else first, index + 1
-            image = decoded.to_ndarray(format="rgb24")
+            image = convert.reformat(decoded, format="rgb24").to_ndarray()
             if quarters := round((decoded.rotation or 0) / 90) % 4:
                 image = np.ascontiguousarray(np.rot90(image, quarters))
             yield Frame(image, now - first, "", time.perf_counter())
@@ -202,7 +204,9 @@ def ahead(frames: Source, waiting: int = WAITING, stop: threading.Event | None =
     Of a live source only the newest waits: those that it replaces are counted as dropped. Once `stop` is set, it ends.
     """
     stop = stop or threading.Event()
-    ready: queue.Queue[Any] = queue.Queue(1 if frames.live else waiting)
+    together = 1 if frames.live or waiting <= TOGETHER else TOGETHER
+    # Of those that were handed over last, all but one wait, too.
+    ready: queue.Queue[Any] = queue.Queue(1 if frames.live else (waiting - together + 1) // together)
 
     def put(item: Any, replace: bool) -> None:
         while not stop.is_set():
@@ -216,14 +220,20 @@ def ahead(frames: Source, waiting: int = WAITING, stop: threading.Event | None =
         return None
 
     def read() -> None:
+        part: list[Frame] = []
+        end: BaseException | None = None
         try:
             for frame in frames:
-                put(frame, replace=frames.live)
+                part.append(frame)
+                if len(part) == together:
+                    put(part, replace=frames.live)
+                    part = []
                 if stop.is_set():
                     return
-            put(None, replace=False)
         except BaseException as error:
-            put(error, replace=False)
+            end = error
+        put(part, replace=False)
+        put(end, replace=False)
 
     reader = threading.Thread(target=read, name="frames", daemon=True)
     reader.start()
@@ -237,7 +247,10 @@ def ahead(frames: Source, waiting: int = WAITING, stop: threading.Event | None =
                 return
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            for frame in item:
+                yield frame
+                if stop.is_set():
+                    return
     finally:
         stop.set()
         reader.join(LONGEST)

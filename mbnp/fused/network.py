@@ -88,6 +88,7 @@ class FusedNetwork(Network):
         self._operations = Cache()
         self._programs = Cache(8)  # of a full batch and the last one, their chunks, and after frozen layers, too
         self._plans = Cache()
+        self._shapes, self._grids = Cache(8), Cache()
         self._last: Network | Plan | _Nothing | None = None  # what goes back through the last training forward
         self._spent: dict[tuple[str, ...], list[float]] | None = None  # within `timed`
 
@@ -102,6 +103,14 @@ class FusedNetwork(Network):
     def dtype(self) -> np.dtype:
         """The type of the parameters, as the reference network has it, without a walk through its layers."""
         return next((v.value.dtype for v in self._variables.values()), np.dtype(np.float32))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape that an image of a shape becomes: worked out once, since each step and frame asks."""
+        return self._shapes.get(tuple(shape), self.reference.output_shape)
+
+    def grids(self) -> list[tuple[int, int]]:
+        """Return rows and columns of the feature maps with heads, likewise."""
+        return self._grids.get((self.resolution, self.channels), lambda _: self.reference.grids())
 
     def gradients(self, x: np.ndarray, dlogits: np.ndarray) -> dict[str, np.ndarray]:
         """Return the gradient at every layer's output, from the reference network: the engine keeps few of them."""
