@@ -109,6 +109,8 @@ PLANTED = [
     ("box_coding", "np.exp(back[:, 2:]) / 2", "np.exp(back[:, 2:])", "half a width"),
     ("suppress", "if labels[k] == labels[n]", "", "one of another class"),
     ("suppress", "> limit", ">= limit", "exactly limit is allowed"),
+    ("suppress", ', kind="stable"', "", "np.argsort is not stable"),
+    ("suppress", 'np.argsort(-scores, kind="stable")', "np.argsort(scores)[::-1]", "has them in any order"),
     ("average_precision", "np.maximum.accumulate(precision[::-1])[::-1]", "precision", "interpolation is missing"),
     ("average_precision", "/ objects", "/ found[-1]", "not by those that were found"),
 ]

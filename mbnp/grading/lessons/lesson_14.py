@@ -307,7 +307,10 @@ def _suppress_cases(seed: int) -> list[Case]:
         boxes[1], labels = boxes[0] + np.float32(0.1), rng.integers(0, classes, n)
         labels[1] = labels[0]
         cases.append({"boxes": boxes, "scores": scores, "labels": labels, "limit": limit})
-    return cases
+    # One of each class, with two scores: an unstable sort exchanges equal ones only where there are many.
+    n = np.arange(24)
+    scores = np.where(n % 2, 0.75, 0.5).astype(np.float32)
+    return [*cases, {"boxes": near[0 * n], "scores": scores, "labels": n, "limit": 0.5}]
 
 
 def _falling(scores):
@@ -388,6 +391,12 @@ SUPPRESS_MISTAKES = [
             },
             "equal scores: argsort(scores)[::-1] turns them round, too. np.argsort(-scores, kind='stable')": {
                 "order": lambda scores: np.argsort(scores, kind="stable")[::-1]
+            },
+            "equal scores: argsort(scores)[::-1] has them in any order. np.argsort(-scores, kind='stable')": {
+                "order": lambda scores: np.argsort(scores)[::-1]
+            },
+            "equal scores: np.argsort is not stable, it has them in any order. np.argsort(-scores, kind='stable')": {
+                "order": lambda scores: np.argsort(-scores)
             },
             "a box that was dropped drops another one. Compare only with those that are kept": {"among": "seen"},
             "only the box that was kept last is compared. Compare with all that are kept": {"among": "last"},
