@@ -125,7 +125,12 @@ def _report(program: "Program", path: str | Path) -> Report:
         budget = Budget(max(SECONDS - spent, SECONDS / 10))  # what the others have left, but never nothing
         outcomes.append(_grade(program, exercise, values, budget))
         spent += budget.spent
-    notes = [f"{program.where(problem)}; the rest was run without it" for problem in program.problems[:1]]
+    told = {outcome.name for outcome in outcomes} - program.names  # why it is missing is said there
+    notes = [
+        f"{program.where(problem)}; the rest was run without it"
+        for problem in program.problems[:1]
+        if told.isdisjoint(problem[2])
+    ]
     return Report(lesson, outcomes, file, [brief(note, 400) for note in notes], program.seconds)
 
 

@@ -231,12 +231,14 @@ class Child:
                 code = _compile(node, self.filename, flags)
             except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 what = getattr(error, "msg", "") or str(error) or type(error).__name__
+                what += "" if problems else _not_indented(what, statements[:index])
                 problems.append((getattr(error, "lineno", None) or node.lineno, what, _defines(node)))
                 continue
             _, raised = self.run(exec, code, vars(self.module))
             if raised is not None:
                 line = self.line_of(raised)[0] or node.lineno
                 what = _first_line(raised) or "it does not run to its end"
+                what += "" if problems else _not_indented(what, statements[:index])
                 problems.append((line, f"{type(raised).__name__}: {what}", _defines(node)))
         if "numba" in sys.modules:
             self.watch_compiler()
@@ -432,6 +434,9 @@ def _parse(text: str) -> tuple[list[ast.stmt], list[Problem]]:
             told = re.search(r"on line (\d+)$", what)
             at = min(int(told[1]) if told else line, len(lines))
             first, end = _block(lines, at - 1)
+            if shown and "expected an indented block" in what:
+                what = f"the body must be indented: {what}"
+                end = _end_of_body(lines, end)
             names = re.findall(r"^\s*def (\w+)", "\n".join(lines[first:end]), re.MULTILINE)
             problems.append((line, f"{what}: {shown}" if shown else what, names))
             if len(problems) > MOST_SYNTAX_ERRORS or not any(line.strip() for line in lines[first:end]):
@@ -453,6 +458,22 @@ def _block(lines: list[str], at: int) -> tuple[int, int]:
     while end < len(lines) and not begins(lines[end]):
         end += 1
     return first, end
+
+
+def _end_of_body(lines: list[str], at: int) -> int:
+    """Return where a body that is not indented ends: at the next definition, or at two empty lines."""
+    while at < len(lines) and not re.match(r"(async def|def|class)\b|@", lines[at]) and any(lines[at - 1 : at + 1]):
+        at += 1
+    return at
+
+
+def _not_indented(what: str, before: list[ast.stmt]) -> str:
+    """Return what to do about a statement that returns, or uses an argument, as it belongs to the function above it."""
+    above = next((node for node in reversed(before) if isinstance(node, ast.FunctionDef)), None)
+    lost = re.search(r"'return' outside function|name '(\w+)' is not defined", what)
+    if above and lost and lost[1] in [None, *(argument.arg for argument in above.args.args)]:
+        return f": indent it, with the rest of the body of `def {above.name}`"
+    return ""
 
 
 def _compile(node: ast.stmt, filename: str, flags: int) -> types.CodeType:

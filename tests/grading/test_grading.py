@@ -128,6 +128,8 @@ def test_rules_hold_in_the_other_process(tmp_path, capsys, text, broken):
 
 
 FILES = {
+    "def output_size(size):\nn = size\n\nreturn n\n": "answers.py, line 2: the body must be indented: expected an "
+    "indented block after function definition on line 1: n = size",
     "def output_size(:\n": "answers.py, line 1: invalid syntax: def output_size(:",
     "x = 1\nimport no_such_thing\n": "answers.py, line 2: ModuleNotFoundError: No module named 'no_such_thing'",
     "raise SystemExit\n": "answers.py, line 1: SystemExit: it does not run to its end",
@@ -171,6 +173,9 @@ HALF = "def conv_pixel(x, w, i, j, d, stride, padding):\n"
         ("", "not yet: the file does not define it yet"),
         ("# " + HALF, "not yet: the file does not define it yet"),
         (HALF, "expected an indented block after function definition on line 3"),
+        (HALF + "return x\n", "line 4: the body must be indented: expected an indented block after function"),
+        (HALF + "    'Text.'\nreturn x\n", "indent it, with the rest of the body of `def conv_pixel`"),
+        (HALF + "    'Text.'\nH, W, C = x.shape\n", "NameError: name 'x' is not defined: indent it, with the rest"),
         (HALF + "    return x[i\n", "line 4: '[' was never closed: return x[i"),
         ("if True:\n    x = 1\n\n    " + HALF + "        pass\n", ""),
         (
@@ -185,6 +190,7 @@ def test_half_a_file_says_what_is_there(tmp_path, capsys, text, said):
     assert lines[0] == "output_size  solved"
     assert "renamed" not in shown
     assert said in shown
+    assert shown.count("line 4") <= 1  # told once
 
 
 def test_what_a_function_prints_is_shown_below_it(tmp_path, capsys):
