@@ -81,6 +81,9 @@ def _grade(
     except (MbnpError, OSError) as error:  # the grade counts all the same
         console.print(Text(tables.hang(_say(f"this is not remembered: {error}"))))
     else:
+        now = {outcome.name for outcome in report.outcomes if outcome.status == "solved"}
+        if before := [name for name in kept[report.lesson].solved if name not in now]:
+            console.print(Text(tables.hang(_say(f"solved before, which is remembered: {', '.join(before)}"))))
         if report.solved:
             _lead(console, kept, report)
     return report
@@ -129,7 +132,10 @@ def _overview(console: Console) -> int:
         total, done = total + count, done + count - len(to_do)
     heads, last = [_say(head) for head in ("lesson", "solved", "to do")], (_say("all"), f"{done}/{total}", "")
     table = tables.table(heads, rows, left_last=True, total=last)
-    console.print(Text(tables.hang(table, indent=len("lesson  solved  "))), end="\n\n")
+    console.print(Text(tables.hang(table, indent=len("lesson  solved  "))))
+    if done:
+        console.print(Text(_say("what was solved once is remembered, whatever the file has now")))
+    console.print()
     _lead(console, kept)
     if done < total:
         console.print(Text(_say("  then mbnp grade --watch")))

@@ -228,6 +228,8 @@ def _indexed(function: ast.FunctionDef, kinds: Mapping[str, str]) -> Iterator[Ch
     numbers = [name for name, kind in kinds.items() if kind == "int"]
     for place in places(function):
         owner, _, _, node = place
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("any", "all") and not node.args:
+            node = node.func.value  # type: ignore[attr-defined]  # whether any of them is: one of them was meant
         array = isinstance(node, ast.Name) and kinds.get(node.id) == "array"
         if isinstance(owner, ast.Attribute) or not (array or isinstance(node, ast.BinOp | ast.Subscript)):
             continue

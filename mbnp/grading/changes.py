@@ -61,7 +61,10 @@ RULES: list[tuple[Any, ...]] = [
     ("the root is left out", "a root too many", "np.sqrt(A) -> A"),
     ("a step is left out", "absolute values", "np.abs(A) -> A"),
     ("a step is left out", "a step too many", "np.exp(A) -> A"),
-    ("a step is left out", "it is rounded", "int(A) -> A"),
+    ("a step is left out", "it is rounded", "int(A) -> A", "round(A) -> A", "round(A, B) -> A", "np.round(A, B) -> A"),
+    ("", "it is rounded to the nearest whole number, and should be rounded up", "round(A / B) -> -(-A // B)"),
+    ("", "degrees: np.cos and np.sin take radians", "180 -> np.pi"),
+    ("it is not clipped", "it is clipped, and should not be", "np.clip(A, B, C) -> A"),
     ("a step is left out", "a step too many", "np.pad(A, *X, **K) -> A"),
     ("no difference is made", "a difference is made", "np.where(A, B, C) -> B ; C"),
     ("reversed", "", "np.where(A, B, C) -> np.where(A, C, B)"),
@@ -154,6 +157,7 @@ TURNED = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE}
 TIMES = ast.Mult | ast.Div | ast.FloorDiv
 PLUS = ast.Add | ast.Sub
 REDUCE = {"mean", "sum", "max", "min", "median", "prod", "std", "var", "any", "all"}
+OTHER = "another function"
 
 
 class Kind(NamedTuple):
@@ -340,7 +344,10 @@ def _expressions(
         for number, (kind, new) in enumerate(itertools.chain(coded, _by_rule(owner, field, node, level, fit, counts))):
             if level > 1 or (text := ast.dump(new)) not in known:
                 known.add(text)
-                yield change_of((owner, field, at, node), new, kind)._replace(alike=(kind, number, form), text=before)
+                alike: tuple[Any, ...] = (kind, number, form)
+                if kind.mend == OTHER:  # the same function at several places, whatever its arguments
+                    alike = (kind, ast.dump(node.func), ast.dump(new.func))  # type: ignore[attr-defined]
+                yield change_of((owner, field, at, node), new, kind)._replace(alike=alike, text=before)
 
 
 def change_of(place: Place, new: ast.expr, kind: Kind) -> Change:
@@ -365,7 +372,7 @@ def _fitting(node: ast.expr, names: Sequence[str], kinds: Mapping[str, str]) -> 
     """Return the names that may be missing beside an expression: numbers beside numbers, arrays beside arrays."""
     inside = {kinds.get(part.id) for part in ast.walk(node) if isinstance(part, ast.Name)} - {None}
     if inside == {"int"}:
-        return [name for name in names if kinds.get(name, "int") == "int"]
+        return [name for name in names if kinds.get(name, "int") in ("int", "float")]
     return [name for name in names if kinds.get(name) != "int"] if "array" in inside else list(names)
 
 
@@ -505,6 +512,7 @@ def _by_code(node: ast.expr) -> Iterator[tuple[Kind, ast.expr]]:
         yield Kind(kind[0], kind[-1], rank=kind[0] == "a number"), new
 
 
+ONE = ast.Constant(1)
 Variants = Iterator[tuple[Any, ...]]  # (kind, new), or (kind as a fault, kind as a mistake that is mended, new)
 
 
@@ -609,9 +617,9 @@ def _of_call(node: ast.Call) -> Variants:
     name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
     for other in dict.fromkeys(itertools.chain(*(family for family in FAMILIES if name in family))):
         if isinstance(called, ast.Attribute):
-            yield "another function", ast.Call(ast.Attribute(called.value, other, ast.Load()), node.args, node.keywords)
+            yield OTHER, ast.Call(ast.Attribute(called.value, other, ast.Load()), node.args, node.keywords)
         elif other in ("max", "min", "sum", "abs", "round"):
-            yield "another function", ast.Call(ast.Name(other, ast.Load()), node.args, node.keywords)
+            yield OTHER, ast.Call(ast.Name(other, ast.Load()), node.args, node.keywords)
     for k in range(len(node.keywords)):
         fewer = ast.Call(called, node.args, node.keywords[:k] + node.keywords[k + 1 :])
         yield "an option is left out", "an option too many", fewer
@@ -619,7 +627,7 @@ def _of_call(node: ast.Call) -> Variants:
         biased = ast.keyword("ddof", ast.Constant(1))
         kind = "divided by one less than the count", "divided by the count, not by one less"
         yield *kind, ast.Call(called, node.args, [*node.keywords, biased])
-    if name in REDUCE:
+    if name in REDUCE or name == "flip":
         yield from _of_axes(node)
     if name == "transpose" and len(node.args) > 2:
         for order in itertools.permutations(node.args):
@@ -654,9 +662,13 @@ def _of_index(node: ast.Subscript) -> Variants:
     for k, place in enumerate(places):
         if isinstance(place, ast.Slice):
             continue
+        number = is_number(place)
+        near = "another index" if number else "off by one"
         for kind, other, new in (
-            ("off by one", "off by one", _operation(place, ast.Add(), ast.Constant(1))),
-            ("off by one", "off by one", _operation(place, ast.Sub(), ast.Constant(1))),
+            *(
+                (near, near, ast.Constant(ast.literal_eval(place) + one) if number else _operation(place, op, ONE))
+                for one, op in ((1, ast.Add()), (-1, ast.Sub()))
+            ),
             ("always the first", "the first was meant", ast.Constant(0)),
             ("always the last", "the last was meant", ast.Constant(-1)),
             ("all of them, and not one", "all of them were meant, not one", ast.Slice()),
@@ -690,6 +702,12 @@ def _statements(function: ast.FunctionDef) -> Iterator[Change]:
                 alike = (kind, before) if kind.mend == BREAK else None
                 yield _whole(owner, field, new or [ast.Pass()], kind, before, after)._replace(alike=alike)
     yield from _late_returns(function)
+    for node in ast.walk(function):
+        if isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Store):
+            for kind, other in _of_tuple(node):
+                do, undo = put(node, "elts", None, other.elts)
+                before, after = ast.unparse(node), ast.unparse(other)
+                yield Change(Kind(kind, kind), do, undo, functools.partial(list, [(before, after)]))
 
 
 def _whole(owner: Any, field: str, new: list[ast.stmt], kind: Kind, before: str, after: str = "") -> Change:

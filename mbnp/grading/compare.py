@@ -56,8 +56,13 @@ def compare(exercise: Any, trial: Trial, number: int, golden: Mapping[str, np.nd
         return
     if several and (not isinstance(got, tuple | list) or len(got) != len(expected)):
         names = ", ".join(exercise.outputs) or f"{len(expected)} results"
+        due = f"all of them are due, with commas between: return {names}"
         trial.problem = f"it returned {_kind(got)}, expected a tuple of {len(expected)}: {names}"
-        trial.likely, trial.only_type = _form(got) or f"all of them are due, with commas between: return {names}", True
+        trial.likely, trial.only_type = _too_many(expected, got, exercise.rtol) or _form(got) or due, True
+        return
+    if not several and isinstance(expected, np.ndarray) and (more := _too_many((expected,), got, exercise.rtol)):
+        trial.problem, trial.likely = f"it returned {_kind(got)}, expected {_kind(expected)}", more
+        trial.only_type = True
         return
     for k, (mine, yours) in enumerate(zip(expected, got, strict=True) if several else [(expected, got)]):
         name = exercise.output_name(k) if several else ""
@@ -70,6 +75,14 @@ def compare(exercise: Any, trial: Trial, number: int, golden: Mapping[str, np.nd
         if trial.problem:
             trial.output = k if several else None
             return
+
+
+def _too_many(expected: tuple[Any, ...], got: Any, rtol: float) -> str:
+    """Say that the right results are returned, and others behind them; or nothing."""
+    due = len(expected)
+    if not isinstance(got, tuple | list) or len(got) <= due or not equal(expected, got[:due], rtol):
+        return ""
+    return f"the first {due} are right: return only these" if due > 1 else "the first one is right: return it alone"
 
 
 def _like(golden: np.ndarray, mine: Any) -> Any:
@@ -171,6 +184,8 @@ def _form(got: Any) -> str:
         return "an array of Python objects: it is made of rows of different lengths, or holds None"
     if isinstance(got, list | tuple) and len(got) == 1:
         return "one value in a list or tuple: return the value itself (a comma at the end makes a tuple)"
+    if isinstance(got, tuple) and any(isinstance(item, np.ndarray) for item in got):
+        return "several values are returned, with commas between, and one is expected: return it alone"
     if isinstance(got, list | tuple) and as_array(got) is None:
         return "its items are not all numbers, or its rows have different lengths"
     if isinstance(got, np.ndarray) and got.size == 1:

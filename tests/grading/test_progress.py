@@ -61,8 +61,12 @@ def test_it_remembers_and_goes_on(tmp_path, capsys, kept):
         "  read tutorials/rendered/02_depthwise_and_pointwise.md",
         "  open tutorials/exercises/02.py",
     ]
-    shown(capsys, "tutorials/exercises/01.py")  # the stubs, with nothing in them
-    assert "\n1          3/3\n" in shown(capsys)[1], "what was solved once stays so"
+    _, out = shown(capsys, "tutorials/exercises/01.py")  # the stubs, with nothing in them
+    remembered = "solved before, which is remembered: output_size, conv_pixel, convolve"
+    assert out.splitlines()[-2:] == ["lesson 1: 0 of 3 solved", remembered]
+    _, out = shown(capsys)
+    assert "\n1          3/3\n" in out, "what was solved once stays so"
+    assert "\nwhat was solved once is remembered, whatever the file has now\n" in out
     assert json.loads(kept.read_text())["1"]["solved"] == ["output_size", "conv_pixel", "convolve"]
 
 

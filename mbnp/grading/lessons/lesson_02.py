@@ -223,7 +223,15 @@ def _counted(H, W, K, c_in, c_out, stride):
     return written * kernel * c_in + written * c_in * c_out
 
 
+def _padded_by(padding):
+    return lambda H, W, K, c_in, c_out, stride: cost.separable(
+        (H + 2 * padding - K) // stride + 1, (W + 2 * padding - K) // stride + 1, K, c_in, c_out
+    )
+
+
 MACS_MISTAKES = [
+    Mistake("padding: there is none. K // 2 rows of zeros are on either side: H + 2·(K // 2) - K", _padded_by(0)),
+    Mistake("padding: it is 1, which is right for K = 3 only. K // 2 rows of zeros are on either side", _padded_by(1)),
     Mistake(
         "padding: there are K // 2 rows of zeros on either side, not K",
         lambda H, W, K, c_in, c_out, stride: cost.separable(

@@ -61,6 +61,12 @@ def _forward_over(axes):
     )
 
 
+def _forward_of_rows(x, gamma, beta, eps):
+    rows = x.reshape(x.shape[-1], -1)
+    y = (rows - rows.mean(1, keepdims=True)) / np.sqrt(rows.var(1, keepdims=True) + eps)
+    return gamma * y.reshape(x.shape) + beta
+
+
 def _forward_by(deviation):
     """Make a forward that divides by `deviation(x, eps)`."""
     return lambda x, gamma, beta, eps: gamma * (x - x.mean(PIXELS)) / deviation(x, eps) + beta
@@ -94,6 +100,10 @@ FORWARD_MISTAKES = [
     Mistake(
         "axes: mean and variance over the channels of each pixel. Each channel has its own: axis=(0, 1, 2)",
         _forward_over(-1),
+    ),
+    Mistake(
+        "reshape: x.reshape(C, -1) moves no number, so its rows are not the channels, which are last: x.reshape(-1, C)",
+        _forward_of_rows,
     ),
     Mistake(
         "axes: mean and variance over the batch, for each pixel. All pixels of a channel have the same: axis=(0, 1, 2)",
@@ -180,6 +190,12 @@ def _dx_of_images(dy, x, gamma, eps):
     return gamma * inverse / M * (M * dy - dy.sum(PIXELS) - xhat * (dy * xhat).sum(PIXELS))
 
 
+def _dx_of_pixels(dy, x, gamma, eps):
+    s = np.sqrt(x.var(-1, keepdims=True) + np.float32(eps))
+    xhat = (x - x.mean(-1, keepdims=True)) / s
+    return gamma / s * (dy - dy.mean(-1, keepdims=True) - xhat * (dy * xhat).mean(-1, keepdims=True))
+
+
 def _dx_sums(dy, x, gamma, eps):
     """Do not divide the two sums by M."""
     M = np.float32(x.size // x.shape[-1])
@@ -187,6 +203,10 @@ def _dx_sums(dy, x, gamma, eps):
 
 
 DX_MISTAKES = [
+    Mistake(
+        "axes: mean and variance over the channels of each pixel. Each channel has its own: axis=(0, 1, 2)",
+        _dx_of_pixels,
+    ),
     Mistake("M is taken as the number of images. A channel has N*H*W values", _dx_of_images),
     Mistake(
         "x stands where xhat belongs, in both places: dx = gamma / s * (dy - mean(dy) - xhat * mean(dy * xhat))",

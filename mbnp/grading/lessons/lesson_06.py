@@ -92,14 +92,14 @@ GRADIENT_MISTAKES = [
         _shifted_by(lambda logits: logits.max()),
     ),
     Mistake(
+        "overflow: the logits are clipped, which changes the probabilities. Subtract each row's maximum instead: it "
+        "changes none, and no power is above 1",
+        lambda logits, labels: (_softmax(np.clip(logits, -50, 50)) - _one_hot(logits, labels)) / len(labels),
+    ),
+    Mistake(
         "softmax: the mean of the row is subtracted, and exp can still overflow. Subtract the maximum: then no power "
         "is above 1",
         _shifted_by(lambda logits: logits.mean(axis=1, keepdims=True)),
-    ),
-    Mistake(
-        "chain rule: -1/p at the label is the derivative with respect to the probability. Through softmax it becomes "
-        "probability minus target, for every logit",
-        _one_over_p,
     ),
     *(
         Mistake(
@@ -107,7 +107,7 @@ GRADIENT_MISTAKES = [
             "becomes probability minus target, for every logit",
             lambda logits, labels, least=least: _one_over_p(logits, labels, least),
         )
-        for least in (1e-7, 1e-12, 1e-8, 1e-10)
+        for least in (0.0, 1e-7, 1e-12, 1e-8, 1e-10)
     ),
     Mistake(
         "batch: the division by N is missing. The loss is the mean over the N images, so its gradient is, too",
@@ -143,6 +143,10 @@ GRADIENT_MISTAKES = [
         "sign: it is target minus probability, the direction in which the loss falls. The gradient is "
         "the direction in which it rises: probability minus target",
         lambda logits, labels: (_one_hot(logits, labels) - _softmax(logits)) / len(labels),
+    ),
+    Mistake(
+        "target: 1 is subtracted for every class. Subtract it at the label alone: dlogits[np.arange(N), labels] -= 1",
+        lambda logits, labels: (_softmax(logits) - 1) / len(labels),
     ),
     Mistake(
         "target: the 1 of the right class is not subtracted",
@@ -207,6 +211,26 @@ def _by_steps(peak, total, warm):
     return rates
 
 
+def _way_down(fraction):
+    """Make a schedule whose second half is at another fraction of it, `fraction(step, top, last)`."""
+
+    def wrong(peak, total, warm):
+        top, last = warm * total - 1, total - 1
+        down = [_cosine(peak, END * peak, fraction(step, top, last)) for step in range(total)]
+        return np.where(np.arange(total) <= top, _cycle(peak, total, warm), down)
+
+    return wrong
+
+
+def _line(start, end, fraction):
+    return start + (end - start) * fraction
+
+
+def _lines(peak, total, warm):
+    up = int(warm * total)
+    return np.concatenate([np.linspace(START * peak, peak, up), np.linspace(peak, END * peak, total - up)])
+
+
 def _with_angle(times):
     return lambda start, end, fraction: end + (start - end) / 2 * (1 + math.cos(times * math.pi * fraction))
 
@@ -221,6 +245,37 @@ CYCLE_MISTAKES = [
         "shape: a quarter of a cosine (pi / 2) stops half-way. Half of it goes from one end to the other: "
         "cos(pi * fraction)",
         lambda peak, total, warm: _cycle(peak, total, warm, between=_with_angle(0.5)),
+    ),
+    *(
+        Mistake(
+            "shape: a quarter of a cosine or sine (pi / 2) is flat at one of its ends only. Half a cosine is flat at "
+            "both: (1 - cos(pi * fraction)) / 2 goes from 0 to 1",
+            lambda peak, total, warm, part=part: _cycle(
+                peak, total, warm, between=lambda a, b, f: _line(a, b, part(math.pi / 2 * f))
+            ),
+        )
+        for part in (math.sin, lambda angle: 1 - math.cos(angle))
+    ),
+    Mistake(
+        "way down: there is none, the way up goes on. After the peak another half of a cosine goes from the peak to "
+        "peak / 25 / 10,000",
+        lambda peak, total, warm: np.array(
+            [_cosine(START * peak, peak, step / (warm * total - 1)) for step in range(total)]
+        ),
+    ),
+    Mistake(
+        "way down: its fraction is counted from step 0. It is 0 at the peak, (step - top) / (last - top)",
+        _way_down(lambda step, top, last: step / last),
+    ),
+    Mistake(
+        "way down: its fraction is divided by all steps, and does not reach 1. Only those after the peak count, "
+        "(step - top) / (last - top)",
+        _way_down(lambda step, top, last: (step - top) / last),
+    ),
+    Mistake(
+        "shape: the two halves are straight lines, and both have the peak: two steps in a row. Each is half a cosine, "
+        "flat at both of its ends, and the second one starts from the peak's own step",
+        _lines,
     ),
     Mistake(
         "start: it begins at peak / 10, and the end follows from it. It begins at peak / 25",
@@ -261,9 +316,7 @@ CYCLE_MISTAKES = [
     ),
     Mistake(
         "shape: the two halves are straight lines; each is half a cosine, flat at both of its ends",
-        lambda peak, total, warm: _cycle(
-            peak, total, warm, between=lambda start, end, fraction: start + (end - start) * fraction
-        ),
+        lambda peak, total, warm: _cycle(peak, total, warm, between=_line),
     ),
     Mistake(
         "shape: the cosine begins at its wrong end. cos(pi * fraction) is 1 at the start and -1 at the end",
@@ -379,7 +432,8 @@ def _one_by_one(images, top, left, mirrored, pad):
 
 CROP_MISTAKES = [
     Mistake(
-        "mirror: the image is upside down: [::-1] of one image reverses its rows. Columns are axis 1: [:, ::-1]",
+        "mirror: the image is upside down: its rows are reversed, and its columns should be. That is [:, ::-1] of one "
+        "image (H, W, C), and [:, :, ::-1] of a batch (N, H, W, C)",
         lambda images, top, left, mirrored, pad: _crop(images, top, left, mirrored, pad, flip=np.s_[::-1]),
     ),
     Mistake(

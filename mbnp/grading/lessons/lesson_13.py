@@ -71,9 +71,13 @@ DIVISIBLE_MISTAKES = [
         "channels, add divisor",
         _below_110,
     ),
-    Mistake(
-        "rounding: always down. The nearest multiple is meant: add half a divisor before //",
-        _rounded(lambda channels, divisor: int(channels) // divisor * divisor),
+    *(
+        Mistake("rounding: always down. The nearest multiple is meant: add half a divisor before //", wrong)
+        for wrong in (
+            _rounded(lambda channels, divisor: int(channels) // divisor * divisor),
+            lambda channels, divisor: int(channels) // divisor * divisor,
+            lambda channels, divisor: max(divisor, int(channels) // divisor * divisor),
+        )
     ),
     Mistake(
         "rounding: always up. The nearest multiple is meant, which may lie below, down to 90 %",
