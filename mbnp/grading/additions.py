@@ -39,12 +39,13 @@ def additions(
 ) -> Iterator[Change]:
     """Yield changes of a level, as `changes` has it. kinds: "int", "float", "array", ... by local names."""
     sizes = _sizes(case)
+    numbers = [name for name in uses(function) if kinds.get(name) == "int"]
     if level == 1:
         yield from _guarded(function)
         yield from _kept(function)
-        yield from _bounded(function, [name for name, kind in kinds.items() if kind == "int"])
+        yield from _bounded(function, numbers)
+        yield from _single(function, numbers)
     elif level == 2:
-        numbers = [name for name in uses(function) if kinds.get(name) == "int"]
         yield from _padded(function, case)
         yield from _exchanged(function, numbers)
         yield from _sized(function, sizes, numbers)
@@ -202,6 +203,16 @@ def _kept(function: ast.FunctionDef) -> Iterator[Change]:
         yield from map(together, itertools.combinations(found, count))
 
 
+def _single(function: ast.FunctionDef, names: Sequence[str]) -> Iterator[Change]:
+    """Yield one entry of an array in place of whether any or all of them are true."""
+    for place in places(function):
+        func = getattr(place[3], "func", None)
+        if isinstance(func, ast.Attribute) and func.attr in ("any", "all"):
+            for name in names:
+                new = ast.Subscript(func.value, ast.Name(name, ast.Load()), ast.Load())
+                yield change_of(place, new, Kind("", "one of them was meant, and not any or all of them", 1, 1))
+
+
 def _padded(function: ast.FunctionDef, case: Mapping[str, Any]) -> Iterator[Change]:
     """Yield the function with zeros around an image, or a batch of them, from one of its first statements on."""
     arrays = {name: value.ndim for name, value in case.items() if isinstance(value, np.ndarray)}
@@ -228,8 +239,6 @@ def _indexed(function: ast.FunctionDef, kinds: Mapping[str, str]) -> Iterator[Ch
     numbers = [name for name, kind in kinds.items() if kind == "int"]
     for place in places(function):
         owner, _, _, node = place
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("any", "all") and not node.args:
-            node = node.func.value  # type: ignore[attr-defined]  # whether any of them is: one of them was meant
         array = isinstance(node, ast.Name) and kinds.get(node.id) == "array"
         if isinstance(owner, ast.Attribute) or not (array or isinstance(node, ast.BinOp | ast.Subscript)):
             continue

@@ -717,7 +717,8 @@ def _whole(owner: Any, field: str, new: list[ast.stmt], kind: Kind, before: str,
 
 EARLY = "early return: it stands inside the loop, which ends at its first step; it belongs behind it"
 BREAK = "break ends the loop: continue goes on to its next step"
-LIKELY = "it is assigned, and should be added", EARLY, BREAK
+ADDED = "it is assigned, and should be added"
+LIKELY = ADDED, EARLY, BREAK
 Bodies = Iterator[tuple[str, str, str, str, list[ast.stmt]]]
 
 
@@ -747,14 +748,14 @@ def _bodies(body: list[ast.stmt], in_loop: bool) -> Bodies:
 
 
 def _of_assignment(node: ast.stmt) -> Iterator[tuple[str, str, ast.stmt]]:
-    added, assigned = "it is added, and should be assigned", "it is assigned, and should be added"
+    added = "it is added, and should be assigned"
     if isinstance(node, ast.AugAssign):
         yield "it is assigned, not added", added, ast.Assign([node.target], node.value)
         for op in (ast.Add, ast.Sub, ast.Mult, ast.Div):
             if not isinstance(node.op, op):
                 yield "another operation", "another operation", ast.AugAssign(node.target, op(), node.value)
     elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name | ast.Subscript):
-        yield "", assigned, ast.AugAssign(node.targets[0], ast.Add(), node.value)
+        yield "", ADDED, ast.AugAssign(node.targets[0], ast.Add(), node.value)
 
 
 def _of_loop(before: list[ast.stmt], node: ast.For, after: list[ast.stmt], text: str) -> Bodies:

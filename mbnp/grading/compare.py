@@ -210,7 +210,8 @@ def _values(name: str, got: np.ndarray, expected: np.ndarray, differs: np.ndarra
     gap = np.where(unwanted, np.inf, np.abs(got.astype(np.float64) - expected))
     worst = np.unravel_index(int(np.argmax(np.where(differs, gap, -1.0))), expected.shape)
     where = f"{name}[{', '.join(map(str, worst))}]" if worst else f"the {name}" if name == "result" else name
-    text = f"{where} is {_number(got[worst])}, expected {_number(expected[worst])}"
+    digits = next(n for n in (6, 9, 17) if n == 17 or _number(got[worst], n) != _number(expected[worst], n))
+    text = f"{where} is {_number(got[worst], digits)}, expected {_number(expected[worst], digits)}"
     return text + (f" ({differs.sum()} of {differs.size} numbers are off)" if worst else "")
 
 
@@ -316,8 +317,8 @@ def _kind(value: Any) -> str:
     return f"of the type {type(value).__name__}"
 
 
-def _number(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int | np.integer) else f"{float(value):.6g}"
+def _number(value: Any, digits: int = 6) -> str:
+    return f"{value:,}" if isinstance(value, int | np.integer) else f"{float(value):.{digits}g}"
 
 
 def _short(value: Any) -> str:
@@ -327,7 +328,7 @@ def _short(value: Any) -> str:
         text = " ".join(repr(value.tolist() if isinstance(value, np.generic | np.ndarray) else value).split())
     except Exception:  # it holds an object of the reader's
         return _kind(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 60 else text[:56] + "..." + (text[-1] if text[-1] in ")]}" else "")
 
 
 def describe(case: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from mbnp.grading.compare import EVERYTHING_ZERO, StoppedError, Trial, as_array,
 from mbnp.grading.mend import EACH, MAKING, TRYING, Budget, TimeIsUpError, alarm, cost_of, mended
 from mbnp.grading.noticed import noticed
 from mbnp.grading.observe import observed
-from mbnp.grading.rules import another, unsteady
+from mbnp.grading.rules import UNFILLED, another, unsteady
 
 SECONDS = 1.4  # for the search of a fault, as `Budget` counts
 MENDING = 0.7  # the part of it for the reader's own function
@@ -46,11 +46,13 @@ def likely(
     budget = budget or Budget(SECONDS)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
+        if text := _known(exercise, trials) or _zeros(trials):
+            return text
+        unsteady = _unsteady(exercise, first, inside) if inside else ""
         return (
-            _known(exercise, trials)
-            or _zeros(trials)
-            or (inside and _unsteady(exercise, first, inside))
+            (unsteady if unsteady != UNFILLED else "")
             or (inside and _mended(exercise, trials, first, inside, budget))
+            or unsteady
             or (inside and not first.only_type and _noticed(exercise, trials, first, inside))
             or _found(exercise, trials, first, budget, inside)
             or _known(exercise, trials, first.output)

@@ -42,13 +42,16 @@ class Fault(NamedTuple):
         words = dict.fromkeys(re.findall(WORD, " ".join(text for pair in self.texts for text in pair)))
         own, names = _locals(self.solution), dict(names)
         for name, text in _definitions(self.solution):  # what has no name in theirs is written out
-            if name not in names and not (set(re.findall(WORD, text)) & own) - names.keys():
+            assigned = any(re.match(rf"{name}\b[^=]* = ", code) for pair in self.texts for code in pair)
+            if name not in names and not assigned and not (set(re.findall(WORD, text)) & own) - names.keys():
                 names[name] = _renamed(text, names)
         if not (words.keys() & own) - names.keys():
             return re.sub(r"`[^`]*`", lambda part: _renamed(part[0], names), self.message)
         kind, known = self.message.partition(":")[0], inspect.signature(self.solution).parameters
         (right, wrong), *_ = self.texts
         lost = [word for word in re.findall(f"{WORD}|\\b\\d+\\b", right) if word not in re.findall(r"\w+", wrong)]
+        if not wrong or not any(word in known for word in lost):  # a whole statement, or a number, which says nothing
+            lost = []
         for some, said in (
             (lost, f"{kind}: {{}} {{}} missing at one place"),
             ([*words], f"{kind}: look at where {{}} {{}} used"),

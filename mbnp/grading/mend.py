@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mbnp.grading.additions import additions
-from mbnp.grading.changes import LEVELS, Change, Kind, changes, message
+from mbnp.grading.changes import ADDED, LEVELS, Change, Kind, changes, message
 from mbnp.grading.compare import alike, as_array
 from mbnp.grading.faults import changed
-from mbnp.grading.rules import Probe, steps
+from mbnp.grading.rules import Probe, filled_empty, steps
 
 EACH = 0.2  # seconds of computing, at most
 LEAST, TIMES = 0.03, 20  # seconds, and so many times what the unchanged function takes: more is an endless loop
@@ -217,11 +217,15 @@ class _Search:
         return after > before or not self.more
 
     def elsewhere(self, change: Change) -> list[list[bool]]:
-        """Return which results come out right for other numbers, and in the type that was there or is due."""
+        """Return which results come out right for other numbers, and in the type that was there or is due.
+
+        What is added to np.zeros is float64: the type is another mistake, which is told once the numbers are right.
+        """
         names, found = changed(self.tree, change, self.names) or {}, []
         for probe, before in zip(self.more, self.others, strict=True):
             result = self.result(names[self.name], probe)
-            due = before is None or self._dtypes(result) in map(self._dtypes, (before, probe.expected))
+            due = change.kind.mend == ADDED or before is None
+            due = due or self._dtypes(result) in map(self._dtypes, (before, probe.expected))
             found.append([due and right for right in self._equal(probe.expected, result)])
         return found
 
@@ -321,24 +325,10 @@ def _tree(function: Callable) -> ast.Module | None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Let nothing be printed or warned of, and let np.empty hold no older result by chance."""
-    known = {name: getattr(np, name) for name in ("empty", "empty_like")}
-    with warnings.catch_warnings(), np.errstate(all="ignore"), contextlib.redirect_stdout(io.StringIO()):
+    out = contextlib.redirect_stdout(io.StringIO())
+    with warnings.catch_warnings(), np.errstate(all="ignore"), out, filled_empty():
         warnings.simplefilter("ignore")
-        vars(np).update({name: _spoilt(function) for name, function in known.items()})
-        try:
-            yield
-        finally:
-            vars(np).update(known)
-
-
-def _spoilt(function: Callable) -> Callable:
-    def make(*arguments: Any, **options: Any) -> np.ndarray:
-        array = function(*arguments, **options)
-        if array.dtype.kind in "biufc":
-            array.fill(np.nan if array.dtype.kind in "fc" else 99)
-        return array
-
-    return make
+        yield
 
 
 class TimeIsUpError(BaseException):

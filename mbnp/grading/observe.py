@@ -10,6 +10,7 @@ border, off by a factor for each channel, too large by a product of sizes.
 import contextlib
 import copy
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,54 @@ from mbnp.grading.compare import Trial, as_array, differ
 
 PADDING = "is the image padded with zeros, on both sides of rows and columns, and do sizes count them?"
 TOLERANCE = 1e-4  # of factors; results are float32
+
+
+# What to do about errors that NumPy and Python name in words of their own, by what is in their message.
+ADVICE = (
+    (
+        r"remapped shapes.*requested shape",
+        "np.pad takes a pair for each axis, and (0, 0) for those that are not padded",
+    ),
+    (r"remapped shapes", "in np.einsum a letter stands for two axes of different lengths"),
+    (
+        r"broadcast together with shapes",
+        "NumPy compares lengths from the last axis on: they have to be equal, or one of them 1. After a sum, a mean or "
+        "a maximum keepdims=True keeps its axis; [..., None] and [:, None] put one of length 1 in",
+    ),
+    (
+        r"could not broadcast input array",
+        "what is assigned has another shape than its place on the left: look at where slices begin and end",
+    ),
+    (
+        r"core dimension 0|not aligned",
+        "a matrix product sums over the last axis of its left side and the last but one of its right side: their "
+        "lengths have to be equal",
+    ),
+    (
+        r"shape-mismatch for sum",
+        "np.tensordot sums over the last axes of the first array and the first axes of the second: their lengths have "
+        "to be equal. axes=([...], [...]) names others",
+    ),
+    (r"must provide window_shape", "sliding_window_view has to know the axes of the window, such as axis=(1, 2)"),
+    (
+        r"converted to a scalar index",
+        "an array stands where one whole number belongs: go through its entries, one after the other",
+    ),
+    (
+        r"truth value of an array",
+        "`if`, `and` and `or` take one true or false. np.where chooses for each entry; & and | join masks",
+    ),
+    (
+        r"converted to Python scalars",
+        "functions of math, int and float take one number: for arrays use NumPy's, such as np.cos",
+    ),
+    (
+        r"'NoneType' object has no attribute '(append|extend|sort)'",
+        "a list's own methods change it and return None: call them without assigning their result",
+    ),
+    (r"values to unpack", "on the left there must be one name for each value: a shape has one for each axis"),
+    (r"name 'np' is not defined", "`import numpy as np` belongs at the beginning of the file"),
+)
 
 
 class Pair(NamedTuple):
@@ -36,6 +85,8 @@ def observed(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
         return "nothing is returned: is the value printed, or is `return` missing on the way that this case takes?"
     if "wrote into" in first.problem:
         return "an operation in place (-=, *=, x[...] = ...) writes into the caller's array: begin with a copy of it"
+    if first.error and (known := next((said for form, said in ADVICE if re.search(form, first.problem)), "")):
+        return known
     pairs = [pair for trial in trials if (pair := _pair(exercise, trial, first.output)) is not None]
     if not any(pair.trial is first for pair in pairs):
         shape = _shape(exercise, first)
@@ -149,6 +200,9 @@ def _conditions(case: dict[str, Any]) -> Iterator[Condition]:
             for axis in range(value.ndim - 1):
                 same = f"axes {axis} and {axis + 1} of `{name}` have the same length"
                 yield same, 2, lambda c, n=name, k=axis: c[n].shape[k] == c[n].shape[k + 1]
+            if value.dtype.kind == "b":
+                yield f"`{name}` is the same everywhere", 2, lambda c, n=name: len(np.unique(c[n])) == 1
+                continue
             yield f"`{name}` has no negative number", 2, lambda c, n=name: (c[n] >= 0).all()
             yield f"`{name}` has no two equal numbers", 2, lambda c, n=name: len(np.unique(c[n])) == c[n].size
     for a, b in itertools.permutations(numbers, 2):
@@ -186,9 +240,18 @@ def _ends(wrong: Sequence[Pair]) -> str:
                 "every other entry along axis {} is right",
                 lambda m: len(m) > 2 and m[::2].all() != m[1::2].all() == m[1::2].any(),
             ),
+            (
+                "the first entries along axis {} are right, and none after them: look at what changes there",
+                lambda m: m[-2:].all() and 2 <= (at := int(m.argmax())) and m[at:].all(),
+            ),
+            (
+                "the last entries along axis {} are right, and none before them: look at what changes there",
+                lambda m: m[:2].all() and 2 <= (at := int(m[::-1].argmax())) and m[: len(m) - at].all(),
+            ),
         ):
             if all(holds(mask) for mask in masks):
-                return words.format(axis) + ": is it treated in another way than the rest?"
+                rest = "" if ":" in words else ": is it treated in another way than the rest?"
+                return words.format(axis) + rest
     return ""
 
 

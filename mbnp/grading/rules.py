@@ -7,7 +7,7 @@ import contextlib
 import copy
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,9 @@ OWN = str(Path(__file__).parents[1])
 REMEMBERS = (
     "your function remembers what an earlier call left. A list or an array that is a default argument, or stands "
     "outside of the function, is made only once: make it anew in each call. And np.empty has to be filled"
+)
+UNFILLED = (
+    "np.empty has what was in memory before, which is another thing each time: write to all of it, or take np.zeros"
 )
 LATER = "the numbers are right at first, and wrong when it is called again"
 KEPT = (
@@ -73,11 +76,36 @@ def another(case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsteady(function: Callable, case: Mapping[str, Any], rtol: float) -> str:
-    """Say that a wrong function remembers, if it returns something else for the same arguments; or nothing."""
+    """Say why a wrong function returns something else for the same arguments, if it does; or nothing."""
     with contextlib.suppress(Exception):
         first, again = (_called(function, case)[1] for _ in range(2))
-        return "" if alike(first, again, rtol) else REMEMBERS
+        if alike(first, again, rtol):
+            return ""
+        with filled_empty():
+            first, again = (_called(function, case)[1] for _ in range(2))
+        return UNFILLED if alike(first, again, rtol) else REMEMBERS
     return ""
+
+
+@contextlib.contextmanager
+def filled_empty() -> Iterator[None]:
+    """Let np.empty hold no older result by chance, but what is in no right one."""
+    known = {name: getattr(np, name) for name in ("empty", "empty_like")}
+    vars(np).update({name: _filled(function) for name, function in known.items()})
+    try:
+        yield
+    finally:
+        vars(np).update(known)
+
+
+def _filled(function: Callable) -> Callable:
+    def make(*arguments: Any, **options: Any) -> np.ndarray:
+        array = function(*arguments, **options)
+        if array.dtype.kind in "biufc":
+            array.fill(np.nan if array.dtype.kind in "fc" else 99)
+        return array
+
+    return make
 
 
 def _remembers(function: Callable, probes: Sequence[Probe], rtol: float) -> str:
