@@ -12,19 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mbnp.grading.changes import (
-    REDUCE,
-    Change,
-    Kind,
-    Place,
-    change_of,
-    places,
-    places_in,
-    put,
-    small_in_sum,
-    together,
-    uses,
-)
+from mbnp.grading.changes import REDUCE, Change, Kind, Place, change_of, places, put, small_in_sum, together, uses
 
 SIZE = "a number where a size belongs"
 OUTSIDE = "indices outside of the array: a negative one counts from its end, and one too large fails"
@@ -123,7 +111,7 @@ def _exchanged(function: ast.FunctionDef, names: Sequence[str]) -> Iterator[Chan
         if not isinstance(node, ast.Assign | ast.AugAssign | ast.Return):
             continue
         for a, b in itertools.combinations(names, 2):
-            found = [place for place in places_in(node) if ast.unparse(place[3]) in (a, b)]
+            found = [place for place in places(node) if ast.unparse(place[3]) in (a, b)]
             if len({ast.unparse(place[3]) for place in found}) == 2:
                 kind = Kind("", f"`{a}` and `{b}` are exchanged", 2, 1)
                 text = ast.unparse(node)

@@ -61,7 +61,7 @@ RULES: list[tuple[Any, ...]] = [
     ("the root is left out", "a root too many", "np.sqrt(A) -> A"),
     ("a step is left out", "absolute values", "np.abs(A) -> A"),
     ("a step is left out", "a step too many", "np.exp(A) -> A"),
-    ("a step is left out", "it is rounded", "int(A) -> A", "round(A) -> A", "round(A, B) -> A", "np.round(A, B) -> A"),
+    ("a step is left out", "it is rounded", "int(A) -> A", "round(A, *X) -> A", "np.round(A, *X) -> A"),
     ("", "it is rounded to the nearest whole number, and should be rounded up", "round(A / B) -> -(-A // B)"),
     ("", "degrees: np.cos and np.sin take radians", "180 -> np.pi"),
     ("it is not clipped", "it is clipped, and should not be", "np.clip(A, B, C) -> A"),
@@ -315,12 +315,7 @@ def _cut(text: str, other: str = "", most: int = 70) -> str:
 Place = tuple[Any, str, int | None, ast.expr]  # a node, its field, where in it if that is a list, and what stands there
 
 
-def places(function: ast.FunctionDef) -> Iterator[Place]:
-    """Yield each place of the function where an expression is read."""
-    yield from places_in(function)
-
-
-def places_in(function: ast.AST) -> Iterator[Place]:
+def places(function: ast.AST) -> Iterator[Place]:
     """Yield each place of a function or a statement where an expression is read."""
     for owner in ast.walk(function):
         for field, value in ast.iter_fields(owner):
@@ -372,7 +367,7 @@ def _fitting(node: ast.expr, names: Sequence[str], kinds: Mapping[str, str]) -> 
     """Return the names that may be missing beside an expression: numbers beside numbers, arrays beside arrays."""
     inside = {kinds.get(part.id) for part in ast.walk(node) if isinstance(part, ast.Name)} - {None}
     if inside == {"int"}:
-        return [name for name in names if kinds.get(name, "int") in ("int", "float")]
+        return [name for name in names if kinds.get(name, "int") == "int"]
     return [name for name in names if kinds.get(name) != "int"] if "array" in inside else list(names)
 
 

@@ -104,7 +104,7 @@ def _compare_one(exercise: Any, trial: Trial, name: str, expected: Any, got: Any
         trial.only_type = True
     elif array.shape != wanted.shape:
         trial.problem = f"{it} has the shape {array.shape}, expected {wanted.shape}"
-        trial.likely = _guess_shape(array.shape, wanted.shape)
+        trial.likely = (_form(got) if isinstance(got, tuple) else "") or _guess_shape(array.shape, wanted.shape)
     elif (differs := differ(array, wanted, exercise.rtol)).any():
         trial.problem = _values(name or "result", array, wanted, differs)
         trial.likely = _guess(array, wanted, exercise)

@@ -55,7 +55,7 @@ ADVICE = (
     ),
     (
         r"truth value of an array",
-        "`if`, `and` and `or` take one true or false. np.where chooses for each entry; & and | join masks",
+        "`if`, `and` and `or` take one true or false. np.where chooses for each entry, and & joins masks",
     ),
     (
         r"converted to Python scalars",
@@ -85,11 +85,10 @@ def observed(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
         return "nothing is returned: is the value printed, or is `return` missing on the way that this case takes?"
     if "wrote into" in first.problem:
         return "an operation in place (-=, *=, x[...] = ...) writes into the caller's array: begin with a copy of it"
-    if first.error and (known := next((said for form, said in ADVICE if re.search(form, first.problem)), "")):
-        return known
     pairs = [pair for trial in trials if (pair := _pair(exercise, trial, first.output)) is not None]
     if not any(pair.trial is first for pair in pairs):
-        shape = _shape(exercise, first)
+        known = (said for form, said in ADVICE if first.error and re.search(form, first.problem))
+        shape = next(known, "") or _shape(exercise, first)
         where = _cases(trials, [trial for trial in trials if trial.problem])
         return "; ".join(filter(None, (shape or first.likely, where)))
     wrong = [pair for pair in pairs if pair.wrong.any()]
@@ -242,11 +241,11 @@ def _ends(wrong: Sequence[Pair]) -> str:
             ),
             (
                 "the first entries along axis {} are right, and none after them: look at what changes there",
-                lambda m: m[-2:].all() and 2 <= (at := int(m.argmax())) and m[at:].all(),
+                lambda m: m[-2:].all() and (at := int(m.argmax())) >= 2 and m[at:].all(),
             ),
             (
                 "the last entries along axis {} are right, and none before them: look at what changes there",
-                lambda m: m[:2].all() and 2 <= (at := int(m[::-1].argmax())) and m[: len(m) - at].all(),
+                lambda m: m[:2].all() and (at := int(m[::-1].argmax())) >= 2 and m[: len(m) - at].all(),
             ),
         ):
             if all(holds(mask) for mask in masks):

@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from mbnp import cli, grading, tables, translation
-from mbnp.grading import hints
+from mbnp.grading import hints, observe
 
 SAY = "mbnp.grading"
 ROWS = [
@@ -35,6 +35,10 @@ def test_every_mistake_of_a_lesson_has_its_chinese(lesson, chinese):
     messages = [message for number, message in MESSAGES if number == lesson]
     assert messages
     assert [message for message in messages if chinese(message) == message] == []
+
+
+def test_advice_about_errors_has_its_chinese(chinese):
+    assert [said for _, said in observe.ADVICE if chinese(said) == said] == []
 
 
 def test_rows_are_whole():

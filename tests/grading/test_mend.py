@@ -113,6 +113,68 @@ def likely(name, *changes):
     return outcome.likely
 
 
+# Whole wrong answers, for what is wrong in more places than one; words of the message.
+CYCLE = """
+def one_cycle(peak, total, warm):
+    start, end = peak / 25, peak / 25 / 10_000
+    top = warm * total - 1
+    t = np.arange(total)
+    up = start + (peak - start) * (1 - np.cos(np.pi * t / top)) / 2
+    down = peak + (end - peak) * (1 - np.cos(np.pi * (t - top) / (total - 1 - top))) / 2
+    return np.where(t <= top, up, down)
+"""
+CROP = """
+def mirror_and_crop(images, top, left, mirrored, pad):
+    N, H, W, C = images.shape
+    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    out = np.empty_like(images)
+    for n in range(N):
+        crop = padded[n, top[n] : top[n] + H, left[n] : left[n] + W]
+        if mirrored[n]:
+            crop = crop[:, ::-1]
+        out[n] = crop
+    return out
+"""
+MACS = """
+def separable_macs(H, W, K, c_in, c_out, stride):
+    P = K // 2
+    OH, OW = (H + 2 * P - K) // stride + 1, (W + 2 * P - K) // stride + 1
+    return OH * OW * (K * K * c_in + c_in * c_out)
+"""
+MATMUL = """
+def pointwise(x, w):
+    N, H, W, C = x.shape
+    y = np.zeros((N, H, W, w.shape[1]), x.dtype)
+    for c in range(C):
+        y += x[..., c : c + 1] * w[c]
+    return y
+"""
+LOSS = """
+def loss_gradient(logits, labels):
+    z = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = z / z.sum(axis=1, keepdims=True)
+    p[np.arange(len(labels)), labels] -= 1
+    return p / len(labels)
+"""
+BATCH_DX = """
+def batchnorm_dx(dy, x, gamma, eps):
+    a = (0, 1, 2)
+    M = x.size // x.shape[3]
+    s = np.sqrt(x.var(axis=a, keepdims=True) + eps)
+    xhat = (x - x.mean(axis=a, keepdims=True)) / s
+    dgamma, dbeta = (dy * xhat).sum(axis=a, keepdims=True), dy.sum(axis=a, keepdims=True)
+    return gamma / s * (dy - dbeta / M - xhat * dgamma / M)
+"""
+RIGHT |= {
+    "one_cycle": CYCLE,
+    "mirror_and_crop": CROP,
+    "separable_macs": MACS,
+    "pointwise": MATMUL,
+    "loss_gradient": LOSS,
+    "batchnorm_dx": BATCH_DX,
+}
+
+
 @pytest.fixture
 def patient(monkeypatch):
     """Give the search the time that it has on a machine that does nothing else."""
@@ -266,6 +328,143 @@ def test_a_fault_speaks_in_the_readers_names():
     assert fault.said({}) == "sign: look at where `x` is used"
     fault = faults.Fault("a factor: `m` where `x * 2 * m` belongs", solution, [("x * 2 * m", "m")], solution)
     assert fault.said({"v": "v"}) == "a factor: `x` and `2` are missing at one place"
+
+
+# As a newcomer wrote them; each is found in the time that there is.
+WRITTEN = [
+    (
+        "one_cycle",
+        [("np.cos", "np.sin")],
+        "another function: all cases come out right with `1 - np.cos(np.pi * t / top)`",
+    ),
+    ("one_cycle", [("np.pi", "180")], "degrees: np.cos and np.sin take radians"),
+    ("one_cycle", [("np.pi", "np.pi / 2"), (") / 2\n", ")\n")], "a quarter of a cosine or sine"),
+    ("one_cycle", [("(total - 1 - top)", "(total - 1)")], "its fraction is divided by all steps"),
+    ("one_cycle", [("(t - top) / (total - 1 - top)", "t / (total - 1)")], "its fraction is counted from step 0"),
+    ("one_cycle", [("np.where(t <= top, up, down)", "up")], "the way up goes on"),
+    ("one_cycle", [(") / 2\n", ")\n")], "it is not halved: all cases come out right with `(peak - start) / 2 *"),
+    (
+        "one_cycle",
+        [
+            ("np.where(t <= top, up, down)", "np.concatenate([up, down])"),
+            (
+                "start + (peak - start) * (1 - np.cos(np.pi * t / top)) / 2",
+                "np.linspace(start, peak, int(warm * total))",
+            ),
+            (
+                "peak + (end - peak) * (1 - np.cos(np.pi * (t - top) / (total - 1 - top))) / 2",
+                "np.linspace(peak, end, total - len(up))",
+            ),
+        ],
+        "the two halves are straight lines, and both have the peak",
+    ),
+    (
+        "mirror_and_crop",
+        [("crop[:, ::-1]", "np.flip(crop)")],
+        "with `np.flip(crop, axis=1)` in place of `np.flip(crop)`",
+    ),
+    ("mirror_and_crop", [("mirrored[n]", "mirrored.any()")], "one of them was meant, and not any or all of them"),
+    ("mirror_and_crop", [("    return out", "        return out")], "early return"),
+    (
+        "mirror_and_crop",
+        [("            crop = crop[:, ::-1]", "            continue")],
+        "np.empty has what was in memory before",
+    ),
+    (
+        "mirror_and_crop",
+        [
+            ("            crop = crop[:, ::-1]", "            pass"),
+            ("return out", "out[mirrored] = out[mirrored][:, ::-1]\n    return out"),
+        ],
+        "[:, :, ::-1] of a batch (N, H, W, C)",
+    ),
+    ("separable_macs", [("P = K // 2", "P = 0")], "padding: there is none"),
+    ("separable_macs", [("P = K // 2", "P = 1")], "padding: it is 1, which is right for K = 3 only"),
+    (
+        "separable_macs",
+        [
+            ("(H + 2 * P - K) // stride + 1", "round(H / stride)"),
+            ("(W + 2 * P - K) // stride + 1", "round(W / stride)"),
+        ],
+        "it is rounded to the nearest whole number, and should be rounded up",
+    ),
+    ("pointwise", [("y +=", "y ="), (", x.dtype)", ")")], "`y += x[..., c:c + 1] * w[c]` in place of `y = x[..., c:c"),
+    (
+        "pointwise",
+        [
+            (
+                "    y = np.zeros((N, H, W, w.shape[1]), x.dtype)\n    for c in range(C):\n",
+                "    for c in range(C):\n        y = np.zeros((N, H, W, w.shape[1]), x.dtype)\n",
+            )
+        ],
+        "this starts anew at every step of the loop: `y = np.zeros((N, H, W, w.shape[1]), x.dtype)`",
+    ),
+    (
+        "receptive_field",
+        [("for k, s", "for s, k")],
+        "order: two are exchanged: all cases come out right with `(k, s)` in",
+    ),
+    ("loss_gradient", [("p[np.arange(len(labels)), labels] -= 1", "p -= 1")], "1 is subtracted for every class"),
+    (
+        "loss_gradient",
+        [("logits - logits.max(axis=1, keepdims=True)", "np.clip(logits, -50, 50)")],
+        "the logits are clipped",
+    ),
+    (
+        "batchnorm_dx",
+        [("a = (0, 1, 2)", "a = -1"), ("x.size // ", "")],
+        "mean and variance over the channels of each pixel",
+    ),
+    ("batchnorm_dx", [("* dgamma / M)", "* dgamma / M), dgamma, dbeta")], "the first one is right: return it alone"),
+    ("running_statistics", [("momentum * v", "momentum * v, m")], "the first 2 are right: return only these"),
+    ("batchnorm_forward", [("return ", "return x, ")], "return it alone"),
+    (
+        "conv_pixel",
+        [("return total", "return round(total, 3)")],
+        "it is rounded: all cases come out right with `total`",
+    ),
+    (
+        "conv_pixel",
+        [("0 <= r < H", "0 <= r < x.shape[1]"), ("0 <= s < W", "0 <= s < x.shape[0]")],
+        "another index: all cases come out right with `0 <= r < x.shape[0]`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "words"), WRITTEN)
+def test_what_was_written_is_named(name, changes, words):
+    assert words in likely(name, *changes)
+
+
+RAISED = [
+    ("batchnorm_forward", [("(0, 1, 2)", "-1")], "lengths from the last axis on"),
+    ("convolve", [("part @ w[u, v]", "part @ w[u, v, :2]")], "a matrix product sums over"),
+    ("conv_pixel", [("H, W, C = x.shape", "H, W = x.shape")], "one name for each value"),
+    (
+        "depthwise",
+        [("xp = np.pad(x, ((0, 0), (padding", "xp = np.pad(x, ((padding")],
+        "np.pad takes a pair for each axis",
+    ),
+    (
+        "depthwise",
+        [("np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))", "np.pad(x, padding)")],
+        "axes of different lengths",
+    ),
+    ("depthwise", [(", axis=(1, 2))", ")")], "the axes of the window"),
+    (
+        "mirror_and_crop",
+        [("for n in range(N):", "for n in [0]:"), ("top[n] : top[n]", "top : top")],
+        "one whole number belongs",
+    ),
+    ("one_cycle", [("np.where(t <= top, up, down)", "up if t <= top else down")], "np.where chooses for each entry"),
+    ("pareto_front", [("res.append(not", "res = res.append(not")], "return None"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "words"), RAISED)
+def test_an_error_of_numpy_has_advice(name, changes, words, monkeypatch):
+    monkeypatch.setattr("mbnp.grading.diagnose.SECONDS", 0.01)  # nothing else is to be found
+    assert words in likely(name, *changes)
 
 
 OBSERVED = [

@@ -308,9 +308,9 @@ def _suppress_cases(seed: int) -> list[Case]:
         labels[1] = labels[0]
         cases.append({"boxes": boxes, "scores": scores, "labels": labels, "limit": limit})
     # One of each class, with two scores: an unstable sort exchanges equal ones only where there are many.
-    n = np.arange(24)
-    scores = np.where(n % 2, 0.75, 0.5).astype(np.float32)
-    return [*cases, {"boxes": near[0 * n], "scores": scores, "labels": n, "limit": 0.5}]
+    each = np.arange(24)
+    scores = np.where(each % 2, 0.75, 0.5).astype(np.float32)
+    return [*cases, {"boxes": near[0 * each], "scores": scores, "labels": each, "limit": 0.5}]
 
 
 def _falling(scores):
