@@ -251,11 +251,12 @@ def _decode_all(part: Path, plan: _Plan, shape: tuple[int, ...], progress: Progr
     progress(0, len(files))
     with images.quiet(), _pool(processes and len(files) >= _WORTH_IT) as pool:
         try:
-            chunks = [files[start:end] for start, end in zip(starts, ends, strict=True)]
+            # Not `pool.map`, which cancels what is left by itself when it is interrupted: until Python 3.12 the pool's
+            # own thread, which sees its processes end by the same Ctrl-C, then fails with a traceback.
             with starting():
-                results = pool.map(some, starts, chunks)
-            for end, result in zip(ends, results, strict=True):
-                done.append(result)
+                coming = [pool.submit(some, start, files[start:end]) for start, end in zip(starts, ends, strict=True)]
+            for end, future in zip(ends, coming, strict=True):
+                done.append(future.result())
                 progress(end, len(files))
                 if len(done) % _FLUSHED == 0:
                     stored.flush()  # to disk meanwhile, or all of it would have to be waited for at the end
