@@ -176,7 +176,8 @@ class _Matcher:
         """Match a shortcut without parameters, of channels that fill vectors: else these would reach into the zeros."""
         sample = layers[0][1]
         stride, out = window.pair("stride", sample.stride), sample.output_shape(shape[1:])
-        if stride[0] != stride[1] or padded(shape[3], self.dtype) != shape[3]:
+        fewer = out[2] < shape[3]  # which the layer itself refuses
+        if fewer or stride[0] != stride[1] or padded(shape[3], self.dtype) != shape[3]:
             return None
         return self._made(layers, 1, kind="sample", inputs=(source,), shape=(shape[0], *out), layer=sample)
 

@@ -110,7 +110,7 @@ class FusedNetwork(Network):
 
     def grids(self) -> list[tuple[int, int]]:
         """Return rows and columns of the feature maps with heads, likewise."""
-        return self._grids.get((self.resolution, self.channels), lambda _: self.reference.grids())
+        return list(self._grids.get((self.resolution, self.channels), lambda _: self.reference.grids()))
 
     def gradients(self, x: np.ndarray, dlogits: np.ndarray) -> dict[str, np.ndarray]:
         """Return the gradient at every layer's output, from the reference network: the engine keeps few of them."""
