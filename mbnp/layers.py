@@ -540,6 +540,8 @@ class Subsample(Layer):
     kind = "subsample"
 
     def __init__(self, c_in: int, c_out: int, stride: Size = 1) -> None:
+        if c_out < c_in:
+            raise MbnpError(f"Subsample adds channels of zeros and takes none away, got {c_in} in and {c_out} out")
         self.stride = stride
         self.before = (c_out - c_in) // 2
         self.after = c_out - c_in - self.before

@@ -253,6 +253,11 @@ def test_flatten_orders_its_entries_as_it_is_told():
         Flatten(order="WHC")
 
 
+def test_a_shortcut_to_fewer_channels_is_refused():
+    with pytest.raises(MbnpError, match="takes none away, got 32 in and 16 out"):
+        Subsample(32, 16, 2)
+
+
 def test_pad_puts_zeros_where_it_says():
     x = np.ones((1, 2, 2, 1))
     y = Pad(((1, 0), (0, 2)), (2, 1))(x)

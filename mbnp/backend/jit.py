@@ -82,6 +82,7 @@ class _KernelLibrary(JITCodeLibrary):
 
     Numba leaves them visible, by names with a number that each process counts for itself. Of two kernels that were
     compiled by two processes and are loaded by a third, one would run a part of the other's where the names are alike.
+    The kernel's own name stays visible: it has to be one of its module.
     """
 
     def _finalize_final_module(self) -> None:
@@ -92,12 +93,14 @@ class _KernelLibrary(JITCodeLibrary):
 
 
 class _KernelCompiler(Compiler):
+    """Numba's compiler, with another class of library."""
+
     library: type[JITCodeLibrary] = _KernelLibrary
 
     def define_pipelines(self) -> Any:
         state = self.state
         state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.library.enable_object_caching()
+        state.library.enable_object_caching()  # as Numba did with the one that this replaces
         return super().define_pipelines()
 
 

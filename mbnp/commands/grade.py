@@ -83,7 +83,7 @@ def _grade(
     else:
         now = {outcome.name for outcome in report.outcomes if outcome.status == "solved"}
         if before := [name for name in kept[report.lesson].solved if name not in now]:
-            console.print(Text(tables.hang(_say(f"solved before, which is remembered: {', '.join(before)}"))))
+            console.print(Text(tables.hang(_say(f"solved before, and remembered: {', '.join(before)}"))))
         if report.solved:
             _lead(console, kept, report)
     return report

@@ -251,8 +251,8 @@ def _decode_all(part: Path, plan: _Plan, shape: tuple[int, ...], progress: Progr
     progress(0, len(files))
     with images.quiet(), _pool(processes and len(files) >= _WORTH_IT) as pool:
         try:
-            # Not `pool.map`, which cancels what is left by itself when it is interrupted: until Python 3.12 the pool's
-            # own thread, which sees its processes end by the same Ctrl-C, then fails with a traceback.
+            # Not `pool.map`: at Ctrl-C it cancels what is left in this thread, and until Python 3.12 the pool's own,
+            # which sees its processes end by the same Ctrl-C, fails at that. `shutdown` below lets that one cancel.
             with starting():
                 coming = [pool.submit(some, start, files[start:end]) for start, end in zip(starts, ends, strict=True)]
             for end, future in zip(ends, coming, strict=True):

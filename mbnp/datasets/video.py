@@ -32,7 +32,7 @@ from mbnp.errors import MbnpError
 
 RATE = 25.0  # frames a second, where nothing says it
 WAITING = 4
-TOGETHER = 2  # frames that a thread hands over at a time: each time both threads wait for their turn in Python
+TOGETHER = 2  # frames that a thread hands over at a time: each time both threads wait for Python's lock
 LONGEST = 5.0  # seconds that a camera may take to the next frame, when nobody wants it any more
 TICKS = 10_000  # of a second, in the files that are written
 SMALL = 640 * 480  # pixels of a frame that one thread decodes
@@ -205,7 +205,7 @@ def ahead(frames: Source, waiting: int = WAITING, stop: threading.Event | None =
     """
     stop = stop or threading.Event()
     together = 1 if frames.live or waiting <= TOGETHER else TOGETHER
-    # Of those that were handed over last, all but one wait, too.
+    # All but one of the frames that were handed over last still wait, too.
     ready: queue.Queue[Any] = queue.Queue(1 if frames.live else (waiting - together + 1) // together)
 
     def put(item: Any, replace: bool) -> None:
@@ -221,7 +221,6 @@ def ahead(frames: Source, waiting: int = WAITING, stop: threading.Event | None =
 
     def read() -> None:
         part: list[Frame] = []
-        end: BaseException | None = None
         try:
             for frame in frames:
                 part.append(frame)
@@ -230,27 +229,24 @@ def ahead(frames: Source, waiting: int = WAITING, stop: threading.Event | None =
                     part = []
                 if stop.is_set():
                     return
+            put([*part, None], replace=False)
         except BaseException as error:
-            end = error
-        put(part, replace=False)
-        put(end, replace=False)
+            put([*part, error], replace=False)
 
     reader = threading.Thread(target=read, name="frames", daemon=True)
     reader.start()
     try:
         while not stop.is_set():
             try:
-                item = ready.get(timeout=0.1)
+                part = ready.get(timeout=0.1)
             except queue.Empty:
                 continue
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            for frame in item:
-                yield frame
-                if stop.is_set():
+            for item in part:
+                if item is None or stop.is_set():
                     return
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
     finally:
         stop.set()
         reader.join(LONGEST)

@@ -119,6 +119,7 @@ class _Matcher:
             found = self._average(rest, source, shape, flat) or self._weighted(rest, source, shape, flat)
             found = found or self._residual(rest, source, shape, flat) or self._gate(rest, source, shape, flat)
             found = found or self._largest(rest, source, shape, flat) or self._pyramid(rest, source, shape, flat)
+            found = found or self._sample(rest, source, shape, flat)
             found = found or self._activation(rest, source, shape, flat) or self._layer(rest, source, shape, flat)
             self.operations.append(found)
             source, shape, flat = len(self.operations), found.shape, found.flat
@@ -162,8 +163,6 @@ class _Matcher:
 
     def _largest(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
         pool = layers[0][1]
-        if type(pool) is Subsample and not flat:
-            return self._sample(layers, source, shape)
         if type(pool) is not MaxPool or flat:
             return None
         stride = window.pair("stride", pool.options["stride"])
@@ -172,14 +171,16 @@ class _Matcher:
         out = (shape[0], *pool.output_shape(shape[1:]))
         return self._made(layers, 1, kind="largest", inputs=(source,), shape=out, layer=pool)
 
-    def _sample(self, layers: Sequence, source: int, shape: Shape) -> Operation | None:
-        """Match a shortcut without parameters, of channels that fill vectors: else these would reach into the zeros."""
+    def _sample(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
+        """Match a shortcut without parameters, if its channels fill vectors: part of one would overwrite the zeros."""
         sample = layers[0][1]
-        stride, out = window.pair("stride", sample.stride), sample.output_shape(shape[1:])
-        fewer = out[2] < shape[3]  # which the layer itself refuses
-        if fewer or stride[0] != stride[1] or padded(shape[3], self.dtype) != shape[3]:
+        if type(sample) is not Subsample or flat or padded(shape[3], self.dtype) != shape[3]:
             return None
-        return self._made(layers, 1, kind="sample", inputs=(source,), shape=(shape[0], *out), layer=sample)
+        stride = window.pair("stride", sample.stride)
+        if stride[0] != stride[1]:
+            return None
+        out = (shape[0], *sample.output_shape(shape[1:]))
+        return self._made(layers, 1, kind="sample", inputs=(source,), shape=out, layer=sample)
 
     def _residual(self, layers: Sequence, source: int, shape: Shape, flat: bool) -> Operation | None:
         (name, residual), *after = layers[:2]

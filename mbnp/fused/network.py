@@ -67,7 +67,7 @@ class _Nothing:
 
 
 class FusedNetwork(Network):
-    """What `convert` returns. Everything but forward and backward is the reference network's own."""
+    """What `convert` returns: the reference network's own, but for forward and backward, and shapes once worked out."""
 
     reference: Network
     readable = renamed.attribute("readable", "reference")
@@ -106,11 +106,13 @@ class FusedNetwork(Network):
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape that an image of a shape becomes: worked out once, since each step and frame asks."""
-        return self._shapes.get(tuple(shape), self.reference.output_shape)
+        with backend.one_pool():  # a cache is for one thread at a time
+            return self._shapes.get(tuple(shape), self.reference.output_shape)
 
     def grids(self) -> list[tuple[int, int]]:
         """Return rows and columns of the feature maps with heads, likewise."""
-        return list(self._grids.get((self.resolution, self.channels), lambda _: self.reference.grids()))
+        with backend.one_pool():
+            return list(self._grids.get((self.resolution, self.channels), lambda _: self.reference.grids()))
 
     def gradients(self, x: np.ndarray, dlogits: np.ndarray) -> dict[str, np.ndarray]:
         """Return the gradient at every layer's output, from the reference network: the engine keeps few of them."""

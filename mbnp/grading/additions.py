@@ -196,8 +196,9 @@ def _single(function: ast.FunctionDef, names: Sequence[str]) -> Iterator[Change]
     for place in places(function):
         func = getattr(place[3], "func", None)
         if isinstance(func, ast.Attribute) and func.attr in ("any", "all"):
+            array = next(iter(place[3].args), func.value)  # type: ignore[attr-defined]  # np.any(x), and x.any()
             for name in names:
-                new = ast.Subscript(func.value, ast.Name(name, ast.Load()), ast.Load())
+                new = ast.Subscript(array, ast.Name(name, ast.Load()), ast.Load())
                 yield change_of(place, new, Kind("", "one of them was meant, and not any or all of them", 1, 1))
 
 

@@ -462,15 +462,18 @@ def _block(lines: list[str], at: int) -> tuple[int, int]:
 
 def _end_of_body(lines: list[str], at: int) -> int:
     """Return where a body that is not indented ends: at the next definition, or at two empty lines."""
-    while at < len(lines) and not re.match(r"(async def|def|class)\b|@", lines[at]) and any(lines[at - 1 : at + 1]):
-        at += 1
-    return at
+    for end in range(at, len(lines)):
+        if re.match(r"(async def|def|class)\b|@", lines[end]) or not "".join(lines[end - 1 : end + 1]).strip():
+            return end
+    return max(at, len(lines))
 
 
 def _not_indented(what: str, before: list[ast.stmt]) -> str:
     """Return what to do about a statement that returns, or uses an argument, as it belongs to the function above it."""
     above = next((node for node in reversed(before) if isinstance(node, ast.FunctionDef)), None)
     lost = re.search(r"'return' outside function|name '(\w+)' is not defined", what)
+    if above and any(isinstance(node, ast.Return) for node in ast.walk(above)):
+        return ""  # that one has its body
     if above and lost and lost[1] in [None, *(argument.arg for argument in above.args.args)]:
         return f": indent it, with the rest of the body of `def {above.name}`"
     return ""

@@ -240,11 +240,13 @@ def _ends(wrong: Sequence[Pair]) -> str:
                 lambda m: len(m) > 2 and m[::2].all() != m[1::2].all() == m[1::2].any(),
             ),
             (
-                "the first entries along axis {} are right, and none after them: look at what changes there",
+                "the first entries along axis {} are right, and in each after them something is wrong: look at what "
+                "changes there",
                 lambda m: m[-2:].all() and (at := int(m.argmax())) >= 2 and m[at:].all(),
             ),
             (
-                "the last entries along axis {} are right, and none before them: look at what changes there",
+                "the last entries along axis {} are right, and in each before them something is wrong: look at what "
+                "changes there",
                 lambda m: m[:2].all() and (at := int(m[::-1].argmax())) >= 2 and m[: len(m) - at].all(),
             ),
         ):

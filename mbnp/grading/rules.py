@@ -78,31 +78,31 @@ def another(case: Mapping[str, Any]) -> dict[str, Any]:
 def unsteady(function: Callable, case: Mapping[str, Any], rtol: float) -> str:
     """Say why a wrong function returns something else for the same arguments, if it does; or nothing."""
     with contextlib.suppress(Exception):
-        first, again = (_called(function, case)[1] for _ in range(2))
-        if alike(first, again, rtol):
-            return ""
-        with filled_empty():
+        with filled_empty(0):
             first, again = (_called(function, case)[1] for _ in range(2))
-        return UNFILLED if alike(first, again, rtol) else REMEMBERS
+        if not alike(first, again, rtol):
+            return REMEMBERS
+        with filled_empty():
+            return "" if alike(first, _called(function, case)[1], rtol) else UNFILLED
     return ""
 
 
 @contextlib.contextmanager
-def filled_empty() -> Iterator[None]:
-    """Let np.empty hold no older result by chance, but what is in no right one."""
+def filled_empty(value: float = np.nan) -> Iterator[None]:
+    """Let np.empty hold no older result by chance, but one value: NaN (in integers 99) is in no right result."""
     known = {name: getattr(np, name) for name in ("empty", "empty_like")}
-    vars(np).update({name: _filled(function) for name, function in known.items()})
+    vars(np).update({name: _filled(function, value) for name, function in known.items()})
     try:
         yield
     finally:
         vars(np).update(known)
 
 
-def _filled(function: Callable) -> Callable:
+def _filled(function: Callable, value: float) -> Callable:
     def make(*arguments: Any, **options: Any) -> np.ndarray:
         array = function(*arguments, **options)
         if array.dtype.kind in "biufc":
-            array.fill(np.nan if array.dtype.kind in "fc" else 99)
+            array.fill(99 if np.isnan(value) and array.dtype.kind in "biu" else value)
         return array
 
     return make

@@ -1,8 +1,10 @@
 """The cache of kernels: damage is noticed, and what several processes have put there goes together."""
 
+import collections
 import errno
 import importlib.util
 import os
+import pkgutil
 import random
 import re
 import subprocess
@@ -15,7 +17,7 @@ from numba.core import config
 
 import mbnp
 from mbnp import backend, storage
-from mbnp.backend.jit import _Cache, _said
+from mbnp.backend.jit import Kernel, _Cache, _said
 from tests.tally import NIGHTLY
 
 pytestmark = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled, nor cached")
@@ -129,17 +131,11 @@ once, twice = made_for(1), made_for(2)
 
 @backend.jit
 def add_once(x):
-    once(x, 1.5)
-    once(x[1:], 2.5)
-    once(x[2:], 3.5)
-    once(x[:2], x[0])
+    once(x, 1.5); once(x[1:], 2.5); once(x[2:], 3.5); once(x[:2], x[0])
 
 @backend.jit
 def add_twice(x):
-    twice(x, 1.5)
-    twice(x[1:], 2.5)
-    twice(x[2:], 3.5)
-    twice(x[:2], x[0])
+    twice(x, 1.5); twice(x[1:], 2.5); twice(x[2:], 3.5); twice(x[:2], x[0])
 
 for name in sys.argv[1:]:
     x = np.ones(4)
@@ -164,6 +160,18 @@ def test_no_kernel_runs_a_part_that_another_process_compiled(tmp_path):
     alone = lines("add_once") + lines("add_twice")
     assert alone[0] != alone[1]
     assert lines("add_once", "add_twice") == alone
+
+
+def test_kernels_have_names_of_their_own():
+    """Those are what others are linked with by: see `_KernelLibrary`."""
+    named = collections.defaultdict(set)
+    for info in pkgutil.walk_packages(mbnp.__path__, "mbnp."):
+        if info.name != "mbnp.__main__":
+            for found in vars(importlib.import_module(info.name)).values():
+                if isinstance(found, Kernel):
+                    named[found.py_func.__module__, found.py_func.__qualname__].add(id(found))
+    assert ("mbnp.fused.kernels.conv", "conv_forward") in named
+    assert not [name for name, kernels in named.items() if len(kernels) > 1]
 
 
 @pytest.mark.parametrize("inside", [None, "something"])

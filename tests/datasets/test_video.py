@@ -339,13 +339,14 @@ def readers():
     return [thread for thread in threading.enumerate() if thread.name == "frames"]
 
 
-def test_frames_come_in_order_and_only_so_many_wait():
-    source = Counted(50)
-    for i, frame in enumerate(video.ahead(source, waiting=3)):
+@pytest.mark.parametrize("waiting", range(1, 6))
+def test_frames_come_in_order_and_only_so_many_wait(waiting):
+    source, in_hand = Counted(51), 1 if waiting < 3 else 2
+    for i, frame in enumerate(video.ahead(source, waiting=waiting)):
         assert frame.time == i
         time.sleep(0.002)
-        assert source.read <= i + 1 + 3 + 2  # those that were taken, that wait, and two that wait to wait
-    assert i == 49
+        assert source.read <= i + 1 + waiting + in_hand  # those that were taken, that wait, and that wait to wait
+    assert i == 50
     assert not readers()
 
 
@@ -364,10 +365,12 @@ def test_who_stops_early_leaves_no_thread():
     assert not readers()
 
 
-def test_what_fails_in_the_thread_fails_for_the_reader():
+@pytest.mark.parametrize("good", [0, 6, 7])
+def test_what_fails_in_the_thread_fails_for_the_reader(good):
     seen = []
     with pytest.raises(OSError, match="unplugged"):
-        seen.extend(frame.time for frame in video.ahead(Counted(50, fails_at=7)))
+        seen.extend(frame.time for frame in video.ahead(Counted(50, fails_at=good)))
+    assert seen == list(range(good))
     assert not readers()
 
 

@@ -800,10 +800,6 @@ def test_layers_that_the_kernels_do_not_know_run_as_they_are():
     assert_gradients(found, gradients(net), 1e-6)
 
 
-def test_a_shortcut_to_fewer_channels_is_left_to_its_layer():
-    assert kinds(fused.convert(chain([Pointwise(3, 32), Subsample(32, 16, 2)])))[-1] == "its own layer"
-
-
 def test_the_report_is_a_line_a_step():
     report = fused.convert(models.create("resnet20")).report().splitlines()
     assert report[0] == "conv           conv1 + bn1 + relu1"

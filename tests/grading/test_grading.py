@@ -193,6 +193,13 @@ def test_half_a_file_says_what_is_there(tmp_path, capsys, text, said):
     assert shown.count("line 4") <= 1  # told once
 
 
+def test_a_line_of_ones_own_below_a_whole_function_is_not_said_to_be_its_body(tmp_path, capsys):
+    _, lines, _ = grade(tmp_path, capsys, SIZE + HALF + "    return 0\nprint(conv_pixel(x, 1, 0, 0, 0, 1, 0))\n")
+    shown = " ".join(" ".join(lines).split())
+    assert "NameError: name 'x' is not defined" in shown
+    assert "indent" not in shown
+
+
 def test_what_a_function_prints_is_shown_below_it(tmp_path, capsys):
     text = SIZE.replace("    return", "    print('size', size)\n    return").replace("def", "print('loaded')\n\ndef", 1)
     status, lines, _ = grade(tmp_path, capsys, text + REST)

@@ -364,6 +364,7 @@ WRITTEN = [
         "with `np.flip(crop, axis=1)` in place of `np.flip(crop)`",
     ),
     ("mirror_and_crop", [("mirrored[n]", "mirrored.any()")], "one of them was meant, and not any or all of them"),
+    ("mirror_and_crop", [("mirrored[n]", "np.any(mirrored)")], "one of them was meant, and not any or all of them"),
     ("mirror_and_crop", [("    return out", "        return out")], "early return"),
     (
         "mirror_and_crop",

@@ -62,7 +62,7 @@ def test_it_remembers_and_goes_on(tmp_path, capsys, kept):
         "  open tutorials/exercises/02.py",
     ]
     _, out = shown(capsys, "tutorials/exercises/01.py")  # the stubs, with nothing in them
-    remembered = "solved before, which is remembered: output_size, conv_pixel, convolve"
+    remembered = "solved before, and remembered: output_size, conv_pixel, convolve"
     assert out.splitlines()[-2:] == ["lesson 1: 0 of 3 solved", remembered]
     _, out = shown(capsys)
     assert "\n1          3/3\n" in out, "what was solved once stays so"

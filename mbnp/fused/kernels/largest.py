@@ -1,9 +1,9 @@
 """Max pooling: the largest of each window of an activated feature map, and its gradient back to the pixel that it was.
 
-Windows of one pixel take every stride-th pixel, which with zeros for new channels is a ResNet's shortcut of option A.
-
 Which pixel that was is found again on the way back, which is cheaper than to have stored it. A vector of channels at a
 time goes through an image; each channel has its own winner, whose number is counted in the type of z.
+
+Windows of one pixel take every stride-th pixel, which with zeros for new channels is a ResNet's shortcut of option A.
 """
 
 from typing import NamedTuple

@@ -203,7 +203,7 @@ def _average(step, n, data):
 @piece
 def _largest(step, n, data):
     C = step.C
-    pool = Pool(step.kernel, step.columns, step.stride, step.top, step.left, 0)
+    pool = Pool(step.kernel, step.columns, step.stride, step.top, step.left, 0)  # step.out is behind new channels
     for i in range(step.OH):
         for j in range(step.OW):
             p0, p1, q0, q1 = inside(pool, i, j, step.H, step.W)
