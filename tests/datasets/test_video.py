@@ -357,12 +357,13 @@ def test_who_stops_early_leaves_no_thread():
     frames.close()
     assert not readers()
     assert source.read < 10
-    stop = threading.Event()
-    for frame in video.ahead(Counted(50), stop=stop):
-        if frame.time == 5:
-            stop.set()
-    assert frame.time == 5
-    assert not readers()
+    for last in (4, 5):  # the first and the second of those that come together
+        stop = threading.Event()
+        for frame in video.ahead(Counted(50), stop=stop):
+            if frame.time == last:
+                stop.set()
+        assert frame.time == last
+        assert not readers()
 
 
 @pytest.mark.parametrize("good", [0, 6, 7])

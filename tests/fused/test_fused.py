@@ -800,6 +800,24 @@ def test_layers_that_the_kernels_do_not_know_run_as_they_are():
     assert_gradients(found, gradients(net), 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shortcut", "kind"),
+    [
+        (Subsample(16, 24, 2), "sample"),
+        (Subsample(16, 16), "sample"),
+        (Subsample(10, 12, 2), "its own layer"),  # its vectors would reach into the next pixel
+        (Subsample(16, 24, (2, 1)), "its own layer"),
+    ],
+)
+def test_shortcuts_that_the_kernel_knows(shortcut, kind):
+    channels = 10 if shortcut.before == 1 else 16
+    net = chain([Pointwise(3, channels), shortcut], resolution=6)
+    fast = fused.convert(net)
+    assert kinds(fast) == ["conv", kind]
+    x, _ = batch(2, 6, np.float32)
+    np.testing.assert_allclose(fast(x), net(x), rtol=0, atol=1e-6)
+
+
 def test_the_report_is_a_line_a_step():
     report = fused.convert(models.create("resnet20")).report().splitlines()
     assert report[0] == "conv           conv1 + bn1 + relu1"
