@@ -196,3 +196,16 @@ def test_the_fast_network_is_the_same_at_odd_sizes(width):
         with backend.use("numpy"):
             expected = net.forward(x)
         assert_close(fused.convert(net).forward(x), expected, 1e-5, f"{size}")
+
+
+def test_the_fast_network_keeps_shapes_and_no_older_ones():
+    net = small()
+    fast = fused.convert(net)
+    for size in (96, 64, 96):
+        net.resolution = size
+        for _ in range(2):
+            fast.grids().clear()  # a list of the caller's own
+            assert fast.grids() == net.grids()
+            assert fast.output_shape((size, size, 3)) == net.output_shape((size, size, 3))
+            assert fast.num_classes == net.num_classes
+    assert len({fast.output_shape((size, size, 3)) for size in (96, 64)}) == 2

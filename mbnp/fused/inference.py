@@ -218,7 +218,7 @@ class Inference:
         elif operation.kind == "average":
             step["kind"] = kernels.AVERAGE
         elif operation.kind in ("largest", "sample"):
-            step["kind"], step["out"] = kernels.LARGEST, out.at + channels_before(operation.layer)
+            step["kind"], step["before"] = kernels.LARGEST, channels_before(operation.layer)
             for name, value in zip(kernels.GEOMETRY, geometry(operation.layer, source.shape), strict=True):
                 step[name] = value
         elif operation.kind == "activation":

@@ -24,11 +24,12 @@ from mbnp.ops.matmul import ROWS, multiply
 COPY, CONV, DEPTHWISE, SEPARABLE, SUM, AVERAGE, LARGEST, ACTIVATION, GATE = range(9)
 
 # Where in the arrays a feature map begins, and from where to where its images and rows are apart: source, second (of a
-# sum or a gate) and out. Offsets of weights, biases and tables. Geometry. Depthwise of a SEPARABLE: depth_*.
+# sum or a gate) and out. Offsets of weights, biases and tables. Geometry, and channels of zeros before those of a
+# LARGEST. Depthwise of a SEPARABLE: depth_*.
 _WHOLE = """
 kind tasks images group band bands shares
 source source_image source_row H W C second second_image second_row out out_image out_row OH OW D
-weights bias kernel columns stride top left swish depth_swish
+weights bias kernel columns stride top left before swish depth_swish
 depth_weights depth_kernel depth_stride depth_top depth_left
 rows_at taps_at out_at
 """
@@ -203,11 +204,11 @@ def _average(step, n, data):
 @piece
 def _largest(step, n, data):
     C = step.C
-    pool = Pool(step.kernel, step.columns, step.stride, step.top, step.left, 0)  # step.out is behind new channels
+    pool = Pool(step.kernel, step.columns, step.stride, step.top, step.left, step.before)
     for i in range(step.OH):
         for j in range(step.OW):
             p0, p1, q0, q1 = inside(pool, i, j, step.H, step.W)
-            o = step.out + n * step.out_image + i * step.out_row + j * step.D
+            o = step.out + n * step.out_image + i * step.out_row + j * step.D + pool.before
             for c in range(0, C, BYTES // data.itemsize):
                 at = step.source + n * step.source_image + p0 * step.source_row + q0 * C + c
                 value = load(data, at)
