@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mbnp import grading
-from mbnp.grading import diagnose, faults, rules
+from mbnp.grading import child, diagnose, faults, observe, rules
 from mbnp.grading.changes import LEVELS
 from mbnp.grading.compare import alike
 from tests.grading.answers import EXERCISES, graded
@@ -441,3 +441,28 @@ def test_faults_leave_the_solution_as_it_was(name):
 def test_search_ends_in_time(monkeypatch):
     monkeypatch.setattr(diagnose, "SECONDS", 0.0)
     assert said("conv_pixel", "range(KH)", "range(1, KH)").likely == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ([0, 1, 1, 1, 1], "only the first entry along axis 0 is right: is it treated in another way than the rest?"),
+        ([1, 1, 1, 1, 0], "only the last entry along axis 0 is right: is it treated in another way than the rest?"),
+        ([1, 0, 0, 0, 1], "only the border along axis 0 is wrong: is it treated in another way than the rest?"),
+        ([1, 0, 1, 0, 1], "every other entry along axis 0 is right: is it treated in another way than the rest?"),
+        ([0, 0, 1, 1, 1], "the first entries along axis 0 are right, and in each after them something is wrong: look"),
+        ([1, 1, 1, 0, 0], "the last entries along axis 0 are right, and in each before them something is wrong: look"),
+        ([0, 1, 0, 0, 1], "only the last entry along axis 1 is right"),  # the other column
+    ],
+)
+def test_places_that_are_wrong_are_told_apart(wrong, words):
+    mask = np.array([wrong, np.zeros(5)], bool).T  # in the second column everything is right
+    pair = observe.Pair(None, mask, mask, mask)
+    assert observe._ends([pair, pair]).startswith(words)
+
+
+def test_a_body_that_is_not_indented_ends_at_two_empty_lines_or_a_definition():
+    lines = ["def f(x):", "y = x", "", "return y", "   ", "", "print(1)", "def g():"]
+    assert child._end_of_body(lines, 2) == 5
+    assert child._end_of_body([*lines[:4], "@cache", "def g():"], 2) == 4
+    assert child._end_of_body(lines[:4], 2) == 4
