@@ -220,8 +220,8 @@ class Conv(_Convolution):
         self.by_rows = self.plan.windows.flat and self.stored is None and padded(C, dtype) == C and not w.frozen
         self.by_rows = self.by_rows and self.groups * self.rows * D >= 2 * P * (C + D)
         if self.by_rows:
-            work.ask("a", P, C)
-            work.ask("dz", P, D)
+            work.ask("a", P, windows.step(C))
+            work.ask("dz", P, windows.step(D))
         work.ask("scratch", self.plan.scratch)
         work.ask("parts", self.groups, 1 if self.by_rows else self.rows, D)
         work.ask("moments", self.plan.tiles, 2, D)
@@ -256,9 +256,10 @@ class Conv(_Convolution):
         panels = -(-out.shape[3] // panel) + (len(classes) * -(-source.shape[3] // panel) if source.needed else 0)
         self.pack_arguments = self.plan.windows, classes, panels, *self.packed
         if self.by_rows:
-            self.a, self.dz = self.work.part("a", *source.shape), self.work.part("dz", P, D)
+            self.a = self.work.part("a", *source.shape[:3], windows.step(C))
+            self.dz = self.work.part("dz", P, windows.step(D))
             tables = windows.offsets(0), windows.offsets(np.arange(C) * D)
-            self.rows_arguments = self.a.reshape(P, C), self.dz, *tables, _rows(w)
+            self.rows_arguments = self.a.reshape(P, -1), self.dz, *tables, _rows(w)
 
     def _pack(self) -> None:
         """Pack the weights, unless they are of this version already."""

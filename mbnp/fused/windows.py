@@ -37,6 +37,7 @@ def plan(geometry: tuple[int, ...], source: Shape, out: Shape, pixels: int) -> P
         images=images, band=band, bands=bands, tile=images * band * OW,
         patch_rows=(band - 1) * stride + kernel, patch_columns=(OW - 1) * stride + columns,
         dz_before=before, dz_left=beside, dz_rows=rows, dz_columns=dz_columns,
+        a_step=C, dz_step=D,
     )  # fmt: skip
     patch = windows.patch_rows * windows.patch_columns * C
     scratch = images * (patch + rows * dz_columns * D)
@@ -51,20 +52,29 @@ def _pixels(windows: Windows, N: int, t: int) -> int:
     return min(windows.images, N - t * windows.images) * windows.height * windows.width
 
 
+def step(channels: int) -> int:
+    """Return how far apart the pixels of a flat tile's copies lie: a cache line of floats more than their channels.
+
+    A product across pixels reads some channels of one after another. A power of two apart, these lie in a few sets of
+    the first cache, where they push each other out.
+    """
+    return channels + 16
+
+
 def _flat(P: int, C: int, D: int, tile: int) -> Plan:
     """Return the tiles of a product over P pixels, without windows."""
     tile = min(tile, P)
     tiles = -(-P // tile)
-    windows = Windows(True, 1, 1, 1, 0, 0, 1, tile, 1, 1, 1, tile, 1, tile, 0, 0, 1, tile)
+    windows = Windows(True, 1, 1, 1, 0, 0, 1, tile, 1, 1, 1, tile, 1, tile, 0, 0, 1, tile, step(C), step(D))
     pixels, zero = np.arange(tile), offsets(0)
     kind = [[0, 1, 0, 1, 0, D, 0, 0, 0, 0]]
     tables = Tables(
         windows=offsets(pixels * C), taps=zero, out=offsets(pixels * D), weights_out=offsets(np.arange(C) * D),
-        strips=zero, strips_k=zero, classes=np.array(kind, np.int64), class_pixels=offsets(pixels * D),
+        strips=zero, strips_k=zero, classes=np.array(kind, np.int64), class_pixels=offsets(pixels * step(D)),
         class_out=offsets(pixels * C), class_taps=zero,
     )  # fmt: skip
     counts = np.minimum(tile, P - np.arange(tiles) * tile)
-    return Plan(windows, tables, tiles, tile * (C + D), counts)
+    return Plan(windows, tables, tiles, tile * (step(C) + step(D)), counts)
 
 
 def _first_taps(size: int, stride: int, before: int) -> list[tuple[int, int]]:

@@ -67,6 +67,8 @@ class Windows(NamedTuple):
     dz_left: int
     dz_rows: int
     dz_columns: int
+    a_step: int  # from pixel to pixel in a tile's copy of the input, in backward
+    dz_step: int  # and in that of dz
 
 
 class Tables(NamedTuple):

@@ -125,25 +125,24 @@ def moments_run(z, at, pixels, C, pivot, c, moments):
 
 
 @piece
-def activate_pixels(source, at, pixels, out, o):
-    """out from o on = a, z from `at` on."""
+def activate_pixels(source, at, pixels, out, o, step):
+    """out from o on = a, pixels `step` apart, z from `at` on."""
     z, C = flat(source.z), source.z.shape[3]
     for first in range(0, pixels, RUN):
         run = min(RUN, pixels - first)
         for c in range(0, C, BYTES // z.itemsize):
-            k = first * C + c
-            activate_run(source, z, at + k, run, c, out, o + k, C, RUN * C)
+            activate_run(source, z, at + first * C + c, run, c, out, o + first * step + c, step, RUN * C)
 
 
 @piece
-def gradient_pixels(g, z, at, pixels, scale_shift, coefficients, out, o):
-    """out from o on = dL/dz = k*g + c1*(z - mean) + c0, g and z from `at` on."""
+def gradient_pixels(g, z, at, pixels, scale_shift, coefficients, out, o, step):
+    """out from o on = dL/dz = k*g + c1*(z - mean) + c0, pixels `step` apart, g and z from `at` on."""
     C = scale_shift.shape[1]
     for first in range(0, pixels, RUN):
         run = min(RUN, pixels - first)
         for c in range(0, C, BYTES // z.itemsize):
-            k = first * C + c
-            gradient_run(g, z, at + k, run, scale_shift, coefficients, c, out, o + k, C, RUN * C)
+            k = at + first * C + c
+            gradient_run(g, z, k, run, scale_shift, coefficients, c, out, o + first * step + c, step, RUN * C)
 
 
 @piece
@@ -244,13 +243,13 @@ def finish_coefficients(sums, pixels, scale_shift, dgamma, dbeta, coefficients):
 @piece
 def _activate(n, source, out):
     _, H, W, C = source.z.shape
-    at = n * H * W * C
-    activate_pixels(source, at, H * W, flat(out), at)
+    at, step = n * H * W, out.shape[3]
+    activate_pixels(source, at * C, H * W, flat(out), at * step, step)
 
 
 @jit(literal=True)
 def activate(source, out):
-    """out (N, H, W, C). Reference equation: relu.forward(batchnorm.forward(z))."""
+    """out (N, H, W, C or more). Reference equation: relu.forward(batchnorm.forward(z))."""
     in_parallel(source.z.shape[0], _activate, source, out)
 
 

@@ -176,7 +176,7 @@ def _forward(t, source, packed, windows, tables, work, z, moments):
         at = t * windows.tile
         pixels = min(N * OH * OW - at, windows.tile)
         if not source.plain:
-            activate_pixels(source, at * C, pixels, scratch, 0)
+            activate_pixels(source, at * C, pixels, scratch, 0, C)
     else:
         n0, n1, first, last = _images_and_rows(windows, N, t)
         at, pixels = (n0 * OH + first) * OW, (n1 - n0) * (last - first) * OW
@@ -249,16 +249,18 @@ def _mask_pixels(at, table, pixels, n, entries, source, target, sums):
 
 
 @piece
-def _weights_backward(a, a_at, dz, dz_at, windows, tables, strips, run, C, D, first, part, soon, at_soon):
+def _weights_backward(
+    a, a_at, a_step, dz, dz_at, windows, tables, strips, run, C, D, first, part, soon, at_soon
+):  # fmt: skip
     """part (rows, D) += dw of a tile, or = of the first one: rows are taps, and k runs over the strips of pixels."""
     y, across = flat(part), windows.columns * C
     step = ROWS * 2 * (BYTES // part.itemsize) // C * windows.flat
     for n in range(0, D, 2 * BYTES // part.itemsize):
         for u in range(windows.kernel):
             multiply_across(
-                a, a_at + u * windows.patch_columns * C, tables.strips[:strips], windows.stride * C, run, dz, dz_at,
-                tables.strips_k, D, y, u * across * D, tables.weights_out, STORE if first else ADD, across, n, D, soon,
-                at_soon, step,
+                a, a_at + u * windows.patch_columns * C, tables.strips[:strips], a_step, run, dz, dz_at,
+                tables.strips_k, windows.dz_step, y, u * across * D, tables.weights_out, STORE if first else ADD,
+                across, n, D, soon, at_soon, step,
             )  # fmt: skip
         at_soon += across * run * step // ROWS
 
@@ -297,19 +299,20 @@ def _backward_flat(gradient, source, packed, windows, tables, t, first, scratch,
     P, C, D = gradient.z.size // gradient.z.shape[3], source.z.shape[3], gradient.z.shape[3]
     at = t * windows.tile
     pixels = min(P - at, windows.tile)
-    dz_at = windows.tile * C
+    dz_at = windows.tile * windows.a_step
     g, z, soon = flat(gradient.g), flat(gradient.z), (at + pixels) * D
     gradient_pixels(
-        g, z, at * D, pixels, gradient.scale_shift, gradient.coefficients, scratch,
-        dz_at,
+        g, z, at * D, pixels, gradient.scale_shift, gradient.coefficients, scratch, dz_at, windows.dz_step
     )  # fmt: skip
     if learns:
         if source.plain:
             a = flat(source.z)
-            _weights_backward(a, at * C, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part, g, soon)
+            _weights_backward(a, at * C, C, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part, g, soon)
         else:
-            activate_pixels(source, at * C, pixels, scratch, 0)
-            _weights_backward(scratch, 0, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part, g, soon)
+            activate_pixels(source, at * C, pixels, scratch, 0, windows.a_step)
+            _weights_backward(
+                scratch, 0, windows.a_step, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part, g, soon
+            )  # fmt: skip
     if target.g.size > 0:
         _input_backward(scratch, dz_at, packed, windows, tables, at * C, pixels, 0, 1, source, target, sums, z, soon)
 
@@ -325,7 +328,8 @@ def _backward_windows(gradient, source, packed, windows, tables, t, first, scrat
         _fill_input(source, windows, n0, n1, r0, r1, scratch)
         strips = (n1 - n0) * (r1 - r0)
         _weights_backward(
-            scratch, 0, scratch, dz_at, windows, tables, strips, windows.width, C, D, first, part, scratch, 0
+            scratch, 0, windows.stride * windows.a_step, scratch, dz_at, windows, tables, strips, windows.width, C, D,
+            first, part, scratch, 0,
         )  # fmt: skip
     if target.g.size > 0:
         h0 = min(H, r0 * windows.stride)
@@ -368,38 +372,38 @@ def conv_backward(gradient, source, packed, windows, tables, work, target, learn
 
 @piece
 def _differentiate(t, gradient, out):
-    P, D = out.shape
+    P, step = out.shape
     first, last = t * P // CHUNKS, (t + 1) * P // CHUNKS
     gradient_pixels(
-        flat(gradient.g), flat(gradient.z), first * D, last - first, gradient.scale_shift, gradient.coefficients,
-        flat(out), first * D,
+        flat(gradient.g), flat(gradient.z), first * gradient.z.shape[3], last - first, gradient.scale_shift,
+        gradient.coefficients, flat(out), first * step, step,
     )  # fmt: skip
 
 
 @jit(literal=True)
 def differentiate(gradient, out):
-    """out (P, D) = dz of all pixels. Reference equation: batchnorm.backward(g, z)."""
+    """out (P, D or more) = dz of all pixels. Reference equation: batchnorm.backward(g, z)."""
     in_parallel(CHUNKS, _differentiate, gradient, out)
 
 
 @piece
 def _weights_rows(t, a, dz, start, rows, dw):
-    (P, C), (_, D) = a.shape, dz.shape
+    (P, a_step), (_, dz_step), (C, D) = a.shape, dz.shape, dw.shape
     first, last = t * ROWS_A_TASK, min(C, (t + 1) * ROWS_A_TASK)
     a, dz, dw = flat(a), flat(dz), flat(dw)
     for p in range(0, P, STRETCH):
         for n in range(0, D, 2 * BYTES // dw.itemsize):
             multiply_across(
-                a, p * C + first, start, C, min(STRETCH, P - p), dz, p * D, start, D, dw, first * D, rows, ADD,
-                last - first, n, D, dz, 0, 0,
+                a, p * a_step + first, start, a_step, min(STRETCH, P - p), dz, p * dz_step, start, dz_step, dw,
+                first * D, rows, ADD, last - first, n, D, dz, 0, 0,
             )  # fmt: skip
 
 
 @jit(literal=True)
 def weights_backward(a, dz, start, rows, dw):
-    """dw (C, D) += a^T dz, a (P, C) and dz (P, D): each task makes rows of dw, for all pixels.
+    """dw (C, D) += a^T dz, a (P, C or more) and dz (P, D or more): each task makes rows of dw, for all pixels.
 
     Partial gradients, as `conv_backward` has them, are for many pixels and few weights; of many weights they would take
     more memory than a and dz. start: a table of one zero; rows: of the offsets of rows of dw.
     """
-    in_parallel(-(-a.shape[1] // ROWS_A_TASK), _weights_rows, a, dz, start, rows, dw)
+    in_parallel(-(-dw.shape[0] // ROWS_A_TASK), _weights_rows, a, dz, start, rows, dw)
