@@ -83,7 +83,7 @@ class FusedNetwork(Network):
 
     def __init__(self, net: Network) -> None:
         self.reference = net.reference if isinstance(net, FusedNetwork) else net
-        self._variables = self.reference.variables()
+        self._variables, self._generators = self.reference.variables(), self.reference.generators()
         # Nothing here leads back to this object, so that its memory is free as soon as it is dropped.
         self._operations = Cache()
         self._programs = Cache(8)  # of a full batch and the last one, their chunks, and after frozen layers, too
@@ -98,6 +98,9 @@ class FusedNetwork(Network):
 
     def variables(self) -> dict[str, Variable]:
         return dict(self._variables)
+
+    def generators(self) -> dict[str, np.random.Generator]:
+        return dict(self._generators)
 
     @property
     def dtype(self) -> np.dtype:

@@ -14,8 +14,7 @@ from mbnp.backend.vectors import padded
 from mbnp.containers import join_rows, split_rows
 from mbnp.errors import MbnpError
 from mbnp.fused import kernels, windows
-from mbnp.fused.kernels.arrays import Gradient, Source, Target, Work
-from mbnp.fused.kernels.batchnorm import Statistics
+from mbnp.fused.kernels.arrays import Gradient, Source, Statistics, Target, Work
 from mbnp.fused.kernels.depthwise import Window, is_three, scratch_vectors
 from mbnp.fused.kernels.largest import Pool
 from mbnp.fused.match import UNLIMITED, Operation, channels_before, geometry, only_convolved
@@ -161,17 +160,27 @@ class _Convolution(Step):
 
     def prepare(self) -> None:
         out, bn = self.out, self.bn
-        self.moments = self.work.part("moments", len(self.counts), 2, out.shape[3])
-        self.gradient = Gradient(out.g, out.z, out.scale_shift, self.coefficients)
+        none = np.empty(0, out.bounds.dtype)
+        pixels, normalises = np.inf, (none, none, none, none, self._bias(), 0.0, 0.0)
         self.exact = bn is None or bn.weight.frozen  # whether scale and shift are constants
-        if bn is not None:
-            running = bn.running_mean.value, bn.running_var.value
-            self.statistics = Statistics(bn.weight.value, bn.bias.value, *running, self._bias())
-            self.pixels = np.inf if self.exact else float(out.pixels)
-            self.gradients = _gradient(bn.weight), _gradient(bn.bias)
+        if bn is not None and not bn.weight.frozen:
+            batchnorm.check_count(out.pixels)
+            pixels, (mean, var) = float(out.pixels), (bn.running_mean.value, bn.running_var.value)
+            normalises = bn.weight.value, bn.bias.value, mean, var, self._bias(), bn.eps, bn.momentum
+        learned = (none, none) if bn is None else (_gradient(bn.weight), _gradient(bn.bias))
+        moments = self.work.part("moments", len(self.counts), 2, out.shape[3])
+        self._statistics = Statistics(moments, self.counts, *normalises, out.scale_shift)
+        self.gradient = Gradient(out.g, out.z, out.scale_shift, self.coefficients, out.sums, pixels, *learned)
+
+    def statistics(self) -> Statistics:
+        """Return what a kernel takes of the BatchNorm, whose eps and momentum may be others than in the last step."""
+        bn, last = self.bn, self._statistics
+        if bn is not None and not self.exact and (last.eps, last.momentum) != (bn.eps, bn.momentum):
+            self._statistics = last._replace(eps=float(bn.eps), momentum=float(bn.momentum))
+        return self._statistics
 
     def finish_forward(self) -> None:
-        """Make scale_shift: from the moments, from a frozen BatchNorm's running statistics, or from a bias alone."""
+        """Make scale_shift of a frozen BatchNorm's running statistics, or of a bias alone; else the kernel has."""
         bn, out, C = self.bn, self.out, self.out.channels
         if bn is None:
             slope, offset = self.line
@@ -181,21 +190,14 @@ class _Convolution(Step):
             mean = bn.running_mean.value - self._bias()
             out.scale_shift[:, :C] = np.stack([mean, bn.weight.value * inv, bn.bias.value, inv, 0 * inv])
         else:
-            batchnorm.check_count(out.pixels)
-            kernels.finish_statistics(
-                self.moments, self.counts, self.statistics, bn.eps, bn.momentum, out.scale_shift
-            )  # fmt: skip
             bn.running_mean.touch()
             bn.running_var.touch()
 
     def finish_backward(self) -> None:
-        """Make the coefficients of dz, and add to the gradients of BatchNorm and bias."""
-        out = self.out
-        if self.bn is not None:
-            kernels.finish_coefficients(out.sums, self.pixels, out.scale_shift, *self.gradients, self.coefficients)
+        """Add to the gradient of the bias; the kernel has added to those of BatchNorm."""
         if self.layer.bias is not None and self.exact:  # one before BatchNorm changes nothing: its gradient is 0
-            db = self.coefficients[0] * out.sums[0]
-            self.layer.bias.add_grad(db[: out.channels].astype(self.no_bias.dtype))
+            db = self.coefficients[0] * self.out.sums[0]
+            self.layer.bias.add_grad(db[: self.out.channels].astype(self.no_bias.dtype))
 
 
 class Conv(_Convolution):
@@ -213,15 +215,15 @@ class Conv(_Convolution):
         self.taps, self.rows = shape[0] * shape[1], shape[0] * shape[1] * C
         self._store(self.taps, C)
         self.groups = windows.groups(self.plan.tiles, self.rows * D)
-        self.packed = Arena(dtype, 0).array(2, self.rows * D)  # forward and transposed
+        # Forward, and transposed where it is needed.
+        self.packed = Arena(dtype, 0).array(1 + inputs[0].needed, self.rows * D)
         self.packed_from = -1  # the version of the weights
         # Of many weights and few pixels, partial gradients would take twice the memory of what they are made from.
         P, w = out.pixels, self.layer.weight
         self.by_rows = self.plan.windows.flat and self.stored is None and padded(C, dtype) == C and not w.frozen
         self.by_rows = self.by_rows and self.groups * self.rows * D >= 2 * P * (C + D)
-        if self.by_rows:
-            work.ask("a", P, windows.step(C))
-            work.ask("dz", P, windows.step(D))
+        work.ask("a", P * self.by_rows, windows.step(C))
+        work.ask("dz", P * self.by_rows, windows.step(D))
         work.ask("scratch", self.plan.scratch)
         work.ask("parts", self.groups, 1 if self.by_rows else self.rows, D)
         work.ask("moments", self.plan.tiles, 2, D)
@@ -243,49 +245,38 @@ class Conv(_Convolution):
         out, source, w = self.out, self.inputs[0], self.layer.weight
         C, D, P = source.shape[3], out.shape[3], out.pixels
         parts = self.work.part("parts", self.groups, 1 if self.by_rows else self.rows, D)
-        work = Work(self.work.scratch(), parts, self.plan.tiles)
-        shared = self.plan.windows, self.plan.tables, work
-        self.forward_arguments = self.packed[0], *shared, out.z, self.moments
+        a = self.work.part("a", source.shape[0] * self.by_rows, *source.shape[1:3], windows.step(C))
+        dz = self.work.part("dz", P * self.by_rows, windows.step(D))
+        work = Work(self.work.scratch(), parts, self.plan.tiles, a, dz)
+        shared = self.packed, self.plan.windows, self.plan.tables, work
+        self.forward_arguments = *shared, out.z
         target = self.target(0, self.groups)
         if self.apart:
             self.incoming = self.work.part("incoming", *source.shape)
             target = target._replace(g=self.incoming, add=False)
-        self.backward_arguments = self.packed[1], *shared, target, not (w.frozen or self.by_rows)
-        self.add_arguments = work.parts, self.taps, _rows(w)
-        classes, panel = self.plan.tables.classes, 2 * padded(1, out.z.dtype)
-        panels = -(-out.shape[3] // panel) + (len(classes) * -(-source.shape[3] // panel) if source.needed else 0)
-        self.pack_arguments = self.plan.windows, classes, panels, *self.packed
-        if self.by_rows:
-            self.a = self.work.part("a", *source.shape[:3], windows.step(C))
-            self.dz = self.work.part("dz", P, windows.step(D))
-            tables = windows.offsets(0), windows.offsets(np.arange(C) * D)
-            self.rows_arguments = self.a.reshape(P, -1), self.dz, *tables, _rows(w)
-
-    def _pack(self) -> None:
-        """Pack the weights, unless they are of this version already."""
-        if self.layer.weight.version != self.packed_from:
-            kernels.pack_weights(self._weights(), *self.pack_arguments)
-            self.packed_from = self.layer.weight.version
+        self.backward_arguments = *shared, target, _rows(w)
+        self.nothing = np.empty((0, D), out.bounds.dtype)  # to be packed
 
     def forward(self) -> None:
-        self._pack()
-        kernels.conv_forward(self.inputs[0].source(), *self.forward_arguments)
+        version = self.layer.weight.version
+        weights = self.nothing if version == self.packed_from else self._weights()
+        kernels.conv_forward(self.inputs[0].source(), weights, *self.forward_arguments, self.statistics())
+        self.packed_from = version
         self.finish_forward()
 
     def backward(self) -> None:
+        source = self.inputs[0]
+        if self.layer.weight.frozen and not source.needed:
+            kernels.normalise_backward(self.gradient)
+        else:
+            self._differentiate(source)
         self.finish_backward()
-        self._pack()
-        w, source = self.layer.weight, self.inputs[0]
-        if w.frozen and not source.needed:
-            return
-        if self.by_rows:
-            kernels.differentiate(self.gradient, self.dz)
-            kernels.activate(source.source(), self.a)
-            kernels.weights_backward(*self.rows_arguments)
-        if source.needed or not self.by_rows:
-            kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
-        if not (w.frozen or self.by_rows):
-            kernels.add_parts(*self.add_arguments)
+
+    def _differentiate(self, source: FeatureMap) -> None:
+        if self.layer.weight.version != self.packed_from:
+            kernels.pack_weights(self._weights(), self.packed, self.plan.windows, self.plan.tables)
+            self.packed_from = self.layer.weight.version
+        kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
         if self.apart:
             unlimited = np.array(UNLIMITED, self.incoming.dtype)
             linear = source.source()._replace(low=unlimited[0], high=unlimited[1], swish=False)
@@ -320,25 +311,24 @@ class Depthwise(_Convolution):
         (N, *_, C), source, w = self.out.shape, self.inputs[0], self.layer.weight
         if self.unused:
             source.g = self.work.part("unused", *source.shape)
-        work = Work(self.work.scratch(), self.work.part("parts", N, self.taps, C), N)
-        self.forward_arguments = self.window, work, self.out.z, self.moments
-        self.backward_arguments = self.window, work, self.target(0, N)
-        self.add_arguments = work.parts, self.taps, _rows(w)
+        none = self.out.z[:0]
+        work = Work(self.work.scratch(), self.work.part("parts", N, self.taps, C), N, none, none.reshape(0, C))
+        self.forward_arguments = self.window, work, self.out.z
+        self.backward_arguments = self.window, work, self.target(0, N), _rows(w)
 
     def forward(self) -> None:
         run = kernels.depthwise_forward if is_three(self.window) else kernels.depthwise_any_forward
-        run(self.inputs[0].source(), self._weights(), *self.forward_arguments)
+        run(self.inputs[0].source(), self._weights(), *self.forward_arguments, self.statistics())
         self.finish_forward()
 
     def backward(self) -> None:
+        source = self.inputs[0]
+        if self.layer.weight.frozen and not source.needed:
+            kernels.normalise_backward(self.gradient)
+        else:
+            run = kernels.depthwise_backward if is_three(self.window) else kernels.depthwise_any_backward
+            run(self.gradient, source.source(), self._weights(), *self.backward_arguments)
         self.finish_backward()
-        source, w = self.inputs[0], self.layer.weight
-        if w.frozen and not source.needed:
-            return
-        run = kernels.depthwise_backward if is_three(self.window) else kernels.depthwise_any_backward
-        run(self.gradient, source.source(), self._weights(), *self.backward_arguments)
-        if not w.frozen:
-            kernels.add_parts(*self.add_arguments)
 
 
 class Sum(Step):
@@ -489,8 +479,9 @@ def _gradient(parameter: Parameter) -> np.ndarray:
 
 
 def _rows(parameter: Parameter) -> np.ndarray:
-    """Return the gradient as the kernels add to it: a row for each tap, or each tap's channel."""
-    return parameter.grad.reshape(-1, parameter.grad.shape[-1])
+    """Return the gradient as the kernels add to it: a row for each tap, or each tap's channel; no row if frozen."""
+    rows = parameter.grad.reshape(-1, parameter.grad.shape[-1])
+    return rows[:0] if parameter.frozen else rows
 
 
 KINDS: dict[str, type[Step]] = {

@@ -100,6 +100,7 @@ class Tables:
 
     def __init__(self) -> None:
         self.arrays: list[np.ndarray] = []  # held, so that their memory stays what the tables say
+        self.ids: list[int] = []
         self.made: list[tuple[np.ndarray, np.ndarray]] = []
 
     def __reduce__(self) -> tuple:
@@ -108,14 +109,14 @@ class Tables:
     def of(self, groups: list[list[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the tables for the arrays of each parameter, each with an empty array of its type."""
         arrays = [array for group in groups for array in group]
-        if len(arrays) != len(self.arrays) or any(a is not b for a, b in zip(arrays, self.arrays, strict=True)):
+        if [*map(id, arrays)] != self.ids:
             rows = [(group[0].dtype, _row(group)) for group in groups]
             dtypes = dict.fromkeys(dtype for dtype, _ in rows)
             self.made = [
                 (np.array([row for its_dtype, row in rows if its_dtype == dtype]), np.empty(0, dtype))
                 for dtype in dtypes
             ]
-            self.arrays = arrays
+            self.arrays, self.ids = arrays, [*map(id, arrays)]
         return self.made
 
 

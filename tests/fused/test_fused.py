@@ -641,6 +641,23 @@ def test_never_a_stale_answer():
         before = after
 
 
+def test_a_training_step_takes_options_and_weights_of_now():
+    """As the reference layers do: a BatchNorm's eps and momentum at each forward, weights at backward."""
+    reference = vary(models.mobilenet_v1_small(width_mult=0.25, dtype=np.float64))
+    fast = fused.convert(vary(models.mobilenet_v1_small(width_mult=0.25, dtype=np.float64)))
+    x, _ = batch(4, 32, np.float64)
+    for step in range(2):
+        for net in (reference, fast):
+            dy = np.cos(net.forward(x, train=True))
+            for name in ("conv2_1.0", "conv2_1.3", "conv2_4.3"):
+                net.parameters()[f"{name}.weight"].value = 1.5 * net.parameters()[f"{name}.weight"].value
+            net.backward(dy)
+            net["conv2_2"].layers["4"].momentum, net["conv2_3"].layers["1"].eps = 0.5, 0.1
+        assert_gradients(gradients(fast), gradients(reference), 1e-10)
+        for name, buffer in reference.buffers().items():
+            np.testing.assert_allclose(fast.buffers()[name].value, buffer.value, rtol=1e-10, err_msg=f"{step} {name}")
+
+
 def test_what_it_returns_is_the_callers():
     net = models.mobilenet_v1_small(width_mult=0.25)
     fast = fused.convert(net)

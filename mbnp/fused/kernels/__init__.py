@@ -6,10 +6,13 @@ likewise in reverse (BatchNorm fission-fusion: Jung et al., "Restructuring Batch
 Training", MLSys 2019).
 
 Read `backend/vectors.py` for what a kernel can say and `ops/matmul.py` for the product, then `arrays.py` for what
-kernels take, `batchnorm.py` for the passes that all share, `conv.py`, which shows the whole idea, `depthwise.py`,
-`average.py`, `largest.py` and `gate.py`; and `program.py`, which runs a whole network in inference. Each kernel's
-docstring states its reference equation in terms of `ops`, to which tests hold networks made of them, layer by layer and
-in every gradient.
+kernels take, `batchnorm.py` for the passes that all share, `conv.py`, which shows the whole idea, with `weights.py`,
+`depthwise.py`, `average.py`, `largest.py` and `gate.py`; and `program.py`, which runs a whole network in inference.
+Each kernel's docstring states its reference equation in terms of `ops`, to which tests hold networks made of them,
+layer by layer and in every gradient.
+
+What has to be done between two passes (weights packed, statistics made, partial gradients added up) is a part of the
+kernel before or after it: a call from Python costs some microseconds, and a step has a hundred such things to do.
 
 The symbols, for one BatchNorm over the channels of z (N, H, W, C):
     scale_shift   (5, C)   rows mean, scale = gamma*inv, shift, inv = 1 / sqrt(var + eps), rest:
@@ -39,15 +42,8 @@ it mostly reads what it wrote itself: a cache line that another core wrote last 
 """
 
 from mbnp.fused.kernels.average import average_backward, average_forward
-from mbnp.fused.kernels.batchnorm import activate, add, finish_coefficients, finish_statistics, pass_back
-from mbnp.fused.kernels.conv import (
-    add_parts,
-    conv_backward,
-    conv_forward,
-    differentiate,
-    pack_weights,
-    weights_backward,
-)
+from mbnp.fused.kernels.batchnorm import activate, add, normalise_backward, pass_back
+from mbnp.fused.kernels.conv import conv_backward, conv_forward
 from mbnp.fused.kernels.depthwise import (
     depthwise_any_backward,
     depthwise_any_forward,
@@ -56,11 +52,11 @@ from mbnp.fused.kernels.depthwise import (
 )
 from mbnp.fused.kernels.gate import gate_backward, gate_forward
 from mbnp.fused.kernels.largest import largest_backward, largest_forward
+from mbnp.fused.kernels.weights import pack_weights
 
 __all__ = [
     "activate",
     "add",
-    "add_parts",
     "average_backward",
     "average_forward",
     "conv_backward",
@@ -69,14 +65,11 @@ __all__ = [
     "depthwise_any_forward",
     "depthwise_backward",
     "depthwise_forward",
-    "differentiate",
-    "finish_coefficients",
-    "finish_statistics",
     "gate_backward",
     "gate_forward",
     "largest_backward",
     "largest_forward",
+    "normalise_backward",
     "pack_weights",
     "pass_back",
-    "weights_backward",
 ]

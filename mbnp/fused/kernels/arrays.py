@@ -21,12 +21,38 @@ class Source(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """A convolution's output and the gradient behind its BatchNorm: dz = k*g + c1*(z - mean) + c0."""
+    """A convolution's output and the gradient behind its BatchNorm: dz = k*g + c1*(z - mean) + c0.
+
+    The coefficients follow from sums and pixels: the kernel that reads a Gradient makes them first, and adds to the
+    gradients of BatchNorm. Without one these are empty, and the coefficients constants.
+    """
 
     g: np.ndarray  # (N, H, W, C)
     z: np.ndarray
     scale_shift: np.ndarray  # (5, C)
     coefficients: np.ndarray  # (3, C)
+    sums: np.ndarray  # (2, C): see Target
+    pixels: float  # that the statistics are of; inf where they are constants
+    dgamma: np.ndarray  # (C,) or (0,)
+    dbeta: np.ndarray
+
+
+class Statistics(NamedTuple):
+    """What the statistics of a convolution's output are made of, and what a BatchNorm makes of them, if there is one.
+
+    Without one, or where it is frozen, gamma is empty, and scale_shift is left as it is.
+    """
+
+    moments: np.ndarray  # (tiles, 2, C): mean and centred squares of each tile
+    counts: np.ndarray  # (tiles,) its pixels
+    gamma: np.ndarray  # (C,) or (0,)
+    beta: np.ndarray
+    running_mean: np.ndarray
+    running_var: np.ndarray
+    bias: np.ndarray  # (C,) of the convolution: zeros where it has none
+    eps: float
+    momentum: float
+    scale_shift: np.ndarray  # (5, C)
 
 
 class Target(NamedTuple):
@@ -93,6 +119,8 @@ class Work(NamedTuple):
     scratch: np.ndarray  # (threads, n)
     parts: np.ndarray  # partial gradients of the weights, (groups, rows, D)
     tiles: int  # that the groups divide among them
+    a: np.ndarray  # (N, H, W, C or more): the whole input, where rows of the weights' gradient are made at once
+    dz: np.ndarray  # (P, D or more), likewise; else both are empty
 
 
 def offsets(values: Any) -> np.ndarray:

@@ -1,7 +1,5 @@
 """BatchNorm and activation, forward and backward: as pieces of the other kernels, between them, and by themselves."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from mbnp.backend import in_parallel, inlined, jit, piece
@@ -183,23 +181,14 @@ def total(parts, sums):
 # ---- BatchNorm between the passes -----------------------------------------------------------------------------
 
 
-class Statistics(NamedTuple):
-    """A BatchNorm's arrays (C,), and the bias of the convolution before it: zeros where it has none."""
-
-    gamma: np.ndarray
-    beta: np.ndarray
-    running_mean: np.ndarray
-    running_var: np.ndarray
-    bias: np.ndarray
-
-
-@jit(literal=True)
-def finish_statistics(moments, counts, bn, eps, momentum, scale_shift):
+@piece(allocates=True)
+def finish_statistics(statistics):
     """Combine the tiles' mean and m2 as Chan, Golub and LeVeque (1979) do; make scale_shift, move the running ones.
 
-    moments (tiles, 2, C), counts (tiles,). Reference equation: `batchnorm.forward` and `batchnorm.update_running`. A
-    bias before BatchNorm moves its mean and nothing else, so that z is kept without it.
+    Reference equation: `batchnorm.forward` and `batchnorm.update_running`. A bias before BatchNorm moves its mean and
+    nothing else, so that z is kept without it.
     """
+    bn, moments, counts, scale_shift = statistics, statistics.moments, statistics.counts, statistics.scale_shift
     C, pixels = bn.gamma.size, counts.sum()
     mean, m2 = np.zeros(C), np.zeros(C)
     for t in range(counts.size):
@@ -211,37 +200,45 @@ def finish_statistics(moments, counts, bn, eps, momentum, scale_shift):
             d = moments[t, 0, c] - mean[c]
             m2[c] += moments[t, 1, c] + counts[t] * (d * d)
     for c in range(C):
-        inv = 1 / np.sqrt(m2[c] / pixels + eps)
+        inv = 1 / np.sqrt(m2[c] / pixels + bn.eps)
         scale_shift[0, c] = mean[c]
         rest = scale_shift[0, c] - mean[c]
         scale_shift[1, c], scale_shift[2, c] = bn.gamma[c] * inv, bn.beta[c] + rest * bn.gamma[c] * inv
         scale_shift[3, c], scale_shift[4, c] = inv, rest
-        bn.running_mean[c] += momentum * (mean[c] + bn.bias[c] - bn.running_mean[c])
-        bn.running_var[c] += momentum * (m2[c] / (pixels - 1) - bn.running_var[c])
+        bn.running_mean[c] += bn.momentum * (mean[c] + bn.bias[c] - bn.running_mean[c])
+        bn.running_var[c] += bn.momentum * (m2[c] / (pixels - 1) - bn.running_var[c])
 
 
-@jit(literal=True)
-def finish_coefficients(sums, pixels, scale_shift, dgamma, dbeta, coefficients):
+@piece
+def make_coefficients(gradient):
     """Add to BatchNorm's gradients, and make the coefficients. Reference equation: `batchnorm.backward`.
 
     With pixels = inf the statistics are constants, as in a frozen BatchNorm: `batchnorm.inference_backward`.
     """
-    for c in range(dgamma.size):
+    scale_shift, sums, coefficients = gradient.scale_shift, gradient.sums, gradient.coefficients
+    for c in range(gradient.dgamma.size):
         scale, inv, rest = scale_shift[1, c], np.float64(scale_shift[3, c]), np.float64(scale_shift[4, c])
         products = sums[1, c] + rest * sums[0, c]
-        dgamma[c] += products * inv
-        dbeta[c] += sums[0, c]
-        slope = -scale * inv * inv * products / pixels
+        gradient.dgamma[c] += products * inv
+        gradient.dbeta[c] += sums[0, c]
+        slope = -scale * inv * inv * products / gradient.pixels
         coefficients[0, c] = scale
         coefficients[1, c] = slope
-        coefficients[2, c] = slope * rest - scale * sums[0, c] / pixels
+        coefficients[2, c] = slope * rest - scale * sums[0, c] / gradient.pixels
+
+
+@jit(literal=True)
+def normalise_backward(gradient):
+    """Add to BatchNorm's gradients, where nothing before it learns. Reference equation: `batchnorm.backward`."""
+    make_coefficients(gradient)
 
 
 # ---- kernels of feature maps by themselves ---------------------------------------------------------------------
 
 
 @piece
-def _activate(n, source, out):
+def activate_image(n, source, out):
+    """out = a, of one image of a batch."""
     _, H, W, C = source.z.shape
     at, step = n * H * W, out.shape[3]
     activate_pixels(source, at * C, H * W, flat(out), at * step, step)
@@ -250,7 +247,7 @@ def _activate(n, source, out):
 @jit(literal=True)
 def activate(source, out):
     """out (N, H, W, C or more). Reference equation: relu.forward(batchnorm.forward(z))."""
-    in_parallel(source.z.shape[0], _activate, source, out)
+    in_parallel(source.z.shape[0], activate_image, source, out)
 
 
 @piece

@@ -12,85 +12,27 @@ import numba
 
 from mbnp.backend import in_parallel, inlined, jit, piece
 from mbnp.backend.tiles import ADD, STORE
-from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, store, transpose
+from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, store
 from mbnp.fused.kernels.batchnorm import (
     RUN,
+    activate_image,
     activate_pixels,
     activate_run,
     activation_back,
     affine,
     centre,
+    finish_statistics,
     gradient_pixels,
     gradient_run,
+    make_coefficients,
     mask_run,
     take_moments,
     total,
 )
-from mbnp.ops.matmul import ROWS, multiply, multiply_across, pack, vectors_at
+from mbnp.fused.kernels.weights import CHUNKS, add_parts, pack_panel, panels
+from mbnp.ops.matmul import ROWS, multiply, multiply_across, vectors_at
 
-CHUNKS = 16  # of pixels, where nothing else divides them
 STRETCH, ROWS_A_TASK = 256, 32  # pixels of a product of `weights_backward`, and rows of a task
-
-
-# ---- weights, packed and added up ----------------------------------------------------------------------------------
-
-
-@piece
-def _pack_class(w, windows, kind, C, D, n, packed):
-    """Pack columns n ... of the transposed weights of a class of input pixels: rows in the order of dz, C columns."""
-    V = BYTES // packed.itemsize
-    entries = vectors_at(n, C, V) * V
-    u0, nu, v0, nv, at = kind[0], kind[1], kind[2], kind[3], kind[4] * C
-    at += n * nu * nv * D
-    x = flat(w)
-    for s in range(nu):
-        u = u0 + (nu - 1 - s) * windows.stride
-        for i in range(nv):
-            v = v0 + (nv - 1 - i) * windows.stride
-            row = ((u * windows.columns + v) * C + n) * D
-            for first in range(0, D, V):
-                for c in range(0, entries, V):
-                    transpose(x, row + c * D + first, D, packed, at + first * entries + c, entries)
-            at += D * entries
-
-
-@piece
-def _pack(p, w, windows, classes, forward, backward):
-    entries, D = 2 * BYTES // w.itemsize, w.shape[1]
-    C = w.shape[0] // (windows.kernel * windows.columns)
-    panels, panels_back = -(-D // entries), -(-C // entries)
-    if p < panels:
-        pack(w, p * entries, D, forward)
-    else:
-        k = (p - panels) // panels_back
-        _pack_class(w, windows, classes[k], C, D, (p - panels) % panels_back * entries, backward)
-
-
-@jit(literal=True)
-def pack_weights(w, windows, classes, panels, forward, backward):
-    """Pack weights w (taps * C, D) as the products read them, and transposed for each class of input pixels.
-
-    panels: how many there are of both, or of the first alone.
-    """
-    in_parallel(panels, _pack, w, windows, classes, forward, backward)
-
-
-@piece
-def _add_parts(k, parts, stored, channels, grad):
-    """Add the sum of the k-th part of all rows to grad; of `stored` rows of a tap `channels` are in grad."""
-    rows = grad.shape[0]
-    for row in range(k * rows // CHUNKS, (k + 1) * rows // CHUNKS):
-        out = grad[row]
-        for t in range(parts.shape[0]):
-            part = parts[t, row // channels * stored + row % channels]
-            for i in range(out.size):
-                out[i] += part[i]
-
-
-@jit(literal=True)
-def add_parts(parts, taps, grad):
-    """grad (rows, D) += the sum of parts (groups, stored rows, stored D), where each tap may have padded channels."""
-    in_parallel(CHUNKS, _add_parts, parts, parts.shape[1] // taps, grad.shape[0] // taps, grad)
 
 
 # ---- tiles and their padded copies -----------------------------------------------------------------------------
@@ -205,16 +147,20 @@ def _product(a, a_at, packed, windows, tables, C, y, y_at, pixels, n, D, source,
 
 
 @jit(literal=True)
-def conv_forward(source, packed, windows, tables, work, z, moments):
-    """Source (N, H, W, C) -> z (N, OH, OW, D), and moments (tiles, 2, D): the mean and centred squares of each tile.
+def conv_forward(source, weights, packed, windows, tables, work, z, statistics):
+    """Source (N, H, W, C) -> z (N, OH, OW, D), its statistics, and the scale and shift of a BatchNorm after it.
 
-    Reference equation: a = relu.forward(batchnorm.forward(source.z)); z = conv.forward(a, w, stride, padding), where
-    w are the packed weights.
+    Reference equation: a = relu.forward(batchnorm.forward(source.z)); z = conv.forward(a, w, stride, padding). weights
+    (taps * C, D) are packed first; they are (0, D) where `packed` has them already.
     """
-    in_parallel(moments.shape[0], _forward, source, packed, windows, tables, work, z, moments)
+    if weights.size > 0:
+        in_parallel(panels(weights, packed, windows, tables), pack_panel, weights, packed, windows, tables)
+    moments = statistics.moments
+    in_parallel(moments.shape[0], _forward, source, packed[0], windows, tables, work, z, moments)
+    finish_statistics(statistics)
 
 
-# ---- backward ------------------------------------------------------------------------------------------------------
+# ---- backward, by tiles -------------------------------------------------------------------------------------------
 
 
 @piece
@@ -352,26 +298,12 @@ def _group(k, gradient, source, packed, windows, tables, work, target, learns):
             _backward_windows(gradient, source, packed, windows, tables, t, begins, scratch, target, learns, part, sums)
 
 
-@jit(literal=True)
-def conv_backward(gradient, source, packed, windows, tables, work, target, learns):
-    """Make target.g (N, H, W, C) with its sums, and where it `learns` partial gradients of w, from the gradient of z.
-
-    Reference equation: dz = batchnorm.backward(g, z); da, dW = conv.backward(dz, a, w, stride, padding);
-    target.g = relu.backward(da). dz and a are made again from z while the tile is in cache, which is cheaper than to
-    have stored them. A group of tiles adds to one of work.parts (groups, taps * C, D). packed: the transposed weights.
-    target.g may be g of a flat one: a tile of dz is made before the tile of target.g is written.
-    """
-    groups = work.parts.shape[0]
-    in_parallel(groups, _group, gradient, source, packed, windows, tables, work, target, learns)
-    if target.g.size > 0:
-        total(target.parts[:groups], target.sums)
-
-
-# ---- few pixels and many weights -----------------------------------------------------------------------------------
+# ---- backward of few pixels and many weights --------------------------------------------------------------------
 
 
 @piece
 def _differentiate(t, gradient, out):
+    """out (P, D or more) = dz, of one chunk of the pixels."""
     P, step = out.shape
     first, last = t * P // CHUNKS, (t + 1) * P // CHUNKS
     gradient_pixels(
@@ -380,30 +312,46 @@ def _differentiate(t, gradient, out):
     )  # fmt: skip
 
 
-@jit(literal=True)
-def differentiate(gradient, out):
-    """out (P, D or more) = dz of all pixels. Reference equation: batchnorm.backward(g, z)."""
-    in_parallel(CHUNKS, _differentiate, gradient, out)
-
-
 @piece
-def _weights_rows(t, a, dz, start, rows, dw):
-    (P, a_step), (_, dz_step), (C, D) = a.shape, dz.shape, dw.shape
+def _weights_rows(t, a, dz, tables, dw):
+    """Some rows of dw (C, D) += a^T dz, for all pixels.
+
+    Partial gradients are for many pixels and few weights; of many weights they would take more memory than a and dz.
+    """
+    (P, dz_step), (C, D), a_step = dz.shape, dw.shape, a.shape[3]
     first, last = t * ROWS_A_TASK, min(C, (t + 1) * ROWS_A_TASK)
     a, dz, dw = flat(a), flat(dz), flat(dw)
     for p in range(0, P, STRETCH):
         for n in range(0, D, 2 * BYTES // dw.itemsize):
             multiply_across(
-                a, p * a_step + first, start, a_step, min(STRETCH, P - p), dz, p * dz_step, start, dz_step, dw,
-                first * D, rows, ADD, last - first, n, D, dz, 0, 0,
+                a, p * a_step + first, tables.taps, a_step, min(STRETCH, P - p), dz, p * dz_step, tables.taps, dz_step,
+                dw, first * D, tables.weights_out, ADD, last - first, n, D, dz, 0, 0,
             )  # fmt: skip
 
 
-@jit(literal=True)
-def weights_backward(a, dz, start, rows, dw):
-    """dw (C, D) += a^T dz, a (P, C or more) and dz (P, D or more): each task makes rows of dw, for all pixels.
+# ---- backward ------------------------------------------------------------------------------------------------------
 
-    Partial gradients, as `conv_backward` has them, are for many pixels and few weights; of many weights they would take
-    more memory than a and dz. start: a table of one zero; rows: of the offsets of rows of dw.
+
+@jit(literal=True)
+def conv_backward(gradient, source, packed, windows, tables, work, target, grad):
+    """Make target.g (N, H, W, C) with its sums, and add to the weights' grad (rows, D), from the gradient of z.
+
+    Reference equation: dz = batchnorm.backward(g, z); da, dW = conv.backward(dz, a, w, stride, padding);
+    target.g = relu.backward(da). dz and a are made again from z while the tile is in cache, which is cheaper than to
+    have stored them. A group of tiles adds to one of work.parts (groups, taps * C, D); or where there is work.a, dz and
+    a of all pixels are made first. packed: as `conv_forward` left it. grad is (0, D) where none is needed.
+    target.g may be g of a flat one: a tile of dz is made before the tile of target.g is written.
     """
-    in_parallel(-(-dw.shape[0] // ROWS_A_TASK), _weights_rows, a, dz, start, rows, dw)
+    make_coefficients(gradient)
+    groups, learns, by_rows = work.parts.shape[0], grad.size > 0, work.a.size > 0
+    if by_rows:
+        in_parallel(CHUNKS, _differentiate, gradient, work.dz)
+        in_parallel(source.z.shape[0], activate_image, source, work.a)
+        in_parallel(-(-grad.shape[0] // ROWS_A_TASK), _weights_rows, work.a, work.dz, tables, grad)
+    if target.g.size > 0 or not by_rows:
+        parts = learns and not by_rows
+        in_parallel(groups, _group, gradient, source, packed[-1], windows, tables, work, target, parts)
+    if target.g.size > 0:
+        total(target.parts[:groups], target.sums)
+    if learns and not by_rows:
+        in_parallel(CHUNKS, add_parts, work.parts, windows.kernel * windows.columns, grad)

@@ -21,11 +21,14 @@ from mbnp.fused.kernels.batchnorm import (
     activation_back,
     affine,
     centre,
+    finish_statistics,
     gradient_run,
+    make_coefficients,
     mask_run,
     take_moments,
     total,
 )
+from mbnp.fused.kernels.weights import CHUNKS, add_parts
 
 SLOTS = 4  # of a ring of rows: three, and a power of two, by which to divide costs nothing
 
@@ -218,19 +221,21 @@ def _sums(taps, x, k, row, step, K, S, c):
 
 
 @jit(literal=True)
-def depthwise_forward(source, taps, window, work, out, moments):
-    """Source (N, H, W, C) -> out (N, OH, OW, C), and moments (N, 2, C) of each image, for 3x3 at stride 1 or 2.
+def depthwise_forward(source, taps, window, work, out, statistics):
+    """Source (N, H, W, C) -> out (N, OH, OW, C), its statistics, and the scale and shift of a BatchNorm after it.
 
-    Reference equation: a = relu.forward(batchnorm.forward(source.z)); out = depthwise.forward(a, w, stride, padding),
-    where taps (K*K, C) are w's.
+    For 3x3 at stride 1 or 2. Reference equation: a = relu.forward(batchnorm.forward(source.z));
+    out = depthwise.forward(a, w, stride, padding), where taps (K*K, C) are w's.
     """
-    in_parallel(out.shape[0], _three_forward, source, taps, window, work, out, moments)
+    in_parallel(out.shape[0], _three_forward, source, taps, window, work, out, statistics.moments)
+    finish_statistics(statistics)
 
 
 @jit(literal=True)
-def depthwise_any_forward(source, taps, window, work, out, moments):
+def depthwise_any_forward(source, taps, window, work, out, statistics):
     """`depthwise_forward` for any kernel and stride."""
-    in_parallel(out.shape[0], _any_forward, source, taps, window, work, out, moments)
+    in_parallel(out.shape[0], _any_forward, source, taps, window, work, out, statistics.moments)
+    finish_statistics(statistics)
 
 
 @inlined
@@ -413,20 +418,27 @@ def _backward(n, gradient, source, taps, window, work, target):
 
 
 @jit(literal=True)
-def depthwise_backward(gradient, source, taps, window, work, target):
-    """Make target.g (N, H, W, C), its sums and partial gradients of w, from the gradient of the output.
+def depthwise_backward(gradient, source, taps, window, work, target, grad):
+    """Make target.g (N, H, W, C) with its sums, and add to the weights' grad, from the gradient of the output.
 
     Reference equation: dz = batchnorm.backward(g, z); da, dW = depthwise.backward(dz, a, w, stride, padding);
-    target.g = relu.backward(da). taps (K*K, C) are w's, and work.parts (N, K*K, C) the images' partial gradients.
+    target.g = relu.backward(da). taps (K*K, C) are w's, work.parts (N, K*K, C) the images' partial gradients, and grad
+    is (K*K, channels), or (0, channels) where none is needed.
     """
+    make_coefficients(gradient)
     N = source.z.shape[0]
     in_parallel(N, _backward, gradient, source, taps, window, work, target)
     total(target.parts[:N], target.sums)
+    if grad.size > 0:
+        in_parallel(CHUNKS, add_parts, work.parts, taps.shape[0], grad)
 
 
 @jit(literal=True)
-def depthwise_any_backward(gradient, source, taps, window, work, target):
+def depthwise_any_backward(gradient, source, taps, window, work, target, grad):
     """`depthwise_backward` for any kernel and stride."""
+    make_coefficients(gradient)
     N = source.z.shape[0]
     in_parallel(N, _any_backward, gradient, source, taps, window, work, target)
     total(target.parts[:N], target.sums)
+    if grad.size > 0:
+        in_parallel(CHUNKS, add_parts, work.parts, taps.shape[0], grad)

@@ -362,7 +362,7 @@ MATMUL_MISTAKES = [
 
 
 def _combine(counts, means, m2s):
-    """Combine them as `kernels.finish_statistics` does, in float64."""
+    """Combine them as `finish_statistics` of `fused.kernels` does, in float64."""
     n = counts[:, None]
     mean = (n * means).sum(axis=0) / counts.sum()
     return mean, (m2s + n * (means - mean) ** 2).sum(axis=0) / counts.sum()
