@@ -133,7 +133,7 @@ def _step(
     net.check_input(x)
     shape = net.output_shape(x.shape[1:])  # raises for images that are too small
     if loss is cross_entropy:
-        y = cross_entropy.check((len(x), *shape), y, label_smoothing)
+        cross_entropy.check((len(x), *shape), y, label_smoothing)
     # What NumPy would warn of on the way to an infinite loss, the DivergedError says better.
     with one_pool(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         before = {name: buffer.value.copy() for name, buffer in net.buffers().items()}
