@@ -109,12 +109,11 @@ def _compare_one(exercise: Any, trial: Trial, name: str, expected: Any, got: Any
         trial.problem = _values(name or "result", array, wanted, differs)
         trial.likely = _guess(array, wanted, exercise)
     elif isinstance(expected, np.ndarray) and array.dtype != wanted.dtype:
-        trial.problem = f"{it} is {array.dtype}, expected {wanted.dtype}; its numbers are right"
+        trial.problem = f"{it} is {array.dtype}, expected {wanted.dtype}; its numbers are right in this case"
         trial.likely, trial.only_type = _guess_type(got, array.dtype, wanted.dtype), True
         if isinstance(got, list | tuple):
-            trial.problem = (
-                f"{it} is a {type(got).__name__}, expected an array of {wanted.dtype}; its numbers are right"
-            )
+            kind = f"a {type(got).__name__}, expected an array of {wanted.dtype}"
+            trial.problem = f"{it} is {kind}; its numbers are right in this case"
 
 
 def _guess_type(got: Any, mine: np.dtype, wanted: np.dtype) -> str:

@@ -32,6 +32,11 @@ class Mistake(NamedTuple):
     wrong: Callable
 
 
+def exact(case: Case) -> Case:
+    """Return the same case in float64, to tell results that have the dtype of the input from those of float32."""
+    return {name: np.asarray(v, np.float64) if isinstance(v, np.ndarray) else v for name, v in case.items()}
+
+
 def variants(right: Callable, mistakes: Mapping[str, Mapping[str, Any]]) -> list[Mistake]:
     """Return mistakes that a right answer makes with other options: by the message for each, its options."""
     return [Mistake(message, partial(right, **options)) for message, options in mistakes.items()]

@@ -192,7 +192,7 @@ def _conditions(case: dict[str, Any]) -> Iterator[Condition]:
         elif isinstance(value, int | float):
             for number in (0, 1):
                 yield f"`{name}` is {number}", 1, lambda c, n=name, k=number: c[n] == k
-                yield f"`{name}` is more than {number}", 1, lambda c, n=name, k=number: c[n] > k
+                yield f"`{name}` is more than {number}", 2, lambda c, n=name, k=number: c[n] > k
         elif isinstance(value, list | tuple):
             yield f"`{name}` has one entry", 1, lambda c, n=name: len(c[n]) == 1
         elif isinstance(value, np.ndarray):

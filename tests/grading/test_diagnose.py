@@ -414,6 +414,32 @@ def test_what_is_kept_between_calls_and_what_numpy_does_alone(name, code, proble
     assert (outcome.status == "solved") == (not problem and not likely)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("output_size", lambda right: lambda size, kernel, stride, padding:
+         len(range(kernel // 2 - padding, size + padding - kernel // 2, stride))),
+        ("output_size", lambda right: lambda *case: max(2, right(*case))),
+        ("output_size", lambda right: lambda size, kernel, stride, padding:
+         right(size, kernel, stride, min(padding, kernel // 2))),
+        ("map_sizes", lambda right: lambda size, strides:
+         np.array([size := (size + 1) // s if s > 1 else size for s in strides])),
+        ("convolve", lambda right: lambda *case: right(*case).astype(np.float32)),
+        ("depthwise", lambda right: lambda *case: right(*case).astype(np.float32)),
+        ("fold", lambda right: lambda *case: tuple(array.astype(np.float32) for array in right(*case))),
+        ("batchnorm_forward", lambda right: lambda x, gamma, beta, eps: right(x, np.abs(gamma), beta, eps)),
+        ("batchnorm_dx", lambda right: lambda dy, x, gamma, eps: right(dy, x, np.abs(gamma), eps)),
+        ("average_precision", lambda right: lambda *case: min(0.99, right(*case))),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_wrong_in_rare_cases_is_refused(name, wrong):
+    number, exercise = EXERCISES[name]
+    right = wrong(exercise.reference)
+    names = list(exercise.make_cases()[0])
+    outcome = grading.grade(exercise, lambda **case: right(*(case[n] for n in names)), grading.golden(number))
+    assert outcome.status == "wrong"
+
+
 # --- the faults themselves ---
 
 

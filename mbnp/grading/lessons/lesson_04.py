@@ -11,10 +11,12 @@ PIXELS = (0, 1, 2)  # the axes of all values of a channel
 def _arrays(seed: int):
     """Yield dy, x, gamma, beta and eps for each case. Few values, so that M and M - 1 are far apart."""
     rng = np.random.default_rng(seed)
-    for shape, centre, eps in (((2, 2, 3, 3), 0, 1e-5), ((3, 3, 2, 4), 2, 0.3), ((4, 3, 2, 2), -40, 1e-3)):
+    for sign, shape, centre, eps in (
+        (1, (2, 2, 3, 3), 0, 1e-5), (1, (3, 3, 2, 4), 2, 0.3), (1, (4, 3, 2, 2), -40, 1e-3), (-1, (2, 3, 2, 3), 1, 0.01)
+    ):  # fmt: skip
         C = shape[-1]
         x = (centre + rng.standard_normal(shape) * rng.uniform(0.5, 2, C)).astype(np.float32)
-        gamma, beta = rng.uniform(0.5, 2, C).astype(np.float32), rng.standard_normal(C, dtype=np.float32)
+        gamma, beta = sign * rng.uniform(0.5, 2, C).astype(np.float32), rng.standard_normal(C, dtype=np.float32)
         yield rng.standard_normal(shape, dtype=np.float32), x, gamma, beta, eps
 
 
@@ -29,7 +31,7 @@ def _dx_cases(seed: int) -> list[Case]:
 def _running_cases(seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     cases = []
-    for (_, x, _, _, _), momentum in zip(_arrays(seed), (0.1, 0.25, 0.01), strict=True):
+    for (_, x, _, _, _), momentum in zip(_arrays(seed), (0.1, 0.25, 0.01, 0.5), strict=True):
         C = x.shape[-1]
         mean, var = rng.standard_normal(C, dtype=np.float32), rng.uniform(0.5, 2, C).astype(np.float32)
         cases.append({"running_mean": mean, "running_var": var, "x": x, "momentum": momentum})

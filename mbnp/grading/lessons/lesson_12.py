@@ -212,7 +212,8 @@ def _pairs_cases(seed: int) -> list[Case]:
     ):
         ours, theirs = [], []
         for k, scale in enumerate(scales):
-            a = scale * rng.uniform(-1, 1, (2, 4, 4, 3) if k < 4 else (2, 6))
+            shape = (2, 4, 4, 3) if k != 2 else (2, 3, 3, 3)  # which no shape tells from its transpose
+            a = scale * rng.uniform(-1, 1, shape if k < 4 else (2, 6))
             b = a * (1 + 1e-7 * rng.standard_normal(a.shape))
             shift, count = off.get(k, (0, None))
             b.reshape(-1)[:count] += shift
@@ -336,6 +337,11 @@ FIRST_MISTAKES = [
     Mistake(
         "the number of layers that differ is returned; the index of the first one is asked for",
         _first_with(choose=len),
+    ),
+    Mistake(
+        "the layout is told by the shape, which is the same in both where channels, height and width are: go by the "
+        "number of axes, b.ndim == 4",
+        _first_with(layout=lambda b, shape: b if b.shape == shape else b.transpose(0, 2, 3, 1)),
     ),
     Mistake("relative to ours: the tolerance is measured by the largest of *their* output", _relative_to_ours),
     Mistake(

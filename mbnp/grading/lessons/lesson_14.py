@@ -307,6 +307,14 @@ def _suppress_cases(seed: int) -> list[Case]:
         boxes[1], labels = boxes[0] + np.float32(0.1), rng.integers(0, classes, n)
         labels[1] = labels[0]
         cases.append({"boxes": boxes, "scores": scores, "labels": labels, "limit": limit})
+    # The best drops two in a row; and boxes that are moved apart by their class, by 50 or by the largest coordinate,
+    # come to lie on others.
+    three = _f([[0, 0, 10, 10], [1, 0, 11, 10], [2, 0, 12, 10], [30, 0, 40, 10]])
+    far = _f([[-60, -60, -50, -50], [0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 10]])
+    same, falling = np.zeros(4, np.int64), _f([0.9, 0.8, 0.7, 0.6])
+    cases.append({"boxes": three, "scores": falling, "labels": same, "limit": 0.5})
+    for owners in ([1, 0, 0, 1], [0, 1, 1, 0]):
+        cases.append({"boxes": far, "scores": falling, "labels": np.array(owners), "limit": 0.5})
     # One of each class, with two scores: an unstable sort exchanges equal ones only where there are many.
     each = np.arange(24)
     scores = np.where(each % 2, 0.75, 0.5).astype(np.float32)
@@ -361,6 +369,24 @@ def _one_by_one(boxes, scores, labels, limit):
         if not (both / (areas - both) > limit).any():
             kept.append(n)
     return np.array(kept, np.int64)
+
+
+def _removed_on_the_way(boxes, scores, labels, limit):
+    shared, left, kept = _overlaps(boxes, boxes), _falling(scores).tolist(), list[int]()
+    while left:
+        kept.append(n := left.pop(0))
+        for k in left:
+            if shared[n, k] > limit and labels[k] == labels[n]:
+                left.remove(k)
+    return np.array(kept, np.int64)
+
+
+def _moved_apart(by):
+    def suppress(boxes, scores, labels, limit):
+        moved = boxes + by(boxes) * labels[:, None].astype(np.float32)
+        return _suppress(moved, scores, labels, limit, rival=lambda one, other: True)
+
+    return suppress
 
 
 def _places(kept, scores):
@@ -428,6 +454,19 @@ SUPPRESS_MISTAKES = [
         "only the best box of each class is kept: an image may show two objects of one class",
         lambda boxes, scores, labels, limit: _suppress(boxes, scores, labels, limit, over=lambda shared, limit: True),
     ),
+    Mistake(
+        "a list is changed while a loop goes through it: the one after each that is removed is passed over. Go through "
+        "a copy, or make a new list",
+        _removed_on_the_way,
+    ),
+    *(
+        Mistake(
+            "the classes are moved apart, but not far enough: some boxes come to lie on those of another class. Move "
+            "each class by more than the largest coordinate less the smallest",
+            _moved_apart(by),
+        )
+        for by in (lambda boxes: np.float32(50), lambda boxes: boxes.max())
+    ),
 ]
 
 # --- average_precision ---
@@ -442,7 +481,7 @@ def _precision_cases(seed: int) -> list[Case]:
         scores = 0.05 + 0.9 * rng.permutation(n) / n
         right[scores.argmax()] = n != 8  # false first: the precision rises later
         cases.append({"scores": scores, "right": right, "objects": objects})
-    return cases
+    return [*cases, {"scores": np.array([0.4, 0.8, 0.6]), "right": np.ones(3, bool), "objects": 3}]
 
 
 def _interpolated(precision):
