@@ -107,7 +107,7 @@ def run(guarantee: Guarantee) -> bool:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *guarantee.tests]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *guarantee.tests]
         environment = os.environ | {"MBNP_NIGHTLY": "1", "MBNP_TALLY": str(counts)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         lines = counts.read_text(encoding="utf-8").splitlines() if counts.exists() else []
