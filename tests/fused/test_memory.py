@@ -1,4 +1,4 @@
-"""Networks that are dropped free their memory at once, without Python's collector of cycles."""
+"""Networks that are dropped free their memory at once, without Python's collector; used ones take no more and more."""
 
 import gc
 import weakref
@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from mbnp import fused, models, optim, train
+from tests.tally import NIGHTLY, tally
 
 
 @pytest.fixture
@@ -46,3 +47,26 @@ def test_a_loop_that_converts_trains_and_drops_does_not_grow(no_collector):
     assert (
         psutil.Process().memory_info().rss - before < 20e6
     )  # with a reference to itself each would leave 11 million bytes
+
+
+def test_memory_is_flat_over_steps_and_shapes():
+    """2,000 training steps, and 200 shapes of images in training and inference; the largest shapes come first."""
+    net, rng = fused.convert(models.create("mobilenet-v1-cifar", width_mult=0.25)), np.random.default_rng(0)
+    opt = optim.SGD(net.parameters(), lr=0.01)
+    steps, shapes = (2000, 200) if NIGHTLY else (200, 32)
+    images = rng.normal(size=(8, 64, 64, 3)).astype(np.float32)
+
+    def after(n, height, width):
+        train.step(net, opt, images[:n, :height, :width], np.arange(n))
+        return psutil.Process().memory_info().rss
+
+    by_steps = [after(8, 32, 32) for _ in range(steps)]
+    by_shapes = []
+    for k in range(shapes):
+        shape = 8 - k % 8, 64 - k // 8, 64 - k % 7
+        net.forward(images[: shape[0], : shape[1], : shape[2]])
+        by_shapes.append(after(*shape))
+    more = [(max(sizes[-16:]) - max(sizes[:16])) >> 10 for sizes in (by_steps, by_shapes)]
+    tally("memory, in kB", steps=steps, more_at_the_end=more[0], shapes=shapes, more_after_the_last=more[1])
+    assert more[0] < 4000, f"{more[0]} kB"
+    assert more[1] < 16000, f"{more[1]} kB"
