@@ -198,7 +198,7 @@ def _torch_relu(x, max_value):
 
 def _torch_hard_sigmoid(x):
     y = F.relu6(x + 3) / 6  # F.hardsigmoid's gradient in float64 has float32's 1/6
-    return torch.where(x.isnan(), 0 * x, y)
+    return torch.where(x.isnan(), x.detach(), y)  # NaN, with a gradient of 0 even where dy is NaN, as F.hardsigmoid's
 
 
 def _torch_hard_swish(x):
