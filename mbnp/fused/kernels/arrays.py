@@ -44,7 +44,7 @@ class Statistics(NamedTuple):
     """
 
     moments: np.ndarray  # (tiles, 2, C): mean and centred squares of each tile
-    counts: np.ndarray  # (tiles,) its pixels
+    counts: np.ndarray  # (tiles,) pixels of each tile
     gamma: np.ndarray  # (C,) or (0,)
     beta: np.ndarray
     running_mean: np.ndarray
@@ -120,7 +120,7 @@ class Work(NamedTuple):
     parts: np.ndarray  # partial gradients of the weights, (groups, rows, D)
     tiles: int  # that the groups divide among them
     a: np.ndarray  # (N, H, W, C or more): the whole input, where rows of the weights' gradient are made at once
-    dz: np.ndarray  # (P, D or more), likewise; else both are empty
+    dz: np.ndarray  # (P, D or more), of its P pixels of output; where they are not made at once, both are empty
 
 
 def offsets(values: Any) -> np.ndarray:

@@ -238,7 +238,7 @@ def normalise_backward(gradient):
 
 @piece
 def activate_image(n, source, out):
-    """out = a, of one image of a batch."""
+    """out (N, H, W, C or more) = a, of image n."""
     _, H, W, C = source.z.shape
     at, step = n * H * W, out.shape[3]
     activate_pixels(source, at * C, H * W, flat(out), at * step, step)
@@ -246,7 +246,7 @@ def activate_image(n, source, out):
 
 @jit(literal=True)
 def activate(source, out):
-    """out (N, H, W, C or more). Reference equation: relu.forward(batchnorm.forward(z))."""
+    """out (N, H, W, C). Reference equation: relu.forward(batchnorm.forward(z))."""
     in_parallel(source.z.shape[0], activate_image, source, out)
 
 
