@@ -29,7 +29,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import lower_builtin, models, register_model, type_callable
 from numba.np.arrayobj import populate_array
 
-from mbnp.backend.jit import inlined
+from mbnp.backend.jit import inlined, piece
 from mbnp.errors import MbnpError
 
 
@@ -126,10 +126,27 @@ def transpose(x, k, x_step, y, o, y_step):
 
 
 @inlined
-def store_rows(vectors, x, first, k):
-    """Each of the vectors into a row of x (rows, n), from `first` on, at its entry k."""
+def add_rows(vectors, x, k):
+    """Add each of the vectors to a row of x (rows, n), from its entry k on."""
     for i, v in enumerate(vectors):
-        store(v, x[first + i], k)
+        store(load(x[i], k) + v, x[i], k)
+
+
+# Of slices, since the compiler makes no vectors of a loop over k + i, which might be negative.
+
+
+@piece
+def clear(x, k, count):
+    """x[k], ..., x[k + count - 1] = 0."""
+    x[k : k + count] = 0
+
+
+@piece
+def copy(x, k, count, out, o):
+    """out[o], out[o + 1], ... = x[k], ..., x[k + count - 1]."""
+    x, out = x[k : k + count], out[o : o + count]
+    for i in range(count):
+        out[i] = x[i]
 
 
 # ---- their types and instructions ----------------------------------------------------------------------------------

@@ -299,9 +299,10 @@ class Depthwise(_Convolution):
         self.unused = out.needed and not inputs[0].needed
         if self.unused:
             work.ask("unused", *inputs[0].shape)
-        work.ask("parts", N, self.taps, C)
+        self.groups = windows.groups(N, self.taps * C)
+        work.ask("parts", self.groups, self.taps, C)
         work.ask("moments", N, 2, C)
-        work.ask("sums", N, 2, C)
+        work.ask("sums", self.groups, 2, C)
 
     def shares(self, source: FeatureMap) -> bool:
         return source.shape == self.out.shape
@@ -312,9 +313,10 @@ class Depthwise(_Convolution):
         if self.unused:
             source.g = self.work.part("unused", *source.shape)
         none = self.out.z[:0]
-        work = Work(self.work.scratch(), self.work.part("parts", N, self.taps, C), N, none, none.reshape(0, C))
+        parts = self.work.part("parts", self.groups, self.taps, C)
+        work = Work(self.work.scratch(), parts, N, none, none.reshape(0, C))
         self.forward_arguments = self.window, work, self.out.z
-        self.backward_arguments = self.window, work, self.target(0, N), _rows(w)
+        self.backward_arguments = self.window, work, self.target(0, self.groups), _rows(w)
 
     def forward(self) -> None:
         run = kernels.depthwise_forward if is_three(self.window) else kernels.depthwise_any_forward

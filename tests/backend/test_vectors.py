@@ -12,7 +12,10 @@ import pytest
 from mbnp.backend import jit, vectors
 from mbnp.backend.vectors import (
     accumulate,
+    add_rows,
+    clear,
     clip,
+    copy,
     flat,
     fma,
     line,
@@ -21,7 +24,6 @@ from mbnp.backend.vectors import (
     prefetch,
     spread,
     store,
-    store_rows,
     transpose,
     where_inside,
     width,
@@ -116,16 +118,28 @@ def test_a_vector_is_what_the_processor_has():
 
 
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="a piece is then Python itself")
-def test_vectors_are_stored_into_rows():
+def test_vectors_are_added_to_rows():
     @compiled
     def two_rows(x, out):
-        store_rows((load(x, 1), load(x, 0)), out, 1, 2)
+        add_rows((load(x, 1), load(x, 0)), out, 2)
 
     n = width(np.float32)
-    x, out = np.arange(1, n + 2, dtype=np.float32), np.zeros((3, n + 3), np.float32)
+    x, out = np.arange(1, n + 2, dtype=np.float32), np.full((3, n + 3), 5, np.float32)
     two_rows(x, out)
-    np.testing.assert_array_equal(out[:, 2:-1], [0 * x[1:], x[1:], x[:-1]])
-    assert not out[:, [0, 1, -1]].any()
+    np.testing.assert_array_equal(out[:, 2:-1], [5 + x[1:], 5 + x[:-1], 5 + 0 * x[1:]])
+    assert (out[:, [0, 1, -1]] == 5).all()
+
+
+def test_runs_are_cleared_and_copied():
+    @compiled
+    def both(x, out):
+        clear(x, 3, 40)
+        copy(x, 2, 43, out, 5)
+
+    x, out = np.arange(1, 61, dtype=np.float32), np.full(60, np.nan, np.float32)
+    both(x, out)
+    np.testing.assert_array_equal(x, [1, 2, 3, *[0] * 40, *range(44, 61)])
+    np.testing.assert_array_equal(out, [*[np.nan] * 5, 3, *[0] * 40, 44, 45, *[np.nan] * 12])
 
 
 def added_to_a_number(x, y):

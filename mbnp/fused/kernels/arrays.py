@@ -5,6 +5,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
+class Activation(NamedTuple):
+    """What the functions of an activation take: a Source, or where there is none, this."""
+
+    z: np.ndarray  # of the type of what is activated
+    low: np.floating
+    high: np.floating
+    swish: bool
+
+
 class Source(NamedTuple):
     """A feature map as its consumers read it: a = activation((z - mean)*scale + shift).
 
@@ -118,7 +127,7 @@ class Work(NamedTuple):
 
     scratch: np.ndarray  # (threads, n)
     parts: np.ndarray  # partial gradients of the weights, (groups, rows, D)
-    tiles: int  # that the groups divide among them
+    tiles: int  # or images, that the groups divide among them
     a: np.ndarray  # (N, H, W, C or more): the whole input, where rows of the weights' gradient are made at once
     dz: np.ndarray  # (P, D or more), of its P pixels of output; where they are not made at once, both are empty
 

@@ -12,7 +12,7 @@ import numba
 
 from mbnp.backend import in_parallel, inlined, jit, piece
 from mbnp.backend.tiles import ADD, STORE
-from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, store
+from mbnp.backend.vectors import BYTES, accumulate, clear, copy, flat, fma, load, store
 from mbnp.fused.kernels.batchnorm import (
     RUN,
     activate_image,
@@ -48,18 +48,6 @@ def _images_and_rows(windows, N, t):
 
 
 @piece
-def _zero(x, at, count):
-    for i in range(at, at + count):
-        x[i] = 0
-
-
-@piece
-def _copy(x, at, count, out, o):
-    for i in range(count):
-        out[o + i] = x[at + i]
-
-
-@piece
 def _fill_input(source, windows, n0, n1, first, last, patch):
     """patch = the activated input that rows first to last of output of images n0 to n1 see, with its padding."""
     _, H, W, C = source.z.shape
@@ -70,16 +58,16 @@ def _fill_input(source, windows, n0, n1, first, last, patch):
         for row in range((last - first - 1) * windows.stride + windows.kernel):
             h, o = first * windows.stride - windows.top + row, ((n - n0) * windows.patch_rows + row) * columns * C
             if h < 0 or h >= H:
-                _zero(patch, o, columns * C)
+                clear(patch, o, columns * C)
                 continue
             at = (n * H + h) * W * C
-            _zero(patch, o, before)
+            clear(patch, o, before)
             if source.plain:
-                _copy(x, at, inside * C, patch, o + before)
+                copy(x, at, inside * C, patch, o + before)
             else:
                 for c in range(0, C, BYTES // x.itemsize):
                     activate_run(source, x, at + c, inside, c, patch, o + before + c, C, W * C)
-            _zero(patch, o + before + inside * C, after)
+            clear(patch, o + before + inside * C, after)
 
 
 @piece
@@ -93,15 +81,15 @@ def _fill_gradient(gradient, windows, n0, n1, first, patch, o):
             r = first - windows.dz_before + row
             if 0 <= r < OH:
                 at = (n * OH + r) * OW * D
-                _zero(patch, o, before)
+                clear(patch, o, before)
                 for c in range(0, D, BYTES // z.itemsize):
                     gradient_run(
                         g, z, at + c, OW, gradient.scale_shift, gradient.coefficients, c, patch, o + before + c, D,
                         OW * D,
                     )  # fmt: skip
-                _zero(patch, o + before + OW * D, (windows.dz_columns - windows.dz_left - OW) * D)
+                clear(patch, o + before + OW * D, (windows.dz_columns - windows.dz_left - OW) * D)
             else:
-                _zero(patch, o, windows.dz_columns * D)
+                clear(patch, o, windows.dz_columns * D)
             o += windows.dz_columns * D
 
 

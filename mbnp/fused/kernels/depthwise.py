@@ -2,7 +2,7 @@
 
 One vector of channels at a time goes through an image, row by row. The rows that the windows need are made when they
 are first needed, in a ring of SLOTS padded rows that never leaves the first cache; rows of the padding share one of
-zeros, the ring's last. Margins are zeroed once an image. Backward at stride 2 keeps rows in pairs instead.
+zeros, the ring's last. Margins are zeroed before the first channels. Backward at stride 2 keeps rows in pairs instead.
 
 target.g may be gradient.g where they have one shape: backward has copied a row of it into its rows before it writes the
 row of target.g in its place, whatever the padding. Kernels of other sizes copy one vector of channels of a whole image
@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numba
 
 from mbnp.backend import in_parallel, inlined, jit, piece
-from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, prefetch, store, store_rows
+from mbnp.backend.vectors import BYTES, accumulate, add_rows, clear, flat, fma, load, prefetch, store
+from mbnp.fused.kernels.arrays import Activation
 from mbnp.fused.kernels.batchnorm import (
     activate_run,
     activation,
@@ -31,6 +32,7 @@ from mbnp.fused.kernels.batchnorm import (
 from mbnp.fused.kernels.weights import CHUNKS, add_parts
 
 SLOTS = 4  # of a ring of rows: three, and a power of two, by which to divide costs nothing
+_ROWS = 7  # that 3x3 keeps, at most
 
 
 class Window(NamedTuple):
@@ -50,7 +52,7 @@ def is_three(window):
 def scratch_vectors(window, H, W, OH, OW):
     """Return how many vectors a thread works in, for an input of H x W and an output of OH x OW pixels."""
     if is_three(window):
-        return 7 * (max(W, 2 * OW) + 2)
+        return _ROWS * (max(W, 2 * OW) + 2)
     rows, columns = (OH - 1) * window.stride + window.kernel, (OW - 1) * window.stride + window.kernel
     return 2 * max(rows, window.top + H) * max(columns, window.left + W) + OW
 
@@ -129,7 +131,7 @@ def _three_forward(n, source, taps, window, work, out, moments):
     row, inside = PW * V, min(W, PW - left)
     x, y, ring, sums = flat(source.z[n]), flat(out[n]), work.scratch[numba.get_thread_id()], moments[n]
     pivot = (SLOTS + 1) * row
-    _zero(ring, 0, pivot)
+    clear(ring, 0, pivot)
     sums[:] = 0
     for c in range(0, C, V):
         w, zero = nine(taps, c), load(ring, SLOTS * row)
@@ -154,12 +156,6 @@ def _three_forward(n, source, taps, window, work, out, moments):
 
 
 @piece
-def _zero(x, at, count):
-    for i in range(at, at + count):
-        x[i] = 0
-
-
-@piece
 def _any_forward(n, source, taps, window, work, out, moments):
     """The same for any kernel and stride: weights are loaded once for four pixels."""
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, out.shape
@@ -167,7 +163,7 @@ def _any_forward(n, source, taps, window, work, out, moments):
     rows, columns = max((OH - 1) * S + K, window.top + H), max((OW - 1) * S + K, window.left + W)
     x, y, scratch, sums = flat(source.z), flat(out), work.scratch[numba.get_thread_id()], moments[n]
     pivot = y[n * OH * OW * C :][(OH * OW // 2) * C :][:C]
-    _zero(scratch, 0, rows * columns * V)
+    clear(scratch, 0, rows * columns * V)
     sums[:] = 0
     for c in range(0, C, V):
         for h in range(H):
@@ -239,7 +235,7 @@ def depthwise_any_forward(source, taps, window, work, out, statistics):
 
 
 @inlined
-def _gather_row(w, d, bn, source, dz, rows, step, x, gx, o, pixels, C, add):
+def _gather_row(w, d, bn, applied, dz, rows, step, x, gx, o, pixels, C, add):
     """Make the gradient of a row of x, from o on, of three rows of dz; x and gx are C apart, and dz `step`.
 
     Returns the sums of the gradient and of its product with z - mean, and those for the weights, d with this row's.
@@ -252,7 +248,7 @@ def _gather_row(w, d, bn, source, dz, rows, step, x, gx, o, pixels, C, add):
         prefetch(x, o + pixels * C)
         centred = load(x, o) - mean
         y = fma(centred, scale, shift)
-        a = activation(y, source)
+        a = activation(y, applied)
         v = load(dz, i)
         upper, d0 = w0 * v, fma(a, v, d0)
         v = load(dz, i + step)
@@ -271,7 +267,7 @@ def _gather_row(w, d, bn, source, dz, rows, step, x, gx, o, pixels, C, add):
         lower, d7 = fma(w7, v, lower), fma(a, v, d7)
         v = load(dz, k + 2 * step)
         lower, d8 = fma(w8, v, lower), fma(a, v, d8)
-        g = activation_back(upper + middle + lower, y, source)
+        g = activation_back(upper + middle + lower, y, applied)
         if add:
             g = g + load(gx, o)
         store(g, gx, o)
@@ -281,14 +277,13 @@ def _gather_row(w, d, bn, source, dz, rows, step, x, gx, o, pixels, C, add):
 
 
 @piece
-def _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, sums):
+def _backward_stride_1(gradient, source, taps, window, n, ring, target, dw, sums):
     """At stride 1: each input pixel gathers dz of the nine outputs that saw it, for its own gradient and for dw."""
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
     V, top, left = BYTES // dw.itemsize, window.top, window.left
     row = (W + 2) * V
-    ring = scratch
     x, gx, y, gy = flat(source.z[n]), flat(target.g[n]), flat(gradient.z[n]), flat(gradient.g[n])
-    _zero(ring, 0, (SLOTS + 1) * row)
+    clips = Activation(source.z, source.low, source.high, False)
     for c in range(0, C, V):
         w, zero = nine(taps, c), load(ring, SLOTS * row)
         d = zero, zero, zero, zero, zero, zero, zero, zero, zero
@@ -303,17 +298,17 @@ def _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, s
                         OW * C,
                     )  # fmt: skip
             o, at = r * W * C + c, (_slot(above, OH, row), _slot(above + 1, OH, row), _slot(above + 2, OH, row))
-            if target.add:  # a loop for each: see `mask_run`
-                s1, s2, d = _gather_row(w, d, bn, source, ring, at, V, x, gx, o, W, C, True)
-            else:
-                s1, s2, d = _gather_row(w, d, bn, source, ring, at, V, x, gx, o, W, C, False)
+            if target.add or source.swish:
+                s1, s2, d = _gather_row(w, d, bn, source, ring, at, V, x, gx, o, W, C, target.add)
+            else:  # a loop of its own, whose weights stay in registers
+                s1, s2, d = _gather_row(w, d, bn, clips, ring, at, V, x, gx, o, W, C, False)
             accumulate(s1, sums[0], c)
             accumulate(s2, sums[1], c)
-        store_rows(d, dw, 0, c)
+        add_rows(d, dw, c)
 
 
 @piece
-def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, sums):
+def _backward_stride_2(gradient, source, taps, window, n, rows, target, dw, sums):
     """At stride 2: two padded rows at a time, 2r and 2r + 1, which were seen by the outputs of rows r - 1 and r.
 
     Of two columns 2j and 2j + 1 likewise the even one was seen by taps 0 and 2, the odd one by tap 1.
@@ -321,10 +316,8 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
     V, top, left = BYTES // dw.itemsize, window.top, window.left
     row = 2 * (OW + 1) * V
-    rows = scratch  # two rows of dz, two of a, one of zeros, two of da
     x, gx, y, gy = flat(source.z[n]), flat(target.g[n]), flat(gradient.z[n]), flat(gradient.g[n])
-    _zero(rows, 0, 7 * row)
-    zeros, da = 4 * row, 5 * row
+    zeros, da = 4 * row, 5 * row  # two rows of dz, two of a, one of zeros, two of da
     for c in range(0, C, V):
         w0, w1, w2, w3, w4, w5, w6, w7, w8 = nine(taps, c)
         d0 = d1 = d2 = d3 = d4 = d5 = d6 = d7 = d8 = load(rows, zeros)
@@ -367,26 +360,22 @@ def _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, s
                 if 0 <= at < H:
                     o = da + half * row + left * V
                     mask_run(rows, o, V, source, x, at * W * C + c, W, c, gx, target.add, sums)
-        store_rows((d0, d1, d2, d3, d4, d5, d6, d7, d8), dw, 0, c)
+        add_rows((d0, d1, d2, d3, d4, d5, d6, d7, d8), dw, c)
 
 
 @piece
-def _any_backward(n, gradient, source, taps, window, work, target):
+def _backward_any(gradient, source, taps, window, n, scratch, target, dw, sums):
     """Add each dz to the pixels that it saw, and multiply it with what they were, for any kernel and stride."""
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
-    scratch, dw, sums = work.scratch[numba.get_thread_id()], work.parts[n], target.parts[n]
     V, K, S = BYTES // dw.itemsize, window.kernel, window.stride
     rows, columns = max((OH - 1) * S + K, window.top + H), max((OW - 1) * S + K, window.left + W)
     x, y, gy, gx = flat(source.z), flat(gradient.z), flat(gradient.g), flat(target.g)
-    sums[:] = 0
     size = rows * columns * V  # of a, and of da after it; then a row of dz
     for c in range(0, C, V):
-        _zero(scratch, 0, 2 * size)
+        clear(scratch, 0, 2 * size)
         for h in range(H):
             at, o = (n * H + h) * W * C + c, ((window.top + h) * columns + window.left) * V
             activate_run(source, x, at, W, c, scratch, o, V, W * C)
-        for t in range(K * K):
-            store(load(scratch, size) - load(scratch, size), dw[t], c)
         for r in range(OH):
             at = (n * OH + r) * OW * C + c
             gradient_run(
@@ -407,14 +396,33 @@ def _any_backward(n, gradient, source, taps, window, work, target):
             mask_run(scratch, o, V, source, x, at, W, c, gx, target.add, sums)
 
 
-@piece
-def _backward(n, gradient, source, taps, window, work, target):
-    scratch, dw, sums = work.scratch[numba.get_thread_id()], work.parts[n], target.parts[n]
+@inlined
+def _begin(k, work, target):
+    """Return which images group k is, the scratch of its thread, and its dw and sums, of zeros."""
+    groups, dw, sums = work.parts.shape[0], work.parts[k], target.parts[k]
+    dw[:] = 0
     sums[:] = 0
-    if window.stride == 1:
-        _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, sums)
-    else:
-        _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, sums)
+    first, last = k * work.tiles // groups, (k + 1) * work.tiles // groups
+    return first, last, work.scratch[numba.get_thread_id()], dw, sums
+
+
+@piece
+def _backward(k, gradient, source, taps, window, work, target):
+    W, OW = source.z.shape[2], gradient.z.shape[2]
+    first, last, scratch, dw, sums = _begin(k, work, target)
+    clear(scratch, 0, _ROWS * (max(W, 2 * OW) + 2) * (BYTES // dw.itemsize))
+    for n in range(first, last):
+        if window.stride == 1:
+            _backward_stride_1(gradient, source, taps, window, n, scratch, target, dw, sums)
+        else:
+            _backward_stride_2(gradient, source, taps, window, n, scratch, target, dw, sums)
+
+
+@piece
+def _any_backward(k, gradient, source, taps, window, work, target):
+    first, last, scratch, dw, sums = _begin(k, work, target)
+    for n in range(first, last):
+        _backward_any(gradient, source, taps, window, n, scratch, target, dw, sums)
 
 
 @jit(literal=True)
@@ -422,13 +430,13 @@ def depthwise_backward(gradient, source, taps, window, work, target, grad):
     """Make target.g (N, H, W, C) with its sums, and add to the weights' grad, from the gradient of the output.
 
     Reference equation: dz = batchnorm.backward(g, z); da, dW = depthwise.backward(dz, a, w, stride, padding);
-    target.g = relu.backward(da). taps (K*K, C) are w's, work.parts (N, K*K, C) the images' partial gradients, and grad
-    is (K*K, channels), or (0, channels) where none is needed.
+    target.g = relu.backward(da). taps (K*K, C) are w's, work.parts (groups, K*K, C) the partial gradients of groups of
+    images, and grad is (K*K, channels), or (0, channels) where none is needed.
     """
     make_coefficients(gradient)
-    N = source.z.shape[0]
-    in_parallel(N, _backward, gradient, source, taps, window, work, target)
-    total(target.parts[:N], target.sums)
+    groups = work.parts.shape[0]
+    in_parallel(groups, _backward, gradient, source, taps, window, work, target)
+    total(target.parts[:groups], target.sums)
     if grad.size > 0:
         in_parallel(CHUNKS, add_parts, work.parts, taps.shape[0], grad)
 
@@ -437,8 +445,8 @@ def depthwise_backward(gradient, source, taps, window, work, target, grad):
 def depthwise_any_backward(gradient, source, taps, window, work, target, grad):
     """`depthwise_backward` for any kernel and stride."""
     make_coefficients(gradient)
-    N = source.z.shape[0]
-    in_parallel(N, _any_backward, gradient, source, taps, window, work, target)
-    total(target.parts[:N], target.sums)
+    groups = work.parts.shape[0]
+    in_parallel(groups, _any_backward, gradient, source, taps, window, work, target)
+    total(target.parts[:groups], target.sums)
     if grad.size > 0:
         in_parallel(CHUNKS, add_parts, work.parts, taps.shape[0], grad)

@@ -8,14 +8,13 @@ rows goes straight into the product.
 Each step is a record of numbers; all feature maps are in one array, all weights in another, all tables in a third.
 """
 
-from typing import NamedTuple
-
 import numba
 import numpy as np
 
 from mbnp.backend import in_parallel, inlined, jit, piece
 from mbnp.backend.tiles import CLIP
-from mbnp.backend.vectors import BYTES, accumulate, clip, load, store, where_larger
+from mbnp.backend.vectors import BYTES, accumulate, clip, copy, load, store, where_larger
+from mbnp.fused.kernels.arrays import Activation
 from mbnp.fused.kernels.batchnorm import activation, hard_swish
 from mbnp.fused.kernels.depthwise import Window, any_rows, convolve_row, nine
 from mbnp.fused.kernels.largest import Pool, inside
@@ -39,15 +38,6 @@ GEOMETRY = "kernel", "columns", "stride", "top", "left"
 STEP = np.dtype((np.record, _FIELDS))  # whose fields are attributes, in Python too
 
 
-class _Activation(NamedTuple):
-    """What `batchnorm.activation` takes."""
-
-    z: np.ndarray  # of the type of what is activated
-    low: np.floating
-    high: np.floating
-    swish: bool
-
-
 @inlined
 def _images_and_rows(step, tile):
     """Return the images and the rows of output of a tile."""
@@ -60,16 +50,12 @@ def _images_and_rows(step, tile):
 @piece
 def _copy(step, t, x, data):
     """Copy a band of rows of x (N*H*W*C,) to where its reader finds it; further channels stay zero."""
-    H, W, C, D, V = step.H, step.W, step.C, step.D, BYTES // data.itemsize
+    H, W, C, D = step.H, step.W, step.C, step.D
     n, band = t // step.bands, t % step.bands
     for h in range(band * H // step.bands, (band + 1) * H // step.bands):
         at, o = (n * H + h) * W * C, step.out + n * step.out_image + h * step.out_row
         if C == D:
-            whole = W * C // V * V
-            for i in range(0, whole, V):
-                store(load(x, at + i), data, o + i)
-            for i in range(whole, W * C):
-                data[o + i] = x[at + i]
+            copy(x, at, W * C, data, o)
         else:
             for w in range(W):
                 for c in range(C):
@@ -81,7 +67,7 @@ def _depthwise(step, taps, n0, n1, first, last, data, out, o, out_image, out_row
     """out from o on = the activated convolution of rows first to last of images n0 to n1; taps end in the bias."""
     C, OW = step.C, step.OW
     V, K, S = BYTES // data.itemsize, step.depth_kernel, step.depth_stride
-    applied = _Activation(data, data.dtype.type(step.depth_low), data.dtype.type(step.depth_high), step.depth_swish > 0)
+    applied = Activation(data, data.dtype.type(step.depth_low), data.dtype.type(step.depth_high), step.depth_swish > 0)
     window = Window(K, S, 0, 0)
     row = step.source_row
     # Row by row, since the vectors of a row are neighbours in memory.
@@ -167,7 +153,7 @@ def _sum(step, n, data):
 
 @piece
 def _activate(step, n, data):
-    applied = _Activation(data, data.dtype.type(step.low), data.dtype.type(step.high), step.swish > 0)
+    applied = Activation(data, data.dtype.type(step.low), data.dtype.type(step.high), step.swish > 0)
     for r in range(step.OH):
         i = step.source + n * step.source_image + r * step.source_row
         o = step.out + n * step.out_image + r * step.out_row
