@@ -64,6 +64,18 @@ def _slot(y, rows, row):
 
 
 @inlined
+def _line(x):
+    """The entries of a cache line."""
+    return 64 // x.itemsize
+
+
+@inlined
+def _ahead(x, row, C):
+    """How far ahead to fetch: a pixel's next line of channels, or where it has few, the pixel in the next row."""
+    return _line(x) if C >= 4 * _line(x) else row
+
+
+@inlined
 def nine(taps, c):
     """The vector of channels from c on of each tap."""
     return (
@@ -101,7 +113,7 @@ def convolve_row(w, finishes, bias, applied, pivot, x, i, j, k, step, stride, pi
         (u0, u1, _), (m0, m1, _), (l0, l1, _) = _three(x, i, step), _three(x, j, step), _three(x, k, step)
         for _ in range(pixels):
             u2, m2, l2 = load(x, i + 2 * step), load(x, j + 2 * step), load(x, k + 2 * step)
-            prefetch(out, o + pixels * C)
+            prefetch(out, o + _line(out))
             v = _window(w, (u0, u1, u2), (m0, m1, m2), (l0, l1, l2))
             if finishes:
                 v = activation(v + bias, applied)
@@ -112,7 +124,7 @@ def convolve_row(w, finishes, bias, applied, pivot, x, i, j, k, step, stride, pi
             i, j, k, o = i + step, j + step, k + step, o + C
         return s1, s2
     for _ in range(pixels):
-        prefetch(out, o + pixels * C)
+        prefetch(out, o + _line(out))
         v = _window(w, _three(x, i, step), _three(x, j, step), _three(x, k, step))
         if finishes:
             v = activation(v + bias, applied)
@@ -140,9 +152,8 @@ def _three_forward(n, source, taps, window, work, out, moments):
             above = r * stride - top  # the row of z that the window begins with
             for new in range(above if r == 0 else above + 3 - stride, above + 3):
                 if 0 <= new < H:
-                    at, ahead = _slot(new, H, row) + left * V, stride * W * C
-                    k = new * W * C + c
-                    activate_run(source, x, k, inside, c, ring, at, V, ahead)
+                    k, at = new * W * C + c, _slot(new, H, row) + left * V
+                    activate_run(source, x, k, inside, c, ring, at, V, _ahead(x, stride * W * C, C))
             i, j, k = _slot(above, H, row), _slot(above + 1, H, row), _slot(above + 2, H, row)
             if r == 0:  # deviations are from the middle of the first row: see `take_moments`
                 at = OW // 2 * stride * V
@@ -168,7 +179,7 @@ def _any_forward(n, source, taps, window, work, out, moments):
     for c in range(0, C, V):
         for h in range(H):
             at, o = (n * H + h) * W * C + c, ((window.top + h) * columns + window.left) * V
-            activate_run(source, x, at, W, c, scratch, o, V, W * C)
+            activate_run(source, x, at, W, c, scratch, o, V, _ahead(x, W * C, C))
         any_rows(taps, scratch, 0, columns * V, V, window, 0, OH, OW, c, y, n * OH * OW * C + c, OW * C, C)
     take_moments(y, n * OH * OW * C, OH * OW, 0, C, pivot, sums)
     centre(pivot, OH * OW, sums)
@@ -245,7 +256,7 @@ def _gather_row(w, d, bn, applied, dz, rows, step, x, gx, o, pixels, C, add):
     (mean, scale, shift), (i, j, k) = bn, rows
     s1 = s2 = mean - mean
     for _ in range(pixels):
-        prefetch(x, o + pixels * C)
+        prefetch(x, o + _ahead(x, pixels * C, C))
         centred = load(x, o) - mean
         y = fma(centred, scale, shift)
         a = activation(y, applied)
@@ -295,7 +306,7 @@ def _backward_stride_1(gradient, source, taps, window, n, ring, target, dw, sums
                     at = _slot(new, OH, row) + (2 - left) * V
                     gradient_run(
                         gy, y, new * OW * C + c, OW, gradient.scale_shift, gradient.coefficients, c, ring, at, V,
-                        OW * C,
+                        _ahead(y, OW * C, C),
                     )  # fmt: skip
             o, at = r * W * C + c, (_slot(above, OH, row), _slot(above + 1, OH, row), _slot(above + 2, OH, row))
             if target.add or source.swish:
@@ -317,6 +328,7 @@ def _backward_stride_2(gradient, source, taps, window, n, rows, target, dw, sums
     V, top, left = BYTES // dw.itemsize, window.top, window.left
     row = 2 * (OW + 1) * V
     x, gx, y, gy = flat(source.z[n]), flat(target.g[n]), flat(gradient.z[n]), flat(gradient.g[n])
+    ahead = _ahead(x, 2 * W * C, C)
     zeros, da = 4 * row, 5 * row  # two rows of dz, two of a, one of zeros, two of da
     for c in range(0, C, V):
         w0, w1, w2, w3, w4, w5, w6, w7, w8 = nine(taps, c)
@@ -328,15 +340,15 @@ def _backward_stride_2(gradient, source, taps, window, n, rows, target, dw, sums
                 here = r % 2 * row
                 gradient_run(
                     gy, y, r * OW * C + c, OW, gradient.scale_shift, gradient.coefficients, c, rows, here + V, V,
-                    OW * C,
+                    _ahead(y, OW * C, C),
                 )  # fmt: skip
             even, odd = zeros, zeros
             if 0 <= 2 * r - top < H:
                 even, at = 2 * row, (2 * r - top) * W * C + c
-                activate_run(source, x, at, W, c, rows, even + left * V, V, 2 * W * C)
+                activate_run(source, x, at, W, c, rows, even + left * V, V, ahead)
             if 0 <= 2 * r + 1 - top < H:
                 odd, at = 3 * row, (2 * r + 1 - top) * W * C + c
-                activate_run(source, x, at, W, c, rows, odd + left * V, V, 2 * W * C)
+                activate_run(source, x, at, W, c, rows, odd + left * V, V, ahead)
             i, j, o = above, here, da
             up_left, on_left = load(rows, i), load(rows, j)
             for _ in range(OW + 1):
@@ -375,11 +387,12 @@ def _backward_any(gradient, source, taps, window, n, scratch, target, dw, sums):
         clear(scratch, 0, 2 * size)
         for h in range(H):
             at, o = (n * H + h) * W * C + c, ((window.top + h) * columns + window.left) * V
-            activate_run(source, x, at, W, c, scratch, o, V, W * C)
+            activate_run(source, x, at, W, c, scratch, o, V, _ahead(x, W * C, C))
         for r in range(OH):
             at = (n * OH + r) * OW * C + c
             gradient_run(
-                gy, y, at, OW, gradient.scale_shift, gradient.coefficients, c, scratch, 2 * size, V, OW * C
+                gy, y, at, OW, gradient.scale_shift, gradient.coefficients, c, scratch, 2 * size, V,
+                _ahead(y, OW * C, C),
             )  # fmt: skip
             for u in range(K):
                 for v in range(K):
