@@ -5,7 +5,7 @@
 
 `dispatch.py` chooses among an operation's implementations, `jit.py` has Numba's flags and cache, `threads.py` the pool
 of threads, `parallel.py` a loop on it, and `vectors.py` the vectors of the processor, as values that kernels compute
-with; `tiles.py` makes tiles of a matrix product of them.
+with; `tiles.py` makes tiles of a matrix product of them. `bundle.py` has arguments that a kernel reads at once.
 """
 
 from mbnp.backend.dispatch import BACKENDS, current, pick, use

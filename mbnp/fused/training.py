@@ -6,6 +6,7 @@ activate it. Everything else is made again where it is needed.
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,7 @@ class Step:
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
         self.operation, self.inputs, self.out, self.work = operation, inputs, out, work
         self.adds = [False] * len(inputs)
+        self._targets: dict[tuple[int, int], Target] = {}
 
     def reserve(self) -> None:
         """Find out what depends on which gradients are added to, and ask for memory to work in."""
@@ -123,8 +125,12 @@ class Step:
             kernels.pass_back(incoming, incoming, unlimited, source.source(), self.target(i, source.shape[0]))
 
     def target(self, i: int, parts: int) -> Target:
-        source = self.inputs[i]
-        return Target(source.g, self.adds[i], self.work.part("sums", parts, 2, source.shape[3]), source.sums)
+        """Return where the gradient of an input goes, once all memory is there."""
+        source, key = self.inputs[i], (i, parts)
+        if key not in self._targets:
+            sums = self.work.part("sums", parts, 2, source.shape[3])
+            self._targets[key] = Target(source.g, self.adds[i], sums, source.sums)
+        return self._targets[key]
 
 
 class _Convolution(Step):
@@ -176,7 +182,7 @@ class _Convolution(Step):
         """Return what a kernel takes of the BatchNorm, whose eps and momentum may be others than in the last step."""
         bn, last = self.bn, self._statistics
         if bn is not None and not self.exact and (last.eps, last.momentum) != (bn.eps, bn.momentum):
-            self._statistics = last._replace(eps=float(bn.eps), momentum=float(bn.momentum))
+            self._statistics = replace(last, eps=float(bn.eps), momentum=float(bn.momentum))
         return self._statistics
 
     def finish_forward(self) -> None:
@@ -253,7 +259,7 @@ class Conv(_Convolution):
         target = self.target(0, self.groups)
         if self.apart:
             self.incoming = self.work.part("incoming", *source.shape)
-            target = target._replace(g=self.incoming, add=False)
+            target = replace(target, g=self.incoming, add=False)
         self.backward_arguments = *shared, target, _rows(w)
         self.nothing = np.empty((0, D), out.bounds.dtype)  # to be packed
 
@@ -279,7 +285,7 @@ class Conv(_Convolution):
         kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
         if self.apart:
             unlimited = np.array(UNLIMITED, self.incoming.dtype)
-            linear = source.source()._replace(low=unlimited[0], high=unlimited[1], swish=False)
+            linear = replace(source.source(), low=unlimited[0], high=unlimited[1], swish=False)
             target = self.target(0, len(self.incoming))
             kernels.pass_back(self.incoming, self.incoming, unlimited, linear, target)
 
@@ -406,7 +412,7 @@ class Gate(Step):
         N, *_, C = self.out.shape
         ds, target = self.work.part("ds", N, 1, 1, C), self.target(0, N)
         if not source.needed:
-            target = target._replace(g=self.work.part("unused", *source.shape))
+            target = replace(target, g=self.work.part("unused", *source.shape))
         kernels.gate_backward(self.out.g, source.source(), factors.source(), target, ds)
         if factors.needed:
             kernels.pass_back(ds, ds, self.unlimited, factors.source(), self.target(1, N))
@@ -540,6 +546,8 @@ class Plan:
         self.work.allocate(arena)
         for step in self.steps:
             step.prepare()
+        sums = self.work.part("sums", self.out.shape[0], 2, self.out.shape[3])
+        self.bounds, self.target = unlimited, Target(self.out.g, False, sums, self.out.sums)
 
     def _plan_gradients(self, arena: Arena) -> None:
         """Give each gradient a buffer: it is needed from the last consumer on until its own step has gone back.
@@ -603,9 +611,7 @@ class Plan:
             return None
         out.g[..., : out.channels] = dy
         out.g[..., out.channels :] = 0
-        unlimited = np.array(UNLIMITED, out.z.dtype)
-        parts = self.work.part("sums", out.shape[0], 2, out.shape[3])
-        kernels.pass_back(out.g, out.g, unlimited, out.source(), Target(out.g, False, parts, out.sums))
+        kernels.pass_back(out.g, out.g, self.bounds, out.source(), self.target)
         for step in reversed(self.steps):
             if step.out.needed:
                 clock(step.operation.names, True, step.backward)

@@ -1,8 +1,11 @@
-"""The arrays that travel together: what kernels take, as NamedTuples."""
+"""The arrays that travel together: what kernels take, as bundles."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from mbnp.backend.bundle import Bundle
 
 
 class Activation(NamedTuple):
@@ -14,7 +17,8 @@ class Activation(NamedTuple):
     swish: bool
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Source(Bundle):
     """A feature map as its consumers read it: a = activation((z - mean)*scale + shift).
 
     The activation is a clip, or where `swish` is set hard-swish. plain: it is a that is stored, so that there is
@@ -29,7 +33,8 @@ class Source(NamedTuple):
     plain: bool
 
 
-class Gradient(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Gradient(Bundle):
     """A convolution's output and the gradient behind its BatchNorm: dz = k*g + c1*(z - mean) + c0.
 
     The coefficients follow from sums and pixels: the kernel that reads a Gradient makes them first, and adds to the
@@ -46,7 +51,8 @@ class Gradient(NamedTuple):
     dbeta: np.ndarray
 
 
-class Statistics(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Statistics(Bundle):
     """What the statistics of a convolution's output are made of, and what a BatchNorm makes of them, if there is one.
 
     Without one, or where it is frozen, gamma is empty, and scale_shift is left as it is.
@@ -64,7 +70,8 @@ class Statistics(NamedTuple):
     scale_shift: np.ndarray  # (5, C)
 
 
-class Target(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Target(Bundle):
     """Where the gradient of a Source goes, if anywhere.
 
     g: (N, H, W, C), or (0, H, W, C) where no gradient is needed; add: to what is there already
@@ -77,7 +84,8 @@ class Target(NamedTuple):
     sums: np.ndarray  # (2, C)
 
 
-class Windows(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Windows(Bundle):
     """How a convolution's windows lie: the geometry, and how its pixels are divided into tiles.
 
     A flat one has a 1x1 kernel at stride 1 without padding: its tiles are runs of `tile` pixels of the whole batch.
@@ -106,7 +114,8 @@ class Windows(NamedTuple):
     dz_step: int  # and in that of dz
 
 
-class Tables(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Tables(Bundle):
     """Offsets in the padded copies, as `ops.matmul` reads its matrices; int64."""
 
     windows: np.ndarray  # (tile,) each output pixel's window in the input
@@ -122,7 +131,8 @@ class Tables(NamedTuple):
     class_taps: np.ndarray  # segments of dz
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Work(Bundle):
     """Arrays that a kernel works in, and that mean nothing between two calls."""
 
     scratch: np.ndarray  # (threads, n)

@@ -72,7 +72,7 @@ def _line(x):
 @inlined
 def _ahead(x, row, C):
     """How far ahead to fetch: a pixel's next line of channels, or where it has few, the pixel in the next row."""
-    return _line(x) if C >= 4 * _line(x) else row
+    return _line(x) if C // _line(x) >= 4 else row
 
 
 @inlined
