@@ -29,7 +29,7 @@ from mbnp.fused.kernels.batchnorm import (
     take_moments,
     total,
 )
-from mbnp.fused.kernels.weights import CHUNKS, add_parts, pack_panel, panels
+from mbnp.fused.kernels.weights import CHUNKS, add_parts, pack_task, tasks
 from mbnp.ops.matmul import ROWS, multiply, multiply_across, vectors_at
 
 STRETCH, ROWS_A_TASK = 256, 32  # pixels of a product of `weights_backward`, and rows of a task
@@ -142,7 +142,7 @@ def conv_forward(source, weights, packed, windows, tables, work, z, statistics):
     (taps * C, D) are packed first; they are (0, D) where `packed` has them already.
     """
     if weights.size > 0:
-        in_parallel(panels(weights, packed, windows, tables), pack_panel, weights, packed, windows, tables)
+        in_parallel(tasks(weights, packed, windows, tables), pack_task, weights, packed, windows, tables)
     moments = statistics.moments
     in_parallel(moments.shape[0], _forward, source, packed[0], windows, tables, work, z, moments)
     finish_statistics(statistics)

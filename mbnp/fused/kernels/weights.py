@@ -1,8 +1,8 @@
 """Weights: packed as the products read them, and their partial gradients added up."""
 
 from mbnp.backend import in_parallel, inlined, jit, piece
-from mbnp.backend.vectors import BYTES, flat, transpose
-from mbnp.ops.matmul import pack, vectors_at
+from mbnp.backend.vectors import BYTES, flat, load, store, transpose
+from mbnp.ops.matmul import vectors_at
 
 CHUNKS = 16  # of pixels or rows, where nothing else divides them
 
@@ -26,31 +26,43 @@ def _pack_class(w, windows, kind, C, D, n, packed):
             at += D * entries
 
 
+@piece
+def _pack_rows(weights, first, last, packed):
+    """Pack some rows of weights (K, D) as forward reads them: by rows, since those of a panel are far apart."""
+    (K, D), V, x = weights.shape, BYTES // packed.itemsize, flat(weights)
+    for k in range(first, last):
+        for n in range(0, D, 2 * V):
+            entries = vectors_at(n, D, V) * V
+            for i in range(0, entries, V):
+                store(load(x, k * D + n + i), packed, n * K + k * entries + i)
+
+
 @inlined
-def panels(weights, packed, windows, tables):
-    """Return how many panels there are: of weights, and where `packed` has room, of the transposed ones."""
-    entries, D = 2 * BYTES // weights.itemsize, weights.shape[1]
+def tasks(weights, packed, windows, tables):
+    """Return how many tasks packing is: chunks of rows, and where there is room, panels of the transposed weights."""
     C = weights.shape[0] // (windows.kernel * windows.columns)
-    return -(-D // entries) + (packed.shape[0] - 1) * tables.classes.shape[0] * -(-C // entries)
+    return CHUNKS + (packed.shape[0] - 1) * tables.classes.shape[0] * -(-C // (2 * BYTES // weights.itemsize))
 
 
 @piece
-def pack_panel(p, weights, packed, windows, tables):
-    """Pack one panel of weights (taps * C, D) as forward reads them, or of each class of input pixels' for backward."""
-    entries, D = 2 * BYTES // weights.itemsize, weights.shape[1]
-    C = weights.shape[0] // (windows.kernel * windows.columns)
-    forward, backward = -(-D // entries), -(-C // entries)
-    if p < forward:
-        pack(weights, p * entries, D, packed[0])
+def pack_task(t, weights, packed, windows, tables):
+    """Pack a chunk of weights (taps * C, D) as forward reads them, or a panel of a class of input pixels' for backward.
+
+    D is whole vectors.
+    """
+    (K, D), entries = weights.shape, 2 * BYTES // weights.itemsize
+    if t < CHUNKS:
+        _pack_rows(weights, t * K // CHUNKS, (t + 1) * K // CHUNKS, packed[0])
     else:
-        k, n = (p - forward) // backward, (p - forward) % backward
+        C = K // (windows.kernel * windows.columns)
+        k, n = divmod(t - CHUNKS, -(-C // entries))
         _pack_class(weights, windows, tables.classes[k], C, D, n * entries, packed[-1])
 
 
 @jit(literal=True)
 def pack_weights(weights, packed, windows, tables):
     """Pack weights (taps * C, D) that have changed between forward and backward: into packed (1 or 2, taps * C * D)."""
-    in_parallel(panels(weights, packed, windows, tables), pack_panel, weights, packed, windows, tables)
+    in_parallel(tasks(weights, packed, windows, tables), pack_task, weights, packed, windows, tables)
 
 
 @piece
