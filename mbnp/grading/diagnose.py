@@ -81,6 +81,7 @@ def _mended(exercise: Any, trials: Sequence[Trial], first: Trial, inside: Callab
     seconds = MENDING * budget.left
     probes = exercise.probes([trial.case for trial in trials])
     more = exercise.probes([*map(another, exercise.make_cases()), *exercise.make_cases(1)])
+    more += exercise.of_other_sizes()
     try:
         text, spent = inside(mended, probes, more, exercise.rtol, seconds, limit=4 * seconds + 2)
     except (Exception, StoppedError):  # changed, it ended its process

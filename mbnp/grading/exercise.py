@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbnp.grading.compare import StoppedError, Trial, compare, describe, same
+from mbnp.grading.compare import StoppedError, Trial, alike, compare, describe, same
 from mbnp.grading.diagnose import likely
 from mbnp.grading.mend import Budget
-from mbnp.grading.rules import Probe, another, broken
+from mbnp.grading.rules import Probe, another, broken, resized
 
 Case = dict[str, Any]
+TRIED, KEPT = 12, 4  # cases of other sizes
 
 
 class Mistake(NamedTuple):
@@ -72,6 +73,19 @@ class Exercise:
     def probes(self, cases: Sequence[Case]) -> list[Probe]:
         """Return cases with what the function should return in each."""
         return [Probe(case, self.reference(**copy.deepcopy(case))) for case in cases]
+
+    def of_other_sizes(self) -> list[Probe]:
+        """Return cases of other sizes: those in which all right answers that are known agree."""
+        found: list[Probe] = []
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            for seed in range(TRIED):
+                with contextlib.suppress(Exception):
+                    (probe,) = self.probes([resized(self.make_cases(), seed)])
+                    results = [solution(**copy.deepcopy(dict(probe.case))) for solution in self.solutions]
+                    if results and all(alike(probe.expected, result, self.rtol) for result in results):
+                        found.append(probe)
+        return found[:KEPT]
 
     def again(self) -> list[Probe]:
         """Return what tells whether a function remembers: a case, one with other numbers, and the first again."""

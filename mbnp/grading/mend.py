@@ -16,7 +16,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -161,7 +161,11 @@ class _Search:
         self.cost = cost_of(function, self.probes[0].case)
         budget.spend(len(probes) * self.cost)
         self.more = list(map(_frozen_probe, more))
-        self.others = [self.result(function, probe) for probe in self.more]
+        self.others = [self.result(function, probe, divides=False) for probe in self.more]
+        self.divides = [other is None for other in self.others]
+        for k, divides in enumerate(self.divides):
+            if divides:
+                self.others[k] = self.result(function, self.more[k])
 
     def best(self, end: float, like: Kind = NOTHING.kind) -> _Mend | None:
         """Return the first change that makes all cases right, or else the one that makes most of them right.
@@ -219,11 +223,12 @@ class _Search:
     def elsewhere(self, change: Change) -> list[list[bool]]:
         """Return which results come out right for other numbers, and in the type that was there or is due.
 
+        A change after which 0 is divided by, where it was not before, is right by chance.
         What is added to np.zeros is float64: the type is another mistake, which is told once the numbers are right.
         """
         names, found = changed(self.tree, change, self.names) or {}, []
-        for probe, before in zip(self.more, self.others, strict=True):
-            result = self.result(names[self.name], probe)
+        for probe, before, divides in zip(self.more, self.others, self.divides, strict=True):
+            result = self.result(names[self.name], probe, divides)
             due = change.kind.mend == ADDED or before is None
             due = due or self._dtypes(result) in map(self._dtypes, (before, probe.expected))
             found.append([due and right for right in self._equal(probe.expected, result)])
@@ -233,12 +238,16 @@ class _Search:
         parts = [result] if self.results == 1 else result
         return [array.dtype for part in parts if (array := as_array(part)) is not None]
 
-    def result(self, function: Callable, probe: Probe) -> Any:
-        """Return what a function returns in a case, or None if it raises, or takes too long."""
+    def result(self, function: Callable, probe: Probe, divides: bool = True) -> Any:
+        """Return what a function returns in a case, or None if it raises, or takes too long.
+
+        divides: whether it may divide by 0
+        """
         self.budget.spend(self.cost)
         case = {name: list(value) if isinstance(value, list) else value for name, value in probe.case.items()}
         try:
-            with contextlib.suppress(Exception), alarm(self.each):
+            stop: Literal["ignore", "raise"] = "ignore" if divides else "raise"
+            with contextlib.suppress(Exception), alarm(self.each), np.errstate(divide=stop, invalid=stop):
                 return function(**case)
         except TimeIsUpError:
             self.budget.spend(LEAST)

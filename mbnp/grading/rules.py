@@ -75,6 +75,32 @@ def another(case: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def resized(cases: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """Return a case of sizes that are in no other one, of one of the cases: a change may be right for theirs by chance.
+
+    Axes that are as long as one another in every case stay so, and those of one length in all cases keep it. Numbers
+    are the case's own; where it has no arrays, each is one of some case, or a few times that. Not all such cases make
+    sense.
+    """
+    rng = np.random.default_rng(seed)
+    base = cases[seed % len(cases)]
+    if not any(isinstance(value, np.ndarray) for value in base.values()):
+        mixed = {name: copy.deepcopy(cases[int(rng.integers(len(cases)))].get(name, base[name])) for name in base}
+        return {name: v * int(rng.integers(1, 4)) if type(v) is int else v for name, v in mixed.items()}
+    alike = [case for case in cases if all(np.ndim(case.get(name, 0)) == np.ndim(base[name]) for name in base)]
+    sizes: dict[tuple[int, ...], int] = {}  # by the lengths of an axis in all cases
+    free = iter(rng.permutation(np.arange(2, 12)))
+    made = {}
+    for name, value in base.items():
+        made[name] = copy.deepcopy(value)
+        if isinstance(value, np.ndarray) and value.ndim and value.size:
+            lengths = list(zip(*(case[name].shape for case in alike), strict=True))
+            for axis in lengths:
+                sizes.setdefault(axis, axis[0] if len(set(axis)) == 1 else int(next(free)))
+            made[name] = rng.choice(value.ravel(), [sizes[axis] for axis in lengths]).astype(value.dtype)
+    return made
+
+
 def unsteady(function: Callable, case: Mapping[str, Any], rtol: float) -> str:
     """Say why a wrong function returns something else for the same arguments, if it does; or nothing."""
     with contextlib.suppress(Exception):
