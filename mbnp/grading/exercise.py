@@ -23,7 +23,7 @@ from mbnp.grading.mend import Budget
 from mbnp.grading.rules import Probe, another, broken, resized
 
 Case = dict[str, Any]
-TRIED, KEPT = 12, 4  # cases of other sizes
+TRIED, KEPT = 16, 8  # cases of other sizes
 
 
 class Mistake(NamedTuple):

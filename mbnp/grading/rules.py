@@ -89,14 +89,14 @@ def resized(cases: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
         return {name: v * int(rng.integers(1, 4)) if type(v) is int else v for name, v in mixed.items()}
     alike = [case for case in cases if all(np.ndim(case.get(name, 0)) == np.ndim(base[name]) for name in base)]
     sizes: dict[tuple[int, ...], int] = {}  # by the lengths of an axis in all cases
-    free = iter(rng.permutation(np.arange(2, 12)))
+    free = iter(rng.permutation(np.arange(2, 10)))
     made = {}
     for name, value in base.items():
         made[name] = copy.deepcopy(value)
         if isinstance(value, np.ndarray) and value.ndim and value.size:
             lengths = list(zip(*(case[name].shape for case in alike), strict=True))
-            for axis in lengths:
-                sizes.setdefault(axis, axis[0] if len(set(axis)) == 1 else int(next(free)))
+            for axis in dict.fromkeys(axis for axis in lengths if axis not in sizes):
+                sizes[axis] = axis[0] if len(set(axis)) == 1 else int(next(free))
             made[name] = rng.choice(value.ravel(), [sizes[axis] for axis in lengths]).astype(value.dtype)
     return made
 

@@ -576,3 +576,46 @@ def class_activation_map(features, w, classes):
     return out
 """
     assert "this is set once, before the loop" in graded("class_activation_map", code).likely
+
+
+# Whole wrong answers that some change makes right for the cases alone, by chance; and words of that change.
+BY_CHANCE = [
+    (
+        """
+def same_padding(size, kernel, stride):
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return min(total // 2, 1), total - total // 2
+""",
+        "3)",
+        "all cases come out right with `total // 2` in place of `min(total // 2, 1)`",
+    ),
+    (
+        """
+def intersection_over_union(found, truth):
+    both, either = (found == truth).sum(axis=(1, 2)), (found | truth).sum(axis=(1, 2))
+    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
+""",
+        "found / truth",
+        "",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "chance", "words"), BY_CHANCE)
+def test_what_is_right_by_chance_is_not_proposed(code, chance, words):
+    outcome = graded(code.split("(")[0].split()[-1], "import numpy as np\n" + code)
+    assert outcome.status == "wrong"
+    assert chance not in outcome.likely
+    assert words in outcome.likely
+
+
+def test_cases_of_other_sizes_are_of_other_sizes():
+    for name in ("depthwise", "blocked_matmul", "combine", "box_coding"):
+        _, exercise = EXERCISES[name]
+        shapes = [[np.shape(v) for v in case.values()] for case in exercise.make_cases()]
+        more = exercise.of_other_sizes()
+        assert len(more) >= 4
+        assert not any([np.shape(v) for v in probe.case.values()] in shapes for probe in more)
+        for probe in more:  # what is as long as another axis, or has one length alone, stays so
+            assert name != "depthwise" or probe.case["x"].shape[3] == probe.case["w"].shape[2]
+            assert name != "box_coding" or probe.case["boxes"].shape[1] == 4

@@ -167,6 +167,21 @@ FIELD_MISTAKES = [
         _field_with(_grow, step=lambda jump, stride: jump + stride),
     ),
     Mistake(
+        "K - 1: K // 2 is what a kernel reaches to one side. To both sides together it is K - 1",
+        _field_with(lambda field, kernel, jump: field + kernel // 2 * jump),
+    ),
+    Mistake(
+        "even kernels: K // 2 on either side is one too many. K taps have K - 1 steps between them",
+        _field_with(lambda field, kernel, jump: field + kernel // 2 * 2 * jump),
+    ),
+    *(
+        Mistake(
+            "the kernel: 2 is K - 1 of a 3x3 kernel alone, and there are others among the layers",
+            _field_with(lambda field, kernel, jump, least=least: field + (2 * jump if kernel > least else 0)),
+        )
+        for least in (0, 1)
+    ),
+    Mistake(
         "K - 1: a layer of K taps has K - 1 steps between them; a 1x1 kernel adds nothing",
         _field_with(lambda field, kernel, jump: field + kernel * jump),
     ),

@@ -79,6 +79,16 @@ def _one_over_p(logits, labels, least=0.0):
 
 GRADIENT_MISTAKES = [
     Mistake(
+        "the batch: only the 1 at the label is divided by N. The loss is a mean over images, so all of probability "
+        "minus target is",
+        lambda logits, labels: _softmax(logits) - _one_hot(logits, labels) / np.float32(len(labels)),
+    ),
+    Mistake(
+        "the batch: only the probabilities are divided by N. The loss is a mean over images, so all of probability "
+        "minus target is",
+        lambda logits, labels: _softmax(logits) / np.float32(len(labels)) - _one_hot(logits, labels),
+    ),
+    Mistake(
         "softmax: this is the sigmoid of each logit by itself. Its numbers do not sum to 1 over the classes: divide "
         "the powers of a row by their sum",
         lambda logits, labels: (
@@ -255,6 +265,30 @@ CYCLE_MISTAKES = [
             ),
         )
         for part in (math.sin, lambda angle: 1 - math.cos(angle))
+    ),
+    *(
+        Mistake(
+            "shape: one of the halves is a straight line. Each is half a cosine, flat at both of its ends",
+            lambda peak, total, warm, up=up: _cycle(
+                peak, total, warm, between=lambda a, b, f: _line(a, b, f) if (a < b) == up else _cosine(a, b, f)
+            ),
+        )
+        for up in (True, False)
+    ),
+    *(
+        Mistake(
+            "shape: a quarter of a sine up and of a cosine down (pi / 2) are flat at one end only. Half a cosine is "
+            "flat at both: (1 - cos(pi * fraction)) / 2 goes from 0 to 1",
+            lambda peak, total, warm, up=up: _cycle(
+                peak,
+                total,
+                warm,
+                between=lambda a, b, f: _line(
+                    a, b, math.sin(math.pi / 2 * f) if (a < b) == up else 1 - math.cos(math.pi / 2 * f)
+                ),
+            ),
+        )
+        for up in (True, False)
     ),
     Mistake(
         "way down: there is none, the way up goes on. After the peak another half of a cosine goes from the peak to "

@@ -166,6 +166,11 @@ PAIR_MISTAKES = [
         lambda first, second: _paired_difference(second, first),
     ),
     Mistake(
+        "the difference of the standard deviations is none of the differences. Take the difference of each pair "
+        "first, then its standard deviation",
+        _with_error(lambda d, first, second: (second.std(ddof=1) - first.std(ddof=1)) / math.sqrt(len(d))),
+    ),
+    Mistake(
         "median for mean: the error that goes with it is the mean's",
         _with_error(lambda d, first, second: d.std(ddof=1) / math.sqrt(len(d)), np.median),
     ),

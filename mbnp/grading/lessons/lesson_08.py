@@ -208,6 +208,11 @@ def _not_dominated(macs, accuracy):
     return front
 
 
+def _dominates_one(macs, accuracy):
+    no_worse = (macs[:, None] <= macs) & (accuracy[:, None] >= accuracy)
+    return (no_worse & ((macs[:, None] < macs) | (accuracy[:, None] > accuracy))).any(axis=1)
+
+
 FRONT_MISTAKES = [
     Mistake(
         "ties: a point that is exactly like another is taken off the front. Equal points do not dominate each other: "
@@ -227,6 +232,16 @@ FRONT_MISTAKES = [
         "one number for two: accuracy / macs has a single best point. The front has every point that no other "
         "dominates",
         lambda macs, accuracy: accuracy / macs == (accuracy / macs).max(),
+    ),
+    Mistake(
+        "the wrong way round: true marks the points that dominate another one. It should mark those that no other "
+        "dominates",
+        lambda macs, accuracy: _dominates_one(macs, accuracy),
+    ),
+    Mistake(
+        "only the ends of the front are found, the cheapest and the most accurate point. Between them are others that "
+        "no other dominates",
+        lambda macs, accuracy: (accuracy == accuracy.max()) | (macs == macs.min()),
     ),
     Mistake(
         "only the most accurate point is found. The front has cheaper ones, too, that no other dominates",

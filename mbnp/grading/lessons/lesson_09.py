@@ -133,6 +133,23 @@ ROOFLINE_MISTAKES = [
         lambda intensity, gflops, bandwidth: bandwidth * intensity,
     ),
     Mistake(
+        "the two times are added. The roofline lets them overlap: the slower one alone counts, the smaller rate",
+        lambda intensity, gflops, bandwidth: 1 / (1 / gflops + 1 / (bandwidth * intensity)),
+    ),
+    *(
+        Mistake(
+            "one limit is chosen for all layers. Each layer has its own: np.minimum compares number by number",
+            lambda intensity, gflops, bandwidth, some=some: (
+                np.full_like(intensity, gflops) if some(bandwidth * intensity > gflops) else bandwidth * intensity
+            ),
+        )
+        for some in (np.any, np.all)
+    ),
+    Mistake(
+        "scaled so that the largest number reaches the peak. The peak is a limit: what is below it stays as it is",
+        lambda intensity, gflops, bandwidth: intensity / intensity.max() * gflops,
+    ),
+    Mistake(
         "Python's min compares whole arrays, and cannot. np.minimum does it number by number",
         lambda intensity, gflops, bandwidth: min(gflops, bandwidth * intensity),
     ),

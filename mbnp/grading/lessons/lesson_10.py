@@ -389,9 +389,9 @@ def _around(counts, means, m2s, mean):
     return mean, (m2s + n * (means - mean) ** 2).sum(axis=0) / counts.sum()
 
 
-def _of_tiles(counts, means, m2s):
+def _of_tiles(counts, means, m2s, total=None):
     n = counts[:, None]
-    total = counts.sum()
+    total = counts.sum() if total is None else total
     mean = (n * means).sum(axis=0) / total
     m2 = (m2s + n * (means - mean) ** 2).sum(axis=0)
     return mean, m2 / total
@@ -407,7 +407,49 @@ def _with_variance(variance):
     return wrong
 
 
+def _moved_by(share):
+    """Merge tile after tile, as Chan does, with another share(before, new) of the difference for the mean."""
+
+    def wrong(counts, means, m2s):
+        n, mean, m2 = counts[0], means[0], m2s[0]
+        for count, tile, own in zip(counts[1:], means[1:], m2s[1:], strict=True):
+            delta = tile - mean
+            m2 = m2 + own + delta**2 * n * count / (n + count)
+            mean, n = mean + delta * share(n, count), n + count
+        return mean, m2 / n
+
+    return wrong
+
+
 COMBINE_MISTAKES = [
+    *(
+        Mistake(
+            "tile by tile: the mean moves by the new tile's part of all pixels so far, "
+            "delta · counts[t] / (n + counts[t])",
+            _moved_by(share),
+        )
+        for share in (lambda n, count: n / (n + count), lambda n, count: 0.5, lambda n, count: count / n)
+    ),
+    Mistake(
+        "within the tiles: their variances are averaged as if they were of one size. A tile counts for its pixels: "
+        "m2s.sum(axis=0) / counts.sum()",
+        _with_variance(
+            lambda n, means, m2s, mean: (m2s / n).mean(axis=0) + (n * (means - mean) ** 2).sum(axis=0) / n.sum()
+        ),
+    ),
+    Mistake(
+        "counts: each tile's part is divided by its own pixels, and these are averaged as if the tiles were of one "
+        "size. Sum first, then divide by counts.sum()",
+        _with_variance(lambda n, means, m2s, mean: (m2s / n + (means - mean) ** 2).mean(axis=0)),
+    ),
+    Mistake(
+        "counts: all tiles are taken to be as large as the first. The last one is smaller: counts.sum() pixels",
+        lambda counts, means, m2s: _of_tiles(np.full_like(counts, counts[0]), means, m2s),
+    ),
+    Mistake(
+        "counts: there are counts.sum() pixels, not counts[0] · len(counts): the last tile is smaller",
+        lambda counts, means, m2s: _of_tiles(counts, means, m2s, counts[0] * len(counts)),
+    ),
     Mistake(
         "counts, and between the tiles: the plain mean of the tiles' variances. A tile counts for its pixels, and "
         "counts · (means - mean)² is missing",

@@ -238,6 +238,11 @@ def _without_shortcut(dy, x, a, b, w1, w2, w3):
     return (dx - dy if x.shape == dy.shape else dx), *others
 
 
+def _along_shortcut(dy, x, a, b, w1, w2, w3, added):
+    dx, *others = _without_shortcut(dy, x, a, b, w1, w2, w3)
+    return (dx + added if x.shape == dy.shape else dx), *others
+
+
 def _back_through_all(dy, x, a, b, w1, w2, w3):
     H, W = x.shape[1:3]
     wide, filtered = np.clip(a, 0, 6), np.clip(b, 0, 6)
@@ -289,6 +294,31 @@ BACKWARD_MISTAKES = [
     Mistake(
         "the shortcut's gradient is missing: y = x + ..., so that dy itself is added to dx where x was added",
         _without_shortcut,
+    ),
+    Mistake(
+        "the shortcut: x is added to dx. y = x + ..., so that dy is what comes back along it",
+        lambda dy, x, a, b, w1, w2, w3: _along_shortcut(dy, x, a, b, w1, w2, w3, x),
+    ),
+    Mistake(
+        "the first ReLU6: the mask is b's. This one was applied to a: the gradient goes on where 0 < a < 6",
+        lambda dy, x, a, b, w1, w2, w3: _backward(dy, x, a, b, w1, w2, w3, first=lambda d, _: _slope6(d, b)),
+    ),
+    Mistake(
+        "the second ReLU6: the mask is a's. This one was applied to b: the gradient goes on where 0 < b < 6",
+        lambda dy, x, a, b, w1, w2, w3: _backward(dy, x, a, b, w1, w2, w3, second=lambda d, _: _slope6(d, a)),
+    ),
+    *variants(
+        _backward,
+        {
+            f"{which}: its output is multiplied, not its slope. That is 1 between 0 and 6, and 0 elsewhere": {
+                name: lambda d, x: d * _relu6(x) for name in names
+            }
+            for which, names in (
+                ("the first ReLU6", ("first",)),
+                ("the second ReLU6", ("second",)),
+                ("ReLU6", ("first", "second")),
+            )
+        },
     ),
     Mistake(
         "order: the weights' gradients come as they are found, from the last. It is dx, dw1, dw2, dw3",
@@ -384,6 +414,11 @@ EXCITE_MISTAKES = [
             },
             "hard-sigmoid: s * (1 - s) is the slope of the sigmoid. Here there are three lines: 1/6 between -3 and 3, "
             "else 0": {"dsigmoid": _sigmoid_slope},
+            "hard-sigmoid: s * (1 - s) is the slope of the sigmoid, and s is none. Its slope is 1/6 between -3 and 3, "
+            "else 0": {"dsigmoid": lambda ds, z: ds * hard_sigmoid.forward(z) * (1 - hard_sigmoid.forward(z))},
+            "ReLU: its output is multiplied, not its slope. That is 1 where h > 0, and 0 elsewhere": {
+                "drelu": lambda d, a: d * np.maximum(a, 0)
+            },
             "ReLU is passed over: where the first product is negative, no gradient goes back": {"drelu": _passed},
         },
     ),

@@ -180,7 +180,7 @@ def _corners(centre, size):
 
 def _coding(
     boxes, offsets, anchors, scales, *, place=_centre, log=np.log, exp=np.exp, unit=_sizes, into=None, back=None,
-    by=_sizes, ends=_corners,
+    by=_sizes, ends=_corners, there=None,
 ):  # fmt: skip
     """Return the right answer, or one with another place, logarithm, unit, scale or form of the boxes."""
     into = scales if into is None else into(scales)
@@ -188,7 +188,8 @@ def _coding(
     moved = (place(boxes) - place(anchors)) / unit(boxes if by is None else anchors)
     encoded = into * np.concatenate([moved, log(_sizes(boxes) / _sizes(anchors))], axis=1)
     steps = offsets / back
-    centre, size = place(anchors) + unit(anchors) * steps[:, :2], _sizes(anchors) * exp(steps[:, 2:])
+    moves_by = unit(anchors) if there is None else there(anchors, steps)
+    centre, size = place(anchors) + moves_by * steps[:, :2], _sizes(anchors) * exp(steps[:, 2:])
     return encoded.astype(boxes.dtype), ends(centre, size).astype(boxes.dtype)
 
 
@@ -220,6 +221,9 @@ CODING_MISTAKES = [
     *variants(
         _coding,
         {
+            "back: the centre moves by offset / scale times the anchor's size, not the new size": {
+                "there": lambda anchors, steps: _sizes(anchors) * np.exp(steps[:, 2:])
+            },
             "the logarithm is missing, and back again the exponential: sizes are log(w / wa)": {
                 "log": _same,
                 "exp": _same,
@@ -394,6 +398,12 @@ def _places(kept, scores):
     return np.sort(np.argsort(_falling(scores))[kept])
 
 
+def _class_by_class(boxes, scores, labels, limit):
+    """Return what is kept of each class after the other, not sorted by score again."""
+    kept = _by_class(boxes, scores, labels, limit)
+    return kept[np.argsort(labels[kept], kind="stable")]
+
+
 def _mask(kept, scores):
     mask = np.zeros(len(scores), bool)
     mask[kept] = True
@@ -453,6 +463,10 @@ SUPPRESS_MISTAKES = [
     Mistake(
         "only the best box of each class is kept: an image may show two objects of one class",
         lambda boxes, scores, labels, limit: _suppress(boxes, scores, labels, limit, over=lambda shared, limit: True),
+    ),
+    Mistake(
+        "the order of the result: by falling score, whatever the class, and not one class after the other",
+        _class_by_class,
     ),
     Mistake(
         "a list is changed while a loop goes through it: the one after each that is removed is passed over. Go through "
@@ -534,6 +548,9 @@ PRECISION_MISTAKES = [
             },
             "the interpolation runs the wrong way: the highest precision so far is meant for lower recalls. Begin at "
             "the right": {"highest": np.maximum.accumulate},
+            "precision: the k-th box is the k-th that was tried, from 1 on: np.arange(1, n + 1)": {
+                "counted": lambda found, tried: tried + 1
+            },
             "not sorted: precision and recall are counted by falling score": {
                 "order": lambda scores: np.arange(len(scores))
             },
