@@ -76,7 +76,7 @@ def another(case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resized(cases: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """Return a case of sizes that are in no other one, of one of the cases: a change may be right for theirs by chance.
+    """Return one of the cases with other sizes, drawn at random: a change may be right for its own by chance.
 
     Axes that are as long as one another in every case stay so, and those of one length in all cases keep it. Numbers
     are the case's own; where it has no arrays, each is one of some case, or a few times that. Not all such cases make
