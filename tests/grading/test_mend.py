@@ -615,7 +615,7 @@ def test_cases_of_other_sizes_are_of_other_sizes():
         shapes = [[np.shape(v) for v in case.values()] for case in exercise.make_cases()]
         more = exercise.of_other_sizes()
         assert len(more) >= 4
-        assert sum([np.shape(v) for v in probe.case.values()] in shapes for probe in more) <= len(more) // 4
+        assert sum([np.shape(v) for v in probe.case.values()] in shapes for probe in more) <= len(more) // 2
         for probe in more:  # what is as long as another axis, or has one length alone, stays so
             assert name != "depthwise" or probe.case["x"].shape[3] == probe.case["w"].shape[2]
             assert name != "box_coding" or probe.case["boxes"].shape[1] == 4
