@@ -274,6 +274,14 @@ def test_reference_equation_of_depthwise_convolutions(case, place, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1)])
+def test_depthwise_convolutions_of_groups_of_images(kernel, stride, dtype):
+    make = functools.partial(Depthwise, 5, kernel, stride, kernel // 2)
+    build = alone(False, make, 5, 5, bn=True, activation=True)
+    assert_converted(build, images(19, 6, 5, 3), dtype, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("bn", "activation"), [(False, True), (True, False), (False, False)])
 @pytest.mark.parametrize(
