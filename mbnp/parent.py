@@ -23,15 +23,26 @@ def end_with_parent(parent: int) -> None:
 
 @contextlib.contextmanager
 def starting():  # type: ignore[no-untyped-def]
-    """Hold Ctrl-C back within the block from the processes that start there: it waits for their `serve`."""
+    """Hold Ctrl-C back within the block, and from the processes that start there: it waits for their `serve`.
+
+    The mask is what they inherit. Here it is not enough: another thread, a progress bar's, may get the signal, and
+    Python would raise in this one, while a process is told what to do: that would end at half a sentence.
+    """
     if sys.platform == "win32":
         yield
         return
+    held: list[int] = []
+    ours = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number)) if ours else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def serve(parent: int) -> None:

@@ -205,6 +205,26 @@ def test_an_interrupt_while_images_are_prepared_is_one_line(slow_images, tmp_pat
         assert not list((tmp_path / "cache").glob("mbnp/images/*/"))
 
 
+def test_an_interrupt_waits_for_the_processes_that_start_whichever_thread_gets_it():
+    code = """
+    import os, signal, threading, time
+    from mbnp.parent import starting
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+    try:
+        with starting():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            print("all have started", flush=True)
+        print("it was lost")
+    except KeyboardInterrupt:
+        print("interrupted")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    """
+    process = start(code)
+    out, err = process.communicate(timeout=120)
+    assert (out, err, process.returncode) == ("all have started\ninterrupted\n", "", 0)
+
+
 def test_a_process_that_ignores_interrupts_goes_on_doing_so():
     code = """
     import signal, sys

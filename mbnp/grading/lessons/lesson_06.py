@@ -266,14 +266,11 @@ CYCLE_MISTAKES = [
         )
         for part in (math.sin, lambda angle: 1 - math.cos(angle))
     ),
-    *(
-        Mistake(
-            "shape: one of the halves is a straight line. Each is half a cosine, flat at both of its ends",
-            lambda peak, total, warm, up=up: _cycle(
-                peak, total, warm, between=lambda a, b, f: _line(a, b, f) if (a < b) == up else _cosine(a, b, f)
-            ),
-        )
-        for up in (True, False)
+    Mistake(
+        "shape: the way down is a straight line; it is half a cosine, too, flat at both of its ends",
+        lambda peak, total, warm: _cycle(
+            peak, total, warm, between=lambda a, b, f: _cosine(a, b, f) if a < b else _line(a, b, f)
+        ),
     ),
     *(
         Mistake(

@@ -136,14 +136,11 @@ ROOFLINE_MISTAKES = [
         "the two times are added. The roofline lets them overlap: the slower one alone counts, the smaller rate",
         lambda intensity, gflops, bandwidth: 1 / (1 / gflops + 1 / (bandwidth * intensity)),
     ),
-    *(
-        Mistake(
-            "one limit is chosen for all layers. Each layer has its own: np.minimum compares number by number",
-            lambda intensity, gflops, bandwidth, some=some: (
-                np.full_like(intensity, gflops) if some(bandwidth * intensity > gflops) else bandwidth * intensity
-            ),
-        )
-        for some in (np.any, np.all)
+    Mistake(
+        "one limit is chosen for all layers. Each layer has its own: np.minimum compares number by number",
+        lambda intensity, gflops, bandwidth: (
+            np.full_like(intensity, gflops) if (bandwidth * intensity > gflops).any() else bandwidth * intensity
+        ),
     ),
     Mistake(
         "scaled so that the largest number reaches the peak. The peak is a limit: what is below it stays as it is",
