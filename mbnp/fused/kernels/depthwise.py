@@ -376,7 +376,7 @@ def _backward_stride_2(gradient, source, taps, window, n, rows, target, dw, sums
 
 
 @piece
-def _backward_any(gradient, source, taps, window, n, scratch, target, dw, sums):
+def _backward_any_kernel(gradient, source, taps, window, n, scratch, target, dw, sums):
     """Add each dz to the pixels that it saw, and multiply it with what they were, for any kernel and stride."""
     (_, H, W, C), (_, OH, OW, _) = source.z.shape, gradient.z.shape
     V, K, S = BYTES // dw.itemsize, window.kernel, window.stride
@@ -421,6 +421,7 @@ def _begin(k, work, target):
 
 @piece
 def _backward(k, gradient, source, taps, window, work, target):
+    """Go back through group k of the images, by 3x3."""
     W, OW = source.z.shape[2], gradient.z.shape[2]
     first, last, scratch, dw, sums = _begin(k, work, target)
     clear(scratch, 0, _ROWS * (max(W, 2 * OW) + 2) * (BYTES // dw.itemsize))
@@ -433,9 +434,10 @@ def _backward(k, gradient, source, taps, window, work, target):
 
 @piece
 def _any_backward(k, gradient, source, taps, window, work, target):
+    """The same for any kernel and stride."""
     first, last, scratch, dw, sums = _begin(k, work, target)
     for n in range(first, last):
-        _backward_any(gradient, source, taps, window, n, scratch, target, dw, sums)
+        _backward_any_kernel(gradient, source, taps, window, n, scratch, target, dw, sums)
 
 
 @jit(literal=True)
