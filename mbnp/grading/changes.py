@@ -191,9 +191,9 @@ def message(kind: str, texts: Sequence[tuple[str, str]], what: str, joint: str =
     """Return what is wrong in one line; what stands behind "in place of" is always the reader's."""
     texts = [(_short(before), _short(after)) for before, after in texts]
     if not texts[0][1]:
-        return f"{kind}: `{_cut(texts[0][0])}`"
+        return f"{kind}: `{cut(texts[0][0])}`"
     end = " belongs" if joint == "where" else ""
-    pairs = [f"`{_cut(after, before)}` {joint} `{_cut(before, after)}`{end}" for before, after in texts[:SHOWN]]
+    pairs = [f"`{cut(after, before)}` {joint} `{cut(before, after)}`{end}" for before, after in texts[:SHOWN]]
     return f"{kind}: {what} with {', and '.join(pairs)}"
 
 
@@ -297,7 +297,7 @@ def _short(text: str) -> str:
     return " ".join(text.split()).replace(" - 1 + 1", "").replace(" + 1 - 1", "")
 
 
-def _cut(text: str, other: str = "", most: int = 70) -> str:
+def cut(text: str, other: str = "", most: int = 70) -> str:
     """Return the text, or of a long one what differs from the other one, whole, with what is around it."""
     if len(text) <= most:
         return text
@@ -322,8 +322,10 @@ def places(function: ast.AST) -> Iterator[Place]:
             if owner is function and isinstance(owner, ast.FunctionDef) and field != "body":
                 continue
             for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                if isinstance(node, ast.expr) and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
-                    yield owner, field, at, node
+                if isinstance(node, ast.expr):
+                    node.inside = owner  # type: ignore[attr-defined]
+                    if isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
+                        yield owner, field, at, node
 
 
 def _expressions(
@@ -348,19 +350,28 @@ def _expressions(
 def change_of(place: Place, new: ast.expr, kind: Kind) -> Change:
     """Return a change whose texts show the expression with what is around it, if that is an expression."""
     owner, field, at, node = place
-    around = isinstance(owner, ast.expr) and not isinstance(owner, ast.Call | ast.Tuple)
     do, undo = put(owner, field, at, new)
+    whole = _around(owner, node)
 
     def texts() -> list[tuple[str, str]]:
-        if not around:
+        if whole is None:
             return [(ast.unparse(node), ast.unparse(new))]
-        before = ast.unparse(owner)
+        before = ast.unparse(whole)
         do()
-        after = ast.unparse(owner)
+        after = ast.unparse(whole)
         undo()
         return [(before, after)]
 
     return Change(kind, do, undo, texts)
+
+
+def _around(owner: Any, node: ast.expr) -> ast.expr | None:
+    """Return what shows where an expression stands: what it is part of, but for a long one in a call or a tuple."""
+    short = isinstance(node, ast.Name) or is_number(node)
+    while short and isinstance(owner, ast.Tuple | ast.List | ast.Slice) and hasattr(owner, "inside"):
+        owner = owner.inside
+    inside = isinstance(owner, ast.expr) and not isinstance(owner, ast.Slice)
+    return owner if inside and (short or not isinstance(owner, ast.Call | ast.Tuple)) else None
 
 
 def _fitting(node: ast.expr, names: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
@@ -610,14 +621,18 @@ def _of_formula(text: str) -> Variants:
 def _of_call(node: ast.Call) -> Variants:
     called = node.func
     name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-    for other in dict.fromkeys(itertools.chain(*(family for family in FAMILIES if name in family))):
+    for function in dict.fromkeys(itertools.chain(*(family for family in FAMILIES if name in family))):
         if isinstance(called, ast.Attribute):
-            yield OTHER, ast.Call(ast.Attribute(called.value, other, ast.Load()), node.args, node.keywords)
-        elif other in ("max", "min", "sum", "abs", "round"):
-            yield OTHER, ast.Call(ast.Name(other, ast.Load()), node.args, node.keywords)
+            yield OTHER, ast.Call(ast.Attribute(called.value, function, ast.Load()), node.args, node.keywords)
+        elif function in ("max", "min", "sum", "abs", "round"):
+            yield OTHER, ast.Call(ast.Name(function, ast.Load()), node.args, node.keywords)
     for k in range(len(node.keywords)):
         fewer = ast.Call(called, node.args, node.keywords[:k] + node.keywords[k + 1 :])
         yield "an option is left out", "an option too many", fewer
+        if isinstance(value := node.keywords[k].value, ast.Constant) and isinstance(value.value, bool):
+            other = ast.keyword(node.keywords[k].arg, ast.Constant(not value.value))
+            turned = ast.Call(called, node.args, [*node.keywords[:k], other, *node.keywords[k + 1 :]])
+            yield "an option is the other way round", turned
     if name in {"var", "std"} and not any(keyword.arg == "ddof" for keyword in node.keywords):
         biased = ast.keyword("ddof", ast.Constant(1))
         kind = "divided by one less than the count", "divided by the count, not by one less"
@@ -859,11 +874,15 @@ def _names(
                 kind = Kind("a name where a number belongs", "a number where a name belongs", 2, 1)
                 if kinds.get(name, "int") in ("int", "float"):
                     yield change_of(place, ast.Name(name, ast.Load()), kind)
+    statements = [node for node in ast.walk(function) if isinstance(node, ast.Assign | ast.AugAssign | ast.Return)]
     for a, b in itertools.permutations(used, 2):
         if len(used[a]) > 1 and not {a, b} & lists and fit(a, b):
-            yield _renamed(
-                used[a], b, Kind(f"`{b}` stands where `{a}` belongs", f"`{a}` stands where `{b}` belongs", 2, 3)
-            )
+            kind = Kind(f"`{b}` stands where `{a}` belongs", f"`{a}` stands where `{b}` belongs", 2, 3)
+            yield _renamed(used[a], b, kind)
+            for statement in statements:  # such as a line for rows that was copied for columns
+                here = [part for part in ast.walk(statement) if isinstance(part, ast.Name) and part in used[a]]
+                if 1 < len(here) < len(used[a]):
+                    yield _renamed(here, b, kind._replace(fault=""), ast.unparse(statement))
 
 
 def small_in_sum(place: Place) -> bool:
@@ -872,11 +891,11 @@ def small_in_sum(place: Place) -> bool:
     return isinstance(owner, ast.BinOp) and isinstance(node, ast.Constant) and node.value in (1, 2)
 
 
-def _renamed(places: list[ast.Name], new: str, kind: Kind) -> Change:
+def _renamed(places: list[ast.Name], new: str, kind: Kind, text: str = "") -> Change:
     old = places[0].id
 
     def name(value: str) -> None:
         for place in places:
             place.id = value
 
-    return Change(kind, lambda: name(new), lambda: name(old), lambda: [(old, "")])
+    return Change(kind, lambda: name(new), lambda: name(old), lambda: [(text or old, "")])

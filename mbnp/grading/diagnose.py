@@ -19,14 +19,16 @@ import numpy as np
 from mbnp.grading import faults
 from mbnp.grading.changes import LEVELS
 from mbnp.grading.child import limit_memory
-from mbnp.grading.compare import EVERYTHING_ZERO, StoppedError, Trial, as_array, equal, same, types_of
+from mbnp.grading.compare import EVERYTHING_ZERO, StoppedError, Trial, alike, as_array, equal, same, types_of
 from mbnp.grading.mend import EACH, MAKING, TRYING, Budget, TimeIsUpError, alarm, cost_of, mended
 from mbnp.grading.noticed import noticed
 from mbnp.grading.observe import observed
-from mbnp.grading.rules import UNFILLED, another, unsteady
+from mbnp.grading.rules import UNFILLED, Probe, results, unsteady
 
 SECONDS = 1.4  # for the search of a fault, as `Budget` counts
 MENDING = 0.7  # the part of it for the reader's own function
+PLACING = 0.3  # the part where the reason is known, and only its place is looked for
+WATCHED = 0.5  # seconds for further cases, by the clock: of a slow function there are fewer
 MEMORY = 512 << 20  # bytes for it: another may fill a list as long as it can
 NAMED = 3  # more reasons than that tell nothing
 FOUND = 2  # of faults, which are only guessed
@@ -46,20 +48,37 @@ def likely(
     budget = budget or Budget(SECONDS)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        if text := _known(exercise, trials) or _zeros(trials):
-            return text
+        others = exercise.others()
+        elsewhere = _elsewhere(exercise, others, inside) if inside else []
+        if text := _known(exercise, trials, elsewhere):
+            place = inside and _mended(exercise, trials, first, others, inside, budget, places_only=True)
+            return f"{text}; {place}" if place else text
         unsteady = _unsteady(exercise, first, inside) if inside else ""
         return (
             (unsteady if unsteady != UNFILLED else "")
-            or (inside and _mended(exercise, trials, first, inside, budget))
+            or (inside and _mended(exercise, trials, first, others, inside, budget))
+            or _zeros(trials)
             or unsteady
             or (inside and not first.only_type and _noticed(exercise, trials, first, inside))
-            or _found(exercise, trials, first, budget, inside)
-            or _known(exercise, trials, first.output)
+            or _found(exercise, trials, elsewhere, first, budget, inside)
+            or _known(exercise, trials, elsewhere, first.output)
             or _in_part(exercise, trials, first)
             or _common(trials, first)
             or observed(exercise, trials, first)
         )
+
+
+def _elsewhere(exercise: Any, probes: Sequence[Probe], inside: Callable[..., Any]) -> list[Trial]:
+    """Return the wrong ones of further trials: what explains a few results by chance does not explain these."""
+    try:
+        found = inside(results, [probe.case for probe in probes], WATCHED)
+    except (Exception, StoppedError):
+        return []
+    return [
+        Trial(dict(probe.case), result)
+        for probe, result in zip(probes, found, strict=False)
+        if result is not None and not alike(probe.expected, result, exercise.rtol)
+    ]
 
 
 def _unsteady(exercise: Any, first: Trial, inside: Callable[..., Any]) -> str:
@@ -73,17 +92,23 @@ def _unsteady(exercise: Any, first: Trial, inside: Callable[..., Any]) -> str:
         return ""
 
 
-def _mended(exercise: Any, trials: Sequence[Trial], first: Trial, inside: Callable[..., Any], budget: Budget) -> str:
-    """Name the change of the reader's function that makes it right."""
+def _mended(
+    exercise: Any,
+    trials: Sequence[Trial],
+    first: Trial,
+    others: Sequence[Probe],
+    inside: Callable[..., Any],
+    budget: Budget,
+    places_only: bool = False,
+) -> str:
+    """Name the change of the reader's function that makes it right; places_only: as `mended` has it."""
     runs = all(trial.error is None or trial.problem.startswith("it raised") for trial in trials)
     if first.only_type or "wrote into" in first.problem or not runs:
         return ""  # the problem says more, or it is not to be run again: it needs all memory, or calls itself
-    seconds = MENDING * budget.left
+    seconds = (PLACING if places_only else MENDING) * budget.left
     probes = exercise.probes([trial.case for trial in trials])
-    more = exercise.probes([*map(another, exercise.make_cases()), *exercise.make_cases(1)])
-    more += exercise.of_other_sizes()
     try:
-        text, spent = inside(mended, probes, more, exercise.rtol, seconds, limit=4 * seconds + 2)
+        text, spent = inside(mended, probes, others, exercise.rtol, seconds, places_only, limit=4 * seconds + 2)
     except (Exception, StoppedError):  # changed, it ended its process
         text, spent = "", seconds
     budget.spend(spent)
@@ -112,10 +137,15 @@ def _read(function: Callable) -> set[str]:
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
-def _known(exercise: Any, trials: Sequence[Trial], output: int | None = None) -> str:
+def _known(exercise: Any, trials: Sequence[Trial], elsewhere: Sequence[Trial], output: int | None = None) -> str:
     """Name the exercise's mistakes that explain every trial, or one of several results in every trial."""
-    rtol = exercise.rtol
-    return _either(m.message for m in exercise.mistakes if all(_explains(m.wrong, t, rtol, output) for t in trials))
+    mistakes = (m for m in exercise.mistakes if all(_explains(m.wrong, t, exercise.rtol, output) for t in trials))
+    return _either(m.message for m in mistakes if _holds(m.wrong, elsewhere, exercise.rtol, output))
+
+
+def _holds(wrong: Callable, elsewhere: Sequence[Trial], rtol: float, output: int | None = None) -> bool:
+    """Return whether `wrong` explains most further trials, too; not all, since rounding may decide there."""
+    return 2 * sum(_explains(wrong, trial, rtol, output) for trial in elsewhere) >= len(elsewhere)
 
 
 def _common(trials: Sequence[Trial], first: Trial) -> str:
@@ -133,7 +163,12 @@ def _zeros(trials: Sequence[Trial]) -> str:
 
 
 def _found(
-    exercise: Any, trials: Sequence[Trial], first: Trial, budget: Budget, inside: Callable[..., Any] | None
+    exercise: Any,
+    trials: Sequence[Trial],
+    elsewhere: Sequence[Trial],
+    first: Trial,
+    budget: Budget,
+    inside: Callable[..., Any] | None,
 ) -> str:
     """Name the faults of a right solution that explain every trial, or else the wrong one of several results."""
     trials = [trial for trial in trials if not (trial.only_type or trial.error or "wrote into" in trial.problem)]
@@ -143,17 +178,17 @@ def _found(
     trials = sorted(trials, key=lambda trial: not trial.problem)  # wrong ones first: they exclude more
     whole: list[faults.Fault] = []
     in_part: list[faults.Fault] = []
+    kinds = [(None, whole)] if first.output is None else [(None, whole), (first.output, in_part)]
     lift = limit_memory(MEMORY, for_good=False)
     try:
         for cost, candidates in _candidates(exercise, first):
             for fault in candidates:
                 budget.spend(cost)
-                if all(_explains(fault.wrong, trial, exercise.rtol) for trial in trials):
-                    whole += _another_place(fault, whole)
-                elif first.output is not None and all(
-                    _explains(fault.wrong, trial, exercise.rtol, first.output) for trial in trials
-                ):
-                    in_part += _another_place(fault, in_part)
+                for output, found in kinds:
+                    if all(_explains(fault.wrong, trial, exercise.rtol, output) for trial in trials):
+                        if _holds(fault.wrong, elsewhere, exercise.rtol, output):
+                            found += _another_place(fault, found)
+                        break
                 if len(whole) == FOUND or budget.over():
                     break
             if whole or budget.over():

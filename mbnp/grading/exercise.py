@@ -87,6 +87,11 @@ class Exercise:
                         found.append(probe)
         return found[:KEPT]
 
+    def others(self) -> list[Probe]:
+        """Return further cases, of other numbers and of other sizes: a reason has to be right in these, too."""
+        cases = self.make_cases()
+        return self.probes([*map(another, cases), *self.make_cases(1)]) + self.of_other_sizes()
+
     def again(self) -> list[Probe]:
         """Return what tells whether a function remembers: a case, one with other numbers, and the first again."""
         first, second, *_ = self.make_cases()

@@ -67,10 +67,13 @@ WORD = r"(?<![\w.'\"])[A-Za-z_]\w*"
 
 
 def _definitions(solution: Callable) -> Iterator[tuple[str, str]]:
-    """Yield each local name of the solution that is assigned once, with the expression that it stands for."""
+    """Yield each local name of the solution that is assigned once, and not in part, with what it stands for."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(solution)))
     assert isinstance(tree.body[0], ast.FunctionDef)
     stored = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
+            stored.append(node.value.id)
     for node in tree.body[0].body:
         if not isinstance(node, ast.Assign):
             continue

@@ -6,6 +6,7 @@ cases; a change after which all results are right is the reason, in the reader's
 
 import ast
 import contextlib
+import difflib
 import inspect
 import io
 import signal
@@ -21,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mbnp.grading.additions import additions
-from mbnp.grading.changes import ADDED, LEVELS, Change, Kind, changes, message
+from mbnp.grading.changes import ADDED, LEVELS, Change, Kind, changes, cut, message
 from mbnp.grading.compare import alike, as_array
 from mbnp.grading.faults import changed
 from mbnp.grading.rules import Probe, filled_empty, steps
@@ -29,6 +30,8 @@ from mbnp.grading.rules import Probe, filled_empty, steps
 EACH = 0.2  # seconds of computing, at most
 LEAST, TIMES = 0.03, 20  # seconds, and so many times what the unchanged function takes: more is an endless loop
 FIRST = 0.7  # the part of a search for one change; the rest is for a second one
+PLACES = 2  # at which a change alone makes all right, and that are named: either may be the mistake
+ELSEWHERE = 0.2  # seconds for the search of another place, once there is one
 SLOW = 2  # times what is counted, and a search ends by the clock
 # Seconds that are counted: for a change, for a change that is tried, for a call, and for a step of Python in it.
 MAKING, TRYING, CALLING, STEP = 1e-5, 2e-4, 3e-5, 6e-8
@@ -42,50 +45,77 @@ STAGES: tuple[tuple[int, range, bool], ...] = (
     (3, ANY, False),
 )
 ALL = "all cases come out right"
+OTHER_EXPRESSION = "another expression belongs here"
 TWO = "there are two mistakes, and only with both of them mended all cases come out right"
 NEVER = {"open", "exec", "eval", "input", "os", "sys", "subprocess", "shutil", "Path", "__import__"}
 
 
 def mended(
-    function: Callable, probes: Sequence[Probe], more: Sequence[Probe], rtol: float, seconds: float
+    function: Callable,
+    probes: Sequence[Probe],
+    more: Sequence[Probe],
+    rtol: float,
+    seconds: float,
+    places_only: bool = False,
 ) -> tuple[str, float]:
     """Return what is wrong with a function, in a line, or nothing if it is not found; and how much was spent.
 
     probes: cases, and what it should return in each; more: others, for which a change has to be right, too
     seconds: how much it may spend, as `Budget` counts
+    places_only: whether the reason is known, and only the place is looked for, where one small change mends it
     """
     budget = Budget(seconds)
-    return _mended(function, probes, more, rtol, budget), budget.spent
-
-
-def _mended(function: Callable, probes: Sequence[Probe], more: Sequence[Probe], rtol: float, budget: "Budget") -> str:
     try:
         tree = _tree(function)
     except (OSError, TypeError, SyntaxError, AttributeError):
-        return ""
+        tree = None
     if tree is None:
-        return ""
+        return "", budget.spent
     with _quiet():
         search = _Search(tree, function, probes, more, rtol, budget)
         if budget.spent > budget.seconds / 2:
-            return ""  # it is too slow to be called again and again
-        one = search.best(FIRST * budget.seconds)
-        if one is None or one.right.all():
-            return one.said if one else ""
-        if not search.gains(one.change):
-            return ""
-        one.change.do()  # and another one on top of it
-        search.before = one.right
-        two = search.best(budget.seconds, one.change.kind)
-    if two and two.right.all():
-        if (one.change.kind.mend, one.change.joint) == (two.change.kind.mend, two.change.joint):
-            return message(one.change.kind.mend, [*one.texts, *two.texts], ALL, one.change.joint)
-        if LEVELS[-1] not in (one.change.kind.level, two.change.kind.level):  # with a name more each, all can be made
-            return f"{TWO}: {one.said}; and then: {two.said}"
+            return "", budget.spent  # it is too slow to be called again and again
+        return (_place(search) if places_only else _mended(search)), budget.spent
+
+
+def _place(search: "_Search") -> str:
+    found = search.best(search.budget.seconds, stages=STAGES[:1], places=1)
+    if not found or not found[0].right.all():
         return ""
-    if one.change.kind.level == LEVELS[-1] or 3 * one.gained < 2 * (search.all - one.right.sum() + one.gained):
+    (before, after), *_ = found[0].texts
+    return f"look at `{cut(before, after)}`: {found[0].change.kind.mend}"
+
+
+def _mended(search: "_Search") -> str:
+    found = search.best(FIRST * search.budget.seconds)
+    if not found or found[0].right.all():
+        return "; or: ".join(mend.said for mend in found)
+    one = found[0]  # it mends some cases: perhaps there are two mistakes
+    if not search.gains(one.change):
         return ""
-    return one.said.replace("all cases", "more cases") + "; there is another mistake"
+    before = ast.unparse(search.tree).splitlines()
+    one.change.do()  # and another one on top of it
+    search.before = one.right
+    found = search.best(search.budget.seconds, one.change.kind, places=1)
+    if not found or not found[0].right.all():
+        return ""
+    two = found[0]
+    kinds = one.change.kind, two.change.kind
+    if len({(change.kind.mend, change.joint) for change in (one.change, two.change)}) == 1:
+        return message(kinds[0].mend, [*one.texts, *two.texts], ALL, one.change.joint)
+    two.change.do()
+    parts = _differences(before, ast.unparse(search.tree).splitlines())
+    if len(parts) == 1 and len(parts[0][1]) == len(parts[0][2]) == 1:  # of one statement, and not two mistakes
+        _, (was,), (now,) = parts[0]
+        return message(OTHER_EXPRESSION, [(was.strip(), now.strip())], ALL)
+    # With a name more each, all can be made.
+    return "" if LEVELS[-1] in [kind.level for kind in kinds] else f"{TWO}: {one.said}; and then: {two.said}"
+
+
+def _differences(before: Sequence[str], after: Sequence[str]) -> list[tuple[int, Sequence[str], Sequence[str]]]:
+    """Return the parts that differ: the first line of each, its lines as they were, and as they are."""
+    parts = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    return [(a, before[a:b], after[c:d]) for tag, a, b, c, d in parts if tag != "equal"]
 
 
 NOTHING = Change(Kind("", ""), lambda: None, lambda: None, list)
@@ -98,6 +128,7 @@ class _Mend(NamedTuple):
     right: np.ndarray
     gained: int
     texts: list[tuple[str, str]]
+    lines: set[int]  # of the function that it changes
 
     @property
     def said(self) -> str:
@@ -167,28 +198,50 @@ class _Search:
             if divides:
                 self.others[k] = self.result(function, self.more[k])
 
-    def best(self, end: float, like: Kind = NOTHING.kind) -> _Mend | None:
-        """Return the first change that makes all cases right, or else the one that makes most of them right.
+    def best(
+        self,
+        end: float,
+        like: Kind = NOTHING.kind,
+        stages: Sequence[tuple[int, range, bool]] = STAGES,
+        places: int = PLACES,
+    ) -> list[_Mend]:
+        """Return changes at different places that make all cases right each, or else the one that makes most right.
 
-        end: how much is spent when the search ends; like: changes of this kind are tried first
+        end: how much is spent when the search ends; like: changes of this kind are tried first; places: at most so many
         """
         function = self.tree.body[0]
         assert isinstance(function, ast.FunctionDef)
-        most: _Mend | None = None
-        for stage in sorted(STAGES, key=lambda stage: stage[0] != like.level):
+        found: list[_Mend] = []
+        most: list[_Mend] = []
+        for stage in sorted(stages, key=lambda stage: stage[0] != like.level):
+            if found and stage[0] > found[0].change.kind.level:
+                continue
             for change in self._changes(function, *stage, like.mend):
                 if self.budget.over(end):
-                    return most
+                    return found or most
                 if not change.kind.mend or not (right := self.right(change)).any():
                     continue
                 gained = int(right.sum() - self.before.sum())
-                if right.all() or (gained > (most.gained if most else 0) and right[self.before].all()):
-                    if right.all() and not self.holds(change):
-                        continue  # by chance
-                    most = _Mend(change, right, gained, change.texts())
-                    if right.all():
-                        return most
-        return most
+                if right.all():
+                    lines = self._lines(change)
+                    if not any(lines & other.lines for other in found) and self.holds(change):  # and not by chance
+                        found.append(_Mend(change, right, gained, change.texts(), lines))
+                        end = min(end, self.budget.spent + ELSEWHERE)
+                    if len(found) == places:
+                        return found
+                elif not found and gained > (most[0].gained if most else 0) and right[self.before].all():
+                    most = [_Mend(change, right, gained, change.texts(), set())]
+        return found or most
+
+    def _lines(self, change: Change) -> set[int]:
+        """Return which lines of the function a change changes."""
+        before = ast.unparse(self.tree).splitlines()
+        change.do()
+        after = ast.unparse(self.tree).splitlines()
+        change.undo()
+        return {
+            line for first, was, _ in _differences(before, after) for line in range(first, first + max(len(was), 1))
+        }
 
     def _changes(self, function: ast.FunctionDef, level: int, ranks: range, given: bool, first: str) -> list[Change]:
         """Return the changes of a stage, as STAGES has it, those of the kind `first` before all others."""

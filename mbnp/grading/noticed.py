@@ -1,4 +1,4 @@
-"""What the text of a reader's function shows: what is never used, and numbers that only some cases have as sizes."""
+"""What the text of a function shows: arguments that are never used, and numbers that only some cases have as sizes."""
 
 import ast
 import inspect
@@ -32,17 +32,7 @@ def noticed(
         *some, last = [f"`{name}`" for name in unused[:3]]
         names = f"{', '.join(some)} and {last}" if some else last
         return f"{names} {'is' if len(unused) == 1 else 'are'} never used in it: where that matters it comes out wrong"
-    return _number(node, cases, right) or _empty_slice(node, cases, right) or _idle(node, read)
-
-
-def _idle(node: ast.FunctionDef, read: set[str]) -> str:
-    """Name what is assigned, or counted by a loop, and never read."""
-    for part in ast.walk(node):
-        target = part.targets[0] if isinstance(part, ast.Assign) else part.target if isinstance(part, ast.For) else None
-        if isinstance(target, ast.Name) and target.id not in read and target.id != "_":
-            what = "counts a loop" if isinstance(part, ast.For) else "is assigned"
-            return f"`{target.id}` {what} and is never used: is it missing where another name stands?"
-    return ""
+    return _number(node, cases, right) or _empty_slice(node, cases, right)
 
 
 def _empty_slice(node: ast.FunctionDef, cases: Sequence[Mapping[str, Any]], right: Sequence[bool]) -> str:

@@ -50,7 +50,7 @@ ADVICE = (
     ),
     (r"must provide window_shape", "sliding_window_view has to know the axes of the window, such as axis=(1, 2)"),
     (
-        r"converted to a scalar index",
+        r"converted to a scalar index|arrays used as indices|array element with a sequence",
         "an array stands where one whole number belongs: go through its entries, one after the other",
     ),
     (
@@ -64,6 +64,22 @@ ADVICE = (
     (
         r"'NoneType' object has no attribute '(append|extend|sort)'",
         "a list's own methods change it and return None: call them without assigning their result",
+    ),
+    (
+        r"cannot access local variable|referenced before assignment",
+        "it is used before it has a value: does another name stand there, or is it assigned on another way only?",
+    ),
+    (
+        r"slice indices must be integers|cannot be interpreted as an integer|an integer is required",
+        "a float or an array stands where a whole number belongs: / makes a float of two sizes, // keeps them whole",
+    ),
+    (
+        r"can only concatenate|unsupported operand type.*('list'|'tuple')",
+        "a list or a tuple stands where one number belongs: take an entry of it, such as shape[k]",
+    ),
+    (
+        r"einstein sum subscripts string contains too (many|few) subscripts",
+        "in np.einsum each operand has as many letters as axes",
     ),
     (r"values to unpack", "on the left there must be one name for each value: a shape has one for each axis"),
     (r"name 'np' is not defined", "`import numpy as np` belongs at the beginning of the file"),

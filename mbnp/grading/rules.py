@@ -5,7 +5,9 @@ Nor may a wrong one remember: what it returns then depends on the calls before, 
 
 import contextlib
 import copy
+import io
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -143,6 +145,23 @@ def _remembers(function: Callable, probes: Sequence[Probe], rtol: float) -> str:
     if stale or not (alike(right, first, rtol) and alike(right, again, rtol)):
         return f"{LATER}: {REMEMBERS}"
     return "" if all(same(result, copied) for result, copied in results) else KEPT
+
+
+def results(function: Callable, cases: Sequence[Mapping[str, Any]], seconds: float) -> list[Any]:
+    """Return what a function returns in the first of these cases, in so many seconds.
+
+    It is None where it raises, or writes into its arguments.
+    """
+    found: list[Any] = []
+    end = time.perf_counter() + seconds
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for case in cases:
+            if time.perf_counter() < end:
+                arguments, result = copy.deepcopy(dict(case)), None
+                with contextlib.suppress(Exception):
+                    result = plain(function(**arguments))
+                found.append(result if all(same(case[name], arguments[name]) for name in case) else None)
+    return found
 
 
 def _called(function: Callable, case: Mapping[str, Any]) -> tuple[Any, Any]:

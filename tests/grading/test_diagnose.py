@@ -67,7 +67,7 @@ PLANTED = [
     ("depthwise_intensity", "(itemsize * numbers)", "(itemsize * 2 * n * h * w * c + k * k * c)", "Weights take bytes"),
     # sentinels, numbers, units
     ("taps", "u, -1)", "u, 0)", "0 stands where an output does not use the row"),
-    ("taps", "u, -1)", "u, kernel)", "`-1` in place of `kernel`"),
+    ("taps", "u, -1)", "u, kernel)", "u, -1)` in place of `np.where((u >= 0) & (u < kernel), u, kernel)`"),
     ("one_cycle", "np.pi * s", "2 * np.pi * s", "a whole cosine"),
     ("one_cycle", "peak / 25, peak / 25", "peak / 10, peak / 10", "begins at peak / 10"),
     ("attainable", "bandwidth * intensity", "8 * bandwidth * intensity", "bits"),

@@ -219,16 +219,20 @@ MISSING = [
         "another name: all cases come out right with `wide + 2 * padding` in place of `h + 2 * padding`",
     ),
     # a number where a size belongs
-    ("conv_pixel", [("range(C)", "range(3)")], "a number where a size belongs: all cases come out right with `C` in"),
+    (
+        "conv_pixel",
+        [("range(C)", "range(3)")],
+        "a number where a size belongs: all cases come out right with `range(C)` in",
+    ),
     (
         "conv_pixel",
         [("range(w.shape[0])", "range(3)"), ("range(w.shape[1])", "range(3)")],
-        "`w.shape[0]` in place of `3`, and `w.shape[1]` in place of `3`",
+        "`range(w.shape[0])` in place of `range(3)`, and `range(w.shape[1])` in place of `range(3)`",
     ),
     (
         "convolve",
         [("y += part @ w[u, v]", ONE_IMAGE)],
-        "a number where a size belongs: all cases come out right with `n` in place of `1`",
+        "a number where a size belongs: all cases come out right with `range(n)` in place of `range(1)`",
     ),
     ("depthwise", [("kh, kw, _ = w.shape", "kh = kw = 3")], "with `w.shape[0]` in place of `3`"),
     # conditions, padding, what is never used
@@ -242,7 +246,7 @@ MISSING = [
         [("part = xp", "part = x")],
         "`x` is not padded: all cases come out right with `x = np.pad(x, ((0, 0)",
     ),
-    ("conv_pixel", [(", d]", ", 0]")], "`d` in place of `0`"),
+    ("conv_pixel", [(", d]", ", 0]")], "`w[a, b, c, d]` in place of `w[a, b, c, 0]`"),
     (
         "conv_dx",
         [("padding : padding + h, padding : padding + wide", "padding:-padding, padding:-padding")],
@@ -287,15 +291,11 @@ def test_what_the_text_shows():
     _, exercise = EXERCISES["depthwise"]
     cases = exercise.make_cases()
     right = [case["w"].shape[:2] == (3, 3) for case in cases]
-    for kernel, words in (
-        (
-            "kh = 3\n    kw = 3",
-            "3 is written as a number, and it is right only where that is `w.shape[0]` and `w.shape[1]`",
-        ),
-        ("kh, kw = 5, 5", "`win` is assigned and is never used"),
-    ):
-        code = WINDOWS.replace("kh, kw, _ = w.shape", kernel).replace("win,", "xp,")
-        assert words in noticed(function_of("depthwise", code), cases, right, ["x", "w"])
+    code = WINDOWS.replace("kh, kw, _ = w.shape", "kh = 3\n    kw = 3")
+    written = "3 is written as a number, and it is right only where that is `w.shape[0]` and `w.shape[1]`"
+    assert written in noticed(function_of("depthwise", code), cases, right, ["x", "w"])
+    idle = WINDOWS.replace("kh, kw, _", "left_over = 5\n    kh, kw, _")  # is no mistake
+    assert noticed(function_of("depthwise", idle), cases, right, ["x", "w"]) == ""
     assert noticed(function_of("depthwise", WINDOWS), cases, right, ["x", "w"]) == ""
     assert "`y` is never used in it" in noticed(function_of("depthwise", WINDOWS), cases, right, ["x", "y"])
 
@@ -512,6 +512,77 @@ def test_two_mistakes():
     text = found("receptive_field", ("(k - 1)", "(k + 1)"), ("j *= s", "j += s"))
     assert text.startswith("there are two mistakes")
     assert "`j *= s` in place of `j += s`" in text
+
+
+CHAIN = """
+def batchnorm_dx(dy, x, gamma, eps):
+    count = x.size // x.shape[-1]
+    centred = x - x.mean((0, 1, 2))
+    var = (centred**2).mean((0, 1, 2))
+    dxhat = dy * gamma
+    dvar = (dxhat * centred * -0.5 * (var + eps) ** -0.5).sum((0, 1, 2))
+    dmean = -(dxhat / np.sqrt(var + eps)).sum((0, 1, 2))
+    return dxhat / np.sqrt(var + eps) + dvar * 2 * centred / count + dmean / count
+"""
+DOMINATED = """
+def pareto_front(macs, accuracy):
+    m, a = np.asarray(macs), np.asarray(accuracy)
+    better = (m[:, None] <= m) & (a[:, None] >= a)
+    strict = (m[:, None] < m) | (a[:, None] > a)
+    return ~(better & strict).any(axis=1)
+"""
+COUNTED = """
+def count(size, stem, blocks, classes):
+    params = 9 * 3 * stem + stem + 2 * stem
+    macs = size * size * 9 * 3 * stem
+    c_in = stem
+    for c_out, stride in blocks:
+        size = (size - 1) // stride + 1
+        params += 9 * c_in + 2 * c_out
+        macs += size * size * 9 * c_in
+        params += c_in * c_out + 2 * c_out
+        macs += size * size * c_in * c_out
+        c_in = c_out
+    return params + c_in * classes + classes, macs + c_in * classes
+"""
+DEAD = """
+def dead_channels(a):
+    return (a > 0).all(axis=(0, 1, 2))
+"""
+SLICES = """
+def depthwise(x, w, stride, padding):
+    kh, kw, _ = w.shape
+    xp = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    oh, ow = (xp.shape[1] - kh) // stride + 1, (xp.shape[2] - kw) // stride + 1
+    y = 0
+    for u in range(kh):
+        for v in range(kw):
+            rows = slice(u, u + oh * stride, stride)
+            cols = slice(u, u + ow * stride, stride)
+            y = y + xp[:, rows, cols][:, :oh, :ow] * w[u, v]
+    return y
+"""
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        # of a mistake that is known, its place: it may come out of another slip
+        ("batchnorm_dx", CHAIN, ["xhat is x - mean here", "look at `(var + eps) ** (-0.5)`: a number"]),
+        ("convolve", CONVOLVE.replace(" + b\n", "\n"), ["bias: b is not added"]),
+        # of two changes that mend it, both
+        ("pareto_front", DOMINATED, ["; or: ", "`~(better & strict).any(axis=0)` in place of"]),
+        ("count", COUNTED, ["; or: ", "`2 * c_in` in place of `2 * c_out`"]),
+        # two changes of one statement are one
+        ("dead_channels", DEAD, ["`return (a <= 0).all(axis=(0, 1, 2))` in place of `return (a > 0).all"]),
+        # a line that was copied
+        ("depthwise", SLICES, ["`u` stands where `v` belongs: `cols = slice(u, u + ow * stride, stride)`"]),
+    ],
+)
+def test_the_place_is_named(name, code, words):
+    said = graded(name, code).likely
+    assert [word for word in words if word not in said] == [], said
 
 
 def test_the_function_stays_as_it_is_and_its_arguments_too():

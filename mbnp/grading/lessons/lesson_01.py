@@ -71,6 +71,17 @@ SIZE_MISTAKES = [
         "padding: it is added on both sides, so it counts twice",
         lambda size, kernel, stride, padding: (size + padding - kernel) // stride + 1,
     ),
+    *(
+        Mistake(
+            "order: the kernel is subtracted after the division. It takes its place from the rows, not from the "
+            "windows: (size + 2·padding - kernel) // stride + 1",
+            wrong,
+        )
+        for wrong in (
+            lambda size, kernel, stride, padding: (size + 2 * padding) // stride - kernel + 1,
+            lambda size, kernel, stride, padding: -(-(size + 2 * padding) // stride) - kernel + 1,
+        )
+    ),
     Mistake(
         "stride: the windows are counted as if the kernel moved by one pixel",
         lambda size, kernel, stride, padding: size + 2 * padding - kernel + 1,

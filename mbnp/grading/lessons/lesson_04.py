@@ -297,6 +297,18 @@ def _running_with(mean=lambda x: x.mean(PIXELS), var=lambda x: x.var(PIXELS, ddo
     return wrong
 
 
+def _about_the_running_mean(new, less):
+    """Make an update whose variance is about the running mean, the old or the new one, divided by M - less."""
+
+    def wrong(running_mean, running_var, x, momentum):
+        mean, _ = _running(running_mean, running_var, x, momentum)
+        squares = (x - (mean if new else running_mean)) ** 2
+        var = squares.sum(PIXELS) / (squares[..., 0].size - less)
+        return mean, ((1 - momentum) * running_var + momentum * var).astype(running_var.dtype)
+
+    return wrong
+
+
 def _blended(running_mean, running_var, x, momentum):
     def blend(old, new):
         return (1 - momentum) * old + momentum * new
@@ -328,6 +340,14 @@ RUNNING_MISTAKES = [
     Mistake(
         "the running variance is updated with the standard deviation",
         _running_with(var=lambda x: x.std(PIXELS, ddof=1)),
+    ),
+    *(
+        Mistake(
+            "the variance is taken about the running mean. It is the batch's own: about the mean of the batch",
+            _about_the_running_mean(new, less),
+        )
+        for new in (True, False)
+        for less in (1, 0)
     ),
     Mistake(
         "M is taken as the number of images. A channel has N*H*W values, and M - 1 is one less than that",

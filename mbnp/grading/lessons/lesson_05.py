@@ -379,6 +379,6 @@ EXERCISES = [
         SIZE_MISTAKES,
         solutions=(_chain,),
     ),
-    Exercise("receptive_field", FIELDS, _field, FIELD_MISTAKES, solutions=(_from_the_first,)),
+    Exercise("receptive_field", FIELDS, _field, FIELD_MISTAKES, solutions=(_from_the_first, _field)),
     Exercise("count", COUNTS, _count, COUNT_MISTAKES, outputs=("parameters", "macs"), solutions=(_by_hand,)),
 ]

@@ -1,6 +1,7 @@
 """The exercises of lesson 10: folding, BatchNorm and ReLU in one pass, a product by tiles, statistics of tiles."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 
@@ -407,18 +408,14 @@ def _with_variance(variance):
     return wrong
 
 
-def _moved_by(share):
-    """Merge tile after tile, as Chan does, with another share(before, new) of the difference for the mean."""
-
-    def wrong(counts, means, m2s):
-        n, mean, m2 = counts[0], means[0], m2s[0]
-        for count, tile, own in zip(counts[1:], means[1:], m2s[1:], strict=True):
-            delta = tile - mean
-            m2 = m2 + own + delta**2 * n * count / (n + count)
-            mean, n = mean + delta * share(n, count), n + count
-        return mean, m2 / n
-
-    return wrong
+def _one_by_one(counts, means, m2s, share=lambda n, count: count / (n + count), pairs=lambda n, count: n):
+    """Merge tile after tile, as Chan does, with another share of the difference for the mean, and pairs for m2."""
+    n, mean, m2 = counts[0], means[0], m2s[0]
+    for count, tile, own in zip(counts[1:], means[1:], m2s[1:], strict=True):
+        delta = tile - mean
+        m2 = m2 + own + delta**2 * pairs(n, count) * count / (n + count)
+        mean, n = mean + delta * share(n, count), n + count
+    return mean, m2 / n
 
 
 COMBINE_MISTAKES = [
@@ -426,9 +423,17 @@ COMBINE_MISTAKES = [
         Mistake(
             "tile by tile: the mean moves by the new tile's part of all pixels so far, "
             "delta · counts[t] / (n + counts[t])",
-            _moved_by(share),
+            partial(_one_by_one, share=share),
         )
         for share in (lambda n, count: n / (n + count), lambda n, count: 0.5, lambda n, count: count / n)
+    ),
+    *(
+        Mistake(
+            "tile by tile: the difference of the means counts delta² · n · counts[t] / (n + counts[t]), with the n "
+            "before this tile",
+            partial(_one_by_one, pairs=pairs),
+        )
+        for pairs in (lambda n, count: n + count, lambda n, count: n * n / count, lambda n, count: (n + count) / count)
     ),
     Mistake(
         "within the tiles: their variances are averaged as if they were of one size. A tile counts for its pixels: "
