@@ -267,21 +267,24 @@ def _cut_to_size(function: ast.FunctionDef, kinds: Mapping[str, str]) -> Iterato
 
 
 def _strided(function: ast.FunctionDef, kinds: Mapping[str, str]) -> Iterator[Change]:
-    """Yield two slices from each number on, with a step: [u : u + rows] becomes [u : u + rows * stride : stride]."""
+    """Yield slices from a number on, all or one, with a step: [u : u + n] becomes [u : u + n * stride : stride]."""
     for place in places(function):
         node = place[3]
         if not isinstance(node, ast.Subscript) or not isinstance(node.slice, ast.Tuple):
             continue
-        parts = [_bounds(part) for part in node.slice.elts]
-        for name in [name for name, kind in kinds.items() if kind == "int"] if any(parts) else ():
-            texts = [
-                "{0}:{0} + ({1}) * {2}:{2}".format(*bounds, name) if bounds else ast.unparse(part)
-                for bounds, part in zip(parts, node.slice.elts, strict=True)
-            ]
-            index = _expression(f"_[{', '.join(texts)}]")
-            assert isinstance(index, ast.Subscript)
-            new = ast.Subscript(node.value, index.slice, ast.Load())
-            yield change_of(place, new, Kind("", "the step of a slice is left out", 2, 1))
+        parts = node.slice.elts
+        bounds = [_bounds(part) for part in parts]
+        at = [k for k, found in enumerate(bounds) if found]
+        for name in [name for name, kind in kinds.items() if kind == "int"] if at else ():
+            for some in [at, *([k] for k in at)] if len(at) > 1 else [at]:
+                texts = [
+                    "{0}:{0} + ({1}) * {2}:{2}".format(*(bounds[k] or ()), name) if k in some else ast.unparse(part)
+                    for k, part in enumerate(parts)
+                ]
+                index = _expression(f"_[{', '.join(texts)}]")
+                assert isinstance(index, ast.Subscript)
+                new = ast.Subscript(node.value, index.slice, ast.Load())
+                yield change_of(place, new, Kind("", "the step of a slice is left out", 2, 1))
 
 
 def _bounds(part: ast.expr) -> tuple[str, str] | None:

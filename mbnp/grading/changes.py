@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 UNDER_ROOT = "a factor stands under the root"
 # What is wrong where the right side stands for the left; what is wrong where it is the other way round ("": the same;
 # None: nothing, the rule is for faults only); the two sides, of one rule or several. A to F are any expressions, G is
@@ -198,6 +200,7 @@ def message(kind: str, texts: Sequence[tuple[str, str]], what: str, joint: str =
 
 
 LEVELS = 1, 2, 3
+NARROW, WIDE = 12, 60  # characters: a text that is shorter tells nothing, and one that is longer is cut
 SHOWN = 2  # of changes that are alike
 
 
@@ -206,21 +209,26 @@ def changes(
     level: int,
     case: Mapping[str, Any],
     kinds: Mapping[str, str] | None = None,
-    missing: Callable[[str], bool] = lambda name: True,
+    missing: Sequence[str] | None = None,
 ) -> list[Change]:
     """Return changes of one place, the likelier first, and those that are alike at several places as one.
 
     level: 1 changes what is there; 2 puts one name in place of another, and functions around what is there; 3 adds
     names where something may be missing. case: arguments like those that the function is called with; kinds: what the
-    local names stand for, "int", "float", "array", ..., if that is known; missing: whether level 3 adds a name
+    local names stand for, "int", "float", "array", ..., if that is known; missing: the names that level 3 adds, or all
     """
     used, lists = uses(function), _lists(function, case)
     found = [
-        *_expressions(function, level, [name for name in used if name not in lists and missing(name)], kinds or {})
+        *_expressions(
+            function,
+            level,
+            [name for name in used if name not in lists and (missing is None or name in missing)],
+            kinds or {},
+        )
     ]
     found += [change for change in _statements(function) if change.kind.level == level]
     found += _alike(found)
-    found += [change for change in _names(function, used, lists, kinds or {}) if change.kind.level == level]
+    found += [change for change in _names(function, case, used, lists, kinds or {}) if change.kind.level == level]
     return sorted(found, key=lambda change: change.kind.rank)
 
 
@@ -366,12 +374,15 @@ def change_of(place: Place, new: ast.expr, kind: Kind) -> Change:
 
 
 def _around(owner: Any, node: ast.expr) -> ast.expr | None:
-    """Return what shows where an expression stands: what it is part of, but for a long one in a call or a tuple."""
-    short = isinstance(node, ast.Name) or is_number(node)
-    while short and isinstance(owner, ast.Tuple | ast.List | ast.Slice) and hasattr(owner, "inside"):
-        owner = owner.inside
-    inside = isinstance(owner, ast.expr) and not isinstance(owner, ast.Slice)
-    return owner if inside and (short or not isinstance(owner, ast.Call | ast.Tuple)) else None
+    """Return what shows where an expression stands, if that is an expression: what it is part of, if that is short."""
+    if isinstance(owner, ast.expr) and not isinstance(owner, ast.Call | ast.Tuple):
+        return owner
+    around = None
+    while isinstance(owner, ast.expr) and len(text := ast.unparse(owner)) <= WIDE:
+        around, owner = owner, getattr(owner, "inside", None)
+        if len(text) > NARROW:
+            break
+    return around
 
 
 def _fitting(node: ast.expr, names: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
@@ -717,7 +728,8 @@ def _statements(function: ast.FunctionDef) -> Iterator[Change]:
             for kind, other in _of_tuple(node):
                 do, undo = put(node, "elts", None, other.elts)
                 before, after = ast.unparse(node), ast.unparse(other)
-                yield Change(Kind(kind, kind), do, undo, functools.partial(list, [(before, after)]))
+                # Two names that are exchanged only here are exchanged everywhere else, too.
+                yield Change(Kind(kind, kind, 2, 4), do, undo, functools.partial(list, [(before, after)]))
 
 
 def _whole(owner: Any, field: str, new: list[ast.stmt], kind: Kind, before: str, after: str = "") -> Change:
@@ -848,13 +860,18 @@ def _lists(function: ast.FunctionDef, case: Mapping[str, Any]) -> set[str]:
 
 
 def _names(
-    function: ast.FunctionDef, used: dict[str, list[ast.Name]], lists: set[str], kinds: Mapping[str, str]
+    function: ast.FunctionDef,
+    case: Mapping[str, Any],
+    used: dict[str, list[ast.Name]],
+    lists: set[str],
+    kinds: Mapping[str, str],
 ) -> Iterator[Change]:
     """Yield one name in place of another, or of a number: at one place, or everywhere from the first use on."""
 
     def fit(a: str, b: str) -> bool:
         return (a in lists) == (b in lists) and kinds.get(a, kinds.get(b)) == kinds.get(b, kinds.get(a))
 
+    partners = _partners(function, case)
     for place in places(function):
         owner, _, _, node = place
         # In a comparison of numbers, and in a range, a wrong name is likelier than a wrong border.
@@ -864,8 +881,8 @@ def _names(
         if isinstance(node, ast.Name) and node.id in used:
             for name in used:
                 if name != node.id and fit(name, node.id) and not isinstance(owner, ast.Attribute):
-                    other = Kind("another name", "another name", level, rank)
-                    yield change_of(place, ast.Name(name, ast.Load()), other)
+                    likely = (1, -1) if (name, node.id) in partners else (level, rank)
+                    yield change_of(place, ast.Name(name, ast.Load()), Kind("another name", "another name", *likely))
             for number in (0, 1, -1):
                 zero = Kind(f"`{node.id}` is left out, as if it were {number}", f"`{node.id}` does not belong there", 2)
                 yield change_of(place, ast.Constant(number), zero)
@@ -883,6 +900,33 @@ def _names(
                 here = [part for part in ast.walk(statement) if isinstance(part, ast.Name) and part in used[a]]
                 if 1 < len(here) < len(used[a]):
                     yield _renamed(here, b, kind._replace(fault=""), ast.unparse(statement))
+
+
+def _partners(function: ast.FunctionDef, case: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Return names that stand for the like, as height and width do: a line for the one is copied for the other.
+
+    They have a word in common, as area and other_area, are neighbours among the arguments, of one kind, or in a tuple
+    that is assigned to, or differ in two statements of one form that follow each other.
+    """
+    alike = {
+        name: (type(value), np.ndim(value) if isinstance(value, np.ndarray) else 0) for name, value in case.items()
+    }
+    pairs = {(a, b) for a, b in itertools.pairwise(case) if alike[a] == alike[b]}
+    pairs |= {(a, b) for a, b in itertools.combinations(uses(function), 2) if {*a.split("_")} & {*b.split("_")}}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Store):
+            pairs |= set(itertools.pairwise(item.id for item in node.elts if isinstance(item, ast.Name)))
+        body = getattr(node, "body", None)
+        for one, other in itertools.pairwise(body) if isinstance(body, list) else ():
+            names = [[part.id for part in ast.walk(each) if isinstance(part, ast.Name)] for each in (one, other)]
+            if _form(one) == _form(other):
+                pairs |= set(zip(*names, strict=True))
+    return pairs | {(b, a) for a, b in pairs}
+
+
+def _form(node: ast.AST) -> str:
+    """Return a statement as text without its names and numbers."""
+    return re.sub(r"\b(id|value)='?[\w.]+'?", "", ast.dump(node))
 
 
 def small_in_sum(place: Place) -> bool:

@@ -21,7 +21,7 @@ from mbnp.grading.changes import LEVELS
 from mbnp.grading.child import limit_memory
 from mbnp.grading.compare import EVERYTHING_ZERO, StoppedError, Trial, alike, as_array, equal, same, types_of
 from mbnp.grading.mend import EACH, MAKING, TRYING, Budget, TimeIsUpError, alarm, cost_of, mended
-from mbnp.grading.noticed import noticed
+from mbnp.grading.noticed import idle, noticed
 from mbnp.grading.observe import observed
 from mbnp.grading.rules import UNFILLED, Probe, results, unsteady
 
@@ -30,6 +30,7 @@ MENDING = 0.7  # the part of it for the reader's own function
 PLACING = 0.3  # the part where the reason is known, and only its place is looked for
 WATCHED = 0.5  # seconds for further cases, by the clock: of a slow function there are fewer
 MEMORY = 512 << 20  # bytes for it: another may fill a list as long as it can
+MOST = 0.8  # of further trials: by chance it is less than half of them
 NAMED = 3  # more reasons than that tell nothing
 FOUND = 2  # of faults, which are only guessed
 
@@ -65,6 +66,7 @@ def likely(
             or _in_part(exercise, trials, first)
             or _common(trials, first)
             or observed(exercise, trials, first)
+            or (_asked(inside, idle) if inside and not first.only_type else "")
         )
 
 
@@ -86,10 +88,7 @@ def _unsteady(exercise: Any, first: Trial, inside: Callable[..., Any]) -> str:
     results = first.result if isinstance(first.result, tuple | list) else [first.result]
     if any(as_array(result) is None for result in results):
         return ""
-    try:
-        return inside(unsteady, first.case, exercise.rtol)
-    except (Exception, StoppedError):
-        return ""
+    return _asked(inside, unsteady, first.case, exercise.rtol)
 
 
 def _mended(
@@ -125,8 +124,13 @@ def _noticed(exercise: Any, trials: Sequence[Trial], first: Trial, inside: Calla
     # Of a function that always raises, or cannot be called, the error says more than what it does not use.
     runs = first.error is None or not all(trial.problem for trial in trials)
     needed = [name for name in cases[0] if all(name in names for names in used)] if runs else []
+    return _asked(inside, noticed, cases, [not trial.problem for trial in trials], needed)
+
+
+def _asked(inside: Callable[..., Any], check: Callable[..., str], *arguments: Any) -> str:
+    """Return what a check of the reader's function says; nothing if it cannot be looked at."""
     try:
-        return inside(noticed, cases, [not trial.problem for trial in trials], needed)
+        return inside(check, *arguments)
     except (Exception, StoppedError):
         return ""
 
@@ -144,8 +148,8 @@ def _known(exercise: Any, trials: Sequence[Trial], elsewhere: Sequence[Trial], o
 
 
 def _holds(wrong: Callable, elsewhere: Sequence[Trial], rtol: float, output: int | None = None) -> bool:
-    """Return whether `wrong` explains most further trials, too; not all, since rounding may decide there."""
-    return 2 * sum(_explains(wrong, trial, rtol, output) for trial in elsewhere) >= len(elsewhere)
+    """Return whether `wrong` explains further trials, too: most of them, since rounding and ties may decide some."""
+    return sum(_explains(wrong, trial, rtol, output) for trial in elsewhere) >= MOST * len(elsewhere)
 
 
 def _common(trials: Sequence[Trial], first: Trial) -> str:

@@ -155,13 +155,18 @@ def grade(
     outcome.printed = printed.getvalue()
     failed = [trial for trial in trials if trial.problem]
     if failed and outcome.status == "solved":
-        first = failed[0]
+        first = next((trial for trial in failed if not _only_in_form(trial)), failed[0])
         if isinstance(first.error, NotImplementedError):
             return Outcome(exercise.name, "not yet", printed=outcome.printed)
         outcome.status, outcome.problem = "wrong", first.problem
         outcome.case = describe(first.case)
         outcome.likely = likely(exercise, trials, first, inside, budget)
     return outcome
+
+
+def _only_in_form(trial: Trial) -> bool:
+    """Return whether the numbers of a result are right, and only their type is not: wrong numbers are told before."""
+    return trial.only_type and trial.result is not None
 
 
 # --- one call ---

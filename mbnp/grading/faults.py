@@ -48,6 +48,8 @@ class Fault(NamedTuple):
         if not (words.keys() & own) - names.keys():
             return re.sub(r"`[^`]*`", lambda part: _renamed(part[0], names), self.message)
         kind, known = self.message.partition(":")[0], inspect.signature(self.solution).parameters
+        if set(re.findall(WORD, kind)) & own - names.keys():
+            return ""
         (right, wrong), *_ = self.texts
         lost = [word for word in re.findall(f"{WORD}|\\b\\d+\\b", right) if word not in re.findall(r"\w+", wrong)]
         if not wrong or not any(word in known for word in lost):  # a whole statement, or a number, which says nothing

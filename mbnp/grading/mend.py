@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mbnp.grading.additions import additions
-from mbnp.grading.changes import ADDED, LEVELS, Change, Kind, changes, cut, message
+from mbnp.grading.changes import ADDED, LEVELS, Change, Kind, changes, cut, message, uses
 from mbnp.grading.compare import alike, as_array
 from mbnp.grading.faults import changed
 from mbnp.grading.rules import Probe, filled_empty, steps
@@ -83,7 +83,7 @@ def _place(search: "_Search") -> str:
     if not found or not found[0].right.all():
         return ""
     (before, after), *_ = found[0].texts
-    return f"look at `{cut(before, after)}`: {found[0].change.kind.mend}"
+    return f"look at `{cut(before, after)}`"
 
 
 def _mended(search: "_Search") -> str:
@@ -188,7 +188,7 @@ class _Search:
         order = sorted(range(len(probes)), key=lambda k: (right[k].all(), _size(probes[k].case)))
         self.probes = [self.probes[k] for k in order]
         self.before = right[order]
-        self.kinds = _kinds(function, self.probes[0].case)
+        self.seen = _seen(function, [node.name for node in _functions(tree)], self.probes[0].case)
         self.cost = cost_of(function, self.probes[0].case)
         budget.spend(len(probes) * self.cost)
         self.more = list(map(_frozen_probe, more))
@@ -209,14 +209,12 @@ class _Search:
 
         end: how much is spent when the search ends; like: changes of this kind are tried first; places: at most so many
         """
-        function = self.tree.body[0]
-        assert isinstance(function, ast.FunctionDef)
         found: list[_Mend] = []
         most: list[_Mend] = []
         for stage in sorted(stages, key=lambda stage: stage[0] != like.level):
             if found and stage[0] > found[0].change.kind.level:
                 continue
-            for change in self._changes(function, *stage, like.mend):
+            for change in self._changes(*stage, like.mend):
                 if self.budget.over(end):
                     return found or most
                 if not change.kind.mend or not (right := self.right(change)).any():
@@ -243,12 +241,17 @@ class _Search:
             line for first, was, _ in _differences(before, after) for line in range(first, first + max(len(was), 1))
         }
 
-    def _changes(self, function: ast.FunctionDef, level: int, ranks: range, given: bool, first: str) -> list[Change]:
+    def _changes(self, level: int, ranks: range, given: bool, first: str) -> list[Change]:
         """Return the changes of a stage, as STAGES has it, those of the kind `first` before all others."""
-        case = self.probes[0].case
-        found = changes(function, level, case, self.kinds, lambda name: (name in case) == given)
-        if level < LEVELS[-1] or not given:
-            found += additions(function, level, case, self.kinds)
+        found = []
+        for function in _functions(self.tree):
+            if function.name not in self.seen:
+                continue  # it is not called
+            case, kinds = self.seen[function.name]
+            missing = [name for name in uses(function) if (name in case) == given]
+            found += changes(function, level, case, kinds, missing)
+            if level < LEVELS[-1] or not given:
+                found += additions(function, level, case, kinds)
         self.budget.spend(MAKING * len(found))
         found = [change for change in found if change.kind.rank in ranks]
         return sorted(found, key=lambda change: (change.kind.mend != first, change.kind.rank))
@@ -318,13 +321,24 @@ def _frozen_probe(probe: Probe) -> Probe:
     return Probe({name: _frozen(value) for name, value in probe.case.items()}, probe.expected)
 
 
-def _kinds(function: Callable, case: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the function's local names stand for when it ends: "int", "float", "array", or another type."""
-    found: dict[str, Any] = {}
+Seen = dict[str, tuple[dict[str, Any], dict[str, str]]]
+
+
+def _seen(function: Callable, names: Sequence[str], case: Mapping[str, Any]) -> Seen:
+    """Return of a function and its helpers, by name, the arguments of a first call, and the kinds of local names.
+
+    The kinds are "int", "float", "array", or another type.
+    """
+    arguments: dict[str, dict[str, Any]] = {function.__name__: dict(case)}
+    found: Seen = {}
+    codes = {function.__code__, *(getattr(function.__globals__.get(name), "__code__", None) for name in names)}
 
     def watch(frame: types.FrameType, event: str, argument: object) -> None:
-        if event == "return" and frame.f_code is function.__code__:
-            found.update(frame.f_locals)
+        name = frame.f_code.co_name
+        if frame.f_code in codes and event == "call":
+            arguments.setdefault(name, dict(frame.f_locals))
+        if frame.f_code in codes and event == "return":
+            found[name] = arguments[name], {local: _kind(value) for local, value in frame.f_locals.items()}
 
     before = sys.getprofile()
     with contextlib.suppress(Exception, TimeIsUpError), alarm(EACH):
@@ -333,7 +347,7 @@ def _kinds(function: Callable, case: Mapping[str, Any]) -> dict[str, str]:
             function(**case)
         finally:
             sys.setprofile(before)
-    return {name: _kind(value) for name, value in found.items()}
+    return {function.__name__: (dict(case), {})} | found
 
 
 def _kind(value: Any) -> str:
@@ -371,17 +385,31 @@ def _frozen(value: Any) -> Any:
 
 
 def _tree(function: Callable) -> ast.Module | None:
-    """Return the function's text as a tree, or None if it is not one to run again and again with changes."""
-    if not isinstance(function, types.FunctionType) or function.__closure__ or function.__code__.co_name == "<lambda>":
-        return None
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    node = tree.body[0]
-    if not isinstance(node, ast.FunctionDef) or node.decorator_list:
-        return None
-    for part in ast.walk(node):
-        if isinstance(part, ast.Import | ast.ImportFrom) or (isinstance(part, ast.Name) and part.id in NEVER):
+    """Return the text of a function, and of those of its file that it calls; None if it is not to be run again."""
+    tree = ast.Module([], [])
+    waiting: list[Any] = [function]
+    while waiting:
+        one = waiting.pop(0)
+        if not isinstance(one, types.FunctionType) or one.__closure__ or one.__code__.co_name == "<lambda>":
             return None
+        node = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
+        if not isinstance(node, ast.FunctionDef) or node.decorator_list:
+            return None
+        tree.body.append(node)
+        known = {other.name for other in _functions(tree)} | {other.__name__ for other in waiting}
+        for part in ast.walk(node):
+            if isinstance(part, ast.Import | ast.ImportFrom) or (isinstance(part, ast.Name) and part.id in NEVER):
+                return None
+            helper: Any = one.__globals__.get(part.id) if isinstance(part, ast.Name) else None
+            own = getattr(getattr(helper, "__code__", None), "co_filename", "") == one.__code__.co_filename
+            if own and helper.__name__ not in known:
+                known.add(helper.__name__)
+                waiting.append(helper)
     return tree
+
+
+def _functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    return [node for node in tree.body if isinstance(node, ast.FunctionDef)]
 
 
 @contextlib.contextmanager

@@ -19,12 +19,8 @@ def noticed(
 
     needed: the arguments that every right answer uses
     """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return ""
-    node = tree.body[0]
-    if not isinstance(node, ast.FunctionDef):
+    node = _definition(function)
+    if node is None:
         return ""
     read = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
     unused = [name for name in needed if name not in read]
@@ -33,6 +29,27 @@ def noticed(
         names = f"{', '.join(some)} and {last}" if some else last
         return f"{names} {'is' if len(unused) == 1 else 'are'} never used in it: where that matters it comes out wrong"
     return _number(node, cases, right) or _empty_slice(node, cases, right)
+
+
+def idle(function: Callable) -> str:
+    """Name what a function computes and never reads: where nothing else is known, that may be what is missing."""
+    node = _definition(function)
+    parts = list(ast.walk(node)) if node else []
+    read = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
+    for part in parts:
+        if isinstance(part, ast.Assign) and isinstance(part.value, ast.BinOp | ast.Call):
+            (target, *_) = part.targets
+            if isinstance(target, ast.Name) and target.id not in read:
+                return f"`{target.id}` is computed and never used"
+    return ""
+
+
+def _definition(function: Callable) -> ast.FunctionDef | None:
+    try:
+        node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return None
+    return node if isinstance(node, ast.FunctionDef) else None
 
 
 def _empty_slice(node: ast.FunctionDef, cases: Sequence[Mapping[str, Any]], right: Sequence[bool]) -> str:

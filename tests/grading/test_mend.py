@@ -196,7 +196,7 @@ MENDED = [
     ("output_size", "n, start = 0, 0", "n, start = 1, 0", "a number: all"),
     ("pareto_front", "not d.any()", "d.any()", "reversed"),
     ("pareto_front", "    return", "        return", "early return"),
-    ("batchnorm_forward", "x.mean(", "np.median(x, ", "another function: all cases come out right with `np.mean"),
+    ("batchnorm_forward", "x.mean(", "np.median(x, ", "another function: all cases come out right with `(np.mean"),
     ("batchnorm_forward", "np.sqrt(v + eps)", "np.sqrt(v)", "eps is left out"),
     ("receptive_field", "j *= s", "j += s", "the product of all strides so far, not their sum"),
 ]
@@ -253,7 +253,11 @@ MISSING = [
         "is empty where `padding` is 0",
     ),
     # slips of NumPy
-    ("depthwise", [('"nhwcuv,uvc', '"nhwuvc,uvc')], "`'nhwcuv,uvc->nhwc'` in place of `'nhwuvc,uvc->nhwc'`"),
+    (
+        "depthwise",
+        [('"nhwcuv,uvc', '"nhwuvc,uvc')],
+        "'nhwcuv,uvc->nhwc', win, w)` in place of `np.einsum('nhwuvc,uvc->nhwc'",
+    ),
     ("depthwise", [("->nhwc", "->nhw")], "c must stay in the result"),
     (
         "convolve",
@@ -569,7 +573,7 @@ def depthwise(x, w, stride, padding):
     ("name", "code", "words"),
     [
         # of a mistake that is known, its place: it may come out of another slip
-        ("batchnorm_dx", CHAIN, ["xhat is x - mean here", "look at `(var + eps) ** (-0.5)`: a number"]),
+        ("batchnorm_dx", CHAIN, ["xhat is x - mean here", "look at `(var + eps) ** (-0.5)`"]),
         ("convolve", CONVOLVE.replace(" + b\n", "\n"), ["bias: b is not added"]),
         # of two changes that mend it, both
         ("pareto_front", DOMINATED, ["; or: ", "`~(better & strict).any(axis=0)` in place of"]),
@@ -658,7 +662,7 @@ def same_padding(size, kernel, stride):
     return min(total // 2, 1), total - total // 2
 """,
         "3)",
-        "all cases come out right with `total // 2` in place of `min(total // 2, 1)`",
+        "in place of `(min(total // 2, 1), total - total // 2)`",
     ),
     (
         """

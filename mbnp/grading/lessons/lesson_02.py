@@ -87,7 +87,25 @@ def _by_windows(x, w, stride, padding):
     return np.einsum("nijcuv,uvc->nijc", windows[:, every, every], w)
 
 
+def _strided_along(axis):
+    """Make a depthwise convolution that moves by `stride` along one axis only, rows (1) or columns (2)."""
+
+    def wrong(x, w, stride, padding):
+        right, y = _depthwise(x, w, stride, padding), _depthwise(x, w, 1, padding)
+        step = [slice(None, None, stride if k == axis else 1) for k in range(4)]
+        return y[tuple(step)][:, : right.shape[1], : right.shape[2]]
+
+    return wrong
+
+
 DEPTHWISE_MISTAKES = [
+    *(
+        Mistake(
+            "stride: the window moves by it along one axis only. Rows and columns are both taken at every stride",
+            _strided_along(axis),
+        )
+        for axis in (1, 2)
+    ),
     Mistake(
         "stride: the windows begin at row stride - 1. The first one stands at row 0 of the padded image: [:, ::stride]",
         _from_row(lambda stride: stride - 1),
@@ -113,6 +131,13 @@ DEPTHWISE_MISTAKES = [
     Mistake(
         "channels: they are added up. A depthwise convolution keeps each by itself: c stays in the result",
         _mixed,
+    ),
+    Mistake(
+        "channels: each output channel adds up all input channels, as a standard convolution does. Here channel c is "
+        "made of channel c alone",
+        lambda x, w, stride, padding: _depthwise(
+            np.repeat(x.sum(axis=3, keepdims=True), x.shape[3], axis=3), w, stride, padding
+        ),
     ),
     Mistake(
         "channels: they are added up and the axis is gone. c must stay in the result: 'nijcuv,uvc->nijc'",

@@ -329,7 +329,26 @@ DX_MISTAKES = [
     ),
 ]
 
+
+def _cut_anew(order):
+    """Make dw with its axes in another order, cut to its shape by a reshape."""
+
+    def wrong(dy, x, kernel, stride, padding):
+        dw = _dw(dy, x, kernel, stride, padding)
+        return dw.transpose(order).reshape(dw.shape)
+
+    return wrong
+
+
 DW_MISTAKES = [
+    *(
+        Mistake(
+            "the axes: a reshape moves no number. sliding_window_view puts the window's axes behind the channels, so "
+            "the product has (C, KH, KW, D): reshape to that, then transpose to (KH, KW, C, D)",
+            _cut_anew(order),
+        )
+        for order in ((2, 0, 1, 3), (3, 2, 0, 1), (3, 0, 1, 2))
+    ),
     Mistake(
         "sum over the pixels: this is their mean. Every output pixel contributes to dw: add them up",
         lambda dy, x, kernel, stride, padding: (

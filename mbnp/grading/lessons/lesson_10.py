@@ -433,7 +433,12 @@ COMBINE_MISTAKES = [
             "before this tile",
             partial(_one_by_one, pairs=pairs),
         )
-        for pairs in (lambda n, count: n + count, lambda n, count: n * n / count, lambda n, count: (n + count) / count)
+        for pairs in (
+            lambda n, count: n + count,
+            lambda n, count: n * (n + count),
+            lambda n, count: n * n / count,
+            lambda n, count: (n + count) / count,
+        )
     ),
     Mistake(
         "within the tiles: their variances are averaged as if they were of one size. A tile counts for its pixels: "

@@ -179,6 +179,11 @@ SAME_MISTAKES = [
         _same_with(lambda size, kernel, stride: max((max(size // stride, 1) - 1) * stride + kernel - size, 0)),
     ),
     Mistake(
+        "remainder 0: where stride divides size the last window begins stride pixels before the end, so max(kernel - "
+        "stride, 0) zeros are missing; kernel - size % stride is right only elsewhere",
+        _same_with(lambda size, kernel, stride: max(kernel - size % stride, 0)),
+    ),
+    Mistake(
         "stride: it is left out. kernel - 1 zeros are right at stride 1; at stride 2 the last window ends earlier",
         _same_with(lambda size, kernel, stride: kernel - 1),
     ),

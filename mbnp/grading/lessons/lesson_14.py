@@ -319,6 +319,10 @@ def _suppress_cases(seed: int) -> list[Case]:
     cases.append({"boxes": three, "scores": falling, "labels": same, "limit": 0.5})
     for owners in ([1, 0, 0, 1], [0, 1, 1, 0]):
         cases.append({"boxes": far, "scores": falling, "labels": np.array(owners), "limit": 0.5})
+    # A large box and a half of it, the better one first: the union has both areas.
+    large, small = [0, 0, 10, 10], [0, 0, 5, 10]
+    for pair, limit in (([large, small], 0.6), ([small, large], 0.4)):
+        cases.append({"boxes": _f(pair), "scores": _f([0.9, 0.8]), "labels": same[:2], "limit": limit})
     # One of each class, with two scores: an unstable sort exchanges equal ones only where there are many.
     each = np.arange(24)
     scores = np.where(each % 2, 0.75, 0.5).astype(np.float32)
