@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+SCALED = "a number, here or in what it is multiplied with"
 UNDER_ROOT = "a factor stands under the root"
 # What is wrong where the right side stands for the left; what is wrong where it is the other way round ("": the same;
 # None: nothing, the rule is for faults only); the two sides, of one rule or several. A to F are any expressions, G is
@@ -48,7 +49,14 @@ RULES: list[tuple[Any, ...]] = [
     ("the product is the other way round", "", "A @ B -> B @ A"),
     ("transposed", "transposed", "A @ B -> A @ B.T ; A.T @ B"),
     ("a product of numbers for one of matrices", "a product of matrices for one of numbers", "A @ B -> A * B"),
-    ("brackets", "brackets", "F(A ~ B) -> F(A) ~ B ; A ~ F(B) ; F(A) ~ F(B)", "A * (B - C) / D -> A * B - C / D"),
+    (
+        "brackets",
+        "brackets",
+        "F(A ~ B) -> F(A) ~ B ; A ~ F(B) ; F(A) ~ F(B)",
+        "F(A, B ~ C) -> F(A, B) ~ C",
+        "F(A ~ B, C) -> F(A, C) ~ B",
+        "A * (B - C) / D -> A * B - C / D",
+    ),
     ("order", "order", "F(A).G(*X, **K) -> F(A.G(*X, **K))"),
     ("a step is left out", "a step too many", "F(A).G(*X, **K) -> A.G(*X, **K)", "A.G(*X, **K) -> A"),
     ("what is below 0 is kept", "what is below 0 becomes 0, and should not", "max(A, 0) -> A", "np.maximum(A, 0) -> A"),
@@ -345,7 +353,8 @@ def _expressions(
         counts = bool(parts) and set(parts) == {"int"}  # nobody takes its logarithm, or divides it by a name
         form = re.sub(r"\bid='\w+'", "", text := ast.dump(node))
         known, before = {text}, text
-        coded = _by_code(node) if level == 1 else ()
+        factor = isinstance(owner, ast.BinOp) and isinstance(owner.op, TIMES)
+        coded = _by_code(node, factor) if level == 1 else ()
         for number, (kind, new) in enumerate(itertools.chain(coded, _by_rule(owner, field, node, level, fit, counts))):
             if level > 1 or (text := ast.dump(new)) not in known:
                 known.add(text)
@@ -380,7 +389,8 @@ def _around(owner: Any, node: ast.expr) -> ast.expr | None:
     around = None
     while isinstance(owner, ast.expr) and len(text := ast.unparse(owner)) <= WIDE:
         around, owner = owner, getattr(owner, "inside", None)
-        if len(text) > NARROW:
+        is_index = isinstance(owner, ast.Subscript) and owner.slice is around
+        if len(text) > NARROW and not is_index:
             break
     return around
 
@@ -515,8 +525,11 @@ def _build(template: Any, bound: Mapping[str, Any]) -> Any:
     return type(template)(**{field: _build(getattr(template, field, None), bound) for field in template._fields})
 
 
-def _by_code(node: ast.expr) -> Iterator[tuple[Kind, ast.expr]]:
-    """Yield (kind, what stands in place of the node) for the kinds that no template describes."""
+def _by_code(node: ast.expr, factor: bool) -> Iterator[tuple[Kind, ast.expr]]:
+    """Yield (kind, what stands in place of the node) for the kinds that no template describes.
+
+    factor: whether the node is one, so that the mistake may be another factor
+    """
     same: dict[type, Callable[[Any], Variants]] = {
         ast.BinOp: _regrouped,
         ast.Compare: _of_comparison,
@@ -526,7 +539,13 @@ def _by_code(node: ast.expr) -> Iterator[tuple[Kind, ast.expr]]:
     same |= {ast.Subscript: _of_index, ast.Tuple: _of_tuple, ast.List: _of_tuple, ast.BoolOp: _of_condition}
     same |= {ast.UnaryOp: _of_constant} if is_number(node) else {}
     for *kind, new in same[type(node)](node) if type(node) in same else ():
-        yield Kind(kind[0], kind[-1], rank=kind[0] == "a number"), new
+        number = kind[0] == "a number"
+        mend = SCALED if number and factor and kind[-1] and not _is_zero(new) else kind[-1]
+        yield Kind(kind[0], mend, rank=number), new
+
+
+def _is_zero(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value == 0
 
 
 ONE = ast.Constant(1)

@@ -50,7 +50,8 @@ def likely(
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         others = exercise.others()
-        elsewhere = _elsewhere(exercise, others, inside) if inside else []
+        further = _further(exercise, others, inside) if inside else []
+        elsewhere = [trial for trial in further if trial.problem]
         if text := _known(exercise, trials, elsewhere):
             place = inside and _mended(exercise, trials, first, others, inside, budget, places_only=True)
             return f"{text}; {place}" if place else text
@@ -65,22 +66,23 @@ def likely(
             or _known(exercise, trials, elsewhere, first.output)
             or _in_part(exercise, trials, first)
             or _common(trials, first)
-            or observed(exercise, trials, first)
+            or observed(exercise, trials, first, further)
             or (_asked(inside, idle) if inside and not first.only_type else "")
         )
 
 
-def _elsewhere(exercise: Any, probes: Sequence[Probe], inside: Callable[..., Any]) -> list[Trial]:
-    """Return the wrong ones of further trials: what explains a few results by chance does not explain these."""
+def _further(exercise: Any, probes: Sequence[Probe], inside: Callable[..., Any]) -> list[Trial]:
+    """Return trials of further cases: what is true of a few results by chance is not true of these."""
     try:
         found = inside(results, [probe.case for probe in probes], WATCHED)
     except (Exception, StoppedError):
         return []
-    return [
-        Trial(dict(probe.case), result)
-        for probe, result in zip(probes, found, strict=False)
-        if result is not None and not alike(probe.expected, result, exercise.rtol)
-    ]
+    trials = []
+    for probe, result in zip(probes, found, strict=False):
+        if result is not None:
+            right = alike(probe.expected, result, exercise.rtol)
+            trials.append(Trial(dict(probe.case), result, problem="" if right else "it is wrong"))
+    return trials
 
 
 def _unsteady(exercise: Any, first: Trial, inside: Callable[..., Any]) -> str:

@@ -55,7 +55,7 @@ class Fault(NamedTuple):
         if not wrong or not any(word in known for word in lost):  # a whole statement, or a number, which says nothing
             lost = []
         for some, said in (
-            (lost, f"{kind}: {{}} {{}} missing at one place"),
+            (lost, f"{kind}: {{}} {{}} missing"),
             ([*words], f"{kind}: look at where {{}} {{}} used"),
         ):
             shown = [f"`{word}`" for word in dict.fromkeys(some) if word in known or word.isdigit()]

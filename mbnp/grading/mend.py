@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import inspect
 import io
+import re
 import signal
 import sys
 import textwrap
@@ -31,7 +32,8 @@ EACH = 0.2  # seconds of computing, at most
 LEAST, TIMES = 0.03, 20  # seconds, and so many times what the unchanged function takes: more is an endless loop
 FIRST = 0.7  # the part of a search for one change; the rest is for a second one
 PLACES = 2  # at which a change alone makes all right, and that are named: either may be the mistake
-ELSEWHERE = 0.2  # seconds for the search of another place, once there is one
+ELSEWHERE = 0.2  # seconds for the search of another place, or a smaller change, once there is one
+MANY = 8  # changes that mend it are enough
 SLOW = 2  # times what is counted, and a search ends by the clock
 # Seconds that are counted: for a change, for a change that is tried, for a call, and for a step of Python in it.
 MAKING, TRYING, CALLING, STEP = 1e-5, 2e-4, 3e-5, 6e-8
@@ -47,6 +49,7 @@ STAGES: tuple[tuple[int, range, bool], ...] = (
 ALL = "all cases come out right"
 OTHER_EXPRESSION = "another expression belongs here"
 TWO = "there are two mistakes, and only with both of them mended all cases come out right"
+HARMLESS = {"collections", "functools", "itertools", "math", "numpy", "operator"}
 NEVER = {"open", "exec", "eval", "input", "os", "sys", "subprocess", "shutil", "Path", "__import__"}
 
 
@@ -80,8 +83,8 @@ def mended(
 
 def _place(search: "_Search") -> str:
     found = search.best(search.budget.seconds, stages=STAGES[:1], places=1)
-    if not found or not found[0].right.all():
-        return ""
+    if not found or not found[0].right.all() or found[0].change.joint != Change._field_defaults["joint"]:
+        return ""  # or something is missing before a place
     (before, after), *_ = found[0].texts
     return f"look at `{cut(before, after)}`"
 
@@ -89,7 +92,7 @@ def _place(search: "_Search") -> str:
 def _mended(search: "_Search") -> str:
     found = search.best(FIRST * search.budget.seconds)
     if not found or found[0].right.all():
-        return "; or: ".join(mend.said for mend in found)
+        return "; or: ".join(dict.fromkeys(mend.said for mend in found))
     one = found[0]  # it mends some cases: perhaps there are two mistakes
     if not search.gains(one.change):
         return ""
@@ -118,6 +121,26 @@ def _differences(before: Sequence[str], after: Sequence[str]) -> list[tuple[int,
     return [(a, before[a:b], after[c:d]) for tag, a, b, c, d in parts if tag != "equal"]
 
 
+def _size_of(before: str, after: str) -> int:
+    """Return how many names, numbers and signs differ between two texts."""
+    was, now = (re.findall(r"\w+|\*\*|//|[^\w\s]", text) for text in (before, after))
+    parts = difflib.SequenceMatcher(None, was, now, autojunk=False).get_opcodes()
+    return sum(max(b - a, d - c) for tag, a, b, c, d in parts if tag != "equal")
+
+
+def _smallest(found: Sequence["_Mend"]) -> list["_Mend"]:
+    """Return the smallest of the likeliest of these changes, and those that are as small at another place."""
+
+    def order(mend: _Mend) -> tuple[int, int, int]:
+        return mend.change.kind.level, mend.change.kind.rank, mend.size
+
+    chosen: list[_Mend] = []
+    for mend in sorted(found, key=lambda mend: (*order(mend), mend.at)):
+        if not chosen or (order(mend) == order(chosen[0]) and not any(mend.lines & other.lines for other in chosen)):
+            chosen.append(mend)
+    return chosen
+
+
 NOTHING = Change(Kind("", ""), lambda: None, lambda: None, list)
 
 
@@ -129,6 +152,8 @@ class _Mend(NamedTuple):
     gained: int
     texts: list[tuple[str, str]]
     lines: set[int]  # of the function that it changes
+    size: int = 0  # how many names, numbers and signs it takes away, puts in or exchanges
+    at: int = 0  # where it begins in the text
 
     @property
     def said(self) -> str:
@@ -216,30 +241,31 @@ class _Search:
                 continue
             for change in self._changes(*stage, like.mend):
                 if self.budget.over(end):
-                    return found or most
+                    return _smallest(found)[:places] or most
                 if not change.kind.mend or not (right := self.right(change)).any():
                     continue
                 gained = int(right.sum() - self.before.sum())
                 if right.all():
-                    lines = self._lines(change)
-                    if not any(lines & other.lines for other in found) and self.holds(change):  # and not by chance
-                        found.append(_Mend(change, right, gained, change.texts(), lines))
+                    if len(found) < MANY and self.holds(change):  # and not by chance
+                        found.append(self._mend(change, right, gained))
                         end = min(end, self.budget.spent + ELSEWHERE)
-                    if len(found) == places:
-                        return found
                 elif not found and gained > (most[0].gained if most else 0) and right[self.before].all():
                     most = [_Mend(change, right, gained, change.texts(), set())]
-        return found or most
+        return _smallest(found)[:places] or most
 
-    def _lines(self, change: Change) -> set[int]:
-        """Return which lines of the function a change changes."""
+    def _mend(self, change: Change, right: np.ndarray, gained: int) -> _Mend:
         before = ast.unparse(self.tree).splitlines()
         change.do()
         after = ast.unparse(self.tree).splitlines()
         change.undo()
-        return {
-            line for first, was, _ in _differences(before, after) for line in range(first, first + max(len(was), 1))
-        }
+        parts, texts = _differences(before, after), change.texts()
+        lines = {line for first, was, _ in parts for line in range(first, first + max(len(was), 1))}
+        pairs = [(" ".join(was).strip(), " ".join(now).strip()) for _, was, now in parts]
+        if len(pairs) == len(texts) == 1 and texts[0][1] and "\n".join(before).count(texts[0][0]) > 1:
+            texts = pairs  # the whole statement tells which one is meant
+        letters = zip("\n".join(before), "\n".join(after), strict=False)
+        at = next((k for k, (a, b) in enumerate(letters) if a != b), 0)
+        return _Mend(change, right, gained, texts, lines, sum(_size_of(*pair) for pair in pairs), at)
 
     def _changes(self, level: int, ranks: range, given: bool, first: str) -> list[Change]:
         """Return the changes of a stage, as STAGES has it, those of the kind `first` before all others."""
@@ -398,7 +424,9 @@ def _tree(function: Callable) -> ast.Module | None:
         tree.body.append(node)
         known = {other.name for other in _functions(tree)} | {other.__name__ for other in waiting}
         for part in ast.walk(node):
-            if isinstance(part, ast.Import | ast.ImportFrom) or (isinstance(part, ast.Name) and part.id in NEVER):
+            imported = [part.module] if isinstance(part, ast.ImportFrom) else []
+            imported += [name.name for name in part.names] if isinstance(part, ast.Import) else []
+            if not HARMLESS.issuperset(imported) or (isinstance(part, ast.Name) and part.id in NEVER):
                 return None
             helper: Any = one.__globals__.get(part.id) if isinstance(part, ast.Name) else None
             own = getattr(getattr(helper, "__code__", None), "co_filename", "") == one.__code__.co_filename

@@ -95,8 +95,13 @@ class Pair(NamedTuple):
     wrong: np.ndarray
 
 
-def observed(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
-    """Return what all results of a wrong function have in common, in a line, or nothing."""
+def observed(exercise: Any, trials: Sequence[Trial], first: Trial, further: Sequence[Trial] = ()) -> str:
+    """Return what all results of a wrong function have in common, in a line, or nothing.
+
+    further: trials of other cases, for which what is said of cases has to hold, too
+    """
+    every = [*trials, *further]
+    failed = [trial for trial in every if trial.problem]
     if first.result is None and first.error is None and first.only_type:
         return "nothing is returned: is the value printed, or is `return` missing on the way that this case takes?"
     if "wrote into" in first.problem:
@@ -105,17 +110,17 @@ def observed(exercise: Any, trials: Sequence[Trial], first: Trial) -> str:
     if not any(pair.trial is first for pair in pairs):
         known = (said for form, said in ADVICE if first.error and re.search(form, first.problem))
         shape = next(known, "") or _shape(exercise, first)
-        where = _cases(trials, [trial for trial in trials if trial.problem])
+        where = _cases(every, failed)
         return "; ".join(filter(None, (shape or first.likely, where)))
     wrong = [pair for pair in pairs if pair.wrong.any()]
     if not wrong:  # in the form only
         return ""
     if len(pairs) < len(trials):  # some have another shape, or raised
-        return _cases(trials, [trial for trial in trials if trial.problem])
+        return _cases(every, failed)
     for look in (_sizes, _ends, _by_axis, _places):
         if text := look(pairs if look is _sizes else wrong):
             return text
-    return _cases(trials, [pair.trial for pair in wrong]) or _order(wrong)
+    return _cases(every, failed) or _order(wrong)
 
 
 def _pair(exercise: Any, trial: Trial, output: int | None) -> Pair | None:
@@ -210,7 +215,7 @@ def _conditions(case: dict[str, Any]) -> Iterator[Condition]:
                 yield f"`{name}` is {number}", 1, lambda c, n=name, k=number: c[n] == k
                 yield f"`{name}` is more than {number}", 2, lambda c, n=name, k=number: c[n] > k
         elif isinstance(value, list | tuple):
-            yield f"`{name}` has one entry", 1, lambda c, n=name: len(c[n]) == 1
+            yield f"`{name}` has one entry", 2, lambda c, n=name: len(c[n]) == 1
         elif isinstance(value, np.ndarray):
             for axis in range(value.ndim - 1):
                 same = f"axes {axis} and {axis + 1} of `{name}` have the same length"
@@ -221,9 +226,9 @@ def _conditions(case: dict[str, Any]) -> Iterator[Condition]:
             yield f"`{name}` has no negative number", 2, lambda c, n=name: (c[n] >= 0).all()
             yield f"`{name}` has no two equal numbers", 2, lambda c, n=name: len(np.unique(c[n])) == c[n].size
     for a, b in itertools.permutations(numbers, 2):
-        yield f"`{a}` is 0 or `{b}` is 1", 2, lambda c, a=a, b=b: c[a] == 0 or c[b] == 1
-        yield f"`{a}` is a multiple of `{b}`", 2, lambda c, a=a, b=b: c[b] > 0 and c[a] % c[b] == 0
-        yield f"`{a}` is less than `{b}`", 2, lambda c, a=a, b=b: c[a] < c[b]
+        yield f"`{a}` is 0 or `{b}` is 1", 4, lambda c, a=a, b=b: c[a] == 0 or c[b] == 1
+        yield f"`{a}` is a multiple of `{b}`", 4, lambda c, a=a, b=b: c[b] > 0 and c[a] % c[b] == 0
+        yield f"`{a}` is less than `{b}`", 4, lambda c, a=a, b=b: c[a] < c[b]
 
 
 # --- which numbers ---

@@ -49,7 +49,7 @@ PLANTED = [
     ("conv_pixel", "    return total", "            return total", "early return"),
     ("first_difference", "    return -1", "        return -1", "early return"),
     ("map_sizes", "    return sizes", "        return sizes", "early return"),
-    ("receptive_field", "in layers", "in layers[::-1]", "the last layer comes first"),
+    ("receptive_field", "in layers", "in layers[::-1]", "the layers are taken the wrong way round"),
     # a term or a factor
     ("batchnorm_forward", "gamma * (x", "(x", "gamma is left out"),
     ("batchnorm_forward", "+ beta", "+ gamma * beta", "beta is added before gamma multiplies"),
@@ -466,7 +466,8 @@ def test_faults_leave_the_solution_as_it_was(name):
 
 def test_search_ends_in_time(monkeypatch):
     monkeypatch.setattr(diagnose, "SECONDS", 0.0)
-    assert said("conv_pixel", "range(KH)", "range(1, KH)").likely == ""
+    seen = said("conv_pixel", "range(KH)", "range(1, KH)").likely  # without a search, what the results show
+    assert seen.startswith("it is right in all cases in which `i` is less than `padding`, and in no other")
 
 
 @pytest.mark.parametrize(

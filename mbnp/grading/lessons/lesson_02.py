@@ -128,6 +128,15 @@ DEPTHWISE_MISTAKES = [
         "transposed kernel: rows and columns of w are swapped; u goes with the height, v with the width",
         lambda x, w, stride, padding: _depthwise(x, w.swapaxes(0, 1).copy(), stride, padding),
     ),
+    *(
+        Mistake(
+            "the axes: a reshape of w moves no number, so that weights come to other channels and taps. transpose does",
+            lambda x, w, stride, padding, order=order: _depthwise(
+                x, w.reshape([w.shape[k] for k in order]).transpose(np.argsort(order)).copy(), stride, padding
+            ),
+        )
+        for order in ((2, 0, 1), (1, 0, 2))
+    ),
     Mistake(
         "channels: they are added up. A depthwise convolution keeps each by itself: c stays in the result",
         _mixed,

@@ -366,7 +366,8 @@ DW_MISTAKES = [
         lambda dy, x, kernel, stride, padding: _dw(dy[:1], x[:1], kernel, stride, padding),
     ),
     Mistake(
-        "missing sum over the batch: this is dw of the last image only. Images are added (+=), not assigned (=)",
+        "missing sum over the batch: this is dw of the last image only. One dw is made before the loop, and each image "
+        "is added to it",
         lambda dy, x, kernel, stride, padding: _dw(dy[-1:], x[-1:], kernel, stride, padding),
     ),
     Mistake(

@@ -147,7 +147,8 @@ FIELD_MISTAKES = [
         lambda layers: 1 + sum((kernel - 1) * stride for kernel, stride in layers),
     ),
     Mistake(
-        "order: the last layer comes first. A stride widens the windows of the layers after it: go from the first on",
+        "order: the layers are taken the wrong way round. field += (kernel - 1) * jump goes from the first layer on, "
+        "(field - 1) * stride + kernel from the last one back",
         lambda layers: _field(layers[::-1]),
     ),
     Mistake(
@@ -248,13 +249,18 @@ def _count_with(
     return wrong
 
 
-def _depthwise_by_input(size, stem, blocks, classes):
-    parameters, macs = _count(size, stem, blocks, classes)
-    channels = stem
-    for c_out, stride in blocks:
-        macs += 9 * channels * (size**2 - _size(size, stride) ** 2)
-        size, channels = _size(size, stride), c_out
-    return parameters, macs
+def _by_input(weights):
+    """Make `count` with one step's MACs at the pixels that the block reads; weights(channels, c_out): the step's."""
+
+    def wrong(size, stem, blocks, classes):
+        parameters, macs = _count(size, stem, blocks, classes)
+        channels = stem
+        for c_out, stride in blocks:
+            macs += weights(channels, c_out) * (size**2 - _size(size, stride) ** 2)
+            size, channels = _size(size, stride), c_out
+        return parameters, macs
+
+    return wrong
 
 
 def _without_classifier(size, stem, blocks, classes):
@@ -349,7 +355,11 @@ COUNT_MISTAKES = [
     ),
     Mistake(
         "stride: MACs of the depthwise step count the pixels that it writes, not those that it reads",
-        _depthwise_by_input,
+        _by_input(lambda channels, c_out: 9 * channels),
+    ),
+    Mistake(
+        "stride: MACs of the pointwise step count the pixels that the depthwise step wrote, not those that it read",
+        _by_input(lambda channels, c_out: channels * c_out),
     ),
     Mistake(
         "stride: MACs count the pixels after the stride. Shrink the feature map before you count the block",

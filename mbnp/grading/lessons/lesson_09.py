@@ -48,7 +48,7 @@ INTENSITY_MISTAKES = [
         lambda n, h, w, c, k, itemsize: _intensity(n, h, w, c, k, 4),
     ),
     Mistake(
-        "bytes: only the input is counted. The output has to be written, too",
+        "bytes: those of the output are missing. It has to be written, too",
         lambda n, h, w, c, k, itemsize: 2 * n * h * w * c * k * k / (itemsize * (n * h * w * c + k * k * c)),
     ),
     Mistake(

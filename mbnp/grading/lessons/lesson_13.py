@@ -41,6 +41,10 @@ def _nearest(channels, divisor):
     return near + divisor if near < 0.9 * channels else near
 
 
+def _rounded_only(channels, divisor):
+    return max(divisor, int(channels + divisor / 2) // divisor * divisor)
+
+
 def _rounded(near):
     """Make `divisible` with another multiple, near(channels, divisor), before it is compared with 90 %."""
 
@@ -52,14 +56,14 @@ def _rounded(near):
 
 
 def _below_110(channels, divisor):
-    near = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    near = _rounded_only(channels, divisor)
     return near - divisor if near > 1.1 * channels else near
 
 
 DIVISIBLE_MISTAKES = [
     Mistake(
         "90 %: the rule is missing. Where the nearest multiple is below 0.9 * channels, the next one up is right",
-        lambda channels, divisor: max(divisor, int(channels + divisor / 2) // divisor * divisor),
+        _rounded_only,
     ),
     Mistake(
         "90 %, and no channels: the rule is missing, and few channels become 0. Below 0.9 * channels, take the next "
@@ -72,7 +76,14 @@ DIVISIBLE_MISTAKES = [
         _below_110,
     ),
     *(
-        Mistake("rounding: always down. The nearest multiple is meant: add half a divisor before //", wrong)
+        Mistake(
+            "90 %: that is the limit, and not the result, which is a multiple in any case: add divisor",
+            lambda channels, divisor, whole=whole: max(_rounded_only(channels, divisor), whole(0.9 * channels)),
+        )
+        for whole in (float, int, math.ceil, round)
+    ),
+    *(
+        Mistake("rounding: down, where the next multiple is nearer. Add half a divisor before the division", wrong)
         for wrong in (
             _rounded(lambda channels, divisor: int(channels) // divisor * divisor),
             lambda channels, divisor: int(channels) // divisor * divisor,
@@ -141,6 +152,17 @@ def _forward(x, w1, w2, w3, first=_relu6, second=_relu6, projected=_linear, kept
     return summed(kept(x) + y if x.shape == y.shape else y)
 
 
+def _bordered(mode):
+    """Make the block with another border of the depthwise convolution than zeros, a mode of np.pad."""
+
+    def wrong(x, w1, w2, w3):
+        wide = np.pad(_relu6(pointwise.forward(x, w1)), ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
+        y = pointwise.forward(_relu6(depthwise.forward(wide, w2)), w3)
+        return x + y if x.shape == y.shape else y
+
+    return wrong
+
+
 def _around_the_wide(x, w1, w2, w3):
     wide = _relu6(pointwise.forward(x, w1))
     return pointwise.forward(wide + _relu6(depthwise.forward(wide, w2, padding=1)), w3)
@@ -159,6 +181,14 @@ def _narrow_wide_narrow(x, w1, w2, w3):
 
 
 FORWARD_MISTAKES = [
+    Mistake(
+        "the border: pixels of the opposite side come in, as np.roll brings them. Outside of the image there are zeros",
+        _bordered("wrap"),
+    ),
+    *(
+        Mistake("the border: it repeats pixels of the image. Outside of it there are zeros", _bordered(mode))
+        for mode in ("edge", "reflect")
+    ),
     *variants(
         _forward,
         {

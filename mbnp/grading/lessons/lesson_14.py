@@ -275,6 +275,9 @@ CODING_MISTAKES = [
             "half a width: the box is half as wide on either side of its centre, x - w / 2 and x + w / 2": {
                 "ends": lambda centre, size: np.concatenate([centre - size, centre + size], axis=1)
             },
+            "half a width: right and bottom are half a width and half a height from the centre, as left and top are": {
+                "ends": lambda centre, size: np.concatenate([centre - size / 2, centre + size], axis=1)
+            },
             "corners: what comes back is the centre and the size. It should be left, top, right, bottom": {
                 "ends": lambda centre, size: np.concatenate([centre, size], axis=1)
             },
