@@ -22,6 +22,7 @@ import traceback
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -369,6 +370,8 @@ def child(kind: str, seed: int, first: int, seconds: float, only: bool, folder: 
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     if kind in ("h5", "keras"):
         import h5py  # noqa: F401
+    with suppress(ImportError):  # a mutant of any kind may begin as a pickle does, and PyTorch's libraries load then
+        import torch  # noqa: F401
     files = corpus(kind, folder)
     for path in files:
         assert kind == "run" or attempt(kind, path, folder) == "loaded", path
