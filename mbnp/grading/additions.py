@@ -33,6 +33,8 @@ def additions(
         yield from _kept(function)
         yield from _bounded(function, numbers)
         yield from _single(function, numbers)
+        yield from _repeated(function)
+        yield from _falsy(function)
     elif level == 2:
         yield from _padded(function, case)
         yield from _exchanged(function, numbers)
@@ -200,6 +202,29 @@ def _single(function: ast.FunctionDef, names: Sequence[str]) -> Iterator[Change]
             for name in names:
                 new = ast.Subscript(array, ast.Name(name, ast.Load()), ast.Load())
                 yield change_of(place, new, Kind("", "one of them was meant, and not any or all of them", 1, 1))
+
+
+def _repeated(function: ast.FunctionDef) -> Iterator[Change]:
+    """Yield lists of their own in place of a list times a number within a list times a number."""
+    for place in places(function):
+        node = place[3]
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and isinstance(node.left, ast.List):
+            (row, *more) = node.left.elts or [ast.Constant(0)]
+            if not more and (
+                isinstance(row, ast.List) or (isinstance(row, ast.BinOp) and isinstance(row.left, ast.List))
+            ):
+                new = _expression(f"[{ast.unparse(row)} for _ in range({ast.unparse(node.right)})]")
+                yield change_of(place, new, Kind("", "a list times a number is one and the same list each time", 1, -1))
+
+
+def _falsy(function: ast.FunctionDef) -> Iterator[Change]:
+    """Yield a comparison with None in place of `or`, which passes over 0, too."""
+    for place in places(function):
+        node = place[3]
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) and len(node.values) == 2:
+            first, other = map(ast.unparse, node.values)
+            new = _expression(f"{other} if {first} is None else {first}")
+            yield change_of(place, new, Kind("", "0 counts as false: `or` takes what stands behind it", 1, -1))
 
 
 def _padded(function: ast.FunctionDef, case: Mapping[str, Any]) -> Iterator[Change]:

@@ -53,6 +53,7 @@ RULES: list[tuple[Any, ...]] = [
         "brackets",
         "brackets",
         "F(A ~ B) -> F(A) ~ B ; A ~ F(B) ; F(A) ~ F(B)",
+        "D * F(A ~ B) -> D * F(A) ~ B",
         "F(A, B ~ C) -> F(A, B) ~ C",
         "F(A ~ B, C) -> F(A, C) ~ B",
         "A * (B - C) / D -> A * B - C / D",
@@ -467,7 +468,9 @@ def _by_rule(
         if not _match(pattern, node, bound):
             continue
         if not free:
-            yield kind, _build(new, bound)
+            built = _build(new, bound)
+            if not (isinstance(built, ast.BinOp) and isinstance(built.op, TIMES) and _is_one(built.right)):
+                yield kind, built
             continue
         divides = isinstance(getattr(new, "op", None), ast.Div)
         for name in [name for name in names if name != getattr(node, "id", "")] if not (counts and divides) else ():
@@ -546,6 +549,10 @@ def _by_code(node: ast.expr, factor: bool) -> Iterator[tuple[Kind, ast.expr]]:
 
 def _is_zero(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value == 0
+
+
+def _is_one(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value == 1
 
 
 ONE = ast.Constant(1)
@@ -748,7 +755,7 @@ def _statements(function: ast.FunctionDef) -> Iterator[Change]:
                 do, undo = put(node, "elts", None, other.elts)
                 before, after = ast.unparse(node), ast.unparse(other)
                 # Two names that are exchanged only here are exchanged everywhere else, too.
-                yield Change(Kind(kind, kind, 2, 4), do, undo, functools.partial(list, [(before, after)]))
+                yield Change(Kind(kind, kind, 2, 3), do, undo, functools.partial(list, [(before, after)]))
 
 
 def _whole(owner: Any, field: str, new: list[ast.stmt], kind: Kind, before: str, after: str = "") -> Change:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mbnp.grading.additions import additions
-from mbnp.grading.changes import ADDED, LEVELS, Change, Kind, changes, cut, message, uses
+from mbnp.grading.changes import ADDED, LEVELS, SCALED, Change, Kind, changes, cut, message, uses
 from mbnp.grading.compare import alike, as_array
 from mbnp.grading.faults import changed
 from mbnp.grading.rules import Probe, filled_empty, steps
@@ -34,6 +34,9 @@ FIRST = 0.7  # the part of a search for one change; the rest is for a second one
 PLACES = 2  # at which a change alone makes all right, and that are named: either may be the mistake
 ELSEWHERE = 0.2  # seconds for the search of another place, or a smaller change, once there is one
 MANY = 8  # changes that mend it are enough
+FAR = 3  # changes of a higher rank are less likely than any other of their level
+NUMBERS = "a number", SCALED
+OPPOSITE = {"a factor too many": "a factor is left out", "a term too many": "a term is left out"}
 SLOW = 2  # times what is counted, and a search ends by the clock
 # Seconds that are counted: for a change, for a change that is tried, for a call, and for a step of Python in it.
 MAKING, TRYING, CALLING, STEP = 1e-5, 2e-4, 3e-5, 6e-8
@@ -82,9 +85,11 @@ def mended(
 
 
 def _place(search: "_Search") -> str:
-    found = search.best(search.budget.seconds, stages=STAGES[:1], places=1)
+    found = search.best(search.budget.seconds, stages=STAGES[:1], places=0)
     if not found or not found[0].right.all() or found[0].change.joint != Change._field_defaults["joint"]:
         return ""  # or something is missing before a place
+    if any(not found[0].lines & mend.lines for mend in found):
+        return ""  # it may be at another one
     (before, after), *_ = found[0].texts
     return f"look at `{cut(before, after)}`"
 
@@ -128,17 +133,25 @@ def _size_of(before: str, after: str) -> int:
     return sum(max(b - a, d - c) for tag, a, b, c, d in parts if tag != "equal")
 
 
-def _smallest(found: Sequence["_Mend"]) -> list["_Mend"]:
-    """Return the smallest of the likeliest of these changes, and those that are as small at another place."""
+def _rivals(first: Kind, kind: Kind) -> bool:
+    """Return whether a change of a kind may be as likely as the first one that was found."""
+    return kind.level <= first.level or OPPOSITE.get(first.mend) == kind.mend
 
-    def order(mend: _Mend) -> tuple[int, int, int]:
-        return mend.change.kind.level, mend.change.kind.rank, mend.size
+
+def _smallest(found: Sequence["_Mend"], places: int) -> list["_Mend"]:
+    """Return the smallest of these changes, and another one that is as likely: as small, or the opposite elsewhere."""
+
+    def order(mend: _Mend) -> tuple[int, bool, bool, int]:
+        kind = mend.change.kind
+        return kind.level, kind.rank > FAR, kind.mend in NUMBERS, mend.size
 
     chosen: list[_Mend] = []
     for mend in sorted(found, key=lambda mend: (*order(mend), mend.at)):
-        if not chosen or (order(mend) == order(chosen[0]) and not any(mend.lines & other.lines for other in chosen)):
+        alike = chosen and order(mend) == order(chosen[0])
+        alike = alike or (chosen and OPPOSITE.get(chosen[0].change.kind.mend) == mend.change.kind.mend)
+        if not chosen or places == 0 or (alike and not any(mend.lines & other.lines for other in chosen)):
             chosen.append(mend)
-    return chosen
+    return chosen[:places] if places else chosen
 
 
 NOTHING = Change(Kind("", ""), lambda: None, lambda: None, list)
@@ -232,16 +245,17 @@ class _Search:
     ) -> list[_Mend]:
         """Return changes at different places that make all cases right each, or else the one that makes most right.
 
-        end: how much is spent when the search ends; like: changes of this kind are tried first; places: at most so many
+        end: how much is spent when the search ends; like: changes of this kind are tried first
+        places: at most so many, or 0 for all changes that were found
         """
         found: list[_Mend] = []
         most: list[_Mend] = []
         for stage in sorted(stages, key=lambda stage: stage[0] != like.level):
-            if found and stage[0] > found[0].change.kind.level:
-                continue
             for change in self._changes(*stage, like.mend):
                 if self.budget.over(end):
-                    return _smallest(found)[:places] or most
+                    return _smallest(found, places) or most
+                if found and not _rivals(found[0].change.kind, change.kind):
+                    continue
                 if not change.kind.mend or not (right := self.right(change)).any():
                     continue
                 gained = int(right.sum() - self.before.sum())
@@ -251,7 +265,7 @@ class _Search:
                         end = min(end, self.budget.spent + ELSEWHERE)
                 elif not found and gained > (most[0].gained if most else 0) and right[self.before].all():
                     most = [_Mend(change, right, gained, change.texts(), set())]
-        return _smallest(found)[:places] or most
+        return _smallest(found, places) or most
 
     def _mend(self, change: Change, right: np.ndarray, gained: int) -> _Mend:
         before = ast.unparse(self.tree).splitlines()

@@ -190,6 +190,11 @@ def _multiplied(x, w):
 
 POINTWISE_MISTAKES = [
     Mistake(
+        "the axes: x is read as channels first, (N, C, H*W). The channels are its last axis, so rows of pixels are "
+        "x.reshape(-1, C)",
+        lambda x, w: (x.reshape(len(x), x.shape[3], -1).swapaxes(1, 2) @ w).swapaxes(1, 2).reshape(*x.shape[:3], -1),
+    ),
+    Mistake(
         "the axes: reshape(C, -1) does not bring the channels to the front, it cuts the numbers in memory differently. "
         "Rows of pixels are x.reshape(-1, C)",
         lambda x, w: (x.reshape(x.shape[3], -1).T @ w).reshape(*x.shape[:3], -1),
@@ -307,6 +312,11 @@ MACS_MISTAKES = [
     Mistake(
         "rounding: H // stride is one row too few where H is odd: (H + 2·(K // 2) - K) // stride + 1",
         _truncated,
+    ),
+    Mistake(
+        "rounding: the pixels are not H·W / stride². Rows and columns are rounded each for itself, and up: (H + "
+        "2·(K // 2) - K) // stride + 1",
+        lambda H, W, K, c_in, c_out, stride: H * W // stride**2 * (K * K * c_in + c_in * c_out),
     ),
     Mistake(
         "stride: the pointwise convolution gets the depthwise one's output, which is smaller too",

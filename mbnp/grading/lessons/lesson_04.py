@@ -221,7 +221,7 @@ DX_MISTAKES = [
         _dx_with(lambda dy, shift, scale: dy),
     ),
     Mistake(
-        "the path through the mean is missing: subtract sum(dy) / M",
+        "the path through the mean is missing: subtract sum(dy) / M, or that of dy * gamma where gamma is in it already",
         _dx_with(lambda dy, shift, scale: dy - scale),
     ),
     Mistake(
@@ -309,6 +309,17 @@ def _about_the_running_mean(new, less):
     return wrong
 
 
+def _of_images(less, every):
+    """Return the mean of the variances of single images, each divided by its pixels - less; every: as if by M - 1."""
+
+    def var(x):
+        mean = x.var(axis=(1, 2), ddof=less).mean(axis=0)
+        size = x[..., 0].size
+        return (mean * size / (size - 1) if every else mean).astype(x.dtype)
+
+    return var
+
+
 def _blended(running_mean, running_var, x, momentum):
     def blend(old, new):
         return (1 - momentum) * old + momentum * new
@@ -336,6 +347,14 @@ RUNNING_MISTAKES = [
         "momentum and the variance: momentum is the weight of the new batch, and the variance the unbiased one "
         "(ddof=1)",
         _running_with(var=lambda x: x.var(PIXELS), weight=lambda m: 1 - m),
+    ),
+    *(
+        Mistake(
+            "the variance: this is the mean of the variances of single images, which leaves out how far their means "
+            "are apart. All pixels of the batch have one variance",
+            _running_with(var=_of_images(less, every)),
+        )
+        for less, every in ((1, False), (0, False), (0, True))
     ),
     Mistake(
         "the running variance is updated with the standard deviation",

@@ -164,7 +164,18 @@ def _other_activation(activation):
     return lambda z, mean, var, gamma, beta, eps: activation(_linear(z, mean, var, gamma, beta, eps))
 
 
+def _beyond_the_mean(z, mean, var, gamma, beta, eps):
+    """Return the sum where z lies above the place at which it is 0, which is right where gamma is positive."""
+    y = _linear(z, mean, var, gamma, beta, eps)
+    return np.where(y * np.sign(gamma) > 0, y, 0).astype(z.dtype)
+
+
 RELU_MISTAKES = [
+    Mistake(
+        "ReLU: an inequality is turned round where it is divided by a negative number, and gamma may be negative. "
+        "Compare the sum itself with 0",
+        _beyond_the_mean,
+    ),
     Mistake("ReLU6: numbers are cut at 6. ReLU has no upper limit", _other_activation(lambda y: np.clip(y, 0, 6))),
     Mistake("ReLU: it is not the absolute value. What is negative becomes 0", _other_activation(np.abs)),
     *(
@@ -408,10 +419,13 @@ def _with_variance(variance):
     return wrong
 
 
-def _one_by_one(counts, means, m2s, share=lambda n, count: count / (n + count), pairs=lambda n, count: n):
-    """Merge tile after tile, as Chan does, with another share of the difference for the mean, and pairs for m2."""
-    n, mean, m2 = counts[0], means[0], m2s[0]
-    for count, tile, own in zip(counts[1:], means[1:], m2s[1:], strict=True):
+def _one_by_one(counts, means, m2s, share=lambda n, count: count / (n + count), pairs=lambda n, count: n, begin=1):
+    """Merge tile after tile, as Chan does, with another share of the difference for the mean, and pairs for m2.
+
+    begin: 1 from the first tile, 0 from nothing
+    """
+    n, mean, m2 = (counts[0], means[0], m2s[0]) if begin else (0, 0 * means[0], 0 * m2s[0])
+    for count, tile, own in zip(counts[begin:], means[begin:], m2s[begin:], strict=True):
         delta = tile - mean
         m2 = m2 + own + delta**2 * pairs(n, count) * count / (n + count)
         mean, n = mean + delta * share(n, count), n + count
@@ -431,14 +445,16 @@ COMBINE_MISTAKES = [
         Mistake(
             "tile by tile: the difference of the means counts delta² · n · counts[t] / (n + counts[t]), with the n "
             "before this tile",
-            partial(_one_by_one, pairs=pairs),
+            partial(_one_by_one, pairs=pairs, begin=begin),
         )
         for pairs in (
             lambda n, count: n + count,
+            lambda n, count: (n + count) ** 2 / (n + 2 * count),
             lambda n, count: n * (n + count),
             lambda n, count: n * n / count,
             lambda n, count: (n + count) / count,
         )
+        for begin in (1, 0)
     ),
     Mistake(
         "within the tiles: their variances are averaged as if they were of one size. A tile counts for its pixels: "
@@ -477,6 +493,11 @@ COMBINE_MISTAKES = [
     Mistake(
         "counts: the sum is divided by the number of tiles. It is over all pixels: counts.sum()",
         _with_variance(lambda n, means, m2s, mean: (m2s + n * (means - mean) ** 2).sum(axis=0) / len(n)),
+    ),
+    Mistake(
+        "within the tiles: m2s are squared deviations from each tile's own mean, and not sums of squares, so no mean² "
+        "is subtracted: counts · (means - mean)² is added",
+        _with_variance(lambda n, means, m2s, mean: m2s.sum(axis=0) / n.sum() - mean**2),
     ),
     Mistake(
         "the standard deviation is returned: the variance is its square",

@@ -86,7 +86,15 @@ def _all_at_once(a, b):
     return both / (area_a[:, None] + area_b - both)
 
 
+def _over_the_box_around(a, b):
+    sides = np.maximum(a[:, None, 2:], b[:, 2:]) - np.minimum(a[:, None, :2], b[:, :2])
+    return _clipped(_sides(a, b)) / sides.prod(axis=2)
+
+
 OVERLAP_MISTAKES = [
+    Mistake(
+        "the denominator is the box around both. It is the union: area_a + area_b - intersection", _over_the_box_around
+    ),
     *variants(
         _overlaps,
         {
