@@ -221,7 +221,7 @@ DX_MISTAKES = [
         _dx_with(lambda dy, shift, scale: dy),
     ),
     Mistake(
-        "the path through the mean is missing: subtract sum(dy) / M, or that of dy * gamma where gamma is in it already",
+        "the path through the mean is missing: subtract sum(dy) / M, or that of dy * gamma where gamma is in it",
         _dx_with(lambda dy, shift, scale: dy - scale),
     ),
     Mistake(
