@@ -283,7 +283,27 @@ def _correlated(dy, x, kernel, stride, padding):
     return dw
 
 
+def _cut_along(axis):
+    """Make dx of a padded image whose border is cut off on both sides along one axis only, rows (1) or columns (2)."""
+
+    def wrong(dy, w, shape, stride, padding):
+        N, H, W, C = shape
+        padded = _dx(dy, w, (N, H + 2 * padding, W + 2 * padding, C), stride, 0)
+        top, left = (padding, 0) if axis == 1 else (0, padding)
+        return padded[:, top : top + H, left : left + W].copy()
+
+    return wrong
+
+
 DX_MISTAKES = [
+    *(
+        Mistake(
+            "padding: the border is cut off on both sides along one axis only: [:, padding : padding + H, padding : "
+            "padding + W]",
+            _cut_along(axis),
+        )
+        for axis in (1, 2)
+    ),
     Mistake(
         "padding: everything is `padding` rows too far down and columns too far right. Tap u of output i "
         "multiplies row i*stride + u - padding; a padded dx is cut on both sides, [:, padding : padding + H, "

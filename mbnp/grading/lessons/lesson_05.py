@@ -140,7 +140,18 @@ def _from_the_first(layers):
     return field
 
 
+def _one_too_few(layers):
+    needed = 1
+    for kernel, stride in reversed(layers):
+        needed = needed * stride + kernel - 1
+    return needed
+
+
 FIELD_MISTAKES = [
+    Mistake(
+        "brackets: going back, a field of so many pixels has one less step between them: (field - 1) * stride + kernel",
+        _one_too_few,
+    ),
     Mistake(
         "stride: a layer's kernel counts by its own stride alone. Its taps are as many pixels apart as the strides of "
         "all layers before it, multiplied",

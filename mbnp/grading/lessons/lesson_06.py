@@ -120,6 +120,13 @@ GRADIENT_MISTAKES = [
         for least in (0.0, 1e-7, 1e-12, 1e-8, 1e-10)
     ),
     Mistake(
+        "chain rule: probability minus target is already the derivative of all, softmax included. p * (1 - p) is not "
+        "multiplied once more",
+        lambda logits, labels: (
+            (_softmax(logits) - _one_hot(logits, labels)) * _softmax(logits) * (1 - _softmax(logits)) / len(labels)
+        ),
+    ),
+    Mistake(
         "the other classes: only the label's own logit has a gradient here. Every logit is in the sum below the "
         "fraction: where the target is 0 its gradient is the probability",
         lambda logits, labels: _one_hot(logits, labels) * (_softmax(logits) - 1) / np.float32(len(labels)),

@@ -247,7 +247,9 @@ def _dead_cases(seed: int) -> list[Case]:
     constant[..., 1] = 0.5  # the same everywhere, and not dead
     constant[..., 2] = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
     alive = np.full((2, 2, 3, 1), 0.25, np.float32)
-    return [*cases, {"a": constant}, {"a": alive}, {"a": 0 * alive}]
+    elsewhere = np.ones((2, 2, 2, 3), np.float32)
+    elsewhere[0, ..., 1] = elsewhere[..., 2] = 0  # zero in one image, and in both
+    return [*cases, {"a": constant}, {"a": alive}, {"a": 0 * alive}, {"a": elsewhere}]
 
 
 def _all_zero(a):
@@ -274,6 +276,11 @@ DEAD_MISTAKES = [
     Mistake(
         "only the first image is used",
         lambda a: ~(a[0] > 0).any(axis=(0, 1)),
+    ),
+    Mistake(
+        "one image is enough here: a channel that is zero in one of them is not dead if it is not in another. All have "
+        "to be zero",
+        lambda a: (~(a > 0).any(axis=(1, 2))).any(axis=0),
     ),
     Mistake(
         "channels with few or small values are called dead. One pixel above zero is enough not to be",

@@ -95,7 +95,7 @@ DIVISIBLE_MISTAKES = [
         _rounded(lambda channels, divisor: math.ceil(channels / divisor) * divisor),
     ),
     Mistake(
-        "rounding: Python's round takes a half to the even neighbour, 6.5 to 6. A half goes up: int(x + 0.5)",
+        "rounding: a half goes up, 6.5 to 7: int(x + 0.5). Python's round takes it to the even neighbour, 6",
         _rounded(lambda channels, divisor: round(channels / divisor) * divisor),
     ),
     Mistake(
