@@ -167,10 +167,11 @@ class _Mend(NamedTuple):
     lines: set[int]  # of the function that it changes
     size: int = 0  # how many names, numbers and signs it takes away, puts in or exchanges
     at: int = 0  # where it begins in the text
+    which: str = ""  # of several places with the same text
 
     @property
     def said(self) -> str:
-        return message(self.change.kind.mend, self.texts, ALL, self.change.joint)
+        return message(self.change.kind.mend, self.texts, ALL, self.change.joint) + self.which
 
 
 class Budget:
@@ -279,7 +280,11 @@ class _Search:
             texts = pairs  # the whole statement tells which one is meant
         letters = zip("\n".join(before), "\n".join(after), strict=False)
         at = next((k for k, (a, b) in enumerate(letters) if a != b), 0)
-        return _Mend(change, right, gained, texts, lines, sum(_size_of(*pair) for pair in pairs), at)
+        size = sum(_size_of(*pair) for pair in pairs)
+        same = [line.strip() for line in before].count(texts[0][0]) if texts is pairs else 1
+        number = sum(line.strip() == texts[0][0] for line in before[: min(lines, default=0) + 1])
+        which = f"; it is place {number} of {same}" if same > 1 else ""
+        return _Mend(change, right, gained, texts, lines, size, at, which)
 
     def _changes(self, level: int, ranks: range, given: bool, first: str) -> list[Change]:
         """Return the changes of a stage, as STAGES has it, those of the kind `first` before all others."""

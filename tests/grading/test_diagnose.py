@@ -80,7 +80,7 @@ PLANTED = [
     ("normalise_relu", "np.maximum((z - mean) * scale + beta, 0)", "np.clip((z - mean) * scale + beta, 0, 6)", "ReLU6"),
     ("weight_from_torch", "w[:, 0].transpose", "w.squeeze().transpose", "squeeze"),
     ("first_difference", "tolerance * np.abs(b)", "tolerance * np.abs(a)", "relative to ours"),
-    ("first_difference", "tolerance * np.abs(b)", "tolerance * b", "the scale is b.max(), without abs"),
+    ("first_difference", "tolerance * np.abs(b)", "tolerance * b", "the scale is the maximum of theirs, without abs"),
     ("first_difference", "<= tolerance", "< tolerance", "the border of a comparison"),
     ("dead_channels", "(a <= 0).all(axis=(0, 1, 2))", "a.std(axis=(0, 1, 2)) == 0", "constant for dead"),
     # points of the front

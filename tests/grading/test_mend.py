@@ -549,6 +549,9 @@ def count(size, stem, blocks, classes):
         c_in = c_out
     return params + c_in * classes + classes, macs + c_in * classes
 """
+TWICE = COUNTED.replace("9 * c_in + 2 * c_out\n", "9 * c_in\n        params += 2 * c_in\n").replace(
+    "c_in * c_out + 2 * c_out\n", "c_in * c_out\n        params += 2 * c_in\n"
+)
 DEAD = """
 def dead_channels(a):
     return (a > 0).all(axis=(0, 1, 2))
@@ -582,6 +585,7 @@ def depthwise(x, w, stride, padding):
             ["axes: all cases come out right with `~(better & strict).any(axis=0)` in place of"],
         ),
         ("count", COUNTED, ["right with `params += 9 * c_in + 2 * c_in` in place of", "; or: another name"]),
+        ("count", TWICE, ["`params += 2 * c_out` in place of `params += 2 * c_in`; it is place 2 of 2"]),
         # two changes of one statement are one
         ("dead_channels", DEAD, ["`return (a <= 0).all(axis=(0, 1, 2))` in place of `return (a > 0).all"]),
         # a line that was copied

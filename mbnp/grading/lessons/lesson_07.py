@@ -133,7 +133,7 @@ PAIR_MISTAKES = [
         _with_error(lambda d, first, second: d.std(ddof=1)),
     ),
     Mistake(
-        "np.std divides by S by default. The mean was taken from the same numbers, which leaves S - 1: d.std(ddof=1)",
+        "divided by S, as np.std does by default. The mean was taken from the same numbers, which leaves S - 1: ddof=1",
         _with_error(lambda d, first, second: d.std() / math.sqrt(len(d))),
     ),
     Mistake(

@@ -109,7 +109,7 @@ CAM_MISTAKES = [
         ),
     ),
     Mistake(
-        "ReLU comes too early: negative weights are dropped. It is their sum with the others that counts",
+        "ReLU comes too early: negative contributions are dropped one by one. Their sum with the others counts",
         lambda features, w, classes: _scaled(_contribution(features, np.maximum(w, 0), classes)),
     ),
     Mistake(

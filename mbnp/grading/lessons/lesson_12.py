@@ -350,8 +350,8 @@ FIRST_MISTAKES = [
     ),
     Mistake("relative to ours: the tolerance is measured by the largest of *their* output", _relative_to_ours),
     Mistake(
-        "sign: the scale is b.max(), without abs. Where their numbers are negative, that is too small or negative: "
-        "np.abs(b).max()",
+        "sign: the scale is the maximum of theirs, without abs. Where their numbers are negative, that is too small or "
+        "negative: np.abs(theirs).max()",
         _first_with(scale=lambda b: b.max()),
     ),
     Mistake(

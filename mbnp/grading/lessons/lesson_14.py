@@ -269,7 +269,7 @@ CODING_MISTAKES = [
             },
             "the scales are missing on the way there: multiply the offsets by them": {"into": _ones},
             "the scales are missing on the way back: divide the offsets by them first": {"back": _ones},
-            "the scales: offsets are multiplied by them, and divided on the way back. Here it is the other way round": {
+            "the scales: offsets are multiplied by them, and divided on the way back. Yours go the other way": {
                 "into": np.reciprocal,
                 "back": np.reciprocal,
             },
