@@ -223,7 +223,7 @@ def _falsy(function: ast.FunctionDef) -> Iterator[Change]:
         node = place[3]
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) and len(node.values) == 2:
             first, other = map(ast.unparse, node.values)
-            new = _expression(f"{other} if {first} is None else {first}")
+            new = _expression(f"({other}) if ({first}) is None else ({first})")
             yield change_of(place, new, Kind("", "0 counts as false: `or` takes what stands behind it", 1, -1))
 
 

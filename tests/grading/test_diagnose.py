@@ -10,7 +10,7 @@ import pytest
 from mbnp import grading
 from mbnp.grading import child, diagnose, faults, observe, rules
 from mbnp.grading.changes import LEVELS
-from mbnp.grading.compare import alike
+from mbnp.grading.compare import Trial, alike
 from tests.grading.answers import EXERCISES, graded
 from tests.tutorials.helpers import LESSONS, solutions
 
@@ -486,6 +486,57 @@ def test_places_that_are_wrong_are_told_apart(wrong, words):
     mask = np.array([wrong, np.zeros(5)], bool).T  # in the second column everything is right
     pair = observe.Pair(None, mask, mask, mask)
     assert observe._ends([pair, pair]).startswith(words)
+
+
+def test_a_reason_holds_in_most_further_cases():
+    trials = [Trial({"x": k}, k + (k > 3)) for k in range(5)]  # the last one differs
+    assert diagnose._holds(lambda x: x, trials, 1e-5)
+    assert not diagnose._holds(lambda x: x, [*trials[1:], *trials[4:]], 1e-5)
+    _, exercise = EXERCISES["output_size"]
+    further = diagnose._further(exercise, exercise.others(), lambda check, *some: check(exercise.reference, *some))
+    assert further
+    assert not any(trial.problem for trial in further)
+
+
+def test_what_is_said_of_cases_holds_in_further_ones():
+    _, exercise = EXERCISES["receptive_field"]
+    layers = [[(3, 1)], [(5, 1)], [(3, 2), (3, 1)], [(3, 3), (5, 1)]]
+    trials = [Trial({"layers": some}, exercise.reference(some) + (len(some) > 1)) for some in layers]
+    for trial in trials[2:]:
+        trial.problem = "it is wrong"
+    assert "`layers` has one entry" in observe.observed(exercise, trials, trials[2])
+    right = Trial({"layers": [(3, 1), (3, 1)]}, 5)
+    assert "`layers` has one entry" not in observe.observed(exercise, trials, trials[2], [right])
+
+
+def test_another_function_at_the_end_is_the_same_in_all_cases():
+    x = np.linspace(0, 1, 9)
+    pairs = [observe.Pair(None, power(x), x, np.ones(9, bool)) for power in (np.square, np.square)]
+    assert observe._order(pairs).startswith("the numbers are larger where they should be larger")
+    pairs[1] = pairs[1]._replace(got=np.sqrt(x))
+    assert observe._order(pairs) == ""
+
+
+def test_results_of_a_function_that_raises_or_writes():
+    def function(x):
+        if x[0] == 1:
+            x += 1
+        return 1 / (x[0] - 3) if x[0] != 3 else [][0]
+
+    cases = [{"x": np.full(2, k)} for k in (0, 1, 3, 5)]
+    assert rules.results(function, cases, 5.0) == [-1 / 3, None, None, 0.5]
+    assert cases[1]["x"][0] == 1
+    assert rules.results(function, cases, 0.0) == []
+
+
+def test_what_is_written_into_has_no_definition():
+    def solution(x):
+        y = np.zeros_like(x)
+        half = x / 2
+        y[0] = half
+        return y
+
+    assert dict(faults._definitions(solution)) == {"half": "(x / 2)"}
 
 
 def test_a_body_that_is_not_indented_ends_at_two_empty_lines_or_a_definition():

@@ -1,12 +1,13 @@
 """Mistakes in functions of any form are found in the function itself, or else by how the results differ."""
 
+import ast
 import time
 
 import numpy as np
 import pytest
 
 from mbnp.grading import changes, faults, mend
-from mbnp.grading.noticed import noticed
+from mbnp.grading.noticed import idle, noticed
 from tests.grading.answers import EXERCISES, function_of, graded
 
 CONVOLVE = """
@@ -332,6 +333,8 @@ def test_a_fault_speaks_in_the_readers_names():
     assert fault.said({}) == "sign: look at where `x` is used"
     fault = faults.Fault("a factor: `m` where `x * 2 * m` belongs", solution, [("x * 2 * m", "m")], solution)
     assert fault.said({"v": "v"}) == "a factor: `x` and `2` are missing"
+    fault = faults.Fault("`m` is left out: `x` where `x - m` belongs", solution, [("x - m", "x")], solution)
+    assert fault.said({"v": "v"}) == ""  # it speaks of a name that is not theirs
 
 
 # As a newcomer wrote them; each is found in the time that there is.
@@ -556,6 +559,64 @@ DEAD = """
 def dead_channels(a):
     return (a > 0).all(axis=(0, 1, 2))
 """
+HELPER = """
+def overlap(p, q):
+    w = max(min(p[3], q[2]) - max(p[0], q[0]), 0)
+    h = max(min(p[3], q[3]) - max(p[1], q[1]), 0)
+    return w * h / ((p[2] - p[0]) * (p[3] - p[1]) + (q[2] - q[0]) * (q[3] - q[1]) - w * h)
+
+
+def suppress(boxes, scores, labels, limit):
+    kept = []
+    for i in np.argsort(-scores, kind="stable"):
+        if not any(labels[k] == labels[i] and overlap(boxes[k], boxes[i]) > limit for k in kept):
+            kept.append(i)
+    return np.array(kept, np.int64)
+"""
+INTENSITY = """
+def depthwise_intensity(n, h, w, c, k, itemsize):
+    V = n * h * w * c
+    return 2 * V * k**2 / (itemsize * (V + k**2{} + V))
+"""
+ROWS_OF_ONE_LIST = """
+def blocked_matmul(a, b):
+    out = np.zeros((len(a), b.shape[1]), a.dtype)
+    for i in range(0, len(a), 4):
+        for j in range(0, b.shape[1], 4):
+            sums = [[0.0] * 4] * 4
+            for u in range(min(4, len(a) - i)):
+                for v in range(min(4, b.shape[1] - j)):
+                    for k in range(len(b)):
+                        sums[u][v] += float(a[i + u, k]) * float(b[k, j + v])
+                    out[i + u, j + v] = sums[u][v]
+    return out
+"""
+OR_NONE = """
+def taps(p, size, kernel, stride, padding):
+    count = (size + 2 * padding - kernel) // stride + 1
+    found = []
+    for o in range(count):
+        tap = p + padding - o * stride
+        found.append((tap if 0 <= tap < kernel else None) or -1)
+    return np.array(found)
+"""
+PAIRS = """
+def paired_difference(first, second):
+    d = np.asarray(second, float) - np.asarray(first, float)
+    S = d.size
+    return float(d.mean()), float(np.sqrt(((d - d.mean()) ** 2).sum() / (S - 1) / (S - 1)))
+"""
+COLUMNS = CONVOLVE.replace("v : v + (ow - 1) * stride + 1 : stride", "v : v + ow").replace("xp[:, u", "xp[:, u")
+SINGLE = """
+def overlaps(a, b):
+    out = np.zeros((len(a), len(b)))
+    for i, p in enumerate(a):
+        for j, q in enumerate(b):
+            w, h = min(p[2], q[2]) - max(p[0], q[0]), min(p[3], q[3]) - max(p[1], q[1])
+            both = max(w, 0) * h
+            out[i, j] = both / ((p[2] - p[0]) * (p[3] - p[1]) + (q[2] - q[0]) * (q[3] - q[1]) - both)
+    return out
+"""
 SLICES = """
 def depthwise(x, w, stride, padding):
     kh, kw, _ = w.shape
@@ -588,6 +649,25 @@ def depthwise(x, w, stride, padding):
         ("count", TWICE, ["`params += 2 * c_out` in place of `params += 2 * c_in`; it is place 2 of 2"]),
         # two changes of one statement are one
         ("dead_channels", DEAD, ["`return (a <= 0).all(axis=(0, 1, 2))` in place of `return (a > 0).all"]),
+        # a helper is looked into, too
+        ("suppress", HELPER, ["another index: all cases come out right with `min(p[2], q[2])` in place of"]),
+        # what cancels may be too many here, or be missing there; with a known reason no place is named then
+        ("depthwise_intensity", INTENSITY.format(""), ["a factor too many", "; or: a factor is left out"]),
+        # slips of Python
+        ("blocked_matmul", ROWS_OF_ONE_LIST, ["one and the same list", "`[[0.0] * 4 for _ in range(4)]` in place of"]),
+        ("taps", OR_NONE, ["0 counts as false: `or` takes what stands behind it"]),
+        # a product with 1 is none
+        ("paired_difference", PAIRS, ["a term too many", "/ S"]),
+        # a factor may be missing elsewhere
+        (
+            "batchnorm_dx",
+            CHAIN.replace("** -0.5", "** -1.5").replace("dvar * 2", "dvar"),
+            ["or in what it is multiplied"],
+        ),
+        # wrong numbers before a wrong type
+        ("overlaps", SINGLE, ["what is below 0 is kept", "`max(min(p[3], q[3]) - max(p[1], q[1]), 0)` in place of"]),
+        # without a step that the other slice has
+        ("convolve", COLUMNS, ["the step of a slice is left out"]),
         # a line that was copied
         ("depthwise", SLICES, ["`u` stands where `v` belongs: `cols = slice(u, u + ow * stride, stride)`"]),
     ],
@@ -595,6 +675,32 @@ def depthwise(x, w, stride, padding):
 def test_the_place_is_named(name, code, words):
     said = graded(name, code).likely
     assert [word for word in words if word not in said] == [], said
+
+
+def test_no_place_is_named_where_there_may_be_another():
+    said = graded("depthwise_intensity", INTENSITY.format(" * c * c")).likely
+    assert said == "bytes: the weights of a standard convolution, k·k·c·c. A depthwise one has k·k·c"
+
+
+def test_names_that_are_alike():
+    code = """
+def f(boxes, scores):
+    area, other_area = boxes
+    row = scores + 1
+    column = area + 2
+    return row * column * other_area
+"""
+    function = ast.parse(code).body[0]
+    pairs = changes._partners(function, {"boxes": np.zeros((2, 4)), "scores": np.zeros(2)})
+    assert {("area", "other_area"), ("row", "column"), ("column", "row")} <= pairs
+    assert ("boxes", "scores") not in pairs  # of different kinds
+    assert ("area", "row") not in pairs
+
+
+def test_what_is_computed_and_never_used():
+    assert idle(function_of("pareto_front", FRONT)) == ""
+    left = FRONT.replace("    res = []\n", "    N = len(macs)\n    H = macs.shape\n    res = []\n")
+    assert idle(function_of("pareto_front", left)) == "`N` is computed and never used"
 
 
 def test_the_function_stays_as_it_is_and_its_arguments_too():
