@@ -274,6 +274,13 @@ def _by_input(weights):
     return wrong
 
 
+def _at_every_pixel(size, stem, blocks, classes):
+    parameters, macs = _count(size, stem, blocks, classes)
+    for _, stride in blocks:
+        size = _size(size, stride)
+    return parameters, macs + (size**2 - 1) * blocks[-1][0] * classes
+
+
 def _without_classifier(size, stem, blocks, classes):
     parameters, macs = _count(size, stem, blocks, classes)
     return parameters, macs - blocks[-1][0] * classes
@@ -390,6 +397,11 @@ COUNT_MISTAKES = [
         _count_with(flops=2),
     ),
     Mistake("MACs: those of the last layer are missing, channels * classes", _without_classifier),
+    Mistake(
+        "the last layer: it is counted at every pixel of the last feature map. The mean before it leaves one pixel: "
+        "channels * classes",
+        _at_every_pixel,
+    ),
 ]
 
 EXERCISES = [

@@ -64,7 +64,27 @@ def _unscaled(width, resolution, stem=False, last=False):
     return right + more * (27 * resolution * resolution + size * size * (9 + c_out))
 
 
+def _before_its_stride(width, resolution):
+    """Count each block at the size that it reads, both of its convolutions."""
+    size, channels = resolution, int(STEM * width)
+    macs = size * size * 27 * channels
+    for c_out, stride in BLOCKS:
+        macs += size * size * channels * (9 + int(c_out * width))
+        size, channels = _halved(size, stride), int(c_out * width)
+    return macs + channels * 10
+
+
 MACS_MISTAKES = [
+    Mistake(
+        "resolution and width: the full network's MACs times width**2 and (resolution / 32)**2 are only near. The "
+        "first layer, the depthwise ones and the classifier shrink with width alone, and sizes are rounded",
+        lambda width, resolution: int(_count(1, 32) * width**2 * (resolution / 32) ** 2),
+    ),
+    Mistake(
+        "stride: a block's convolutions are counted at the size before its stride. MACs count the pixels that are "
+        "written, so the size shrinks first",
+        _before_its_stride,
+    ),
     Mistake(
         "channels: each block takes the output channels of the previous one",
         lambda width, resolution: _count(width, resolution, kept=True),
