@@ -65,7 +65,7 @@ BODIES = {
     ),
     "float": (
         "return (size + 2 * padding - kernel) / stride + 1",
-        "the result is the float 3.0, expected the whole number 3",
+        "the result is 16.5, expected 16",  # and not that 3.0 is a float, which it is in the case before
         "integer division: / gives a float, and rounds nothing. Only whole windows count: use //",
     ),
     "one off": (
