@@ -66,7 +66,8 @@ BODIES = {
     "float": (
         "return (size + 2 * padding - kernel) / stride + 1",
         "the result is 16.5, expected 16",  # and not that 3.0 is a float, which it is in the case before
-        "integer division: / gives a float, and rounds nothing. Only whole windows count: use //",
+        "integer division: / gives a float, and rounds nothing. Only whole windows count: use //; look at "
+        "`(size + 2 * padding - kernel) / stride + 1`",
     ),
     "one off": (
         "return (size + 2 * padding - kernel) // stride",
@@ -90,7 +91,10 @@ def test_wrong_function(tmp_path, capsys, case):
     else:
         assert lines[0] == f"output_size  wrong: {problem}"
         assert ([line for line in lines if "likely" in line] == [f"  likely: {likely}"]) == bool(likely)
-        assert "  called with: size 5, kernel 3, stride 1, padding 0" in lines
+        called = (
+            "size 32, kernel 3, stride 2, padding 1" if case == "float" else "size 5, kernel 3, stride 1, padding 0"
+        )
+        assert f"  called with: {called}" in lines
 
 
 LOOP = """
