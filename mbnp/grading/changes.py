@@ -171,6 +171,9 @@ REDUCE = {"mean", "sum", "max", "min", "median", "prod", "std", "var", "any", "a
 OTHER = "another function"
 
 
+INSTEAD = "in place of"
+
+
 class Kind(NamedTuple):
     """What is wrong where a right text was changed (`fault`), and where the change makes it right (`mend`)."""
 
@@ -190,7 +193,7 @@ class Change(NamedTuple):
     texts: Callable[[], list[tuple[str, str]]]
     alike: Any = None  # changes with the same here differ in their names only
     text: str = ""  # of what is changed
-    joint: str = "in place of"  # between the text after it and the text before it
+    joint: str = INSTEAD  # between the text after it and the text before it
 
     def said(self, what: str, fault: bool) -> str:
         """Return the message: of a fault, or of what mends it. what: a sentence before "with `this` ... `that`"."""
@@ -198,7 +201,7 @@ class Change(NamedTuple):
         return message(kind, self.texts(), what, joint)
 
 
-def message(kind: str, texts: Sequence[tuple[str, str]], what: str, joint: str = "in place of") -> str:
+def message(kind: str, texts: Sequence[tuple[str, str]], what: str, joint: str = INSTEAD) -> str:
     """Return what is wrong in one line; what stands behind "in place of" is always the reader's."""
     texts = [(_short(before), _short(after)) for before, after in texts]
     if not texts[0][1]:

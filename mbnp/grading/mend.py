@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mbnp.grading.additions import additions
-from mbnp.grading.changes import ADDED, LEVELS, SCALED, Change, Kind, changes, cut, message, uses
+from mbnp.grading.changes import ADDED, INSTEAD, LEVELS, SCALED, Change, Kind, changes, cut, message, uses
 from mbnp.grading.compare import alike, as_array
 from mbnp.grading.faults import changed
 from mbnp.grading.rules import Probe, filled_empty, steps
@@ -86,7 +86,7 @@ def mended(
 
 def _place(search: "_Search") -> str:
     found = search.best(search.budget.seconds, stages=STAGES[:1], places=0)
-    if not found or not found[0].right.all() or found[0].change.joint != Change._field_defaults["joint"]:
+    if not found or not found[0].right.all() or found[0].change.joint != INSTEAD:
         return ""  # or something is missing before a place
     if any(not found[0].lines & mend.lines for mend in found):
         return ""  # it may be at another one
@@ -219,7 +219,7 @@ class _Search:
         self.rtol, self.budget = rtol, budget
         self.probes = [_frozen_probe(probe) for probe in probes]
         self.results = len(probes[0].expected) if isinstance(probes[0].expected, tuple) else 1
-        self.all, self.before = len(probes) * self.results, np.zeros((len(probes), self.results), bool)
+        self.before = np.zeros((len(probes), self.results), bool)
         self.each, self.cost, begin = EACH, CALLING, time.process_time()
         right = self.right(NOTHING, all_of_them=True)
         self.each = min(EACH, max(LEAST, TIMES * (time.process_time() - begin) / len(probes)))
