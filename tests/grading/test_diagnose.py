@@ -515,6 +515,8 @@ def test_another_function_at_the_end_is_the_same_in_all_cases():
     assert observe._order(pairs).startswith("the numbers are larger where they should be larger")
     pairs[1] = pairs[1]._replace(got=np.sqrt(x))
     assert observe._order(pairs) == ""
+    twice = np.repeat(x, 2)  # what is equal has to stay equal
+    assert observe._order([observe.Pair(None, np.linspace(0, 1, 18), twice, np.ones(18, bool))]) == ""
 
 
 def test_results_of_a_function_that_raises_or_writes():

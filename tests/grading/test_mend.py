@@ -685,9 +685,10 @@ def test_no_place_is_named_where_there_may_be_another():
 def test_names_that_are_alike():
     code = """
 def f(boxes, scores):
-    area, other_area = boxes
+    area = boxes[0]
     row = scores + 1
     column = area + 2
+    other_area = boxes.sum()
     return row * column * other_area
 """
     function = ast.parse(code).body[0]
