@@ -472,7 +472,7 @@ def _by_rule(
             continue
         if not free:
             built = _build(new, bound)
-            if not (isinstance(built, ast.BinOp) and isinstance(built.op, TIMES) and _is_one(built.right)):
+            if not (isinstance(built, ast.BinOp) and isinstance(built.op, TIMES) and _is(built.right, 1)):
                 yield kind, built
             continue
         divides = isinstance(getattr(new, "op", None), ast.Div)
@@ -546,16 +546,12 @@ def _by_code(node: ast.expr, factor: bool) -> Iterator[tuple[Kind, ast.expr]]:
     same |= {ast.UnaryOp: _of_constant} if is_number(node) else {}
     for *kind, new in same[type(node)](node) if type(node) in same else ():
         number = kind[0] == "a number"
-        mend = SCALED if number and factor and kind[-1] and not _is_zero(new) else kind[-1]
+        mend = SCALED if number and factor and kind[-1] and not _is(new, 0) else kind[-1]
         yield Kind(kind[0], mend, rank=number), new
 
 
-def _is_zero(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value == 0
-
-
-def _is_one(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value == 1
+def _is(node: ast.expr, number: int) -> bool:
+    return isinstance(node, ast.Constant) and node.value == number
 
 
 ONE = ast.Constant(1)

@@ -85,6 +85,7 @@ def mended(
 
 
 def _place(search: "_Search") -> str:
+    """Return where one small change mends the function, if it does so at one line only."""
     found = search.best(search.budget.seconds, stages=STAGES[:1], places=0)
     if not found or not found[0].right.all() or found[0].change.joint != INSTEAD:
         return ""  # or something is missing before a place
