@@ -26,9 +26,6 @@ from mbnp.parameter import Parameter
 
 Clock = Callable[[tuple[str, ...], bool, Callable[[], None]], None]  # (names, backward, a step) runs the step
 
-TILE = 1 << 14  # floats of a tile of a pointwise convolution: it and its neighbours are in half of 1 MB of L2
-PIXELS = 96, 256  # of a tile, at least: fewer would load the weights for too little work; and of windows, at most
-
 
 def plainly(names: tuple[str, ...], backward: bool, run: Callable[[], None]) -> None:
     """Run a step: the clock of a pass that is not timed."""
@@ -212,31 +209,34 @@ class Conv(_Convolution):
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
         super().__init__(operation, inputs, out, work)
         shape = geometry(self.layer, inputs[0].shape)
-        C, D, dtype = inputs[0].shape[3], out.shape[3], out.bounds.dtype
-        largest = max(TILE // max(C, D), PIXELS[0])
-        tiles = -(-out.pixels // (8 * largest)) * 8  # as many for each of up to eight threads
-        pixels = max(-(-out.pixels // tiles), 32) if shape == (1, 1, 1, 0, 0) else PIXELS[1]
-        self.plan = windows.plan(shape, inputs[0].shape, out.shape, pixels)
-        self.counts = self.plan.counts
+        C, D, P, dtype, w = inputs[0].shape[3], out.shape[3], out.pixels, out.bounds.dtype, self.layer.weight
         self.taps, self.rows = shape[0] * shape[1], shape[0] * shape[1] * C
         self._store(self.taps, C)
+        self.flat = shape == (1, 1, 1, 0, 0)
+        # Partial gradients of many weights and few pixels would take more memory than copies of what they are made of.
+        self.whole = self.flat and self.stored is None and padded(C, dtype) == C and not w.frozen
+        self.whole = self.whole and windows.groups(P, self.rows * D) * self.rows * D >= 2 * P * (C + D)
+        plan = windows.flat(P, C, D, padded(1, dtype), self.whole) if self.flat else None
+        self.plan = plan or windows.plan(shape, inputs[0].shape, out.shape)
+        self.counts = self.plan.counts
         self.groups = windows.groups(self.plan.tiles, self.rows * D)
-        # Forward, and transposed where it is needed.
-        self.packed = Arena(dtype, 0).array(1 + inputs[0].needed, self.rows * D)
+        # Forward, and transposed where it is needed; or as they are.
+        self.packed = w.value.reshape(1, -1)
+        if not self.whole:
+            self.packed = Arena(dtype, 0).array(1 + inputs[0].needed, self.rows * D)
         self.packed_from = -1  # the version of the weights
-        # Of many weights and few pixels, partial gradients would take twice the memory of what they are made from.
-        P, w = out.pixels, self.layer.weight
-        self.by_rows = self.plan.windows.flat and self.stored is None and padded(C, dtype) == C and not w.frozen
-        self.by_rows = self.by_rows and self.groups * self.rows * D >= 2 * P * (C + D)
-        work.ask("a", P * self.by_rows, windows.step(C))
-        work.ask("dz", P * self.by_rows, windows.step(D))
-        work.ask("scratch", self.plan.scratch)
-        work.ask("parts", self.groups, 1 if self.by_rows else self.rows, D)
+        self.copied = P * self.whole  # pixels
+        self.parts = (0, 0, D) if self.whole else (self.groups, self.rows, D)
+        self.summed = self.plan.tiles if self.whole else self.groups
+        work.ask("a", self.copied, C)
+        work.ask("dz", self.copied, D)
+        work.ask("scratch", max(self.plan.scratch, 2 * padded(1, dtype) * max(C, D) * self.whole))
+        work.ask("parts", *self.parts)
         work.ask("moments", self.plan.tiles, 2, D)
-        work.ask("sums", self.groups, 2, C)
+        work.ask("sums", self.summed, 2, C)
 
     def shares(self, source: FeatureMap) -> bool:
-        return self.plan.windows.flat and source.shape == self.out.shape
+        return self.flat and source.shape == self.out.shape
 
     def reserve(self) -> None:
         # The products are added to before they are masked, which is the same only for one clip that all readers share.
@@ -249,14 +249,12 @@ class Conv(_Convolution):
     def prepare(self) -> None:
         super().prepare()
         out, source, w = self.out, self.inputs[0], self.layer.weight
-        C, D, P = source.shape[3], out.shape[3], out.pixels
-        parts = self.work.part("parts", self.groups, 1 if self.by_rows else self.rows, D)
-        a = self.work.part("a", source.shape[0] * self.by_rows, *source.shape[1:3], windows.step(C))
-        dz = self.work.part("dz", P * self.by_rows, windows.step(D))
-        work = Work(self.work.scratch(), parts, self.plan.tiles, a, dz)
+        C, D = source.shape[3], out.shape[3]
+        a, dz = self.work.part("a", self.copied * C), self.work.part("dz", self.copied * D)
+        work = Work(self.work.scratch(), self.work.part("parts", *self.parts), self.plan.tiles, a, dz)
         shared = self.packed, self.plan.windows, self.plan.tables, work
         self.forward_arguments = *shared, out.z
-        target = self.target(0, self.groups)
+        target = self.target(0, self.summed)
         if self.apart:
             self.incoming = self.work.part("incoming", *source.shape)
             target = replace(target, g=self.incoming, add=False)
@@ -265,7 +263,7 @@ class Conv(_Convolution):
 
     def forward(self) -> None:
         version = self.layer.weight.version
-        weights = self.nothing if version == self.packed_from else self._weights()
+        weights = self.nothing if self.whole or version == self.packed_from else self._weights()
         kernels.conv_forward(self.inputs[0].source(), weights, *self.forward_arguments, self.statistics())
         self.packed_from = version
         self.finish_forward()
@@ -279,7 +277,7 @@ class Conv(_Convolution):
         self.finish_backward()
 
     def _differentiate(self, source: FeatureMap) -> None:
-        if self.layer.weight.version != self.packed_from:
+        if self.layer.weight.version != self.packed_from and not self.whole:
             kernels.pack_weights(self._weights(), self.packed, self.plan.windows, self.plan.tables)
             self.packed_from = self.layer.weight.version
         kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
@@ -320,7 +318,7 @@ class Depthwise(_Convolution):
             source.g = self.work.part("unused", *source.shape)
         none = self.out.z[:0]
         parts = self.work.part("parts", self.groups, self.taps, C)
-        work = Work(self.work.scratch(), parts, N, none, none.reshape(0, C))
+        work = Work(self.work.scratch(), parts, N, none.ravel(), none.ravel())
         self.forward_arguments = self.window, work, self.out.z
         self.backward_arguments = self.window, work, self.target(0, self.groups), _rows(w)
 

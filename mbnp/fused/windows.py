@@ -8,6 +8,11 @@ from mbnp.fused.kernels.arrays import Tables, Windows, offsets
 
 Shape = tuple[int, ...]
 
+TILE = 1 << 14  # floats of a tile of a flat product: it and its neighbours are in half of 1 MB of L2
+LEAST = 128  # pixels of a tile, at least: fewer would load the weights for too little work
+PIXELS = 256  # of a tile of windows, about
+PANEL = 64  # channels
+
 
 class Plan(NamedTuple):
     """The windows of one convolution for one input shape, cut into tiles."""
@@ -19,13 +24,12 @@ class Plan(NamedTuple):
     counts: np.ndarray  # (tiles,) pixels of each tile
 
 
-def plan(geometry: tuple[int, ...], source: Shape, out: Shape, pixels: int) -> Plan:
-    """Return the tiles of about so many output pixels, for stored shapes (N, H, W, C) and (N, OH, OW, D)."""
+def plan(geometry: tuple[int, ...], source: Shape, out: Shape) -> Plan:
+    """Return the tiles of a convolution of windows, for stored shapes (N, H, W, C) and (N, OH, OW, D)."""
     kernel, columns, stride, top, left = geometry
     N, H, W, C = source
     _, OH, OW, D = out
-    if (kernel, columns, stride, top, left) == (1, 1, 1, 0, 0):
-        return _flat(N * H * W, C, D, pixels)
+    pixels = PIXELS
     images, band = (1, max(1, pixels // OW)) if pixels < OH * OW else (max(1, min(pixels // (OH * OW), -(-N // 2))), OH)
     bands = -(-OH // band)
     tiles = -(-N // images) if bands == 1 else N * bands
@@ -37,7 +41,7 @@ def plan(geometry: tuple[int, ...], source: Shape, out: Shape, pixels: int) -> P
         images=images, band=band, bands=bands, tile=images * band * OW,
         patch_rows=(band - 1) * stride + kernel, patch_columns=(OW - 1) * stride + columns,
         dz_before=before, dz_left=beside, dz_rows=rows, dz_columns=dz_columns,
-        a_step=C, dz_step=D,
+        a_panels=kernel, a_apart=((OW - 1) * stride + columns) * C, a_rows=columns * C, a_step=C, dz_apart=0, dz_step=D,
     )  # fmt: skip
     patch = windows.patch_rows * windows.patch_columns * C
     scratch = images * (patch + rows * dz_columns * D)
@@ -52,29 +56,43 @@ def _pixels(windows: Windows, N: int, t: int) -> int:
     return min(windows.images, N - t * windows.images) * windows.height * windows.width
 
 
-def step(channels: int) -> int:
-    """Return how far apart the pixels of a flat tile's copies lie: a cache line of floats more than their channels.
+def panel(channels: int, vector: int) -> int:
+    """Return how many channels a panel of a flat product's copies has: the most that divide all of them, up to PANEL.
 
-    A product across pixels reads some channels of one after another. A power of two apart, these lie in a few sets of
-    the first cache, where they push each other out.
+    A product across pixels reads some channels of one pixel after another. With all channels of a pixel together, each
+    would lie in another page, and a power of two apart: in a few sets of the first cache, where they push each other
+    out. In a panel they are neighbours.
     """
-    return channels + 16
+    widths = range(PANEL, PANEL // 2 - 1, -2 * vector)  # whole panels of weights; a narrow one is not worth its loops
+    return next((width for width in widths if channels % width == 0), channels)
 
 
-def _flat(P: int, C: int, D: int, tile: int) -> Plan:
-    """Return the tiles of a product over P pixels, without windows."""
-    tile = min(tile, P)
+def flat(P: int, C: int, D: int, vector: int, whole: bool) -> Plan:
+    """Return the tiles of a product over P pixels, without windows.
+
+    whole: whether the copies hold all pixels, and not those of a tile.
+    """
+    largest = max(TILE // max(C, D), LEAST)
+    tiles = -(-P // (8 * largest)) * 8  # as many for each of up to eight threads
+    tile = min(LEAST if whole else max(-(-P // tiles), 32), P)
     tiles = -(-P // tile)
-    windows = Windows(True, 1, 1, 1, 0, 0, 1, tile, 1, 1, 1, tile, 1, tile, 0, 0, 1, tile, step(C), step(D))
+    a, dz, span = panel(C, vector), panel(D, vector), P if whole else tile
+    windows = Windows(
+        flat=True, kernel=1, columns=1, stride=1, top=0, left=0, height=1, width=tile, images=1, band=1, bands=1,
+        tile=tile, patch_rows=1, patch_columns=tile, dz_before=0, dz_left=0, dz_rows=1, dz_columns=tile,
+        a_panels=C // a, a_apart=span * a, a_rows=a, a_step=a, dz_apart=span * dz, dz_step=dz,
+    )  # fmt: skip
     pixels, zero = np.arange(tile), offsets(0)
-    kind = [[0, 1, 0, 1, 0, D, 0, 0, 0, 0]]
+    rows, taps = (a, np.arange(C // a) * span * a) if whole else (C, 0)
+    kind = [[0, 1, 0, 1, 0, dz, 0, 0, 0, 0, D // dz]]
     tables = Tables(
-        windows=offsets(pixels * C), taps=zero, out=offsets(pixels * D), weights_out=offsets(np.arange(C) * D),
-        strips=zero, strips_k=zero, classes=np.array(kind, np.int64), class_pixels=offsets(pixels * step(D)),
-        class_out=offsets(pixels * C), class_taps=zero,
+        windows=offsets(pixels * rows), taps=offsets(taps), out=offsets(pixels * D),
+        weights_out=offsets(np.arange(a) * D), strips=zero, strips_k=zero,
+        classes=np.array(kind, np.int64), class_pixels=offsets(pixels * dz), class_out=offsets(pixels * C),
+        class_taps=offsets(np.arange(D // dz) * span * dz),
     )  # fmt: skip
     counts = np.minimum(tile, P - np.arange(tiles) * tile)
-    return Plan(windows, tables, tiles, tile * (step(C) + step(D)), counts)
+    return Plan(windows, tables, tiles, tile * (C + D), counts)
 
 
 def _first_taps(size: int, stride: int, before: int) -> list[tuple[int, int]]:
@@ -107,8 +125,10 @@ def _tables(w: Windows, deepest: int, H: int, W: int, C: int, D: int) -> Tables:
             r = (rows + w.top) // S - (nu - 1) + w.dz_before
             c = (cols + w.left) // S - (nv - 1) + w.dz_left
             segments = nu if nv else 0
-            kind = [u0, segments, v0, nv, packed, run, p, q, sum(p.size for p in pixels), sum(t.size for t in taps)]
-            classes.append(kind)
+            seen, tap = sum(p.size for p in pixels), sum(t.size for t in taps)
+            # The first tap that saw it and how many, down and across; where their weights are packed; a segment of dz,
+            # the class, where its tables begin, and how many segments.
+            classes.append([u0, segments, v0, nv, packed, run, p, q, seen, tap, segments])
             pixels.append(offsets((g * dz_image + r * dz_row + c) * D))
             outs.append(offsets(((g * H + rows) * W + cols) * C))
             taps.append(offsets(np.arange(segments) * dz_row * D))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mbnp import MbnpError, backend, fused, models, optim, train
-from mbnp.fused import inference, match, training
+from mbnp.fused import inference, match, windows
 from mbnp.layers import (
     AveragePool,
     BatchNorm,
@@ -121,9 +121,28 @@ def test_reference_equation(case, dtype):
 @pytest.mark.parametrize("case", [CASES[2], CASES[-1]])
 def test_reference_equation_of_many_small_tiles(case, monkeypatch):
     """Several tiles a group and several groups, whose sizes do not divide the pixels."""
-    monkeypatch.setattr(training, "TILE", 1)
-    monkeypatch.setattr(training, "PIXELS", (1, 7))
+    for name, value in {"TILE": 1, "LEAST": 1, "PIXELS": 7}.items():
+        monkeypatch.setattr(windows, name, value)
     test_reference_equation(case, np.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [(32, 96, 64), (160, 112, 96)])
+@pytest.mark.parametrize("n", [2, 24])
+def test_reference_equation_of_panels(n, channels, dtype, monkeypatch):
+    """Copies in panels, of tiles and of all pixels where these are few."""
+    for name, value in {"PANEL": 32, "TILE": 1, "LEAST": 30}.items():
+        monkeypatch.setattr(windows, name, value)
+    whole, flat = [], windows.flat
+
+    def noted(P, C, D, vector, copied):
+        whole.append(copied)
+        return flat(P, C, D, vector, copied)
+
+    monkeypatch.setattr(windows, "flat", noted)
+    build = functools.partial(network, 1, 1, channels, 1.5)
+    assert_converted(build, images(n, 5, 4), dtype, TOLERANCE[dtype])
+    assert whole == {2: [True, True, False], 24: [False, True, False]}[n]
 
 
 ENDS = [

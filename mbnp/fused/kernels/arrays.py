@@ -110,8 +110,14 @@ class Windows(Bundle):
     dz_left: int
     dz_rows: int
     dz_columns: int
-    a_step: int  # from pixel to pixel in a tile's copy of the input, in backward
-    dz_step: int  # and in that of dz
+    # Backward's copies of the input and of dz: of a flat one in panels, each some channels of all pixels; else they are
+    # padded images, and a panel of the input is what a row of the kernel sees.
+    a_panels: int
+    a_apart: int  # entries from panel to panel
+    a_rows: int  # of weights that see a panel
+    a_step: int  # from pixel to pixel
+    dz_apart: int
+    dz_step: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +125,13 @@ class Tables(Bundle):
     """Offsets in the padded copies, as `ops.matmul` reads its matrices; int64."""
 
     windows: np.ndarray  # (tile,) each output pixel's window in the input
-    taps: np.ndarray  # (kernel,) each row of the kernel in a window
+    taps: np.ndarray  # (kernel,) each row of the kernel in a window; or where all pixels are copied, each panel
     out: np.ndarray  # (tile,) each output pixel in the output
-    weights_out: np.ndarray  # (columns * C,) each row of weights of a row of the kernel in dw
+    weights_out: np.ndarray  # (a_rows,) each row of weights of a panel in dw
     strips: np.ndarray  # each row of output of a tile: its first window in the input
     strips_k: np.ndarray  # likewise, its first pixel in dz
     # Input pixels by their place modulo the stride: those of a class were seen by the same taps.
-    classes: np.ndarray  # (classes, 10): see `Class` in conv.py
+    classes: np.ndarray  # (classes, 11): see `windows._tables`
     class_pixels: np.ndarray  # each input pixel's first dz that saw it
     class_out: np.ndarray  # each input pixel in the input
     class_taps: np.ndarray  # segments of dz
@@ -138,8 +144,8 @@ class Work(Bundle):
     scratch: np.ndarray  # (threads, n)
     parts: np.ndarray  # partial gradients of the weights, (groups, rows, D)
     tiles: int  # or images, that the groups divide among them
-    a: np.ndarray  # (N, H, W, C or more): the whole input, where rows of the weights' gradient are made at once
-    dz: np.ndarray  # (P, D or more), of its P pixels of output; where they are not made at once, both are empty
+    a: np.ndarray  # (P * C,) the whole input, where all its P pixels are taken at once; else empty, and so is
+    dz: np.ndarray  # (P * D,)
 
 
 def offsets(values: Any) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mbnp.backend import in_parallel, inlined, jit, piece
-from mbnp.backend.vectors import BYTES, accumulate, clip, flat, fma, line, load, prefetch, store, where_inside
+from mbnp.backend.vectors import BYTES, accumulate, clip, copy, flat, fma, line, load, prefetch, store, where_inside
 
 # Pixels whose sums are made in float32, as those of a row are in depthwise kernels; they are added up in float64.
 RUN = 64
@@ -122,25 +122,38 @@ def moments_run(z, at, pixels, C, pivot, c, moments):
 # ---- pieces: all channels of whole pixels --------------------------------------------------------------------------
 
 
+#
+# Their copies lie in panels: of `step` channels each pixel after pixel, then of the next channels, `apart` entries on.
+
+
 @piece
-def activate_pixels(source, at, pixels, out, o, step):
-    """out from o on = a, pixels `step` apart, z from `at` on."""
+def activate_pixels(source, at, pixels, out, o, step, apart):
+    """out from o on = a, z from `at` on."""
     z, C = flat(source.z), source.z.shape[3]
+    if source.plain:  # whose channels need not fill vectors
+        for panel in range(C // step):
+            for p in range(pixels):
+                copy(z, at + p * C + panel * step, step, out, o + panel * apart + p * step)
+        return
     for first in range(0, pixels, RUN):
         run = min(RUN, pixels - first)
-        for c in range(0, C, BYTES // z.itemsize):
-            activate_run(source, z, at + first * C + c, run, c, out, o + first * step + c, step, RUN * C)
+        for panel in range(C // step):
+            to = o + panel * (apart - step) + first * step
+            for c in range(panel * step, (panel + 1) * step, BYTES // z.itemsize):
+                activate_run(source, z, at + first * C + c, run, c, out, to + c, step, RUN * C)
 
 
 @piece
-def gradient_pixels(g, z, at, pixels, scale_shift, coefficients, out, o, step):
-    """out from o on = dL/dz = k*g + c1*(z - mean) + c0, pixels `step` apart, g and z from `at` on."""
-    C = scale_shift.shape[1]
+def gradient_pixels(gradient, at, pixels, out, o, step, apart):
+    """out from o on = dL/dz = k*g + c1*(z - mean) + c0, g and z from `at` on."""
+    g, z, C = flat(gradient.g), flat(gradient.z), gradient.z.shape[3]
     for first in range(0, pixels, RUN):
         run = min(RUN, pixels - first)
-        for c in range(0, C, BYTES // z.itemsize):
-            k = at + first * C + c
-            gradient_run(g, z, k, run, scale_shift, coefficients, c, out, o + first * step + c, step, RUN * C)
+        for panel in range(C // step):
+            to = o + panel * (apart - step) + first * step
+            for c in range(panel * step, (panel + 1) * step, BYTES // z.itemsize):
+                k = at + first * C + c
+                gradient_run(g, z, k, run, gradient.scale_shift, gradient.coefficients, c, out, to + c, step, RUN * C)
 
 
 @piece
@@ -159,9 +172,12 @@ def take_moments(z, at, pixels, c, entries, pivot, moments):
 
 
 @piece
-def centre(pivot, pixels, moments):
-    """Turn sums over `pixels` of deviations from the pivot (C,) and of their squares into mean and centred squares."""
-    for c in range(moments.shape[1]):
+def centre(pivot, pixels, first, last, moments):
+    """Turn sums over `pixels` of deviations from the pivot (C,) and of their squares into mean and centred squares.
+
+    Of channels first to last.
+    """
+    for c in range(first, last):
         shift = moments[0, c] / pixels
         m2 = moments[1, c] - moments[0, c] * shift
         moments[1, c] = 0.0 if m2 < 0 else m2  # in this order a NaN stays one
@@ -237,17 +253,17 @@ def normalise_backward(gradient):
 
 
 @piece
-def activate_image(n, source, out):
-    """out (N, H, W, C or more) = a, of image n."""
+def _activate(n, source, out):
+    """out (N, H, W, C) = a, of image n."""
     _, H, W, C = source.z.shape
-    at, step = n * H * W, out.shape[3]
-    activate_pixels(source, at * C, H * W, flat(out), at * step, step)
+    at = n * H * W * C
+    activate_pixels(source, at, H * W, flat(out), at, C, 0)
 
 
 @jit(literal=True)
 def activate(source, out):
     """out (N, H, W, C). Reference equation: relu.forward(batchnorm.forward(z))."""
-    in_parallel(source.z.shape[0], activate_image, source, out)
+    in_parallel(source.z.shape[0], _activate, source, out)
 
 
 @piece

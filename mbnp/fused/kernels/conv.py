@@ -15,7 +15,6 @@ from mbnp.backend.tiles import ADD, STORE
 from mbnp.backend.vectors import BYTES, accumulate, clear, copy, flat, fma, load, store
 from mbnp.fused.kernels.batchnorm import (
     RUN,
-    activate_image,
     activate_pixels,
     activate_run,
     activation_back,
@@ -29,10 +28,10 @@ from mbnp.fused.kernels.batchnorm import (
     take_moments,
     total,
 )
-from mbnp.fused.kernels.weights import CHUNKS, add_parts, pack_task, tasks
+from mbnp.fused.kernels.weights import CHUNKS, add_parts, pack_class, pack_panel, pack_task, tasks
 from mbnp.ops.matmul import ROWS, multiply, multiply_across, vectors_at
 
-STRETCH, ROWS_A_TASK = 256, 32  # pixels of a product of `weights_backward`, and rows of a task
+STRETCH = 128  # pixels of a product of `_whole_weights`
 
 
 # ---- tiles and their padded copies -----------------------------------------------------------------------------
@@ -106,13 +105,12 @@ def _forward(t, source, packed, windows, tables, work, z, moments):
         at = t * windows.tile
         pixels = min(N * OH * OW - at, windows.tile)
         if not source.plain:
-            activate_pixels(source, at * C, pixels, scratch, 0, C)
+            activate_pixels(source, at * C, pixels, scratch, 0, C, 0)
     else:
         n0, n1, first, last = _images_and_rows(windows, N, t)
         at, pixels = (n0 * OH + first) * OW, (n1 - n0) * (last - first) * OW
         _fill_input(source, windows, n0, n1, first, last, scratch)
     pivot = y[(at + 2 * pixels // 3) * D :][:D]
-    sums[:] = 0
     soon, step = (at + pixels) * C, ROWS * 2 * V // D * windows.flat  # while one tile is multiplied, fetch the next
     for n in range(0, D, 2 * V):
         if windows.flat and source.plain:  # multiplied where it lies
@@ -120,8 +118,21 @@ def _forward(t, source, packed, windows, tables, work, z, moments):
         else:
             _product(scratch, 0, packed, windows, tables, C, y, at * D, pixels, n, D, source, soon, step)
         soon += pixels * C * (2 * V) // D
-        take_moments(y, at * D, pixels, n, vectors_at(n, D, V) * V, pivot, sums)
-    centre(pivot, pixels, sums)
+        _take_moments(y, at * D, pixels, n, vectors_at(n, D, V) * V, pivot, sums)
+
+
+@inlined
+def _take_moments(y, at, pixels, n, entries, pivot, sums):
+    """Make the moments of some columns of a tile."""
+    _clear_columns(sums, n, entries)
+    take_moments(y, at, pixels, n, entries, pivot, sums)
+    centre(pivot, pixels, n, n + entries, sums)
+
+
+@inlined
+def _clear_columns(sums, n, entries):
+    for c in range(n, n + entries):
+        sums[0, c] = sums[1, c] = 0
 
 
 @inlined
@@ -132,20 +143,6 @@ def _product(a, a_at, packed, windows, tables, C, y, y_at, pixels, n, D, source,
         a, a_at, tables.windows, tables.taps, windows.columns * C, packed, 0, y, y_at, tables.out, STORE, packed, zero,
         zero, pixels, n, D, flat(source.z), soon, step,
     )  # fmt: skip
-
-
-@jit(literal=True)
-def conv_forward(source, weights, packed, windows, tables, work, z, statistics):
-    """Source (N, H, W, C) -> z (N, OH, OW, D), its statistics, and the scale and shift of a BatchNorm after it.
-
-    Reference equation: a = relu.forward(batchnorm.forward(source.z)); z = conv.forward(a, w, stride, padding). weights
-    (taps * C, D) are packed first; they are (0, D) where `packed` has them already.
-    """
-    if weights.size > 0:
-        in_parallel(tasks(weights, packed, windows, tables), pack_task, weights, packed, windows, tables)
-    moments = statistics.moments
-    in_parallel(moments.shape[0], _forward, source, packed[0], windows, tables, work, z, moments)
-    finish_statistics(statistics)
 
 
 # ---- backward, by tiles -------------------------------------------------------------------------------------------
@@ -184,44 +181,44 @@ def _mask_pixels(at, table, pixels, n, entries, source, target, sums):
 
 @piece
 def _weights_backward(
-    a, a_at, a_step, dz, dz_at, windows, tables, strips, run, C, D, first, part, soon, at_soon
+    panel, a, a_at, a_step, dz, dz_at, windows, tables, strips, run, then, D, dw, soon, at_soon, step
 ):  # fmt: skip
-    """part (rows, D) += dw of a tile, or = of the first one: rows are taps, and k runs over the strips of pixels."""
-    y, across = flat(part), windows.columns * C
-    step = ROWS * 2 * (BYTES // part.itemsize) // C * windows.flat
-    for n in range(0, D, 2 * BYTES // part.itemsize):
-        for u in range(windows.kernel):
-            multiply_across(
-                a, a_at + u * windows.patch_columns * C, tables.strips[:strips], a_step, run, dz, dz_at,
-                tables.strips_k, windows.dz_step, y, u * across * D, tables.weights_out, STORE if first else ADD,
-                across, n, D, soon, at_soon, step,
-            )  # fmt: skip
-        at_soon += across * run * step // ROWS
+    """STORE or ADD a panel of dw (rows, D) of a tile: rows are taps, and k runs over the strips of pixels."""
+    y, rows = flat(dw), windows.a_rows
+    for n in range(0, D, 2 * BYTES // dw.itemsize):
+        k = n // windows.dz_step  # the panel of dz, from whose first pixel on the product counts its columns
+        multiply_across(
+            a, a_at + panel * windows.a_apart, tables.strips[:strips], a_step, run, dz,
+            dz_at + k * (windows.dz_apart - windows.dz_step), tables.strips_k, windows.dz_step, y, panel * rows * D,
+            tables.weights_out, then, rows, n, D, soon, at_soon, step,
+        )  # fmt: skip
+        at_soon += rows * run * step // ROWS
 
 
 @piece
 def _input_backward(
-    dz, dz_at, packed, windows, tables, at, images, first_row, last_row, source, target, sums, soon, at_soon
+    dz, dz_at, packed, packed_at, windows, tables, at, images, first_row, last_row, begin, end, source, target, sums,
+    soon, at_soon,
 ):  # fmt: skip
-    """g = the gradient of a tile of input, from its first entry on, masked by its activation."""
+    """g = the gradient of a tile of input, from its first entry on, masked by its activation: columns begin to end."""
     _, _, W, C = source.z.shape
     g = flat(target.g)
     V, S, zero = BYTES // g.itemsize, windows.stride, g.dtype.type(0)
     step = ROWS * 2 * V // C * windows.flat
     for k in range(tables.classes.shape[0]):
         kind = tables.classes[k]
-        nu, run, weights_at, down, across = kind[1], kind[5], kind[4], kind[6], kind[7]
+        segments, run, weights_at, down, across = kind[10], kind[5], kind[4], kind[6], kind[7]
         pixels = images
         if not windows.flat:
             pixels = images * max(0, -(-(last_row - first_row - down) // S)) * -(-(W - across) // S)
         pixels_from, out = tables.class_pixels[kind[8] :], tables.class_out[kind[8] :]
-        taps = tables.class_taps[kind[9] :][:nu]
-        for n in range(0, C, 2 * V):
+        taps = tables.class_taps[kind[9] :][:segments]
+        for n in range(begin, end, 2 * V):
             multiply(
-                dz, dz_at, pixels_from, taps, run, packed, weights_at * C, g, at, out, ADD if target.add else STORE,
-                packed, zero, zero, pixels, n, C, soon, at_soon, step,
+                dz, dz_at, pixels_from, taps, run, packed, packed_at + weights_at * C, g, at, out,
+                ADD if target.add else STORE, packed, zero, zero, pixels, n, C, soon, at_soon, step,
             )  # fmt: skip
-            at_soon += pixels * run * step // ROWS
+            at_soon += pixels * segments * run * step // ROWS
             if windows.flat:
                 _mask_run(at, pixels, n, vectors_at(n, C, V) * V, source, target, sums)
             else:
@@ -229,30 +226,29 @@ def _input_backward(
 
 
 @piece
-def _backward_flat(gradient, source, packed, windows, tables, t, first, scratch, target, learns, part, sums):
+def _backward_flat(gradient, source, packed, windows, tables, t, then, scratch, target, learns, part, sums):
     P, C, D = gradient.z.size // gradient.z.shape[3], source.z.shape[3], gradient.z.shape[3]
     at = t * windows.tile
     pixels = min(P - at, windows.tile)
-    dz_at = windows.tile * windows.a_step
-    g, z, soon = flat(gradient.g), flat(gradient.z), (at + pixels) * D
-    gradient_pixels(
-        g, z, at * D, pixels, gradient.scale_shift, gradient.coefficients, scratch, dz_at, windows.dz_step
-    )  # fmt: skip
+    dz_at = windows.tile * C
+    soon, step = (at + pixels) * D, ROWS * 2 * (BYTES // part.itemsize) // C
+    gradient_pixels(gradient, at * D, pixels, scratch, dz_at, windows.dz_step, windows.dz_apart)
     if learns:
-        if source.plain:
-            a = flat(source.z)
-            _weights_backward(a, at * C, C, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part, g, soon)
-        else:
-            activate_pixels(source, at * C, pixels, scratch, 0, windows.a_step)
+        activate_pixels(source, at * C, pixels, scratch, 0, windows.a_step, windows.a_apart)
+        for panel in range(windows.a_panels):
             _weights_backward(
-                scratch, 0, windows.a_step, scratch, dz_at, windows, tables, 1, pixels, C, D, first, part, g, soon
+                panel, scratch, 0, windows.a_step, scratch, dz_at, windows, tables, 1, pixels, then, D, part,
+                flat(gradient.g), soon + panel * windows.a_rows * D, step
             )  # fmt: skip
     if target.g.size > 0:
-        _input_backward(scratch, dz_at, packed, windows, tables, at * C, pixels, 0, 1, source, target, sums, z, soon)
+        z = flat(gradient.z)
+        _input_backward(
+            scratch, dz_at, packed, 0, windows, tables, at * C, pixels, 0, 1, 0, C, source, target, sums, z, soon
+        )  # fmt: skip
 
 
 @piece
-def _backward_windows(gradient, source, packed, windows, tables, t, first, scratch, target, learns, part, sums):
+def _backward_windows(gradient, source, packed, windows, tables, t, then, scratch, target, learns, part, sums):
     N, H, W, C = source.z.shape
     D = gradient.z.shape[3]
     n0, n1, r0, r1 = _images_and_rows(windows, N, t)
@@ -260,16 +256,19 @@ def _backward_windows(gradient, source, packed, windows, tables, t, first, scrat
     _fill_gradient(gradient, windows, n0, n1, r0, scratch, dz_at)
     if learns:
         _fill_input(source, windows, n0, n1, r0, r1, scratch)
-        strips = (n1 - n0) * (r1 - r0)
-        _weights_backward(
-            scratch, 0, windows.stride * windows.a_step, scratch, dz_at, windows, tables, strips, windows.width, C, D,
-            first, part, scratch, 0,
-        )  # fmt: skip
+        strips, step = (n1 - n0) * (r1 - r0), windows.stride * windows.a_step
+        for panel in range(windows.a_panels):
+            _weights_backward(
+                panel, scratch, 0, step, scratch, dz_at, windows, tables, strips, windows.width, then, D, part, scratch,
+                0, 0
+            )  # fmt: skip
     if target.g.size > 0:
         h0 = min(H, r0 * windows.stride)
         h1 = H if r1 == windows.height else min(H, r1 * windows.stride)
         at = (n0 * H + h0) * W * C
-        _input_backward(scratch, dz_at, packed, windows, tables, at, n1 - n0, h0, h1, source, target, sums, scratch, 0)
+        _input_backward(
+            scratch, dz_at, packed, 0, windows, tables, at, n1 - n0, h0, h1, 0, C, source, target, sums, scratch, 0
+        )  # fmt: skip
 
 
 @piece
@@ -279,45 +278,115 @@ def _group(k, gradient, source, packed, windows, tables, work, target, learns):
     scratch, part, sums = work.scratch[numba.get_thread_id()], work.parts[k], target.parts[k]
     sums[:] = 0
     for t in range(first, last):
-        begins = t == first
+        then = STORE if t == first else ADD
         if windows.flat:
-            _backward_flat(gradient, source, packed, windows, tables, t, begins, scratch, target, learns, part, sums)
+            _backward_flat(gradient, source, packed, windows, tables, t, then, scratch, target, learns, part, sums)
         else:
-            _backward_windows(gradient, source, packed, windows, tables, t, begins, scratch, target, learns, part, sums)
+            _backward_windows(gradient, source, packed, windows, tables, t, then, scratch, target, learns, part, sums)
 
 
-# ---- backward of few pixels and many weights --------------------------------------------------------------------
+# ---- many weights and few pixels ---------------------------------------------------------------------------------
+#
+# To pack the weights, and to read them again for each tile of pixels, would take as long as the products do. So all
+# pixels of a and dz are copied first, in panels, and tasks are panels of columns: whoever takes one packs its weights,
+# in the cache, for all pixels; and the gradient of the weights needs no partial ones.
+
+
+@inlined
+def _chunk(t, P):
+    return t * P // CHUNKS, (t + 1) * P // CHUNKS
 
 
 @piece
-def _differentiate(t, gradient, out):
-    """out (P, D or more) = dz, of one chunk of the pixels."""
-    P, step = out.shape
-    first, last = t * P // CHUNKS, (t + 1) * P // CHUNKS
-    gradient_pixels(
-        flat(gradient.g), flat(gradient.z), first * gradient.z.shape[3], last - first, gradient.scale_shift,
-        gradient.coefficients, flat(out), first * step, step,
-    )  # fmt: skip
+def _copy_input(t, source, windows, work):
+    """Copy one chunk of the pixels of the input."""
+    C = source.z.shape[3]
+    first, last = _chunk(t, source.z.size // C)
+    activate_pixels(source, first * C, last - first, work.a, first * windows.a_step, windows.a_step, windows.a_apart)
 
 
 @piece
-def _weights_rows(t, a, dz, tables, dw):
-    """Some rows of dw (C, D) += a^T dz, for all pixels.
+def _copy_gradient(t, gradient, windows, work):
+    """Copy one chunk of the pixels of dz."""
+    D, step = gradient.z.shape[3], windows.dz_step
+    first, last = _chunk(t, gradient.z.size // D)
+    gradient_pixels(gradient, first * D, last - first, work.dz, first * step, step, windows.dz_apart)
 
-    Partial gradients are for many pixels and few weights; of many weights they would take more memory than a and dz.
-    """
-    (P, dz_step), (C, D), a_step = dz.shape, dw.shape, a.shape[3]
-    first, last = t * ROWS_A_TASK, min(C, (t + 1) * ROWS_A_TASK)
-    a, dz, dw = flat(a), flat(dz), flat(dw)
+
+@inlined
+def _panels(x):
+    """Return how many panels of columns a product has that makes x (N, H, W, C)."""
+    return -(-x.shape[3] // (2 * BYTES // x.itemsize))
+
+
+@piece
+def _whole_forward(panel, weights, windows, tables, work, z, moments):
+    """Make a panel of the output and its moments; weights (C * D,) are packed for it."""
+    y, D = flat(z), z.shape[3]
+    C, P, V = weights.size // D, z.size // D, BYTES // z.itemsize
+    n, packed, zero = panel * 2 * V, work.scratch[numba.get_thread_id()], z.dtype.type(0)
+    entries = vectors_at(n, D, V) * V
+    pack_panel(weights, C, D, n, entries, packed)
+    for t in range(moments.shape[0]):
+        at = t * windows.tile
+        pixels = min(P - at, windows.tile)
+        multiply(
+            work.a, at * windows.a_step, tables.windows, tables.taps, windows.a_step, packed, -n * C, y, at * D,
+            tables.out, STORE, packed, zero, zero, pixels, n, D, packed, 0, 0,
+        )  # fmt: skip
+        pivot = y[(at + 2 * pixels // 3) * D :][:D]
+        _take_moments(y, at * D, pixels, n, entries, pivot, moments[t])
+
+
+@piece
+def _whole_weights(panel, windows, tables, work, dw):
+    """Add a panel of dw, of all pixels."""
+    D = dw.shape[1]
+    P = work.dz.size // D
     for p in range(0, P, STRETCH):
-        for n in range(0, D, 2 * BYTES // dw.itemsize):
-            multiply_across(
-                a, p * a_step + first, tables.taps, a_step, min(STRETCH, P - p), dz, p * dz_step, tables.taps, dz_step,
-                dw, first * D, tables.weights_out, ADD, last - first, n, D, dz, 0, 0,
-            )  # fmt: skip
+        _weights_backward(
+            panel, work.a, p * windows.a_step, windows.a_step, work.dz, p * windows.dz_step, windows, tables, 1,
+            min(STRETCH, P - p), ADD, D, dw, work.dz, 0, 0,
+        )  # fmt: skip
 
 
-# ---- backward ------------------------------------------------------------------------------------------------------
+@piece
+def _whole_input(panel, source, weights, windows, tables, work, target):
+    """Make a panel of the gradient of the input; weights (C * D,) are packed for it."""
+    C = source.z.shape[3]
+    P, D, V = source.z.size // C, weights.size // C, BYTES // source.z.itemsize
+    n, packed = panel * 2 * V, work.scratch[numba.get_thread_id()]
+    entries = vectors_at(n, C, V) * V
+    pack_class(weights, windows, tables.classes[0], C, D, n, packed, 0)
+    for t in range(work.tiles):
+        at, sums = t * windows.tile, target.parts[t]
+        _clear_columns(sums, n, entries)
+        _input_backward(
+            work.dz, at * windows.dz_step, packed, -n * D, windows, tables, at * C, min(P - at, windows.tile), 0, 1, n,
+            n + entries, source, target, sums, work.dz, 0,
+        )  # fmt: skip
+
+
+# ---- the kernels ---------------------------------------------------------------------------------------------------
+
+
+@jit(literal=True)
+def conv_forward(source, weights, packed, windows, tables, work, z, statistics):
+    """Source (N, H, W, C) -> z (N, OH, OW, D), its statistics, and the scale and shift of a BatchNorm after it.
+
+    Reference equation: a = relu.forward(batchnorm.forward(source.z)); z = conv.forward(a, w, stride, padding). weights
+    (taps * C, D) are packed first; they are (0, D) where `packed` has them already. Where there is work.a, `packed` is
+    the weights as they are: see `_whole_forward`.
+    """
+    moments = statistics.moments
+    if work.a.size > 0:
+        in_parallel(CHUNKS, _copy_input, source, windows, work)
+        in_parallel(_panels(z), _whole_forward, packed[0], windows, tables, work, z, moments)
+    else:
+        if weights.size > 0:
+            in_parallel(tasks(weights, packed, windows, tables), pack_task, weights, packed, windows, tables)
+        in_parallel(moments.shape[0], _forward, source, packed[0], windows, tables, work, z, moments)
+    finish_statistics(statistics)
 
 
 @jit(literal=True)
@@ -326,20 +395,22 @@ def conv_backward(gradient, source, packed, windows, tables, work, target, grad)
 
     Reference equation: dz = batchnorm.backward(g, z); da, dW = conv.backward(dz, a, w, stride, padding);
     target.g = relu.backward(da). dz and a are made again from z while the tile is in cache, which is cheaper than to
-    have stored them. A group of tiles adds to one of work.parts (groups, taps * C, D); or where there is work.a, dz and
-    a of all pixels are made first. packed: as `conv_forward` left it. grad is (0, D) where none is needed.
+    have stored them. A group of tiles adds to one of work.parts (groups, taps * C, D). packed: as `conv_forward` left
+    it. grad is (0, D) where none is needed.
     target.g may be g of a flat one: a tile of dz is made before the tile of target.g is written.
     """
     make_coefficients(gradient)
-    groups, learns, by_rows = work.parts.shape[0], grad.size > 0, work.a.size > 0
-    if by_rows:
-        in_parallel(CHUNKS, _differentiate, gradient, work.dz)
-        in_parallel(source.z.shape[0], activate_image, source, work.a)
-        in_parallel(-(-grad.shape[0] // ROWS_A_TASK), _weights_rows, work.a, work.dz, tables, grad)
-    if target.g.size > 0 or not by_rows:
-        parts = learns and not by_rows
-        in_parallel(groups, _group, gradient, source, packed[-1], windows, tables, work, target, parts)
-    if target.g.size > 0:
-        total(target.parts[:groups], target.sums)
-    if learns and not by_rows:
-        in_parallel(CHUNKS, add_parts, work.parts, windows.kernel * windows.columns, grad)
+    needed, learns = target.g.size > 0, grad.size > 0
+    if work.a.size > 0:
+        in_parallel(CHUNKS, _copy_input, source, windows, work)
+        in_parallel(CHUNKS, _copy_gradient, gradient, windows, work)
+        in_parallel(windows.a_panels, _whole_weights, windows, tables, work, grad)
+        if needed:
+            in_parallel(_panels(source.z), _whole_input, source, packed[0], windows, tables, work, target)
+    else:
+        groups = work.parts.shape[0]
+        in_parallel(groups, _group, gradient, source, packed[-1], windows, tables, work, target, learns)
+        if learns:
+            in_parallel(CHUNKS, add_parts, work.parts, windows.kernel * windows.columns, grad)
+    if needed:
+        total(target.parts, target.sums)

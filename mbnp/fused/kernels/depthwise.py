@@ -163,7 +163,7 @@ def _three_forward(n, source, taps, window, work, out, moments):
             s1, s2 = convolve_row(w, False, zero, source, p, ring, i, j, k, V, stride, OW, y, o, C)
             accumulate(s1, sums[0], c)
             accumulate(s2, sums[1], c)
-    centre(ring[pivot : pivot + C], OH * OW, sums)
+    centre(ring[pivot : pivot + C], OH * OW, 0, C, sums)
 
 
 @piece
@@ -182,7 +182,7 @@ def _any_forward(n, source, taps, window, work, out, moments):
             activate_run(source, x, at, W, c, scratch, o, V, _ahead(x, W * C, C))
         any_rows(taps, scratch, 0, columns * V, V, window, 0, OH, OW, c, y, n * OH * OW * C + c, OW * C, C)
     take_moments(y, n * OH * OW * C, OH * OW, 0, C, pivot, sums)
-    centre(pivot, OH * OW, sums)
+    centre(pivot, OH * OW, 0, C, sums)
 
 
 @inlined

@@ -8,13 +8,11 @@ CHUNKS = 16  # of pixels or rows, where nothing else divides them
 
 
 @piece
-def _pack_class(w, windows, kind, C, D, n, packed):
+def pack_class(x, windows, kind, C, D, n, packed, at):
     """Pack columns n ... of the transposed weights of a class of input pixels: rows in the order of dz, C columns."""
     V = BYTES // packed.itemsize
     entries = vectors_at(n, C, V) * V
-    u0, nu, v0, nv, at = kind[0], kind[1], kind[2], kind[3], kind[4] * C
-    at += n * nu * nv * D
-    x = flat(w)
+    u0, nu, v0, nv = kind[0], kind[1], kind[2], kind[3]
     for s in range(nu):
         u = u0 + (nu - 1 - s) * windows.stride
         for i in range(nv):
@@ -24,6 +22,14 @@ def _pack_class(w, windows, kind, C, D, n, packed):
                 for c in range(0, entries, V):
                     transpose(x, row + c * D + first, D, packed, at + first * entries + c, entries)
             at += D * entries
+
+
+@piece
+def pack_panel(x, K, D, n, entries, packed):
+    """Pack columns n to n + entries of weights (K * D,)."""
+    for k in range(K):
+        for i in range(0, entries, BYTES // packed.itemsize):
+            store(load(x, k * D + n + i), packed, k * entries + i)
 
 
 @piece
@@ -56,7 +62,9 @@ def pack_task(t, weights, packed, windows, tables):
     else:
         C = K // (windows.kernel * windows.columns)
         k, n = divmod(t - CHUNKS, -(-C // entries))
-        _pack_class(weights, windows, tables.classes[k], C, D, n * entries, packed[-1])
+        kind, n = tables.classes[k], n * entries
+        at = kind[4] * C + n * kind[1] * kind[3] * D
+        pack_class(flat(weights), windows, kind, C, D, n, packed[-1], at)
 
 
 @jit(literal=True)
