@@ -1,8 +1,8 @@
-"""Bundles: arrays and numbers that travel together into kernels, and are read there at once.
+"""Bundles: arrays and numbers that travel together into kernels, and are written down for them.
 
 Numba asks each element of a tuple for its type, and takes it out of its Python object, in every call. A convolution has
-dozens, and between two layers none of them is in the cache: that took as long as a small layer. What is in a bundle
-never changes, so that its addresses, shapes and numbers are written down once, one after another, and read from there.
+dozens, and between two layers none of them is in the cache: that took as long as a small layer. The addresses, shapes
+and numbers of a bundle are written down once, as words of 8 bytes, one after another, and read from there.
 """
 
 import functools
@@ -14,8 +14,10 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import NativeValue, models, register_model, unbox
+from numba.extending import models, register_model, unbox
 from numba.np.arrayobj import populate_array
+
+from mbnp.errors import MbnpError
 
 
 class Bundle:
@@ -30,6 +32,16 @@ class Bundle:
         """Copy and pickle the fields alone: another array has another address."""
         return type(self), tuple(self._values())
 
+    def change(self, **fields: Any) -> None:
+        """Let fields be others of the same types; every kernel that was given this bundle sees them."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+            if "_written" in vars(self):
+                before = self._fields[: self._fields.index(name)]
+                first = sum(len(words(getattr(self, each))) for each in before)
+                new = words(value)
+                self._written[first : first + len(new)] = new
+
     def _values(self) -> Iterator[Any]:
         return (getattr(self, name) for name in self._fields)
 
@@ -39,18 +51,22 @@ class Bundle:
 
     @functools.cached_property
     def _written(self) -> np.ndarray:
-        return np.array([word for value in self._values() for word in _words(value)], np.int64)
+        return np.array([word for value in self._values() for word in words(value)], np.int64)
 
     @functools.cached_property
     def address(self) -> int:
-        """Where the fields are written down, as words of 8 bytes."""
+        """Where the fields are written down."""
         return self._written.ctypes.data
 
 
-def _words(value: Any) -> tuple[int, ...]:
-    """Return what a kernel needs to know of an array or a number."""
+def words(value: Any) -> tuple[int, ...]:
+    """Return what a kernel needs to know of a bundle, an array, a tuple or a number."""
+    if isinstance(value, Bundle):
+        return (value.address,)
     if isinstance(value, np.ndarray):
         return value.ctypes.data, *value.shape, *value.strides
+    if isinstance(value, tuple):
+        return tuple(word for each in value for word in words(each))
     if isinstance(value, (float, np.floating)):
         bits = np.asarray(value)
         return (int(bits.view(np.int32 if bits.itemsize == 4 else np.int64)),)
@@ -69,29 +85,37 @@ register_model(_BundleType)(models.TupleModel)
 
 
 @unbox(_BundleType)
-def _unbox(kind: _BundleType, bundle: Any, c: Any) -> NativeValue:
-    """Load the fields from where `address` says; no array's reference is counted, since the bundle holds them all."""
-    number = c.pyapi.object_getattr_string(bundle, "address")
-    words = c.builder.bitcast(c.pyapi.long_as_voidptr(number), ir.IntType(64).as_pointer())
-    c.pyapi.decref(number)
-    addresses = (c.builder.gep(words, [ir.Constant(ir.IntType(64), i)]) for i in itertools.count())
-    return NativeValue(c.context.make_tuple(c.builder, kind, [_read(c, each, addresses) for each in kind.types]))
+def _refuse(kind: _BundleType, bundle: Any, c: Any) -> Any:
+    raise MbnpError("a kernel that takes bundles is one that is prepared: use backend.prepared and not jit")
 
 
-def _read(c: Any, kind: types.Type, addresses: Iterator[Any]) -> Any:
-    """Return the next array or number, of the words that `_words` made of it."""
-    builder = c.builder
+def read(context: Any, builder: Any, kinds: Any, place: Any) -> list[Any]:
+    """Return the values of these types that are written down from a place on, in compiled code.
+
+    No array's reference is counted, since whoever wrote them down holds them all.
+    """
+    places = (builder.gep(place, [ir.Constant(ir.IntType(64), i)]) for i in itertools.count())
+    return [_read(context, builder, kind, places) for kind in kinds]
+
+
+def _read(context: Any, builder: Any, kind: Any, places: Iterator[Any]) -> Any:
+    if isinstance(kind, _BundleType):
+        place = builder.inttoptr(builder.load(next(places)), ir.IntType(64).as_pointer())
+        return context.make_tuple(builder, kind, read(context, builder, kind.types, place))
+    if isinstance(kind, types.BaseTuple):
+        kinds: Any = kind
+        return context.make_tuple(builder, kind, [_read(context, builder, each, places) for each in kinds])
     if isinstance(kind, types.Array):
-        data, *rest = (builder.load(next(addresses)) for _ in range(1 + 2 * kind.ndim))
-        made = c.context.make_array(kind)(c.context, builder)
-        itemsize = c.context.get_constant(types.intp, kind.dtype.bitwidth // 8)
+        data, *rest = (builder.load(next(places)) for _ in range(1 + 2 * kind.ndim))
+        made = context.make_array(kind)(context, builder)
+        itemsize = context.get_constant(types.intp, kind.dtype.bitwidth // 8)
         populate_array(
             made, data=builder.inttoptr(data, made.data.type), shape=rest[: kind.ndim], strides=rest[kind.ndim :],
             itemsize=itemsize, meminfo=None,
         )  # fmt: skip
         return made._getvalue()
-    number = c.context.get_value_type(kind)
+    number = context.get_value_type(kind)
     if isinstance(kind, types.Float):
-        return builder.load(builder.bitcast(next(addresses), number.as_pointer()))
-    word = builder.load(next(addresses))
+        return builder.load(builder.bitcast(next(places), number.as_pointer()))
+    word = builder.load(next(places))
     return word if word.type == number else builder.trunc(word, number)

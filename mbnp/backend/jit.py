@@ -132,13 +132,24 @@ def jit(function: Callable | None = None, *, parallel: bool = False, literal: bo
     kernel = _njit(function, pipeline_class=_KernelCompiler, **flags)
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         return kernel
-    kernel.__class__ = Kernel
+    return _kept(kernel, function, Kernel)
+
+
+def _kept(kernel: Any, function: Callable, kind: type["Kernel"]) -> Any:
+    """Make a dispatcher a kernel whose code is cached as that of a function."""
+    kernel.__class__ = kind
     try:
         kernel._cache = _Cache(function)  # what cache=True would set
     except RuntimeError:
         # "No locator available": neither the package's folder nor the user's cache can be written.
         _warn_uncached()
     return kernel
+
+
+def entry(run: Callable, function: Callable, kind: type["Kernel"]) -> Any:
+    """Compile `run`, by which other compiled code calls a kernel that is cached as `function`."""
+    run.__name__, run.__qualname__, run.__module__ = function.__name__, function.__qualname__, function.__module__
+    return _kept(_njit(run, **{**PIECE, "pipeline_class": _KernelCompiler}), function, kind)
 
 
 class Kernel(CPUDispatcher):
@@ -159,6 +170,10 @@ class Kernel(CPUDispatcher):
         """Compile for these types of arguments, or load what is cached; either is linked with the pool's functions."""
         threads.start()
         return super().compile(sig)
+
+    def types_of(self, arguments: tuple) -> tuple:
+        """Return what it is compiled for, where it is called with these arguments."""
+        return tuple(map(numba.typeof, arguments))
 
     def is_cached(self, sig: tuple) -> bool:
         """Return whether the cache holds the kernel for these types, or there is none that could."""
@@ -294,6 +309,11 @@ def piece(function: Callable | None = None, *, allocates: bool = False) -> Calla
     if function is None:
         return functools.partial(piece, allocates=allocates)
     return _for_any_number(_njit(function, **PIECE, **({} if allocates else NO_COUNTING)))
+
+
+def body(function: Callable) -> Callable:
+    """Compile what a kernel does, which its `entry` calls."""
+    return _for_any_number(_njit(function, **PIECE))
 
 
 def inlined(function: Callable) -> Callable:

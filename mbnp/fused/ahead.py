@@ -89,7 +89,7 @@ def _recording() -> Iterator[dict[str, tuple]]:
     found = {name: _kernel(name) for name in KERNELS}
 
     def recorder(name: str) -> Any:
-        return lambda *arguments: calls.setdefault(name, tuple(map(numba.typeof, arguments)))
+        return lambda *arguments: calls.setdefault(name, found[name].types_of(arguments))
 
     with backend.one_pool(), backend.use("numpy"), np.errstate(all="ignore"):  # no other thread runs kernels meanwhile
         try:

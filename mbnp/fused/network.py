@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from mbnp.errors import MbnpError
 from mbnp.fused import match
 from mbnp.fused.inference import Inference, chunks, share
 from mbnp.fused.match import Operation
-from mbnp.fused.training import Plan
+from mbnp.fused.training import Clock, Plan
 from mbnp.fused.workspace import Cache, Shape
 from mbnp.network import Network
 from mbnp.parameter import Variable
@@ -161,7 +161,7 @@ class FusedNetwork(Network):
             if self._last is None:
                 raise MbnpError("backward has nothing to go back through: call forward(x, train=True) before it")
             last, self._last = self._last, None
-            dx = last.backward(dy, self._clock) if isinstance(last, Plan) else last.backward(dy)
+            dx = last.backward(dy, self._clock()) if isinstance(last, Plan) else last.backward(dy)
             return dx if self.needs_dx else None
 
     # -- plans and programs, one for each shape --
@@ -193,15 +193,15 @@ class FusedNetwork(Network):
     def _inferred(self, operations: list[Operation], x: np.ndarray, count: int | None = None) -> np.ndarray:
         """Return what the first `count` operations make of x: by images, or step by step for a few at a time."""
         count = len(operations) if count is None else count
-        timed = self._spent is not None
-        if len(x) > 1 and not timed:
+        clock = self._clock()
+        if len(x) > 1 and not clock:
             by_images = self._programs.get((x.shape, count, backend.get_num_threads()), self._by_images)
             if by_images:
                 return by_images.batch(x)
         found = []
         for chunk in chunks(len(x)):
             program = self._programs.get((x[chunk].shape, count, 0), self._program)
-            found.append(program.forward(x[chunk], self._clock if timed else None))
+            found.append(program.forward(x[chunk], clock))
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _plan(self, key: tuple) -> _Frozen:
@@ -223,16 +223,21 @@ class FusedNetwork(Network):
             return y
         if frozen and operations[frozen - 1].flat:
             y = y.reshape(len(y), 1, 1, -1)
-        y = plan.forward(y, self._clock)
+        y = plan.forward(y, self._clock())
         self._last = plan
         return y
 
-    def _clock(self, names: tuple[str, ...], backward: bool, run: Any) -> None:
-        """Run a step, and where steps are timed add its seconds."""
-        began = time.perf_counter()
-        run()
-        if self._spent is not None:
-            self._spent[names][backward] += time.perf_counter() - began
+    def _clock(self) -> Clock | None:
+        """Return what runs a step and adds its seconds, where steps are timed."""
+        if (spent := self._spent) is None:
+            return None
+
+        def clock(names: tuple[str, ...], backward: bool, run: Callable[[], None]) -> None:
+            began = time.perf_counter()
+            run()
+            spent[names][backward] += time.perf_counter() - began
+
+        return clock
 
 
 def _count_frozen(operations: list[Operation]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mbnp.backend import Call, joined
 from mbnp.backend.vectors import padded
 from mbnp.containers import join_rows, split_rows
 from mbnp.errors import MbnpError
@@ -25,11 +26,6 @@ from mbnp.ops import batchnorm, checks
 from mbnp.parameter import Parameter
 
 Clock = Callable[[tuple[str, ...], bool, Callable[[], None]], None]  # (names, backward, a step) runs the step
-
-
-def plainly(names: tuple[str, ...], backward: bool, run: Callable[[], None]) -> None:
-    """Run a step: the clock of a pass that is not timed."""
-    run()
 
 
 class FeatureMap:
@@ -50,10 +46,11 @@ class FeatureMap:
         self.sums = np.zeros((2, self.shape[3]))  # of the gradient g; see `kernels`
         self.needed = False  # whether its gradient is
         self._source: Source | None = None
+        self._activated: tuple[np.ndarray, Call] | None = None
         self.g = np.empty((0, *self.shape[1:]), dtype)
 
     def source(self) -> Source:
-        if self._source is None or self._source.z is not self.z:
+        if self._source is None:
             self._source = Source(self.z, self.scale_shift, self.bounds[0], self.bounds[1], self.swish, self.plain)
         return self._source
 
@@ -68,7 +65,7 @@ class FeatureMap:
         (low, high), (low2, high2) = self.bounds, operation.bounds(self.bounds.dtype)
         view.bounds = np.array([np.fmax(low, low2), np.fmin(high, high2)], self.bounds.dtype)
         view._viewed = self.viewed
-        view.swish, view.plain, view._source = operation.swish(), False, None
+        view.swish, view.plain, view._source, view._activated = operation.swish(), False, None, None
         return view
 
     def linear(self) -> bool:
@@ -77,11 +74,13 @@ class FeatureMap:
 
     def values(self) -> np.ndarray:
         """Return what is read of it, (N, H, W, C) or where it is flat (N, C), in an array of the caller's own."""
-        if self.plain:
-            out = self.z
-        else:
-            out = np.empty(self.shape, self.z.dtype)
-            kernels.activate(self.source(), out)
+        out = self.z
+        if not self.plain:
+            if self._activated is None:
+                out = np.empty(self.shape, self.z.dtype)
+                self._activated = out, Call(kernels.activate, self.source(), out)
+            out, activate = self._activated
+            activate()
         y = np.array(out[..., : self.channels])
         return y.reshape(len(y), -1) if self.flat else y
 
@@ -93,19 +92,30 @@ class Step:
         self.operation, self.inputs, self.out, self.work = operation, inputs, out, work
         self.adds = [False] * len(inputs)
         self._targets: dict[tuple[int, int], Target] = {}
+        self.forwards: list[Callable[[], None]] = []
+        self.backwards: list[Callable[[], None]] = []
 
     def reserve(self) -> None:
         """Find out what depends on which gradients are added to, and ask for memory to work in."""
 
     def prepare(self) -> None:
-        """Put the kernels' arguments together, once all memory is there: a call has nothing left to work out."""
+        """Once all memory is there, say which calls go forward, and which go back.
+
+        Those that go back add to the gradients of parameters, and make or add to those of the inputs, from out.g and
+        out.sums.
+        """
+        raise NotImplementedError
+
+    def refresh(self, backward: bool) -> None:
+        """Before a pass, bring what the calls read up to date with what a user may have changed."""
 
     def forward(self) -> None:
-        raise NotImplementedError
+        for call in self.forwards:
+            call()
 
     def backward(self) -> None:
-        """Add to the gradients of parameters, and make or add to those of the inputs, from out.g and out.sums."""
-        raise NotImplementedError
+        for call in self.backwards:
+            call()
 
     def shares(self, source: FeatureMap) -> bool:
         """Return whether an input's gradient may take the place of the output's."""
@@ -162,7 +172,7 @@ class _Convolution(Step):
         return self.no_bias if self.layer.bias is None else self.layer.bias.value
 
     def prepare(self) -> None:
-        out, bn = self.out, self.bn
+        out, bn, bias = self.out, self.bn, self.layer.bias
         none = np.empty(0, out.bounds.dtype)
         pixels, normalises = np.inf, (none, none, none, none, self._bias(), 0.0, 0.0)
         self.exact = bn is None or bn.weight.frozen  # whether scale and shift are constants
@@ -170,20 +180,22 @@ class _Convolution(Step):
             batchnorm.check_count(out.pixels)
             pixels, (mean, var) = float(out.pixels), (bn.running_mean.value, bn.running_var.value)
             normalises = bn.weight.value, bn.bias.value, mean, var, self._bias(), bn.eps, bn.momentum
-        learned = (none, none) if bn is None else (_gradient(bn.weight), _gradient(bn.bias))
+        dbias = none if bias is None or not self.exact else _gradient(bias)
         moments = self.work.part("moments", len(self.counts), 2, out.shape[3])
-        self._statistics = Statistics(moments, self.counts, *normalises, out.scale_shift)
-        self.gradient = Gradient(out.g, out.z, out.scale_shift, self.coefficients, out.sums, pixels, *learned)
+        self.statistics = Statistics(moments, self.counts, *normalises, out.scale_shift)
+        dgamma, dbeta = (none, none) if bn is None else (_gradient(bn.weight), _gradient(bn.bias))
+        self.gradient = Gradient(
+            out.g, out.z, out.scale_shift, self.coefficients, out.sums, pixels, dgamma, dbeta, dbias
+        )  # fmt: skip
 
-    def statistics(self) -> Statistics:
-        """Return what a kernel takes of the BatchNorm, whose eps and momentum may be others than in the last step."""
-        bn, last = self.bn, self._statistics
-        if bn is not None and not self.exact and (last.eps, last.momentum) != (bn.eps, bn.momentum):
-            self._statistics = replace(last, eps=float(bn.eps), momentum=float(bn.momentum))
-        return self._statistics
+    def refresh(self, backward: bool) -> None:
+        if self.stored is not None:
+            self._weights()
+        if not backward:
+            self._refresh_scale()
 
-    def finish_forward(self) -> None:
-        """Make scale_shift of a frozen BatchNorm's running statistics, or of a bias alone; else the kernel has."""
+    def _refresh_scale(self) -> None:
+        """Make scale_shift of a frozen BatchNorm's running statistics, or of a bias alone; else the kernel does."""
         bn, out, C = self.bn, self.out, self.out.channels
         if bn is None:
             slope, offset = self.line
@@ -193,14 +205,10 @@ class _Convolution(Step):
             mean = bn.running_mean.value - self._bias()
             out.scale_shift[:, :C] = np.stack([mean, bn.weight.value * inv, bn.bias.value, inv, 0 * inv])
         else:
-            bn.running_mean.touch()
+            if (self.statistics.eps, self.statistics.momentum) != (bn.eps, bn.momentum):
+                self.statistics.change(eps=float(bn.eps), momentum=float(bn.momentum))
+            bn.running_mean.touch()  # the kernel will change them
             bn.running_var.touch()
-
-    def finish_backward(self) -> None:
-        """Add to the gradient of the bias; the kernel has added to those of BatchNorm."""
-        if self.layer.bias is not None and self.exact:  # one before BatchNorm changes nothing: its gradient is 0
-            db = self.coefficients[0] * self.out.sums[0]
-            self.layer.bias.add_grad(db[: self.out.channels].astype(self.no_bias.dtype))
 
 
 class Conv(_Convolution):
@@ -252,40 +260,29 @@ class Conv(_Convolution):
         C, D = source.shape[3], out.shape[3]
         a, dz = self.work.part("a", self.copied * C), self.work.part("dz", self.copied * D)
         work = Work(self.work.scratch(), self.work.part("parts", *self.parts), self.plan.tiles, a, dz)
-        shared = self.packed, self.plan.windows, self.plan.tables, work
-        self.forward_arguments = *shared, out.z
-        target = self.target(0, self.summed)
+        tables = self.plan.windows, self.plan.tables
+        shared, weights = (self.packed, *tables, work), self._weights()
+        self.packing = Call(kernels.pack_weights, weights, self.packed, *tables)
+        self.forwards = [Call(kernels.conv_forward, source.source(), weights, *shared, out.z, self.statistics)]
+        if w.frozen and not source.needed:
+            self.backwards = [Call(kernels.normalise_backward, self.gradient)]
+            return
+        target, last = self.target(0, self.summed), list[Call]()
         if self.apart:
-            self.incoming = self.work.part("incoming", *source.shape)
-            target = replace(target, g=self.incoming, add=False)
-        self.backward_arguments = *shared, target, _rows(w)
-        self.nothing = np.empty((0, D), out.bounds.dtype)  # to be packed
-
-    def forward(self) -> None:
-        version = self.layer.weight.version
-        weights = self.nothing if self.whole or version == self.packed_from else self._weights()
-        kernels.conv_forward(self.inputs[0].source(), weights, *self.forward_arguments, self.statistics())
-        self.packed_from = version
-        self.finish_forward()
-
-    def backward(self) -> None:
-        source = self.inputs[0]
-        if self.layer.weight.frozen and not source.needed:
-            kernels.normalise_backward(self.gradient)
-        else:
-            self._differentiate(source)
-        self.finish_backward()
-
-    def _differentiate(self, source: FeatureMap) -> None:
-        if self.layer.weight.version != self.packed_from and not self.whole:
-            kernels.pack_weights(self._weights(), self.packed, self.plan.windows, self.plan.tables)
-            self.packed_from = self.layer.weight.version
-        kernels.conv_backward(self.gradient, source.source(), *self.backward_arguments)
-        if self.apart:
-            unlimited = np.array(UNLIMITED, self.incoming.dtype)
+            incoming, unlimited = self.work.part("incoming", *source.shape), np.array(UNLIMITED, out.bounds.dtype)
+            target = replace(target, g=incoming, add=False)
             linear = replace(source.source(), low=unlimited[0], high=unlimited[1], swish=False)
-            target = self.target(0, len(self.incoming))
-            kernels.pass_back(self.incoming, self.incoming, unlimited, linear, target)
+            last = [Call(kernels.pass_back, incoming, incoming, unlimited, linear, self.target(0, len(incoming)))]
+        self.backwards = [Call(kernels.conv_backward, self.gradient, source.source(), *shared, target, _rows(w)), *last]
+
+    def refresh(self, backward: bool) -> None:
+        version = self.layer.weight.version
+        if backward and version == self.packed_from:
+            return
+        super().refresh(backward)
+        if backward and not self.whole:
+            self.packing()
+        self.packed_from = version  # forward packs them
 
 
 class Depthwise(_Convolution):
@@ -319,22 +316,14 @@ class Depthwise(_Convolution):
         none = self.out.z[:0]
         parts = self.work.part("parts", self.groups, self.taps, C)
         work = Work(self.work.scratch(), parts, N, none.ravel(), none.ravel())
-        self.forward_arguments = self.window, work, self.out.z
-        self.backward_arguments = self.window, work, self.target(0, self.groups), _rows(w)
-
-    def forward(self) -> None:
-        run = kernels.depthwise_forward if is_three(self.window) else kernels.depthwise_any_forward
-        run(self.inputs[0].source(), self._weights(), *self.forward_arguments, self.statistics())
-        self.finish_forward()
-
-    def backward(self) -> None:
-        source = self.inputs[0]
-        if self.layer.weight.frozen and not source.needed:
-            kernels.normalise_backward(self.gradient)
-        else:
-            run = kernels.depthwise_backward if is_three(self.window) else kernels.depthwise_any_backward
-            run(self.gradient, source.source(), self._weights(), *self.backward_arguments)
-        self.finish_backward()
+        shared = source.source(), self._weights(), self.window, work
+        three = is_three(self.window)
+        run = kernels.depthwise_forward if three else kernels.depthwise_any_forward
+        self.forwards = [Call(run, *shared, self.out.z, self.statistics)]
+        run = kernels.depthwise_backward if three else kernels.depthwise_any_backward
+        self.backwards = [Call(run, self.gradient, *shared, self.target(0, self.groups), _rows(w))]
+        if w.frozen and not source.needed:
+            self.backwards = [Call(kernels.normalise_backward, self.gradient)]
 
 
 class Sum(Step):
@@ -348,14 +337,14 @@ class Sum(Step):
     def shares(self, source: FeatureMap) -> bool:
         return source.linear()
 
-    def forward(self) -> None:
-        kernels.add(self.inputs[0].source(), self.inputs[1].source(), self.bounds, self.out.z)
-
-    def backward(self) -> None:
-        for i, source in enumerate(self.inputs):
-            if source.needed:
-                target = self.target(i, self.out.shape[0])
-                kernels.pass_back(self.out.g, self.out.z, self.bounds, source.source(), target)
+    def prepare(self) -> None:
+        out, (first, second) = self.out, self.inputs
+        self.forwards = [Call(kernels.add, first.source(), second.source(), self.bounds, out.z)]
+        self.backwards = [
+            Call(kernels.pass_back, out.g, out.z, self.bounds, source.source(), self.target(i, out.shape[0]))
+            for i, source in enumerate(self.inputs)
+            if source.needed
+        ]
 
 
 class Average(Step):
@@ -365,12 +354,11 @@ class Average(Step):
         work.ask("sums", N, 2, C)
         work.ask("means", N, C)
 
-    def forward(self) -> None:
-        kernels.average_forward(self.inputs[0].source(), self.out.z)
-
-    def backward(self) -> None:
+    def prepare(self) -> None:
         N, *_, C = self.out.shape
-        kernels.average_backward(self.out.g, self.inputs[0].source(), self.work.part("means", N, C), self.target(0, N))
+        source, means = self.inputs[0].source(), self.work.part("means", N, C)
+        self.forwards = [Call(kernels.average_forward, source, self.out.z)]
+        self.backwards = [Call(kernels.average_backward, self.out.g, source, means, self.target(0, N))]
 
 
 class Largest(Step):
@@ -383,12 +371,11 @@ class Largest(Step):
         work.ask("scratch", H * W * padded(1, out.bounds.dtype))
         work.ask("sums", N, 2, C)
 
-    def forward(self) -> None:
-        kernels.largest_forward(self.inputs[0].source(), self.pool, self.out.z)
-
-    def backward(self) -> None:
-        target = self.target(0, self.out.shape[0])
-        kernels.largest_backward(self.out.g, self.inputs[0].source(), self.pool, self.work.scratch(), target)
+    def prepare(self) -> None:
+        out, source, scratch = self.out, self.inputs[0].source(), self.work.scratch()
+        self.forwards = [Call(kernels.largest_forward, source, self.pool, out.z)]
+        target = self.target(0, out.shape[0])
+        self.backwards = [Call(kernels.largest_backward, out.g, source, self.pool, scratch, target)]
 
 
 class Gate(Step):
@@ -402,18 +389,17 @@ class Gate(Step):
         work.ask("ds", N, 1, 1, C)
         work.ask("unused", *out.shape)
 
-    def forward(self) -> None:
-        kernels.gate_forward(self.inputs[0].source(), self.inputs[1].source(), self.out.z)
-
-    def backward(self) -> None:
-        source, factors = self.inputs
-        N, *_, C = self.out.shape
+    def prepare(self) -> None:
+        out, (first, second) = self.out, self.inputs
+        N, *_, C = out.shape
+        source, factors = first.source(), second.source()
         ds, target = self.work.part("ds", N, 1, 1, C), self.target(0, N)
-        if not source.needed:
-            target = replace(target, g=self.work.part("unused", *source.shape))
-        kernels.gate_backward(self.out.g, source.source(), factors.source(), target, ds)
-        if factors.needed:
-            kernels.pass_back(ds, ds, self.unlimited, factors.source(), self.target(1, N))
+        if not first.needed:
+            target = replace(target, g=self.work.part("unused", *first.shape))
+        self.forwards = [Call(kernels.gate_forward, source, factors, out.z)]
+        self.backwards = [Call(kernels.gate_backward, out.g, source, factors, target, ds)]
+        if second.needed:
+            self.backwards.append(Call(kernels.pass_back, ds, ds, self.unlimited, factors, self.target(1, N)))
 
 
 class Reference(Step):
@@ -426,12 +412,15 @@ class Reference(Step):
         work.ask("sums", N, 2, C)
         work.ask("incoming", N, *inputs[0].shape[1:])
 
-    def forward(self) -> None:
+    def prepare(self) -> None:
+        self.forwards, self.backwards = [self._forward], [self._backward]
+
+    def _forward(self) -> None:
         x = self.inputs[0].values()
         self.out.z[..., : self.out.channels] = run_layer(self.layer, self.operation, x, True)
         self.out.z[..., self.out.channels :] = 0
 
-    def backward(self) -> None:
+    def _backward(self) -> None:
         out = self.out
         dy = np.ascontiguousarray(out.g[..., : out.channels])
         self.give_back(0, self.layer.backward(dy.reshape(len(dy), -1) if self.operation.flat else dy))
@@ -446,11 +435,14 @@ class Rows(Step):
             work.ask("sums", source.shape[0], 2, source.shape[3])
             work.ask("incoming", *source.shape)
 
-    def forward(self) -> None:
+    def prepare(self) -> None:
+        self.forwards, self.backwards = [self._forward], [self._backward]
+
+    def _forward(self) -> None:
         self.out.z[:, 0, :, : self.out.channels] = join_rows([source.values() for source in self.inputs])
         self.out.z[..., self.out.channels :] = 0
 
-    def backward(self) -> None:
+    def _backward(self) -> None:
         shapes = [(*source.shape[:3], source.channels) for source in self.inputs]
         for i, dx in enumerate(split_rows(self.out.g[:, 0, :, : self.out.channels], shapes)):
             self.give_back(i, dx)
@@ -515,7 +507,7 @@ class Plan:
         unlimited = np.array(UNLIMITED, dtype)
         arena, self.work = Arena(dtype), Workspace()
         as_given = not needs_dx and only_convolved(first, operations)
-        z = np.empty(0, dtype) if as_given else None
+        z = np.empty(shape, dtype) if as_given else None
         self.images = FeatureMap(shape, unlimited, z, plain=True, flat=flat)
         self.images.needed = needs_dx
         if not as_given:
@@ -544,8 +536,12 @@ class Plan:
         self.work.allocate(arena)
         for step in self.steps:
             step.prepare()
-        sums = self.work.part("sums", self.out.shape[0], 2, self.out.shape[3])
-        self.bounds, self.target = unlimited, Target(self.out.g, False, sums, self.out.sums)
+        out = self.out
+        target = Target(out.g, False, self.work.part("sums", out.shape[0], 2, out.shape[3]), out.sums)
+        self.begin = Call(kernels.pass_back, out.g, out.g, unlimited, out.source(), target)
+        self.back = [step for step in reversed(self.steps) if step.out.needed]
+        self.forwards = joined(call for step in self.steps for call in step.forwards)
+        self.backwards = joined([self.begin, *(call for step in self.back for call in step.backwards)])
 
     def _plan_gradients(self, arena: Arena) -> None:
         """Give each gradient a buffer: it is needed from the last consumer on until its own step has gone back.
@@ -591,17 +587,24 @@ class Plan:
             if source.viewed in taken:
                 source.g = middle(buffers[taken[source.viewed]], source.shape)
 
-    def forward(self, x: np.ndarray, clock: Clock = plainly) -> np.ndarray:
+    def forward(self, x: np.ndarray, clock: Clock | None = None) -> np.ndarray:
         """Return the output of the last step for x, which is kept, and read again by `backward`."""
         if self.as_given:
             self.images.z = x
+            self.images.source().change(z=x)
         else:
             self.images.z[..., : self.images.channels] = x
         for step in self.steps:
-            clock(step.operation.names, False, step.forward)
+            step.refresh(backward=False)
+        if clock:
+            for step in self.steps:
+                clock(step.operation.names, False, step.forward)
+        else:
+            for call in self.forwards:
+                call()
         return self.out.values().reshape(self.seen)
 
-    def backward(self, dy: np.ndarray, clock: Clock = plainly) -> np.ndarray | None:
+    def backward(self, dy: np.ndarray, clock: Clock | None = None) -> np.ndarray | None:
         """Add every gradient, from that of what `forward` returned; return that of its input where it is needed."""
         out = self.out
         dy = checks.gradient(dy, self.seen, out.z).reshape((*out.shape[:3], out.channels))
@@ -609,8 +612,13 @@ class Plan:
             return None
         out.g[..., : out.channels] = dy
         out.g[..., out.channels :] = 0
-        kernels.pass_back(out.g, out.g, self.bounds, out.source(), self.target)
-        for step in reversed(self.steps):
-            if step.out.needed:
+        for step in self.back:
+            step.refresh(backward=True)
+        if clock:
+            self.begin()
+            for step in self.back:
                 clock(step.operation.names, True, step.backward)
+        else:
+            for call in self.backwards:
+                call()
         return np.array(self.images.g[..., : self.images.channels]) if self.images.needed else None

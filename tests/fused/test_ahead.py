@@ -24,7 +24,7 @@ def of_real_calls(monkeypatch, run):
 
     def watched(name, kernel):
         def call(*arguments):
-            calls.setdefault(name, set()).add(tuple(map(numba.typeof, arguments)))
+            calls.setdefault(name, set()).add(kernel.types_of(arguments))
             return kernel(*arguments)
 
         return call

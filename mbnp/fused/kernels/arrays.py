@@ -49,6 +49,7 @@ class Gradient(Bundle):
     pixels: float  # that the statistics are of; inf where they are constants
     dgamma: np.ndarray  # (C,) or (0,)
     dbeta: np.ndarray
+    dbias: np.ndarray  # (C,), or (0,) where a BatchNorm takes away what a bias before it adds: its gradient is 0
 
 
 @dataclass(frozen=True, eq=False)

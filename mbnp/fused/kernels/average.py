@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mbnp.backend import in_parallel, jit, piece
+from mbnp.backend import in_parallel, piece, prepared
 from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load
 from mbnp.fused.kernels.batchnorm import RUN, activation, affine, mask_run, total
 
@@ -29,7 +29,7 @@ def _forward(n, source, features):
     average_image(source, n * H * W * C, H * W, flat(features), n * C)
 
 
-@jit(literal=True)
+@prepared
 def average_forward(source, features):
     """Source (N, H, W, C) -> features (N, 1, 1, C).
 
@@ -53,7 +53,7 @@ def _backward(n, dy, source, means, target):
             mask_run(scratch, c, 0, source, z, k + c, pixels, c, g, target.add, sums)
 
 
-@jit(literal=True)
+@prepared
 def average_backward(dy, source, means, target):
     """Make target.g (N, H, W, C) and its sums, from dy (N, 1, 1, C). `means` (N, C) is worked in.
 

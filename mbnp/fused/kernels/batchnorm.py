@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mbnp.backend import in_parallel, inlined, jit, piece
+from mbnp.backend import in_parallel, inlined, piece, prepared
 from mbnp.backend.vectors import BYTES, accumulate, clip, copy, flat, fma, line, load, prefetch, store, where_inside
 
 # Pixels whose sums are made in float32, as those of a row are in depthwise kernels; they are added up in float64.
@@ -227,7 +227,7 @@ def finish_statistics(statistics):
 
 @piece
 def make_coefficients(gradient):
-    """Add to BatchNorm's gradients, and make the coefficients. Reference equation: `batchnorm.backward`.
+    """Add to the gradients of BatchNorm or a bias, and make the coefficients. Reference equation: `batchnorm.backward`.
 
     With pixels = inf the statistics are constants, as in a frozen BatchNorm: `batchnorm.inference_backward`.
     """
@@ -241,11 +241,13 @@ def make_coefficients(gradient):
         coefficients[0, c] = scale
         coefficients[1, c] = slope
         coefficients[2, c] = slope * rest - scale * sums[0, c] / gradient.pixels
+    for c in range(gradient.dbias.size):
+        gradient.dbias[c] += coefficients[0, c] * sums[0, c]
 
 
-@jit(literal=True)
+@prepared
 def normalise_backward(gradient):
-    """Add to BatchNorm's gradients, where nothing before it learns. Reference equation: `batchnorm.backward`."""
+    """Add to the gradients of BatchNorm or a bias, where nothing before it learns, as `make_coefficients` does."""
     make_coefficients(gradient)
 
 
@@ -260,7 +262,7 @@ def _activate(n, source, out):
     activate_pixels(source, at, H * W, flat(out), at, C, 0)
 
 
-@jit(literal=True)
+@prepared
 def activate(source, out):
     """out (N, H, W, C). Reference equation: relu.forward(batchnorm.forward(z))."""
     in_parallel(source.z.shape[0], _activate, source, out)
@@ -282,7 +284,7 @@ def _add(n, first, second, bounds, out):
                 k += C
 
 
-@jit(literal=True)
+@prepared
 def add(first, second, bounds, out):
     """out (N, H, W, C), of two Sources. Reference equation: relu.forward(a1 + a2), a as in `activate`."""
     in_parallel(out.shape[0], _add, first, second, bounds, out)
@@ -312,7 +314,7 @@ def _pass_back(n, dy, y, bounds, source, target):
             accumulate(s2, sums[1], c)
 
 
-@jit(literal=True)
+@prepared
 def pass_back(dy, y, bounds, source, target):
     """Make the gradient of a Source, and its sums, from that of y (N, H, W, C): a sum with it, clipped to the bounds.
 

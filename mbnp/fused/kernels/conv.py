@@ -10,7 +10,7 @@ classes are a product of their own.
 
 import numba
 
-from mbnp.backend import in_parallel, inlined, jit, piece
+from mbnp.backend import in_parallel, inlined, piece, prepared
 from mbnp.backend.tiles import ADD, STORE
 from mbnp.backend.vectors import BYTES, accumulate, clear, copy, flat, fma, load, store
 from mbnp.fused.kernels.batchnorm import (
@@ -370,26 +370,24 @@ def _whole_input(panel, source, weights, windows, tables, work, target):
 # ---- the kernels ---------------------------------------------------------------------------------------------------
 
 
-@jit(literal=True)
+@prepared
 def conv_forward(source, weights, packed, windows, tables, work, z, statistics):
     """Source (N, H, W, C) -> z (N, OH, OW, D), its statistics, and the scale and shift of a BatchNorm after it.
 
     Reference equation: a = relu.forward(batchnorm.forward(source.z)); z = conv.forward(a, w, stride, padding). weights
-    (taps * C, D) are packed first; they are (0, D) where `packed` has them already. Where there is work.a, `packed` is
-    the weights as they are: see `_whole_forward`.
+    (taps * C, D) are packed first. Where there is work.a, `packed` is the weights as they are: see `_whole_forward`.
     """
     moments = statistics.moments
     if work.a.size > 0:
         in_parallel(CHUNKS, _copy_input, source, windows, work)
         in_parallel(_panels(z), _whole_forward, packed[0], windows, tables, work, z, moments)
     else:
-        if weights.size > 0:
-            in_parallel(tasks(weights, packed, windows, tables), pack_task, weights, packed, windows, tables)
+        in_parallel(tasks(weights, packed, windows, tables), pack_task, weights, packed, windows, tables)
         in_parallel(moments.shape[0], _forward, source, packed[0], windows, tables, work, z, moments)
     finish_statistics(statistics)
 
 
-@jit(literal=True)
+@prepared
 def conv_backward(gradient, source, packed, windows, tables, work, target, grad):
     """Make target.g (N, H, W, C) with its sums, and add to the weights' grad (rows, D), from the gradient of z.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numba
 
-from mbnp.backend import in_parallel, inlined, jit, piece
+from mbnp.backend import in_parallel, inlined, piece, prepared
 from mbnp.backend.vectors import BYTES, accumulate, add_rows, clear, flat, fma, load, prefetch, store
 from mbnp.fused.kernels.arrays import Activation
 from mbnp.fused.kernels.batchnorm import (
@@ -227,7 +227,7 @@ def _sums(taps, x, k, row, step, K, S, c):
     return a0, a1, a2, a3
 
 
-@jit(literal=True)
+@prepared
 def depthwise_forward(source, taps, window, work, out, statistics):
     """Source (N, H, W, C) -> out (N, OH, OW, C), its statistics, and the scale and shift of a BatchNorm after it.
 
@@ -238,7 +238,7 @@ def depthwise_forward(source, taps, window, work, out, statistics):
     finish_statistics(statistics)
 
 
-@jit(literal=True)
+@prepared
 def depthwise_any_forward(source, taps, window, work, out, statistics):
     """`depthwise_forward` for any kernel and stride."""
     in_parallel(out.shape[0], _any_forward, source, taps, window, work, out, statistics.moments)
@@ -440,7 +440,7 @@ def _any_backward(k, gradient, source, taps, window, work, target):
         _backward_any_kernel(gradient, source, taps, window, n, scratch, target, dw, sums)
 
 
-@jit(literal=True)
+@prepared
 def depthwise_backward(gradient, source, taps, window, work, target, grad):
     """Make target.g (N, H, W, C) with its sums, and add to the weights' grad, from the gradient of the output.
 
@@ -456,7 +456,7 @@ def depthwise_backward(gradient, source, taps, window, work, target, grad):
         in_parallel(CHUNKS, add_parts, work.parts, taps.shape[0], grad)
 
 
-@jit(literal=True)
+@prepared
 def depthwise_any_backward(gradient, source, taps, window, work, target, grad):
     """`depthwise_backward` for any kernel and stride."""
     make_coefficients(gradient)

@@ -8,7 +8,7 @@ added up in the type of z, and the runs in float64.
 
 import numpy as np
 
-from mbnp.backend import in_parallel, jit, piece
+from mbnp.backend import in_parallel, piece, prepared
 from mbnp.backend.vectors import BYTES, accumulate, flat, fma, load, store
 from mbnp.fused.kernels.batchnorm import RUN, activation, activation_back, affine, total
 
@@ -28,7 +28,7 @@ def _multiply(n, source, factors, out):
                 k += C
 
 
-@jit(literal=True)
+@prepared
 def gate_forward(source, factors, out):
     """out (N, H, W, C), of two Sources, the second (N, 1, 1, C). Reference equation: gate.forward(a, s)."""
     in_parallel(out.shape[0], _multiply, source, factors, out)
@@ -64,7 +64,7 @@ def _divide(n, dy, source, factors, target, ds):
         out[n * C + c] = products[c]
 
 
-@jit(literal=True)
+@prepared
 def gate_backward(dy, source, factors, target, ds):
     """Make target.g (N, H, W, C) and its sums, and ds (N, 1, 1, C) of what the factors are.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from mbnp.backend import in_parallel, inlined, jit, piece
+from mbnp.backend import in_parallel, inlined, piece, prepared
 from mbnp.backend.vectors import BYTES, flat, fma, line, load, store, where_inside, where_larger
 from mbnp.fused.kernels.batchnorm import RUN, activation, affine, mask_run, total
 
@@ -62,7 +62,7 @@ def _forward(n, source, pool, out):
                 store(largest, y, ((n * OH + i) * OW + j) * D + pool.before + c)
 
 
-@jit(literal=True)
+@prepared
 def largest_forward(source, pool, out):
     """Source (N, H, W, C) -> out (N, OH, OW, D), of which the channels from pool.before on are written.
 
@@ -98,7 +98,7 @@ def _backward(n, dy, source, pool, scratch, target):
             mask_run(da, first * V, V, source, z, image + first * C + c, run, c, g, target.add, sums)
 
 
-@jit(literal=True)
+@prepared
 def largest_backward(dy, source, pool, scratch, target):
     """Make target.g (N, H, W, C) and its sums, from dy (N, OH, OW, D). scratch (threads, H*W*V) is worked in.
 

@@ -1,6 +1,6 @@
 """Weights: packed as the products read them, and their partial gradients added up."""
 
-from mbnp.backend import in_parallel, inlined, jit, piece
+from mbnp.backend import in_parallel, inlined, piece, prepared
 from mbnp.backend.vectors import BYTES, flat, load, store, transpose
 from mbnp.ops.matmul import vectors_at
 
@@ -67,7 +67,7 @@ def pack_task(t, weights, packed, windows, tables):
         pack_class(flat(weights), windows, kind, C, D, n, packed[-1], at)
 
 
-@jit(literal=True)
+@prepared
 def pack_weights(weights, packed, windows, tables):
     """Pack weights (taps * C, D) that have changed between forward and backward: into packed (1 or 2, taps * C * D)."""
     in_parallel(tasks(weights, packed, windows, tables), pack_task, weights, packed, windows, tables)
