@@ -44,32 +44,50 @@ class Variable:
 class Parameter(Variable):
     """A learnable array and its gradient, to which backward adds. A frozen parameter accumulates no gradient.
 
-    Assigning to `grad` copies, as with `value`.
+    Assigning to `grad` copies, as with `value`. A gradient that was cleared is zero to whoever asks for it, but memory
+    is not written before: what is added first is stored there instead.
     """
 
     def __init__(self, value: np.ndarray) -> None:
         super().__init__(value)
         self._grad = np.zeros_like(self._value)
+        self._cleared = False
         self.frozen = False
 
     @property
     def grad(self) -> np.ndarray:
+        if self.take_cleared():
+            self._grad.fill(0)
         return self._grad
 
     @grad.setter
     def grad(self, new: np.ndarray) -> None:
         if new is not self._grad:  # `p.grad += g` assigns the same array back
             _copy_into(self._grad, new, "a gradient")
+            self._cleared = False
+
+    def clear_grad(self) -> None:
+        """Set the gradient to zero."""
+        self._cleared = True
+
+    def take_cleared(self) -> bool:
+        """Return whether the array of the gradient is still to be cleared: after this, by the caller."""
+        cleared, self._cleared = self._cleared, False
+        return cleared
 
     def add_grad(self, grad: np.ndarray) -> None:
         """Add to the gradient, unless the parameter is frozen."""
         if not self.frozen:
-            self._grad += grad
+            if self.take_cleared():
+                self._grad[...] = grad
+            else:
+                self._grad += grad
 
     def cast(self, dtype: Any) -> None:
         """Take another dtype; the gradient begins at zero."""
         super().cast(dtype)
         self._grad = np.zeros_like(self._value)
+        self._cleared = False
 
 
 class Buffer(Variable):

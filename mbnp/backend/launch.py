@@ -121,13 +121,14 @@ class Call:
         return self.kernel.address(self.arguments), self._written.ctypes.data
 
     @functools.cached_property
-    def _alone(self) -> Callable[[], None]:
-        if isinstance(self.kernel, PreparedKernel):
-            return _Calls([self])
-        return functools.partial(self.kernel, *self.arguments)
+    def _table(self) -> np.ndarray:
+        return np.array([self.row()], np.int64)
 
     def __call__(self) -> None:
-        self._alone()
+        if isinstance(self.kernel, PreparedKernel):
+            _run(self._table)
+        else:
+            self.kernel(*self.arguments)
 
 
 class _Calls:

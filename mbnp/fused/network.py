@@ -16,7 +16,7 @@ from mbnp.fused.match import Operation
 from mbnp.fused.training import Clock, Plan
 from mbnp.fused.workspace import Cache, Shape
 from mbnp.network import Network
-from mbnp.parameter import Variable
+from mbnp.parameter import Parameter, Variable
 
 
 def convert(net: Network) -> "FusedNetwork":
@@ -84,6 +84,7 @@ class FusedNetwork(Network):
     def __init__(self, net: Network) -> None:
         self.reference = net.reference if isinstance(net, FusedNetwork) else net
         self._variables, self._generators = self.reference.variables(), self.reference.generators()
+        self._parameters = [v for v in self._variables.values() if isinstance(v, Parameter)]
         # Nothing here leads back to this object, so that its memory is free as soon as it is dropped.
         self._operations = Cache()
         self._programs = Cache(8)  # of a full batch and the last one, their chunks, and after frozen layers, too
@@ -215,7 +216,7 @@ class FusedNetwork(Network):
         return _Frozen(frozen, Plan(operations[frozen:], begins, self.dtype, needs_dx, frozen, flat))
 
     def _forward(self, operations: list[Operation], x: np.ndarray) -> np.ndarray:
-        learning = tuple(p.frozen for p in self._variables.values() if hasattr(p, "frozen"))
+        learning = tuple([p.frozen for p in self._parameters])
         frozen, plan = self._plans.get((x.shape, bool(self.needs_dx), learning), self._plan)
         y = self._inferred(operations, x, frozen) if frozen else x
         if plan is None:

@@ -102,9 +102,8 @@ class Step:
         """Once all memory is there, say which calls go forward, and which go back.
 
         Those that go back add to the gradients of parameters, and make or add to those of the inputs, from out.g and
-        out.sums.
+        out.sums. A step without calls has `forward` and `backward` of its own.
         """
-        raise NotImplementedError
 
     def refresh(self, backward: bool) -> None:
         """Before a pass, bring what the calls read up to date with what a user may have changed."""
@@ -150,6 +149,7 @@ class _Convolution(Step):
         self.layer, self.bn = operation.layer, operation.bn
         dtype, D = out.bounds.dtype, out.shape[3]
         self.line = operation.line(dtype)
+        self.version = -1  # of the weights that were read last
         self.coefficients = np.zeros((3, D), dtype)
         self.coefficients[0] = out.scale_shift[1] = self.line[0]
         self.no_bias = np.zeros(out.channels, dtype)
@@ -185,14 +185,31 @@ class _Convolution(Step):
         self.statistics = Statistics(moments, self.counts, *normalises, out.scale_shift)
         dgamma, dbeta = (none, none) if bn is None else (_gradient(bn.weight), _gradient(bn.bias))
         self.gradient = Gradient(
-            out.g, out.z, out.scale_shift, self.coefficients, out.sums, pixels, dgamma, dbeta, dbias
+            out.g, out.z, out.scale_shift, self.coefficients, out.sums, pixels, dgamma, dbeta, dbias, False
         )  # fmt: skip
+        after = [] if bn is None else [bn.weight, bn.bias]
+        added = [self.layer.weight, *([bias] if dbias.size else []), *after]  # to whose gradients the kernel adds
+        self.learned = [p for p in added if not p.frozen]
 
     def refresh(self, backward: bool) -> None:
-        if self.stored is not None:
+        changed, self.version = self.layer.weight.version != self.version, self.layer.weight.version
+        if changed and self.stored is not None:
             self._weights()
         if not backward:
             self._refresh_scale()
+            return
+        if changed:
+            self.repack()
+        cleared = [p.take_cleared() for p in self.learned]
+        if all(cleared) != self.gradient.clears:
+            self.gradient.change(clears=all(cleared))
+        if not all(cleared):
+            for p, was_cleared in zip(self.learned, cleared, strict=True):
+                if was_cleared:
+                    p.grad.fill(0)
+
+    def repack(self) -> None:
+        """Pack the weights again, which changed after forward had done so."""
 
     def _refresh_scale(self) -> None:
         """Make scale_shift of a frozen BatchNorm's running statistics, or of a bias alone; else the kernel does."""
@@ -232,7 +249,6 @@ class Conv(_Convolution):
         self.packed = w.value.reshape(1, -1)
         if not self.whole:
             self.packed = Arena(dtype, 0).array(1 + inputs[0].needed, self.rows * D)
-        self.packed_from = -1  # the version of the weights
         self.copied = P * self.whole  # pixels
         self.parts = (0, 0, D) if self.whole else (self.groups, self.rows, D)
         self.summed = self.plan.tiles if self.whole else self.groups
@@ -275,14 +291,9 @@ class Conv(_Convolution):
             last = [Call(kernels.pass_back, incoming, incoming, unlimited, linear, self.target(0, len(incoming)))]
         self.backwards = [Call(kernels.conv_backward, self.gradient, source.source(), *shared, target, _rows(w)), *last]
 
-    def refresh(self, backward: bool) -> None:
-        version = self.layer.weight.version
-        if backward and version == self.packed_from:
-            return
-        super().refresh(backward)
-        if backward and not self.whole:
+    def repack(self) -> None:
+        if not self.whole:
             self.packing()
-        self.packed_from = version  # forward packs them
 
 
 class Depthwise(_Convolution):
@@ -412,15 +423,12 @@ class Reference(Step):
         work.ask("sums", N, 2, C)
         work.ask("incoming", N, *inputs[0].shape[1:])
 
-    def prepare(self) -> None:
-        self.forwards, self.backwards = [self._forward], [self._backward]
-
-    def _forward(self) -> None:
+    def forward(self) -> None:
         x = self.inputs[0].values()
         self.out.z[..., : self.out.channels] = run_layer(self.layer, self.operation, x, True)
         self.out.z[..., self.out.channels :] = 0
 
-    def _backward(self) -> None:
+    def backward(self) -> None:
         out = self.out
         dy = np.ascontiguousarray(out.g[..., : out.channels])
         self.give_back(0, self.layer.backward(dy.reshape(len(dy), -1) if self.operation.flat else dy))
@@ -435,14 +443,11 @@ class Rows(Step):
             work.ask("sums", source.shape[0], 2, source.shape[3])
             work.ask("incoming", *source.shape)
 
-    def prepare(self) -> None:
-        self.forwards, self.backwards = [self._forward], [self._backward]
-
-    def _forward(self) -> None:
+    def forward(self) -> None:
         self.out.z[:, 0, :, : self.out.channels] = join_rows([source.values() for source in self.inputs])
         self.out.z[..., self.out.channels :] = 0
 
-    def _backward(self) -> None:
+    def backward(self) -> None:
         shapes = [(*source.shape[:3], source.channels) for source in self.inputs]
         for i, dx in enumerate(split_rows(self.out.g[:, 0, :, : self.out.channels], shapes)):
             self.give_back(i, dx)
@@ -540,8 +545,9 @@ class Plan:
         target = Target(out.g, False, self.work.part("sums", out.shape[0], 2, out.shape[3]), out.sums)
         self.begin = Call(kernels.pass_back, out.g, out.g, unlimited, out.source(), target)
         self.back = [step for step in reversed(self.steps) if step.out.needed]
-        self.forwards = joined(call for step in self.steps for call in step.forwards)
-        self.backwards = joined([self.begin, *(call for step in self.back for call in step.backwards)])
+        self.forwards = joined(call for step in self.steps for call in step.forwards or [step.forward])
+        back = (call for step in self.back for call in step.backwards or [step.backward])
+        self.backwards = joined([self.begin, *back])
 
     def _plan_gradients(self, arena: Arena) -> None:
         """Give each gradient a buffer: it is needed from the last consumer on until its own step has gone back.

@@ -9,7 +9,6 @@ as changed; frozen parameters are left alone.
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,21 +39,24 @@ class Optimiser:
             raise MbnpError("an optimiser takes the parameters of a network by name: pass net.parameters()")
         self.parameters = dict(parameters)
         self.steps = 0  # updates made so far
-        self._gradients, self._tables = update.Tables(), update.Tables()
+        self._tables = update.Tables()
 
     def zero_grad(self) -> None:
         """Set every gradient to zero; backward adds to them."""
-        gradients = [[p.grad] for p in self.parameters.values()]
-        _run(lambda g: g.fill(0), update.zero, self._gradients, gradients, ())
+        for p in self.parameters.values():
+            p.clear_grad()
 
     def step(self) -> None:
         """Update every parameter that is not frozen, once, from its gradient."""
-        moving = {name: p for name, p in self.parameters.items() if not p.frozen}
-        arrays = [[p.value, p.grad, *(getattr(self, kind)[name] for kind in self.memory)] for name, p in moving.items()]
+        moving = [name for name, p in self.parameters.items() if not p.frozen]
+        parameters = [self.parameters[name] for name in moving]
+        kept = [[arrays[name] for name in moving] for arrays in (getattr(self, kind) for kind in self.memory)]
+        columns = [[p.value for p in parameters], [p.grad for p in parameters], *kept]
         t = self.steps + 1
-        _run(partial(self.update, t), self._kernel(), self._tables, arrays, self._constants(t))
+        with one_pool():  # after whatever kernels another Python thread runs
+            self._update(t, columns)
         self.steps = t
-        for p in moving.values():
+        for p in parameters:
             p.touch()
 
     def set(self, **hyperparameters: float) -> None:
@@ -92,26 +94,24 @@ class Optimiser:
         """Return the kernel of the class that wrote `update`, if it has one: a rule of one's own may have none."""
         return next(vars(cls).get("kernel") for cls in type(self).__mro__ if "update" in vars(cls))
 
+    def _update(self, t: int, columns: list[list[np.ndarray]]) -> None:
+        """Apply the rule to each parameter's arrays, or the kernel to all of them, as the backend says."""
+        kernel = self._kernel()
+        if kernel is None or current() != "numba":
+            for arrays in zip(*columns, strict=True):
+                self.update(t, *arrays)
+            return
+        constants = self._constants(t)
+        for table, like in self._tables.of(columns):
+            # In the parameters' dtype: a float64 scalar would promote a float32 kernel's arithmetic.
+            kernel(table, like, *(c if isinstance(c, bool) else like.dtype.type(c) for c in constants))
+
     def _constants(self, t: int) -> tuple:
         """Return the numbers that the kernel takes after the arrays, for step t."""
         return ()
 
     def _zeros(self) -> dict[str, np.ndarray]:
         return {name: np.zeros_like(p.value) for name, p in self.parameters.items()}
-
-
-def _run(
-    rule: Callable, kernel: Callable | None, tables: update.Tables, arrays: list[list[np.ndarray]], constants: tuple
-) -> None:
-    """Apply the rule to each parameter's arrays, or the kernel to all of them, as the backend says."""
-    with one_pool():  # after whatever kernels another Python thread runs
-        if kernel is None or current() != "numba":
-            for group in arrays:
-                rule(*group)
-            return
-        for table, like in tables.of(arrays):
-            # In the parameters' dtype: a float64 scalar would promote a float32 kernel's arithmetic.
-            kernel(table, like, *(c if isinstance(c, bool) else like.dtype.type(c) for c in constants))
 
 
 class SGD(Optimiser):

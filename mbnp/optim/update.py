@@ -8,6 +8,7 @@ has to fetch them from another.
 """
 
 import ctypes
+import itertools
 
 import numpy as np
 from numba import carray, prange, types
@@ -24,18 +25,6 @@ def _chunk(address, size, chunk, like):
     """Return one chunk of the array (size,) at the address: all but the last are multiples of 16 numbers long."""
     length = -(-size // (CHUNKS * 16)) * 16
     return array_at(address, size, like)[chunk * length : (chunk + 1) * length]
-
-
-@piece(allocates=True)
-def _zero_chunk(table, chunk, like):
-    for address, size in table:
-        _chunk(address, size, chunk, like)[:] = 0
-
-
-@jit(parallel=True, literal=True)
-def zero(table, like):
-    for chunk in prange(CHUNKS):
-        _zero_chunk(table, chunk, like)
 
 
 @piece(allocates=True)
@@ -106,11 +95,11 @@ class Tables:
     def __reduce__(self) -> tuple:
         return Tables, ()
 
-    def of(self, groups: list[list[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the tables for the arrays of each parameter, each with an empty array of its type."""
-        arrays = [array for group in groups for array in group]
+    def of(self, columns: list[list[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the tables for columns of one array of each parameter, each with an empty array of its type."""
+        arrays = [*itertools.chain(*columns)]
         if [*map(id, arrays)] != self.ids:
-            rows = [(group[0].dtype, _row(group)) for group in groups]
+            rows = [(group[0].dtype, _row(group)) for group in zip(*columns, strict=True)]
             dtypes = dict.fromkeys(dtype for dtype, _ in rows)
             self.made = [
                 (np.array([row for its_dtype, row in rows if its_dtype == dtype]), np.empty(0, dtype))
@@ -120,7 +109,7 @@ class Tables:
         return self.made
 
 
-def _row(arrays: list[np.ndarray]) -> list[int]:
+def _row(arrays: tuple[np.ndarray, ...]) -> list[int]:
     like = arrays[0]
     for array in arrays:
         if not array.flags.carray or (array.dtype, array.shape) != (like.dtype, like.shape):

@@ -50,6 +50,7 @@ class Gradient(Bundle):
     dgamma: np.ndarray  # (C,) or (0,)
     dbeta: np.ndarray
     dbias: np.ndarray  # (C,), or (0,) where a BatchNorm takes away what a bias before it adds: its gradient is 0
+    clears: bool  # whether what is added to the gradients of parameters takes the place of what they are
 
 
 @dataclass(frozen=True, eq=False)

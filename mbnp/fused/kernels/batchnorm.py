@@ -232,6 +232,8 @@ def make_coefficients(gradient):
     With pixels = inf the statistics are constants, as in a frozen BatchNorm: `batchnorm.inference_backward`.
     """
     scale_shift, sums, coefficients = gradient.scale_shift, gradient.sums, gradient.coefficients
+    if gradient.clears:
+        gradient.dgamma[:], gradient.dbeta[:], gradient.dbias[:] = 0, 0, 0
     for c in range(gradient.dgamma.size):
         scale, inv, rest = scale_shift[1, c], np.float64(scale_shift[3, c]), np.float64(scale_shift[4, c])
         products = sums[1, c] + rest * sums[0, c]

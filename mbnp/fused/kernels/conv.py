@@ -339,14 +339,14 @@ def _whole_forward(panel, weights, windows, tables, work, z, moments):
 
 
 @piece
-def _whole_weights(panel, windows, tables, work, dw):
+def _whole_weights(panel, windows, tables, work, dw, clears):
     """Add a panel of dw, of all pixels."""
     D = dw.shape[1]
     P = work.dz.size // D
     for p in range(0, P, STRETCH):
         _weights_backward(
             panel, work.a, p * windows.a_step, windows.a_step, work.dz, p * windows.dz_step, windows, tables, 1,
-            min(STRETCH, P - p), ADD, D, dw, work.dz, 0, 0,
+            min(STRETCH, P - p), STORE if clears and p == 0 else ADD, D, dw, work.dz, 0, 0,
         )  # fmt: skip
 
 
@@ -402,13 +402,13 @@ def conv_backward(gradient, source, packed, windows, tables, work, target, grad)
     if work.a.size > 0:
         in_parallel(CHUNKS, _copy_input, source, windows, work)
         in_parallel(CHUNKS, _copy_gradient, gradient, windows, work)
-        in_parallel(windows.a_panels, _whole_weights, windows, tables, work, grad)
+        in_parallel(windows.a_panels, _whole_weights, windows, tables, work, grad, gradient.clears)
         if needed:
             in_parallel(_panels(source.z), _whole_input, source, packed[0], windows, tables, work, target)
     else:
         groups = work.parts.shape[0]
         in_parallel(groups, _group, gradient, source, packed[-1], windows, tables, work, target, learns)
         if learns:
-            in_parallel(CHUNKS, add_parts, work.parts, windows.kernel * windows.columns, grad)
+            in_parallel(CHUNKS, add_parts, work.parts, windows.kernel * windows.columns, grad, gradient.clears)
     if needed:
         total(target.parts, target.sums)

@@ -453,7 +453,7 @@ def depthwise_backward(gradient, source, taps, window, work, target, grad):
     in_parallel(groups, _backward, gradient, source, taps, window, work, target)
     total(target.parts[:groups], target.sums)
     if grad.size > 0:
-        in_parallel(CHUNKS, add_parts, work.parts, taps.shape[0], grad)
+        in_parallel(CHUNKS, add_parts, work.parts, taps.shape[0], grad, gradient.clears)
 
 
 @prepared
@@ -464,4 +464,4 @@ def depthwise_any_backward(gradient, source, taps, window, work, target, grad):
     in_parallel(groups, _any_backward, gradient, source, taps, window, work, target)
     total(target.parts[:groups], target.sums)
     if grad.size > 0:
-        in_parallel(CHUNKS, add_parts, work.parts, taps.shape[0], grad)
+        in_parallel(CHUNKS, add_parts, work.parts, taps.shape[0], grad, gradient.clears)

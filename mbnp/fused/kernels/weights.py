@@ -74,14 +74,16 @@ def pack_weights(weights, packed, windows, tables):
 
 
 @piece
-def add_parts(k, parts, taps, grad):
+def add_parts(k, parts, taps, grad, clears):
     """Add the sum of the k-th part of all rows of parts (groups, stored rows, stored D) to those of grad (rows, D).
 
-    Each tap may have padded channels in parts, and has none in grad.
+    Each tap may have padded channels in parts, and has none in grad. clears: it takes their place.
     """
     rows, stored, channels = grad.shape[0], parts.shape[1] // taps, grad.shape[0] // taps
     for row in range(k * rows // CHUNKS, (k + 1) * rows // CHUNKS):
         out = grad[row]
+        if clears:
+            out[:] = 0
         for t in range(parts.shape[0]):
             part = parts[t, row // channels * stored + row % channels]
             for i in range(out.size):
