@@ -56,7 +56,8 @@ class Parameter(Variable):
 
     @property
     def grad(self) -> np.ndarray:
-        if self.take_cleared():
+        if self._cleared:
+            self._cleared = False
             self._grad.fill(0)
         return self._grad
 

@@ -136,7 +136,7 @@ def _step(
         cross_entropy.check((len(x), *shape), y, label_smoothing)
     # What NumPy would warn of on the way to an infinite loss, the DivergedError says better.
     with one_pool(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        before = [buffer.value.copy() for buffer in net.buffers().values()]
+        before = np.concatenate([np.empty(0, net.dtype), *(buffer.value.ravel() for buffer in net.buffers().values())])
         drawn = {name: g.bit_generator.state for name, g in net.generators().items()}
         opt.zero_grad()
         ended("update")
@@ -160,9 +160,10 @@ def _step(
     return value, outputs
 
 
-def _restore(net: Network, statistics: list[np.ndarray], drawn: dict[str, Any]) -> None:
-    for buffer, before in zip(net.buffers().values(), statistics, strict=True):
-        buffer.value = before
+def _restore(net: Network, statistics: np.ndarray, drawn: dict[str, Any]) -> None:
+    for buffer in net.buffers().values():
+        before, statistics = np.split(statistics, [buffer.value.size])
+        buffer.value = before.reshape(buffer.value.shape)
     for name, generator in net.generators().items():
         generator.bit_generator.state = drawn[name]
 

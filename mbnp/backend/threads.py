@@ -62,6 +62,8 @@ def start() -> int:
     Compiled code that loops in parallel is linked with functions of theirs.
     """
     global _started
+    if numba.np.ufunc.parallel._is_initialized:
+        return numba.get_num_threads()
     _started = True  # before they are there: a process that is forked meanwhile would wait for them for ever
     try:
         with _short_spin():

@@ -3,6 +3,7 @@
 Weights are folded once for each version of the parameters and statistics they come from.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -84,7 +85,7 @@ class Inference:
     """
 
     def __init__(self, operations: Sequence[Operation], shape: Shape, dtype: Any, lanes: int = 1) -> None:
-        self.operations, self.dtype = operations, np.dtype(dtype)
+        self.operations, self.dtype, self.seen = operations, np.dtype(dtype), operations[-1].seen()
         self.maps: dict[int, Stored] = {}
         self.weights_size = self.data_size = 0
         self.tables: list[int] = []
@@ -324,17 +325,14 @@ class Inference:
                 clock(names, False, run)
             else:
                 run()
-        return np.array(self.made).reshape(self.operations[-1].seen())
+        return np.array(self.made).reshape(self.seen)
 
     def batch(self, x: np.ndarray) -> np.ndarray:
         """Return the last feature map for more images than the program is for; each thread runs all of it by itself."""
         self.fold()
-        size = self.maps[0].shape[0]
-        # The last of them begins earlier, so that all are of one size: what is computed twice is the same twice.
-        starts = np.minimum(np.arange(0, len(x), size), len(x) - size)
         out = np.empty((len(x), *self.operations[-1].shape[1:]), self.dtype)
-        self._call(self.program, x, starts, out)
-        return out.reshape(len(x), *self.operations[-1].seen()[1:])
+        self._call(self.program, x, _starts(len(x), self.maps[0].shape[0]), out)
+        return out.reshape(len(x), *self.seen[1:])
 
     def _kernel(self, program: np.ndarray, x: np.ndarray) -> None:
         self._call(program, x, *self.whole)
@@ -350,6 +348,12 @@ class Inference:
         flat = operation.inputs[0] > 0 and self.operations[operation.inputs[0] - 1].flat
         y = run_layer(self.layers[i], operation, source.reshape(len(source), -1) if flat else source, False)
         self.maps[i + 1].view(self.data)[...] = y
+
+
+@functools.lru_cache
+def _starts(images: int, size: int) -> np.ndarray:
+    """Return the first image of each turn of `size`; the last begins earlier: what is made twice is the same twice."""
+    return np.minimum(np.arange(0, images, size), images - size)
 
 
 def _band(images: int, rows: int, about: int) -> int:

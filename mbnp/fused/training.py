@@ -46,7 +46,7 @@ class FeatureMap:
         self.sums = np.zeros((2, self.shape[3]))  # of the gradient g; see `kernels`
         self.needed = False  # whether its gradient is
         self._source: Source | None = None
-        self._activated: tuple[np.ndarray, Call] | None = None
+        self._activation: list[Call] = []
         self.g = np.empty((0, *self.shape[1:]), dtype)
 
     def source(self) -> Source:
@@ -65,24 +65,30 @@ class FeatureMap:
         (low, high), (low2, high2) = self.bounds, operation.bounds(self.bounds.dtype)
         view.bounds = np.array([np.fmax(low, low2), np.fmin(high, high2)], self.bounds.dtype)
         view._viewed = self.viewed
-        view.swish, view.plain, view._source, view._activated = operation.swish(), False, None, None
+        view.swish, view.plain, view._source, view._activation = operation.swish(), False, None, []
         return view
 
     def linear(self) -> bool:
         """Return whether no activation is applied to it."""
         return not (self.swish or np.isfinite(self.bounds).any())
 
-    def values(self) -> np.ndarray:
-        """Return what is read of it, (N, H, W, C) or where it is flat (N, C), in an array of the caller's own."""
-        out = self.z
-        if not self.plain:
-            if self._activated is None:
-                out = np.empty(self.shape, self.z.dtype)
-                self._activated = out, Call(kernels.activate, self.source(), out)
-            out, activate = self._activated
-            activate()
-        y = np.array(out[..., : self.channels])
+    def activation(self) -> list[Call]:
+        """Return the call that makes what `read` returns, if one has to."""
+        if not (self.plain or self._activation):
+            self._activated = np.empty(self.shape, self.z.dtype)
+            self._activation = [Call(kernels.activate, self.source(), self._activated)]
+        return self._activation
+
+    def read(self) -> np.ndarray:
+        """Return what its consumers see, (N, H, W, C) or where it is flat (N, C), in an array of the caller's own."""
+        y = np.array((self._activated if self._activation else self.z)[..., : self.channels])
         return y.reshape(len(y), -1) if self.flat else y
+
+    def values(self) -> np.ndarray:
+        """Activate it and return what `read` does."""
+        for call in self.activation():
+            call()
+        return self.read()
 
 
 class Step:
@@ -105,9 +111,6 @@ class Step:
         out.sums. A step without calls has `forward` and `backward` of its own.
         """
 
-    def refresh(self, backward: bool) -> None:
-        """Before a pass, bring what the calls read up to date with what a user may have changed."""
-
     def forward(self) -> None:
         for call in self.forwards:
             call()
@@ -121,7 +124,7 @@ class Step:
         return False
 
     def give_back(self, i: int, dx: np.ndarray) -> None:
-        """Make or add to the gradient of an input from dx, of what `values()` returned of it."""
+        """Make or add to the gradient of an input from dx, of what was read of it."""
         source = self.inputs[i]
         if source.needed:
             unlimited = np.array(UNLIMITED, source.bounds.dtype)
@@ -149,7 +152,6 @@ class _Convolution(Step):
         self.layer, self.bn = operation.layer, operation.bn
         dtype, D = out.bounds.dtype, out.shape[3]
         self.line = operation.line(dtype)
-        self.version = -1  # of the weights that were read last
         self.coefficients = np.zeros((3, D), dtype)
         self.coefficients[0] = out.scale_shift[1] = self.line[0]
         self.no_bias = np.zeros(out.channels, dtype)
@@ -160,7 +162,7 @@ class _Convolution(Step):
         if self.layer.weight.value[..., 0].size != rows * channels or self.out.channels != self.out.shape[3]:
             self.stored = np.zeros((rows, channels, self.out.shape[3]), self.out.bounds.dtype)
 
-    def _weights(self) -> np.ndarray:
+    def weights(self) -> np.ndarray:
         w = self.layer.weight.value
         if self.stored is None:
             return w.reshape(-1, w.shape[-1])
@@ -191,41 +193,21 @@ class _Convolution(Step):
         added = [self.layer.weight, *([bias] if dbias.size else []), *after]  # to whose gradients the kernel adds
         self.learned = [p for p in added if not p.frozen]
 
-    def refresh(self, backward: bool) -> None:
-        changed, self.version = self.layer.weight.version != self.version, self.layer.weight.version
-        if changed and self.stored is not None:
-            self._weights()
-        if not backward:
-            self._refresh_scale()
-            return
-        if changed:
-            self.repack()
-        cleared = [p.take_cleared() for p in self.learned]
-        if all(cleared) != self.gradient.clears:
-            self.gradient.change(clears=all(cleared))
-        if not all(cleared):
-            for p, was_cleared in zip(self.learned, cleared, strict=True):
-                if was_cleared:
-                    p.grad.fill(0)
-
-    def repack(self) -> None:
-        """Pack the weights again, which changed after forward had done so."""
-
-    def _refresh_scale(self) -> None:
-        """Make scale_shift of a frozen BatchNorm's running statistics, or of a bias alone; else the kernel does."""
+    def refresh(self) -> None:
+        """Before forward, make scale_shift of a frozen BatchNorm's running statistics, or of a bias alone."""
         bn, out, C = self.bn, self.out, self.out.channels
         if bn is None:
             slope, offset = self.line
             out.scale_shift[2, :C] = self._bias() * slope + offset
-        elif self.exact:
+        else:
             inv = 1 / np.sqrt(bn.running_var.value.astype(np.float64) + bn.eps)
             mean = bn.running_mean.value - self._bias()
             out.scale_shift[:, :C] = np.stack([mean, bn.weight.value * inv, bn.bias.value, inv, 0 * inv])
-        else:
-            if (self.statistics.eps, self.statistics.momentum) != (bn.eps, bn.momentum):
-                self.statistics.change(eps=float(bn.eps), momentum=float(bn.momentum))
-            bn.running_mean.touch()  # the kernel will change them
-            bn.running_var.touch()
+
+    def reread(self) -> None:
+        """Read the weights again, which have changed since forward."""
+        if self.stored is not None:
+            self.weights()
 
 
 class Conv(_Convolution):
@@ -277,7 +259,7 @@ class Conv(_Convolution):
         a, dz = self.work.part("a", self.copied * C), self.work.part("dz", self.copied * D)
         work = Work(self.work.scratch(), self.work.part("parts", *self.parts), self.plan.tiles, a, dz)
         tables = self.plan.windows, self.plan.tables
-        shared, weights = (self.packed, *tables, work), self._weights()
+        shared, weights = (self.packed, *tables, work), self.weights()
         self.packing = Call(kernels.pack_weights, weights, self.packed, *tables)
         self.forwards = [Call(kernels.conv_forward, source.source(), weights, *shared, out.z, self.statistics)]
         if w.frozen and not source.needed:
@@ -291,7 +273,8 @@ class Conv(_Convolution):
             last = [Call(kernels.pass_back, incoming, incoming, unlimited, linear, self.target(0, len(incoming)))]
         self.backwards = [Call(kernels.conv_backward, self.gradient, source.source(), *shared, target, _rows(w)), *last]
 
-    def repack(self) -> None:
+    def reread(self) -> None:
+        super().reread()
         if not self.whole:
             self.packing()
 
@@ -327,7 +310,7 @@ class Depthwise(_Convolution):
         none = self.out.z[:0]
         parts = self.work.part("parts", self.groups, self.taps, C)
         work = Work(self.work.scratch(), parts, N, none.ravel(), none.ravel())
-        shared = source.source(), self._weights(), self.window, work
+        shared = source.source(), self.weights(), self.window, work
         three = is_three(self.window)
         run = kernels.depthwise_forward if three else kernels.depthwise_any_forward
         self.forwards = [Call(run, *shared, self.out.z, self.statistics)]
@@ -545,9 +528,18 @@ class Plan:
         target = Target(out.g, False, self.work.part("sums", out.shape[0], 2, out.shape[3]), out.sums)
         self.begin = Call(kernels.pass_back, out.g, out.g, unlimited, out.source(), target)
         self.back = [step for step in reversed(self.steps) if step.out.needed]
-        self.forwards = joined(call for step in self.steps for call in step.forwards or [step.forward])
+        forth = (call for step in self.steps for call in step.forwards or [step.forward])
+        self.forwards = joined([*forth, *out.activation()])
         back = (call for step in self.back for call in step.backwards or [step.backward])
         self.backwards = joined([self.begin, *back])
+        # What a user may change between two passes.
+        self.convolutions = [step for step in self.steps if isinstance(step, _Convolution)]
+        self.versions: list[int] = []
+        self.learned = [p for step in self.convolutions for p in step.learned if step.out.needed]
+        self.clears = False
+        self.normalising = [(step, step.bn) for step in self.convolutions if step.bn and not step.exact]
+        self.statistics = [v for _, bn in self.normalising for v in (bn.running_mean, bn.running_var)]
+        self.constants: list[tuple[float, float]] = []
 
     def _plan_gradients(self, arena: Arena) -> None:
         """Give each gradient a buffer: it is needed from the last consumer on until its own step has gone back.
@@ -600,15 +592,46 @@ class Plan:
             self.images.source().change(z=x)
         else:
             self.images.z[..., : self.images.channels] = x
-        for step in self.steps:
-            step.refresh(backward=False)
+        self._prepare_forward()
         if clock:
             for step in self.steps:
                 clock(step.operation.names, False, step.forward)
-        else:
-            for call in self.forwards:
-                call()
-        return self.out.values().reshape(self.seen)
+            return self.out.values().reshape(self.seen)
+        for call in self.forwards:
+            call()
+        return self.out.read().reshape(self.seen)
+
+    def _prepare_forward(self) -> None:
+        self.versions = [step.layer.weight.version for step in self.convolutions]
+        for step in self.convolutions:
+            if step.stored is not None:
+                step.weights()
+            if step.exact:
+                step.refresh()
+        constants = [(bn.eps, bn.momentum) for _, bn in self.normalising]
+        if constants != self.constants:
+            for step, bn in self.normalising:
+                step.statistics.change(eps=float(bn.eps), momentum=float(bn.momentum))
+            self.constants = constants
+        for statistic in self.statistics:  # the kernels will change them
+            statistic.touch()
+
+    def _prepare_backward(self) -> None:
+        versions = [step.layer.weight.version for step in self.convolutions]
+        if versions != self.versions:
+            for step in self.convolutions:
+                step.reread()
+            self.versions = versions
+        # The kernels clear the gradients that they add to, if these were all to be cleared before.
+        cleared = [p.take_cleared() for p in self.learned]
+        if all(cleared) != self.clears:
+            self.clears = all(cleared)
+            for step in self.convolutions:
+                step.gradient.change(clears=self.clears)
+        if not self.clears:
+            for p, was_cleared in zip(self.learned, cleared, strict=True):
+                if was_cleared:
+                    p.grad.fill(0)
 
     def backward(self, dy: np.ndarray, clock: Clock | None = None) -> np.ndarray | None:
         """Add every gradient, from that of what `forward` returned; return that of its input where it is needed."""
@@ -618,8 +641,7 @@ class Plan:
             return None
         out.g[..., : out.channels] = dy
         out.g[..., out.channels :] = 0
-        for step in self.back:
-            step.refresh(backward=True)
+        self._prepare_backward()
         if clock:
             self.begin()
             for step in self.back:
