@@ -21,6 +21,7 @@ from numba.core import caching, serialize
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.registry import CPUDispatcher
+from numba.core.runtime import rtsys
 
 from mbnp import storage
 from mbnp.backend import threads
@@ -235,6 +236,15 @@ class _Cache(caching.FunctionCache):
     def _path(self, sig: tuple, codegen: Any) -> Path:
         key = hashlib.sha256(str(self._index_key(sig, codegen)).encode()).hexdigest()
         return Path(f"{self._base}.{key[:20]}.nbc")
+
+    def load_overload(self, sig: tuple, target_context: Any) -> Any:
+        """Load a kernel, and of what Numba makes ready before it does so only the memory of compiled code.
+
+        The rest is for compiling, imports half of Numba, and would take longer than loading all kernels.
+        """
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
     def _load_overload(self, sig: tuple, target_context: Any) -> Any:
         path = self._path(sig, target_context.codegen())
