@@ -550,10 +550,11 @@ source(
 # (`scale_shift` holds three numbers for each channel, and `affine` loads all of them: $(z - \mu) \cdot s + \beta$
 # keeps the digits that $z \cdot s + t$ would lose where the mean is large. For the same reason `take_moments` sums
 # deviations from one of the outputs, the `pivot`; lesson 4 has the trap. `soon` is what the next tile will need,
-# requested from memory in time. `in_parallel` is a loop on all threads, as `prange` is, but its body is compiled once
-# and not three times: `mbnp/backend/parallel.py` says why that matters.) The depthwise kernel is
-# `activate_and_convolve` with explicit vectors: nine vectors of weights stay in registers, and a ring of four rows in
-# the L1 cache takes the place of the padded image.
+# requested from memory in time. `work.a` is there where weights are many and pixels few: then tasks are panels of
+# weights, each of which is packed, multiplied with all pixels, and forgotten. `in_parallel` is a loop on all threads,
+# as `prange` is, but its body is compiled once and not three times: `mbnp/backend/parallel.py` says why that matters.)
+# The depthwise kernel is `activate_and_convolve` with explicit vectors: nine vectors of weights stay in registers, and
+# a ring of four rows in the L1 cache takes the place of the padded image.
 #
 # `match` finds in a network what runs as one, and a `Plan` has a step with its arrays for each. We check the
 # **reference equation** of the first ones, that is, what they compute in terms of the operations of `ops`, and then
@@ -583,7 +584,7 @@ for before, step, kind in zip(plan.steps, plan.steps[1:3], layers, strict=False)
     with backend.one_pool():
         step.forward()
         same(step.out.z, expected, kind)
-        mean = step.counts @ step.statistics().moments[:, 0] / step.counts.sum()
+        mean = step.counts @ step.statistics.moments[:, 0] / step.counts.sum()
         same(mean, expected.mean(axis=(0, 1, 2)), "its mean")
         together = fastest(step.forward)
     apart = [fastest(call) for call in calls.values()]
@@ -598,6 +599,10 @@ say(f"A tile of the pointwise step is {pixels} pixels, {4 * pixels * C >> 10} kB
 # known, a number times the incoming gradient, plus a number times z, plus a number. Only the output z of every
 # convolution is kept. Everything else is computed again from z while a tile is in the cache: computing something twice
 # is cheaper than storing and loading it, which is lesson 9 in one sentence.
+#
+# The steps of a plan call the same kernels with the same arrays each time, forty of them in this network. Called from
+# Python, each would take some tens of microseconds more: the kernel before it has left nothing of Python in the caches.
+# So the arguments are written down once, and one compiled loop makes all calls of a pass (`mbnp/backend/launch.py`).
 #
 # ## Allocate once, on one pool of threads
 #

@@ -150,7 +150,9 @@ def _kept(kernel: Any, function: Callable, kind: type["Kernel"]) -> Any:
 def entry(run: Callable, function: Callable, kind: type["Kernel"]) -> Any:
     """Compile `run`, by which other compiled code calls a kernel that is cached as `function`."""
     run.__name__, run.__qualname__, run.__module__ = function.__name__, function.__qualname__, function.__module__
-    return _kept(_njit(run, **{**PIECE, "pipeline_class": _KernelCompiler}), function, kind)
+    kernel = _kept(_njit(run, **{**PIECE, "pipeline_class": _KernelCompiler}), function, kind)
+    kernel.py_func = function  # which is what it is for a reader
+    return kernel
 
 
 class Kernel(CPUDispatcher):

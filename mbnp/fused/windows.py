@@ -29,8 +29,9 @@ def plan(geometry: tuple[int, ...], source: Shape, out: Shape) -> Plan:
     kernel, columns, stride, top, left = geometry
     N, H, W, C = source
     _, OH, OW, D = out
-    pixels = PIXELS
-    images, band = (1, max(1, pixels // OW)) if pixels < OH * OW else (max(1, min(pixels // (OH * OW), -(-N // 2))), OH)
+    images, band = 1, max(1, PIXELS // OW)
+    if PIXELS >= OH * OW:
+        images, band = max(1, min(PIXELS // (OH * OW), -(-N // 2))), OH
     bands = -(-OH // band)
     tiles = -(-N // images) if bands == 1 else N * bands
     deepest = H if bands == 1 else max(band * stride, H - (bands - 1) * band * stride)  # rows of input of a tile

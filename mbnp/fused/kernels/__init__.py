@@ -12,7 +12,9 @@ Each kernel's docstring states its reference equation in terms of `ops`, to whic
 layer by layer and in every gradient.
 
 What has to be done between two passes (weights packed, statistics made, partial gradients added up) is a part of the
-kernel before or after it: a call from Python costs some microseconds, and a step has a hundred such things to do.
+kernel before or after it. And the kernels of a pass are called by one compiled loop, with arguments that were written
+down once (`backend/launch.py`): between two layers a call from Python takes some tens of microseconds, and a training
+step has forty of them.
 
 The symbols, for one BatchNorm over the channels of z (N, H, W, C):
     scale_shift   (5, C)   rows mean, scale = gamma*inv, shift, inv = 1 / sqrt(var + eps), rest:

@@ -238,7 +238,7 @@ def _backward_flat(gradient, source, packed, windows, tables, t, then, scratch, 
         for panel in range(windows.a_panels):
             _weights_backward(
                 panel, scratch, 0, windows.a_step, scratch, dz_at, windows, tables, 1, pixels, then, D, part,
-                flat(gradient.g), soon + panel * windows.a_rows * D, step
+                flat(gradient.g), soon + panel * pixels * D // windows.a_panels, step,
             )  # fmt: skip
     if target.g.size > 0:
         z = flat(gradient.z)
@@ -260,7 +260,7 @@ def _backward_windows(gradient, source, packed, windows, tables, t, then, scratc
         for panel in range(windows.a_panels):
             _weights_backward(
                 panel, scratch, 0, step, scratch, dz_at, windows, tables, strips, windows.width, then, D, part, scratch,
-                0, 0
+                0, 0,
             )  # fmt: skip
     if target.g.size > 0:
         h0 = min(H, r0 * windows.stride)
