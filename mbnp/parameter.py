@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mbnp.backend import one_pool
 from mbnp.errors import MbnpError, refuse_mask
 
 _clock = itertools.count(1)
@@ -17,6 +18,8 @@ class Variable:
     writes into `value` in place calls `touch()` afterwards, which marks it as changed: weights that were folded from an
     older version are then folded again.
     """
+
+    casts = 0  # of all variables: who writes down where their arrays are looks whether these are other ones
 
     def __init__(self, value: np.ndarray) -> None:
         self._value = np.require(value, requirements=["C", "W"])  # a copy where it cannot be written
@@ -39,48 +42,61 @@ class Variable:
         """Take another dtype, in a new array; whatever holds the old one no longer sees this variable."""
         self._value = self._value.astype(dtype)
         self.touch()
+        Variable.casts += 1
 
 
 class Parameter(Variable):
     """A learnable array and its gradient, to which backward adds. A frozen parameter accumulates no gradient.
 
-    Assigning to `grad` copies, as with `value`. A gradient that was cleared is zero to whoever asks for it, but memory
-    is not written before: what is added first is stored there instead.
+    Assigning to `grad` copies, as with `value`. A gradient that was cleared is zero to whoever asks for it, but its
+    array is not written before: what is added first is stored there instead. So ask again after `clear_grad`.
     """
+
+    _cleared = False
 
     def __init__(self, value: np.ndarray) -> None:
         super().__init__(value)
         self._grad = np.zeros_like(self._value)
-        self._cleared = False
         self.frozen = False
 
     @property
     def grad(self) -> np.ndarray:
         if self._cleared:
-            self._cleared = False
-            self._grad.fill(0)
+            self.settle()
         return self._grad
 
     @grad.setter
     def grad(self, new: np.ndarray) -> None:
         if new is not self._grad:  # `p.grad += g` assigns the same array back
             _copy_into(self._grad, new, "a gradient")
-            self._cleared = False
+        self._cleared = False
 
     def clear_grad(self) -> None:
         """Set the gradient to zero."""
         self._cleared = True
 
-    def take_cleared(self) -> bool:
-        """Return whether the array of the gradient is still to be cleared: after this, by the caller."""
-        cleared, self._cleared = self._cleared, False
-        return cleared
+    @property
+    def cleared(self) -> bool:
+        """Say whether the array of the gradient is still to be cleared."""
+        return self._cleared
+
+    def take_grad(self) -> np.ndarray:
+        """Return the array of the gradient to who will write all of it, whether it was cleared or not."""
+        self._cleared = False
+        return self._grad
+
+    def settle(self) -> None:
+        """Clear the array of a gradient that was cleared."""
+        with one_pool():  # another Python thread's backward may be writing there
+            if self._cleared:
+                self.take_grad().fill(0)
 
     def add_grad(self, grad: np.ndarray) -> None:
         """Add to the gradient, unless the parameter is frozen."""
         if not self.frozen:
-            if self.take_cleared():
+            if self._cleared:
                 self._grad[...] = grad
+                self._cleared = False
             else:
                 self._grad += grad
 

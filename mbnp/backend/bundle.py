@@ -35,6 +35,8 @@ class Bundle:
     def change(self, **fields: Any) -> None:
         """Let fields be others of the same types; every kernel that was given this bundle sees them."""
         for name, value in fields.items():
+            if _kind(value) != _kind(getattr(self, name)):
+                raise MbnpError(f"{name} cannot become {_kind(value)}: the kernels were compiled for another type")
             object.__setattr__(self, name, value)
             if "_written" in vars(self):
                 before = self._fields[: self._fields.index(name)]
@@ -57,6 +59,11 @@ class Bundle:
     def address(self) -> int:
         """Where the fields are written down."""
         return self._written.ctypes.data
+
+
+def _kind(value: Any) -> tuple:
+    """Return what distinguishes the types for which kernels are compiled, but for the order of an array's axes."""
+    return (type(value), value.dtype, value.ndim) if isinstance(value, np.ndarray) else (type(value),)
 
 
 def words(value: Any) -> tuple[int, ...]:

@@ -156,7 +156,7 @@ def entry(run: Callable, function: Callable, kind: type["Kernel"]) -> Any:
 
 
 class Kernel(CPUDispatcher):
-    """A compiled function that takes the pool of threads while it runs, so that Python threads take turns."""
+    """A compiled function whose call takes the pool of threads, so that Python threads take turns."""
 
     _cache: Any
 
@@ -183,7 +183,8 @@ class Kernel(CPUDispatcher):
         return not isinstance(self._cache, _Cache) or self._cache.holds(sig, self.targetctx)
 
 
-def _refuse(kernel: Any, *arguments: Any, **named: Any) -> Any:
+def refuse(kernel: Any, *arguments: Any, **named: Any) -> Any:
+    """Raise the MbnpError of a process whose threads are not there."""
     raise MbnpError(
         f"{kernel.py_func.__name__} cannot run: this process was forked from one in which kernels ran, and a fork has "
         'no copy of their threads: start it by multiprocessing.get_context("spawn"), or fork before the first kernel'
@@ -192,7 +193,7 @@ def _refuse(kernel: Any, *arguments: Any, **named: Any) -> Any:
 
 def _after_fork() -> None:
     if threads.forked:
-        Kernel.__call__ = _refuse  # type: ignore[assignment, method-assign]
+        Kernel.__call__ = refuse  # type: ignore[assignment, method-assign]
 
 
 if hasattr(os, "register_at_fork"):
@@ -321,11 +322,6 @@ def piece(function: Callable | None = None, *, allocates: bool = False) -> Calla
     if function is None:
         return functools.partial(piece, allocates=allocates)
     return _for_any_number(_njit(function, **PIECE, **({} if allocates else NO_COUNTING)))
-
-
-def body(function: Callable) -> Callable:
-    """Compile what a kernel does, which its `entry` calls."""
-    return _for_any_number(_njit(function, **PIECE))
 
 
 def inlined(function: Callable) -> Callable:

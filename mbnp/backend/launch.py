@@ -17,8 +17,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
+from mbnp.backend import threads
 from mbnp.backend.bundle import read, words
-from mbnp.backend.jit import Kernel, body, entry, jit
+from mbnp.backend.jit import Kernel, entry, jit, piece, refuse
 
 _LONG = ir.IntType(64)
 _POINTER = ir.IntType(8).as_pointer()
@@ -52,8 +53,8 @@ def _arguments(context, written):
 
 
 @intrinsic
-def _call(context, function, arguments):
-    """Call a function by its address."""
+def _call(context, where, arguments):
+    """Call the function at an address."""
 
     def lower(context, builder, sig, args):
         function = builder.inttoptr(args[0], _ENTRY.as_pointer())
@@ -77,7 +78,7 @@ def prepared(function: Callable) -> Callable:
     """
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         return function
-    kernel = body(function)
+    kernel = piece(function, allocates=True)
 
     def run(written):
         kernel(*_arguments(written))  # type: ignore[call-arg]
@@ -126,6 +127,8 @@ class Call:
 
     def __call__(self) -> None:
         if isinstance(self.kernel, PreparedKernel):
+            if threads.forked:
+                refuse(self.kernel)
             _run(self._table)
         else:
             self.kernel(*self.arguments)
@@ -142,6 +145,8 @@ class _Calls:
         return np.array([call.row() for call in self.calls], np.int64)
 
     def __call__(self) -> None:
+        if threads.forked:
+            refuse(self.calls[0].kernel)
         _run(self._table)
 
 

@@ -90,6 +90,7 @@ class FusedNetwork(Network):
         self._programs = Cache(8)  # of a full batch and the last one, their chunks, and after frozen layers, too
         self._plans = Cache()
         self._shapes, self._grids = Cache(8), Cache()
+        self._casts = Variable.casts
         self._last: Network | Plan | _Nothing | None = None  # what goes back through the last training forward
         self._spent: dict[tuple[str, ...], list[float]] | None = None  # within `timed`
 
@@ -150,6 +151,9 @@ class FusedNetwork(Network):
         self.check_input(x)
         x = backend.of_one_type(np.ascontiguousarray(x))
         with backend.one_pool():  # one call at a time: memory is reused
+            if self._casts != Variable.casts:
+                self._operations, self._programs, self._plans = Cache(), Cache(8), Cache()
+                self._casts = Variable.casts
             operations = self._operations.get(x.shape, self._match) if backend.current() == "numba" else None
             if not operations:
                 self._last = self.reference if train else self._last

@@ -227,7 +227,7 @@ class Conv(_Convolution):
         self.plan = plan or windows.plan(shape, inputs[0].shape, out.shape)
         self.counts = self.plan.counts
         self.groups = windows.groups(self.plan.tiles, self.rows * D)
-        # Forward, and transposed where it is needed; or as they are.
+        # Forward, and transposed where it is needed; or the parameter's own array, from which tasks pack panels.
         self.packed = w.value.reshape(1, -1)
         if not self.whole:
             self.packed = Arena(dtype, 0).array(1 + inputs[0].needed, self.rows * D)
@@ -236,7 +236,7 @@ class Conv(_Convolution):
         self.summed = self.plan.tiles if self.whole else self.groups
         work.ask("a", self.copied, C)
         work.ask("dz", self.copied, D)
-        work.ask("scratch", max(self.plan.scratch, 2 * padded(1, dtype) * max(C, D) * self.whole))
+        work.ask("scratch", self.plan.scratch)
         work.ask("parts", *self.parts)
         work.ask("moments", self.plan.tiles, 2, D)
         work.ask("sums", self.summed, 2, C)
@@ -260,7 +260,7 @@ class Conv(_Convolution):
         work = Work(self.work.scratch(), self.work.part("parts", *self.parts), self.plan.tiles, a, dz)
         tables = self.plan.windows, self.plan.tables
         shared, weights = (self.packed, *tables, work), self.weights()
-        self.packing = Call(kernels.pack_weights, weights, self.packed, *tables)
+        self.packing = None if self.whole else Call(kernels.pack_weights, weights, self.packed, *tables)
         self.forwards = [Call(kernels.conv_forward, source.source(), weights, *shared, out.z, self.statistics)]
         if w.frozen and not source.needed:
             self.backwards = [Call(kernels.normalise_backward, self.gradient)]
@@ -275,7 +275,7 @@ class Conv(_Convolution):
 
     def reread(self) -> None:
         super().reread()
-        if not self.whole:
+        if self.packing:
             self.packing()
 
 
@@ -495,7 +495,7 @@ class Plan:
         unlimited = np.array(UNLIMITED, dtype)
         arena, self.work = Arena(dtype), Workspace()
         as_given = not needs_dx and only_convolved(first, operations)
-        z = np.empty(shape, dtype) if as_given else None
+        z = np.empty(shape, dtype) if as_given else None  # until images are given: of their type and shape
         self.images = FeatureMap(shape, unlimited, z, plain=True, flat=flat)
         self.images.needed = needs_dx
         if not as_given:
@@ -536,6 +536,9 @@ class Plan:
         self.convolutions = [step for step in self.steps if isinstance(step, _Convolution)]
         self.versions: list[int] = []
         self.learned = [p for step in self.convolutions for p in step.learned if step.out.needed]
+        # Kernels may clear the gradients that they add to where nothing else goes back, and none of them twice to one.
+        once = len({*map(id, self.learned)}) == len(self.learned)
+        self.may_clear = once and all(step.backwards for step in self.back)
         self.clears = False
         self.normalising = [(step, step.bn) for step in self.convolutions if step.bn and not step.exact]
         self.statistics = [v for _, bn in self.normalising for v in (bn.running_mean, bn.running_var)]
@@ -616,22 +619,22 @@ class Plan:
         for statistic in self.statistics:  # the kernels will change them
             statistic.touch()
 
-    def _prepare_backward(self) -> None:
+    def _prepare_backward(self, may_clear: bool) -> None:
         versions = [step.layer.weight.version for step in self.convolutions]
         if versions != self.versions:
             for step in self.convolutions:
                 step.reread()
             self.versions = versions
-        # The kernels clear the gradients that they add to, if these were all to be cleared before.
-        cleared = [p.take_cleared() for p in self.learned]
-        if all(cleared) != self.clears:
-            self.clears = all(cleared)
+        clears = may_clear and all(p.cleared for p in self.learned)
+        if clears != self.clears:
+            self.clears = clears
             for step in self.convolutions:
-                step.gradient.change(clears=self.clears)
-        if not self.clears:
-            for p, was_cleared in zip(self.learned, cleared, strict=True):
-                if was_cleared:
-                    p.grad.fill(0)
+                step.gradient.change(clears=clears)
+        for p in self.learned:
+            if clears:
+                p.take_grad()
+            else:
+                p.settle()
 
     def backward(self, dy: np.ndarray, clock: Clock | None = None) -> np.ndarray | None:
         """Add every gradient, from that of what `forward` returned; return that of its input where it is needed."""
@@ -641,7 +644,8 @@ class Plan:
             return None
         out.g[..., : out.channels] = dy
         out.g[..., out.channels :] = 0
-        self._prepare_backward()
+        kept = [(p, p.grad.copy()) for p in self.learned if p.frozen]  # since forward
+        self._prepare_backward(self.may_clear and not clock)
         if clock:
             self.begin()
             for step in self.back:
@@ -649,4 +653,6 @@ class Plan:
         else:
             for call in self.backwards:
                 call()
+        for p, grad in kept:
+            p.grad = grad
         return np.array(self.images.g[..., : self.images.channels]) if self.images.needed else None

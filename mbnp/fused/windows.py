@@ -58,7 +58,7 @@ def _pixels(windows: Windows, N: int, t: int) -> int:
 
 
 def panel(channels: int, vector: int) -> int:
-    """Return how many channels a panel of a flat product's copies has: the most that divide all of them, up to PANEL.
+    """Return how many channels a panel of a flat product's copies has: PANEL, somewhat fewer, or if none divides, all.
 
     A product across pixels reads some channels of one pixel after another. With all channels of a pixel together, each
     would lie in another page, and a power of two apart: in a few sets of the first cache, where they push each other
@@ -93,7 +93,8 @@ def flat(P: int, C: int, D: int, vector: int, whole: bool) -> Plan:
         class_taps=offsets(np.arange(D // dz) * span * dz),
     )  # fmt: skip
     counts = np.minimum(tile, P - np.arange(tiles) * tile)
-    return Plan(windows, tables, tiles, tile * (C + D), counts)
+    scratch = 2 * vector * max(C, D) if whole else tile * (C + D)  # a panel of weights, or copies of a tile
+    return Plan(windows, tables, tiles, scratch, counts)
 
 
 def _first_taps(size: int, stride: int, before: int) -> list[tuple[int, int]]:

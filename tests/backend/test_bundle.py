@@ -87,6 +87,15 @@ def test_what_is_changed_is_seen_by_calls_that_were_prepared(before):
     assert (bundle.eps, bundle.no) == (0.5, True)
 
 
+@pytest.mark.parametrize("fields", [{"matrix": np.zeros((3, 4))}, {"matrix": np.zeros(3, np.float32)}, {"whole": 1.5}])
+def test_another_type_is_refused(fields):
+    bundle = made()
+    before = what(bundle)
+    with pytest.raises(MbnpError, match=next(iter(fields))):
+        bundle.change(**fields)
+    np.testing.assert_array_equal(what(bundle), before)
+
+
 class Place(NamedTuple):
     row: int
     column: int

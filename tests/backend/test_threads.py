@@ -249,6 +249,28 @@ def test_a_process_forked_while_another_thread_runs_kernels_is_refused():
     ends_well(BEGIN + code)
 
 
+@needs_jit
+@needs_fork
+def test_a_training_step_in_a_forked_process_is_refused_by_the_name_of_a_kernel():
+    code = """
+    from mbnp import fused, models
+    net = fused.convert(models.mobilenet_v1_small(width_mult=0.25))
+    images = np.ones((2, 32, 32, 3), np.float32)
+
+    def kernel(_=None):
+        try:
+            net.backward(net.forward(images, train=True))
+        except MbnpError as error:
+            assert "conv_forward" in str(error), error
+            raise
+
+    kernel()
+    in_child(refused)
+    kernel()
+    """
+    ends_well(BEGIN + code)
+
+
 # ---- read-only arrays ------------------------------------------------------------------------------------------
 
 

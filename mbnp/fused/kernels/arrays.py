@@ -145,7 +145,7 @@ class Work(Bundle):
 
     scratch: np.ndarray  # (threads, n)
     parts: np.ndarray  # partial gradients of the weights, (groups, rows, D)
-    tiles: int  # or images, that the groups divide among them
+    tiles: int  # or images, which the groups divide among them, if there are groups
     a: np.ndarray  # (P * C,) the whole input, where all its P pixels are taken at once; else empty, and so is
     dz: np.ndarray  # (P * D,)
 

@@ -120,8 +120,6 @@ def moments_run(z, at, pixels, C, pivot, c, moments):
 
 
 # ---- pieces: all channels of whole pixels --------------------------------------------------------------------------
-
-
 #
 # Their copies lie in panels: of `step` channels each pixel after pixel, then of the next channels, `apart` entries on.
 
