@@ -237,3 +237,18 @@ def test_a_process_that_ignores_interrupts_goes_on_doing_so():
     process = start(code)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
+
+
+def test_an_interrupt_that_ends_the_processes_first_is_the_same_line(slow_images):
+    process = start(slow_images)
+    parent = psutil.Process(process.pid)
+    for _ in range(600):
+        if sum(child.cpu_times().user > 0.5 for child in parent.children()) >= 2:
+            break
+        time.sleep(0.05)
+    for child in parent.children():
+        child.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err.splitlines()[-1:]) == (130, ["mbnp: stopped"]), out + err

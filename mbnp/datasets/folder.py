@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -261,6 +262,7 @@ def _decode_all(part: Path, plan: _Plan, shape: tuple[int, ...], progress: Progr
                 if len(done) % _FLUSHED == 0:
                     stored.flush()  # to disk meanwhile, or all of it would have to be waited for at the end
         except BrokenProcessPool:
+            time.sleep(0.2)  # Ctrl-C ends the processes at once, and may be heard here a moment later than that
             raise OSError("a process that decoded images was ended from outside, perhaps for want of memory") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
