@@ -48,8 +48,8 @@ class Variable:
 class Parameter(Variable):
     """A learnable array and its gradient, to which backward adds. A frozen parameter accumulates no gradient.
 
-    Assigning to `grad` copies, as with `value`. A gradient that was cleared is zero to whoever asks for it, but its
-    array is not written before: what is added first is stored there instead. So ask again after `clear_grad`.
+    Assigning to `grad` copies, as with `value`. A gradient that was cleared is zero when it is asked for, but its array
+    is not written before: what is added first is stored there instead. So ask again after `clear_grad`.
     """
 
     _cleared = False

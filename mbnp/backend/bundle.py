@@ -57,7 +57,7 @@ class Bundle:
 
     @functools.cached_property
     def address(self) -> int:
-        """Where the fields are written down."""
+        """Say where the fields are written down."""
         return self._written.ctypes.data
 
 
@@ -99,7 +99,7 @@ def _refuse(kind: _BundleType, bundle: Any, c: Any) -> Any:
 def read(context: Any, builder: Any, kinds: Any, place: Any) -> list[Any]:
     """Return the values of these types that are written down from a place on, in compiled code.
 
-    No array's reference is counted, since whoever wrote them down holds them all.
+    No array's reference is counted, since the bundle or the call that they are of holds them all.
     """
     places = (builder.gep(place, [ir.Constant(ir.IntType(64), i)]) for i in itertools.count())
     return [_read(context, builder, kind, places) for kind in kinds]

@@ -288,8 +288,8 @@ def _group(k, gradient, source, packed, windows, tables, work, target, learns):
 # ---- many weights and few pixels ---------------------------------------------------------------------------------
 #
 # To pack the weights, and to read them again for each tile of pixels, would take as long as the products do. So all
-# pixels of a and dz are copied first, in panels, and tasks are panels of columns: whoever takes one packs its weights,
-# in the cache, for all pixels; and the gradient of the weights needs no partial ones.
+# pixels of a and dz are copied first, in panels, and tasks are panels of columns: each packs its own weights, in the
+# cache, for all pixels; and the gradient of the weights needs no partial ones.
 
 
 @inlined
