@@ -80,11 +80,13 @@ def assert_gradients(actual: dict, expected: dict, tolerance: float) -> None:
     """Each gradient within `tolerance` of its largest entry.
 
     A weight that the BatchNorm after it makes irrelevant (a bias, the only weight of a channel) has no gradient but
-    rounding, so that an array's measure is at least a thousandth of the largest gradient of all.
+    rounding, so that what is allowed is at least that of a thousandth of the largest gradient of all, and not less than
+    four roundings of the largest.
     """
     largest = max((np.abs(g).max() for g in expected.values()), default=0)
     for name, gradient in expected.items():
-        allowed = tolerance * max(np.abs(gradient).max(), 1e-3 * largest)
+        rounding = 4 * np.finfo(actual[name].dtype).eps
+        allowed = max(tolerance * np.abs(gradient).max(), max(1e-3 * tolerance, rounding) * largest)
         difference = np.abs(actual[name] - gradient).max()
         assert difference <= allowed, f"gradient of {name}: off by {difference:.2e}, allowed {allowed:.2e}"
 

@@ -4,7 +4,8 @@
 NUMBA_DISABLE_JIT=1, and as instructions for LLVM: two nested loops over k with a fused multiply-add for each vector of
 the tile. Rows and vectors are known when compiling, as everything else that a register is given to.
 
-What becomes of the finished sums: STORE them, ADD them to what is there, or CLIP them after a bias is added.
+What becomes of the finished sums: they are stored, after what is there was added (ADD), and a bias, and the result
+clipped to low and high (CLIP); ADD + CLIP does both.
 
 While a tile is multiplied nothing is read from memory, and where channels are few reading takes as long as multiplying.
 So with each step of k the loop asks for the cache line of soon[at_soon], which will be needed after this product, and
@@ -23,7 +24,7 @@ from numba.extending import lower_builtin, type_callable
 
 from mbnp.backend.vectors import Vector, ask_for, clip, clipped, is_plain, load, repeat, store, width
 
-STORE, ADD, CLIP = 0, 1, 2
+STORE, ADD, CLIP = 0, 1, 2  # what is done with the sums; ADD and CLIP may be asked for together
 
 LONG = ir.IntType(64)
 
@@ -111,9 +112,9 @@ def tile_across(
 
 
 def _finish(total, c, place, then, bias, n, low, high):
-    if then == ADD:
+    if then & ADD:
         total = total + load(c, place)
-    elif then == CLIP:
+    if then & CLIP:
         total = clip(total + load(bias, n), low, high)
     store(total, c, place)
 
@@ -243,6 +244,14 @@ class _Builder:
                 place = self.sums[y * self.vectors + v]
                 builder.store(builder.call(fma, [number, vector, builder.load(place)]), place)
 
+    def change(self, asked: int, made: Callable[[Any, int, int], Any]) -> None:
+        """Replace each sum, of row y and vector v, by made(sum, y, v), where `then` asks for it."""
+        builder = self.builder
+        flag = builder.and_(self.number("then"), ir.Constant(LONG, asked))
+        with builder.if_then(builder.icmp_signed("!=", flag, ir.Constant(LONG, 0))):
+            for j, place in enumerate(self.sums):
+                builder.store(made(builder.load(place), *divmod(j, self.vectors)), place)
+
     def finish(self, bias: Any = None, low: Any = None, high: Any = None) -> None:
         """Store the sums where they belong, as `then` says."""
         builder = self.builder
@@ -251,31 +260,14 @@ class _Builder:
         for y in range(self.rows):
             row = self.entry("c_rows", builder.add(self.number("r"), ir.Constant(LONG, y)))
             places.append(self.data("c", builder.add(first, row)))
-
-        def store(change: Callable[[Any, Any, int], Any]) -> None:
-            for j, place in enumerate(self.sums):
-                y, v = divmod(j, self.vectors)
-                made = change(builder.load(place), places[y], v)
-                builder.store(made, self.vector_at(places[y], v), align=self.types["a"].dtype.bitwidth // 8)
-
-        then = self.number("then")
-        with builder.if_else(builder.icmp_signed("==", then, ir.Constant(LONG, ADD))) as (adds, others):
-            with adds:
-                store(lambda total, place, v: builder.fadd(total, self.load(place, v)))
-            with others:
-                if bias is None:
-                    store(lambda total, place, v: total)
-                else:
-                    with builder.if_else(builder.icmp_signed("==", then, ir.Constant(LONG, CLIP))) as (clips, stores):
-                        with clips:
-                            bounds = [repeat(builder, bound, self.kind) for bound in (low, high)]
-                            store(
-                                lambda total, place, v: clipped(
-                                    builder, builder.fadd(total, self.load(bias, v)), *bounds
-                                )
-                            )
-                        with stores:
-                            store(lambda total, place, v: total)
+        self.change(ADD, lambda total, y, v: builder.fadd(total, self.load(places[y], v)))
+        if bias is not None:
+            bounds = [repeat(builder, bound, self.kind) for bound in (low, high)]
+            self.change(CLIP, lambda total, y, v: clipped(builder, builder.fadd(total, self.load(bias, v)), *bounds))
+        for j, place in enumerate(self.sums):
+            y, v = divmod(j, self.vectors)
+            at = self.vector_at(places[y], v)
+            builder.store(builder.load(place), at, align=self.types["a"].dtype.bitwidth // 8)
 
 
 @lower_builtin(tile, *[types.Any] * 21)

@@ -27,6 +27,10 @@ registers, were measured to be no faster.)
 another page of memory for large ones. So b is copied once into panels: two vectors of columns of all rows, one row
 after another, then the next two (the last one is a single vector where that fills it). a is read where it lies.
 
+**Blocks of k.** All rows take a panel, one tile after another, and it should stay in the first cache meanwhile: 32 of
+its 32 or 48 KB at most. Where k is longer the rows go once through each block of it, and what the second block makes is
+added to what the first one stored.
+
 **One kernel for three uses.** The rows of a are found by a table of offsets, and k runs over segments, which have
 another table. With strides in place of 1 the same tiles compute y = a b, da = dy b^T (b packed transposed) and
 db = a^T dy (the rows of a^T are a's columns); and where rows are the windows of a padded image and segments its rows,
@@ -87,6 +91,7 @@ def backward_numpy(dy, a, b):
 # --- Numba: tiles of explicit vectors ---
 
 ROWS, MOST = (8, 9) if REGISTERS == 32 else (6, 6)  # of a tile, and of one that takes a row more
+DEPTH = (1 << 15) // (2 * BYTES)  # steps of k, whose part of a panel of b stays in the first cache
 BLOCK = 96  # rows that take a panel after another, so that they stay in the first cache, or nearly
 
 
@@ -186,6 +191,16 @@ def vectors_at(n, columns, V):
     return 2 if columns - n >= 2 * V else 1
 
 
+@backend.inlined
+def _block(segments, run):
+    """Return how many segments are taken at a time, and how much of each: DEPTH steps of k at most."""
+    if segments * run <= DEPTH:
+        return max(1, segments), max(1, run)  # without any k, too, there is a sum: of nothing
+    if run <= DEPTH:
+        return DEPTH // run, run
+    return 1, -(-run // -(-run // DEPTH))
+
+
 @backend.piece
 def multiply(
     a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n, columns, soon, at_soon, step_soon
@@ -194,20 +209,31 @@ def multiply(
 
     a: the entry (r, (s, i)) is a[at + a_rows[r] + segments[s] + i], i < run; k is (s, i)
     b: packed from entry k on
-    c: row r begins at c[o + c_rows[r]]. then: STORE it, ADD it to what is there, or CLIP it to low and high after the
-       bias (columns,) is added
+    c: row r begins at c[o + c_rows[r]]. then: STORE it, ADD it to what is there, CLIP it to low and high after the
+       bias (columns,) is added; ADD + CLIP does both
     soon: what will be read after this: see `backend/tiles.py`
     """
-    V = BYTES // c.itemsize
     k += n * segments.size * run
-    if vectors_at(n, columns, V) == 2:
-        _panel_of_2(
-            a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n, soon, at_soon, step_soon
-        )  # fmt: skip
-    else:
-        _panel_of_1(
-            a, at, a_rows, segments, run, b, k, c, o, c_rows, then, bias, low, high, rows, n, soon, at_soon, step_soon
-        )  # fmt: skip
+    vectors = vectors_at(n, columns, BYTES // c.itemsize)
+    together, length = _block(segments.size, run)
+    for s in range(0, max(1, segments.size), together):
+        some = segments[s : s + together]
+        for i in range(0, max(1, run), length):
+            part, now = min(length, run - i), ADD if s + i > 0 else then & ADD
+            if s + together >= segments.size and i + length >= run:
+                now |= then & CLIP
+            if vectors == 2:
+                _panel_of_2(
+                    a, at + i, a_rows, some, part, b, k, c, o, c_rows, now, bias, low, high, rows, n, soon, at_soon,
+                    step_soon,
+                )  # fmt: skip
+            else:
+                _panel_of_1(
+                    a, at + i, a_rows, some, part, b, k, c, o, c_rows, now, bias, low, high, rows, n, soon, at_soon,
+                    step_soon,
+                )  # fmt: skip
+            k += some.size * part * vectors * (BYTES // c.itemsize)
+            at_soon += rows * some.size * part * step_soon // ROWS
 
 
 @backend.piece

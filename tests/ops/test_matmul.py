@@ -132,7 +132,7 @@ def test_a_tile_is_its_definition(rows, vectors, dtype):
     results = []
     for run_tile in (functools.partial(tiles.tile, rows, vectors), compiled_tile(rows, vectors)):
         made = []
-        for then in (tiles.STORE, tiles.ADD, tiles.CLIP):
+        for then in (tiles.STORE, tiles.ADD, tiles.CLIP, tiles.ADD + tiles.CLIP):
             for low, high in BOUNDS:
                 c = np.ones(o + (r + rows + 1) * 4 * V, dtype)
                 with np.errstate(invalid="ignore"):
@@ -245,6 +245,43 @@ def test_multiply_across_makes_panels(columns, then, dtype):
                 a, at, segments, step, run, b, k, b_segments, D, c, o, c_rows, code, rows, n, D, a, 0, 0
             )
         np.testing.assert_array_equal(c, expected, err_msg=f"{rows} rows")
+
+
+LONG = matmul.DEPTH
+LONG_K = [  # segments, and the length of each
+    (0, 1),
+    (1, 0),
+    (1, LONG),
+    (1, LONG + 1),
+    (1, LONG * 3 - 1),
+    (2, LONG + 1),
+    (3, LONG),
+    (5, LONG // 2 - 3),
+]
+
+
+@pytest.mark.parametrize("then", [tiles.STORE, tiles.ADD, tiles.CLIP, tiles.ADD + tiles.CLIP])
+@pytest.mark.parametrize(("segments", "run"), LONG_K)
+def test_multiply_takes_a_long_k_in_blocks(segments, run, then):
+    """All of k once, what was there once, and the bias and the bounds once, in the end."""
+    rng = np.random.default_rng(6)
+    V = width(np.float32)
+    rows, D = 5, 3 * V
+    a, b = integers(rng, np.float32, rows, segments, run + 2), integers(rng, np.float32, segments * run, D)
+    bias, low, high = integers(rng, np.float32, D), np.float32(-150), np.float32(120)
+    expected = a[:, :, :run].reshape(rows, -1) @ b
+    if then & tiles.ADD:
+        expected += 2
+    if then & tiles.CLIP:
+        expected = np.clip(expected + bias, low, high)
+        assert segments * run < LONG or [(expected == low).any(), (expected == high).any()] == [True, True]
+    c = np.full(rows * D, 2, np.float32)
+    for n in range(0, D, 2 * V):
+        compiled(matmul.multiply)(
+            a.ravel(), 0, np.arange(rows) * a[0].size, np.arange(segments) * (run + 2), run, packed(b, np.float32), 0,
+            c, 0, np.arange(rows) * D, then, bias, low, high, rows, n, D, a.ravel(), 0, 0,
+        )  # fmt: skip
+    np.testing.assert_array_equal(c.reshape(rows, D), expected)
 
 
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
