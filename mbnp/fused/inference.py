@@ -17,7 +17,7 @@ from mbnp.backend.vectors import padded, width
 from mbnp.containers import join_rows
 from mbnp.fused.kernels import program as kernels
 from mbnp.fused.match import Operation, channels_before, geometry, only_convolved
-from mbnp.fused.training import Clock, own, run_layer
+from mbnp.fused.steps import Clock, own, run_layer
 from mbnp.fused.workspace import Arena, Shape
 from mbnp.layers import BatchNorm, Dropout
 

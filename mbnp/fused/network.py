@@ -13,7 +13,8 @@ from mbnp.errors import MbnpError
 from mbnp.fused import match
 from mbnp.fused.inference import Inference, chunks, share
 from mbnp.fused.match import Operation
-from mbnp.fused.training import Clock, Plan
+from mbnp.fused.steps import Clock
+from mbnp.fused.training import Plan
 from mbnp.fused.workspace import Cache, Shape
 from mbnp.network import Network
 from mbnp.parameter import Parameter, Variable
