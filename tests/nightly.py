@@ -52,6 +52,11 @@ GUARANTEES = (
         ("tests/fused", "tests/test_metamorphic.py"),
     ),
     Guarantee(
+        "A network is trained as well as by PyTorch",
+        "five pairs of runs over the CIFAR-10 subset, each from the same weights and on the same batches",
+        ("tests/test_accuracy.py",),
+    ),
+    Guarantee(
         "Any kernels run from any Python threads; a forked process gets an answer or one line, never a signal",
         "every kernel from several threads with each of Numba's kinds of threads, 160 forks while kernels run",
         ("tests/backend/test_threads.py",),
