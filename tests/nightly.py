@@ -53,7 +53,7 @@ GUARANTEES = (
     ),
     Guarantee(
         "A network is trained as well as by PyTorch",
-        "five pairs of runs over the CIFAR-10 subset, each from the same weights and on the same batches",
+        "five pairs of runs over the CIFAR-10 subset, from the same weights, on the same batches: within 1.8 points",
         ("tests/test_accuracy.py",),
     ),
     Guarantee(
@@ -126,7 +126,7 @@ def run(guarantee: Guarantee) -> bool:
         sums[line.pop("what")].update(line)
     for what, numbers in sums.items():
         print(f"  {what}: {', '.join(f'{name} {number:,}' for name, number in numbers.items())}", flush=True)
-    return done.returncode == 0
+    return done.returncode == 0 and passed > 0  # nothing is held by tests that are all skipped
 
 
 def main() -> int:

@@ -80,8 +80,8 @@ def assert_gradients(actual: dict, expected: dict, tolerance: float) -> None:
     """Each gradient within `tolerance` of its largest entry.
 
     A weight that the BatchNorm after it makes irrelevant (a bias, the only weight of a channel) has no gradient but
-    rounding, so that what is allowed is at least that of a thousandth of the largest gradient of all, and not less than
-    four roundings of the largest.
+    rounding. So a difference of a thousandth of that, relative to the largest gradient of all, is allowed everywhere;
+    and of four roundings, if these are more, as they are in float32.
     """
     largest = max((np.abs(g).max() for g in expected.values()), default=0)
     for name, gradient in expected.items():

@@ -474,10 +474,11 @@ say(f"This processor has {REGISTERS} registers of {V} numbers, and mbnp's tiles 
 # What is left over goes to tiles of 9, 4 or 1 rows.
 #
 # This is the product of `ops/matmul.py`. mbnp generates the instructions of each size of tile, since no compiler is
-# sure to keep 16 sums in registers. It finds the rows of a by a table, which will soon be useful.
+# sure to keep 16 sums in registers. It finds the rows of a by a table, which will soon be useful. And it takes a long k
+# in blocks: all rows take a panel of b, one tile after another, and a block of it stays in the L1 cache meanwhile.
 
 # %%
-source(tiles.tile, matmul.multiply)
+source(tiles.tile, matmul._block, matmul.multiply)
 
 # %%
 backend.set_num_threads(1)

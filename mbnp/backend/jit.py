@@ -21,6 +21,7 @@ from numba import types
 from numba.core import caching, serialize
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
 
@@ -173,7 +174,7 @@ class Kernel(CPUDispatcher):
     def compile(self, sig: Any) -> Any:
         """Compile for these types of arguments, or load what is cached; either is linked with the pool's functions."""
         threads.start()
-        with _collecting_seldom():
+        with global_compiler_lock, _collecting_seldom():
             return super().compile(sig)
 
     def types_of(self, arguments: tuple) -> tuple:
@@ -185,11 +186,18 @@ class Kernel(CPUDispatcher):
         return not isinstance(self._cache, _Cache) or self._cache.holds(sig, self.targetctx)
 
 
+SELDOM = 50_000  # objects that are made between two of the collector's runs
+
+
 @contextlib.contextmanager
 def _collecting_seldom() -> Iterator[None]:
-    """Look for garbage in cycles less often: a twelfth of compiling was to find that all objects are still in use."""
+    """Look for garbage in cycles less often: a twelfth of compiling was to find that all objects are still in use.
+
+    One thread at a time, since the setting is the process's.
+    """
     usual = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 20)
+    if 0 < usual[0] < SELDOM:  # where it is not switched off, or as seldom already
+        gc.set_threshold(SELDOM, *usual[1:])
     try:
         yield
     finally:

@@ -4,8 +4,8 @@
 NUMBA_DISABLE_JIT=1, and as instructions for LLVM: two nested loops over k with a fused multiply-add for each vector of
 the tile. Rows and vectors are known when compiling, as everything else that a register is given to.
 
-What becomes of the finished sums: they are stored, after what is there was added (ADD), and a bias, and the result
-clipped to low and high (CLIP); ADD + CLIP does both.
+What becomes of the sums of a tile: ADD adds what is there to them, CLIP adds a bias and clips the result to low and
+high; both may be asked for, in this order, and then they are stored.
 
 While a tile is multiplied nothing is read from memory, and where channels are few reading takes as long as multiplying.
 So with each step of k the loop asks for the cache line of soon[at_soon], which will be needed after this product, and

@@ -142,7 +142,7 @@ class Step:
         return self._targets[key]
 
 
-class Convolution(Step):
+class AnyConvolution(Step):
     """What convolutions of all kinds share: weights as they are stored, and the BatchNorm after them."""
 
     counts: np.ndarray  # (tiles,) pixels of each tile that moments are taken of
@@ -210,7 +210,7 @@ class Convolution(Step):
             self.weights()
 
 
-class Conv(Convolution):
+class Conv(AnyConvolution):
     """A convolution of any kernel that is no depthwise one, or a linear layer."""
 
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
@@ -279,7 +279,7 @@ class Conv(Convolution):
             self.packing()
 
 
-class Depthwise(Convolution):
+class Depthwise(AnyConvolution):
     def __init__(self, operation: Operation, inputs: list[FeatureMap], out: FeatureMap, work: Workspace) -> None:
         super().__init__(operation, inputs, out, work)
         (N, H, W, C), (_, OH, OW, _) = inputs[0].shape, out.shape

@@ -9,7 +9,7 @@ from mbnp.backend import Call, joined
 from mbnp.fused import kernels
 from mbnp.fused.kernels.arrays import Target
 from mbnp.fused.match import UNLIMITED, Operation, only_convolved
-from mbnp.fused.steps import KINDS, Clock, Convolution, FeatureMap, Step
+from mbnp.fused.steps import KINDS, AnyConvolution, Clock, FeatureMap, Step
 from mbnp.fused.workspace import Arena, Shape, Slots, Workspace, middle
 from mbnp.ops import checks
 
@@ -71,7 +71,7 @@ class Plan:
         back = (call for step in self.back for call in step.backwards or [step.backward])
         self.backwards = joined([self.begin, *back])
         # What a user may change between two passes.
-        self.convolutions = [step for step in self.steps if isinstance(step, Convolution)]
+        self.convolutions = [step for step in self.steps if isinstance(step, AnyConvolution)]
         self.versions: list[int] = []
         self.learned = [p for step in self.convolutions for p in step.learned if step.out.needed]
         # Kernels may clear the gradients that they add to where nothing else goes back, and none of them twice to one.

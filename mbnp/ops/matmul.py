@@ -27,9 +27,11 @@ registers, were measured to be no faster.)
 another page of memory for large ones. So b is copied once into panels: two vectors of columns of all rows, one row
 after another, then the next two (the last one is a single vector where that fills it). a is read where it lies.
 
-**Blocks of k.** All rows take a panel, one tile after another, and it should stay in the first cache meanwhile: 32 of
-its 32 or 48 KB at most. Where k is longer the rows go once through each block of it, and what the second block makes is
-added to what the first one stored.
+**Blocks of k.** All rows take a panel, one tile after another, and what they read of it should stay in the first cache
+meanwhile. Where k is longer than that the rows go through it block by block, and what one block makes is added to what
+those before it have stored. With AVX-512 a block is 32 KB of the 48 that most of these processors have (320 and 512
+steps of k were 1.06 times as fast in two blocks as in one), else 16 KB, half of 32. (`multiply_across` leaves that to
+its callers: its k are pixels, of which a tile has few.)
 
 **One kernel for three uses.** The rows of a are found by a table of offsets, and k runs over segments, which have
 another table. With strides in place of 1 the same tiles compute y = a b, da = dy b^T (b packed transposed) and
@@ -91,8 +93,8 @@ def backward_numpy(dy, a, b):
 # --- Numba: tiles of explicit vectors ---
 
 ROWS, MOST = (8, 9) if REGISTERS == 32 else (6, 6)  # of a tile, and of one that takes a row more
-DEPTH = (1 << 15) // (2 * BYTES)  # steps of k, whose part of a panel of b stays in the first cache
-BLOCK = 96  # rows that take a panel after another, so that they stay in the first cache, or nearly
+DEPTH = (1 << 15 if BYTES == 64 else 1 << 14) // (2 * BYTES)  # steps of k, whose part of a panel is in the first cache
+BLOCK = 96  # rows that take one panel after another, so that they stay in the second cache
 
 
 @backend.inlined
@@ -110,7 +112,10 @@ def _next_tile(left):
 
 
 def _panel(vectors):
-    """Return a function that makes a panel of a product, so many vectors wide: `multiply` for it."""
+    """Return a function that makes a panel of a product, so many vectors wide, and returns where at_soon has come to.
+
+    Its arguments are those of `multiply`.
+    """
 
     @backend.piece
     def panel(
@@ -141,12 +146,13 @@ def _panel(vectors):
                 )  # fmt: skip
             at_soon += segments.size * run * step_soon
             r += size
+        return at_soon
 
     return panel
 
 
 def _panel_across(vectors):
-    """Likewise, `multiply_across` for it."""
+    """Likewise, for `multiply_across`."""
 
     @backend.piece
     def panel(
@@ -210,7 +216,7 @@ def multiply(
     a: the entry (r, (s, i)) is a[at + a_rows[r] + segments[s] + i], i < run; k is (s, i)
     b: packed from entry k on
     c: row r begins at c[o + c_rows[r]]. then: STORE it, ADD it to what is there, CLIP it to low and high after the
-       bias (columns,) is added; ADD + CLIP does both
+       bias (columns,) is added; ADD + CLIP does both. It may not lie in a: a long k is added to it block by block
     soon: what will be read after this: see `backend/tiles.py`
     """
     k += n * segments.size * run
@@ -223,17 +229,16 @@ def multiply(
             if s + together >= segments.size and i + length >= run:
                 now |= then & CLIP
             if vectors == 2:
-                _panel_of_2(
+                at_soon = _panel_of_2(
                     a, at + i, a_rows, some, part, b, k, c, o, c_rows, now, bias, low, high, rows, n, soon, at_soon,
                     step_soon,
                 )  # fmt: skip
             else:
-                _panel_of_1(
+                at_soon = _panel_of_1(
                     a, at + i, a_rows, some, part, b, k, c, o, c_rows, now, bias, low, high, rows, n, soon, at_soon,
                     step_soon,
                 )  # fmt: skip
             k += some.size * part * vectors * (BYTES // c.itemsize)
-            at_soon += rows * some.size * part * step_soon // ROWS
 
 
 @backend.piece

@@ -1,12 +1,15 @@
+import gc
 import importlib
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
+from numba.core.registry import CPUDispatcher
 
 from mbnp import MbnpError, backend
 
@@ -174,3 +177,41 @@ def test_a_kernels_cache_notices_its_folder_and_what_all_kernels_are_made_of(fil
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path == package / file))
     assert (jit._stamp.__wrapped__(package / "optim") != before) == noticed
+
+
+@pytest.fixture
+def usual_threshold():
+    before = gc.get_threshold()
+    gc.set_threshold(600, 10, 9)
+    yield 600, 10, 9
+    gc.set_threshold(*before)
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
+@pytest.mark.parametrize("first", [600, 0, jit.SELDOM + 1])
+def test_garbage_is_looked_for_less_often_while_a_kernel_is_compiled(first, usual_threshold, monkeypatch):
+    """Not more often than the user has it, nor at all where it is switched off; and afterwards as before."""
+    seen = []
+
+    def fail(kernel, sig):
+        seen.append(gc.get_threshold())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(CPUDispatcher, "compile", fail)
+    gc.set_threshold(first, 10, 9)
+    with pytest.raises(ZeroDivisionError):
+        backend.jit(lambda x: x).compile((numba.float64,))
+    assert seen == [(jit.SELDOM if first == 600 else first, 10, 9)]
+    assert gc.get_threshold() == (first, 10, 9)
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
+def test_two_threads_that_compile_leave_the_threshold_as_it_was(usual_threshold, monkeypatch):
+    monkeypatch.setattr(CPUDispatcher, "compile", lambda kernel, seconds: time.sleep(seconds))
+    threads = [threading.Thread(target=backend.jit(lambda x: x).compile, args=(t,)) for t in (0.1, 0.3)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)  # so that the second one begins while the first compiles, and ends after it
+    for thread in threads:
+        thread.join()
+    assert gc.get_threshold() == usual_threshold

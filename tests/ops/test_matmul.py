@@ -260,26 +260,44 @@ LONG_K = [  # segments, and the length of each
 ]
 
 
+@pytest.mark.parametrize(("segments", "run"), [*LONG_K, (1, 1), (8, LONG // 4), (7, LONG // 7), (3, LONG * 2)])
+def test_blocks_of_k(segments, run):
+    """As much as stays in the cache at most, as few as can be, and parts of a segment only where it is too long."""
+    together, length = compiled(matmul._block)(segments, run)
+    assert together >= 1
+    assert length >= 1
+    if segments * run <= LONG:
+        assert (together, length) == (max(1, segments), max(1, run))
+    else:
+        assert together * length <= LONG
+        assert length == run or together == 1
+        assert (together + 1) * run > LONG
+        assert -(-run // length) == -(-run // LONG)  # as few parts as can be,
+        assert run - (-(-run // length) - 1) * length > length - -(-run // length)  # about equal ones
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("then", [tiles.STORE, tiles.ADD, tiles.CLIP, tiles.ADD + tiles.CLIP])
 @pytest.mark.parametrize(("segments", "run"), LONG_K)
-def test_multiply_takes_a_long_k_in_blocks(segments, run, then):
+def test_multiply_takes_a_long_k_in_blocks(segments, run, then, dtype):
     """All of k once, what was there once, and the bias and the bounds once, in the end."""
     rng = np.random.default_rng(6)
-    V = width(np.float32)
-    rows, D = 5, 3 * V
-    a, b = integers(rng, np.float32, rows, segments, run + 2), integers(rng, np.float32, segments * run, D)
-    bias, low, high = integers(rng, np.float32, D), np.float32(-150), np.float32(120)
+    V = width(dtype)
+    rows, D, K = 5, 3 * V, segments * run
+    a, b = integers(rng, dtype, rows, segments, run + 2), integers(rng, dtype, K, D)
+    bias, low, high = integers(rng, dtype, D), dtype(-150), dtype(120)
     expected = a[:, :, :run].reshape(rows, -1) @ b
     if then & tiles.ADD:
         expected += 2
     if then & tiles.CLIP:
         expected = np.clip(expected + bias, low, high)
-        assert segments * run < LONG or [(expected == low).any(), (expected == high).any()] == [True, True]
-    c = np.full(rows * D, 2, np.float32)
+        assert K < LONG or [(expected == low).any(), (expected == high).any()] == [True, True]
+    c = np.full(rows * D, 2, dtype)
     for n in range(0, D, 2 * V):
+        panel = packed(b, dtype)[n * K :][: K * 2 * V]  # alone, from entry 0 on
         compiled(matmul.multiply)(
-            a.ravel(), 0, np.arange(rows) * a[0].size, np.arange(segments) * (run + 2), run, packed(b, np.float32), 0,
-            c, 0, np.arange(rows) * D, then, bias, low, high, rows, n, D, a.ravel(), 0, 0,
+            a.ravel(), 0, np.arange(rows) * a[0].size, np.arange(segments) * (run + 2), run, panel, -n * K, c, 0,
+            np.arange(rows) * D, then, bias, low, high, rows, n, D, a.ravel(), 0, 0,
         )  # fmt: skip
     np.testing.assert_array_equal(c.reshape(rows, D), expected)
 

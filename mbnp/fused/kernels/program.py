@@ -113,7 +113,7 @@ def _conv(step, t, tables, weights, data, scratch):
     at = step.source + n0 * step.source_image + top * step.source_row - before
     panels, share = -(-step.D // (2 * V)), t % step.shares
     # While a panel is multiplied, fetch the next one's weights: of wide layers they are not in the cache.
-    depth, ahead = step.kernel * run, -(-ROWS * 2 * V // pixels)
+    depth, ahead = step.kernel * run, -(-ROWS * 2 * V // max(pixels, ROWS))
     for p in range(share * panels // step.shares, (share + 1) * panels // step.shares):
         n = p * 2 * V
         soon = step.weights + (n + 2 * V) * depth
