@@ -49,7 +49,7 @@ def all_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not NIGHTLY, reason="trains ten networks, in a quarter of an hour; set MBNP_NIGHTLY")
+@pytest.mark.skipif(not NIGHTLY, reason="trains ten networks, in twenty minutes; set MBNP_NIGHTLY")
 def test_as_good_as_pytorch(cifar10, tmp_path, all_threads):
     """Five pairs, each from the same weights and on the same batches: rounding alone makes them different runs."""
     data = cifar10 if len(cifar10.train) <= 10_000 else datasets.load(subset(cifar10, tmp_path / "subset"))

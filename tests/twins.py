@@ -80,12 +80,12 @@ def assert_gradients(actual: dict, expected: dict, tolerance: float) -> None:
     """Each gradient within `tolerance` of its largest entry.
 
     A weight that the BatchNorm after it makes irrelevant (a bias, the only weight of a channel) has no gradient but
-    rounding. So a difference of a thousandth of that, relative to the largest gradient of all, is allowed everywhere;
-    and of four roundings, if these are more, as they are in float32.
+    rounding, so that an array's measure is at least a thousandth of the largest gradient of all. Two roundings of the
+    largest are allowed everywhere, which in float32 are more than that.
     """
     largest = max((np.abs(g).max() for g in expected.values()), default=0)
     for name, gradient in expected.items():
-        rounding = 4 * np.finfo(actual[name].dtype).eps
+        rounding = 2 * np.finfo(actual[name].dtype).eps
         allowed = max(tolerance * np.abs(gradient).max(), max(1e-3 * tolerance, rounding) * largest)
         difference = np.abs(actual[name] - gradient).max()
         assert difference <= allowed, f"gradient of {name}: off by {difference:.2e}, allowed {allowed:.2e}"

@@ -191,7 +191,7 @@ SELDOM = 50_000  # objects that are made between two of the collector's runs
 
 @contextlib.contextmanager
 def _collecting_seldom() -> Iterator[None]:
-    """Look for garbage in cycles less often: a twelfth of compiling was to find that all objects are still in use.
+    """Look for garbage in cycles less often: while a kernel is compiled nearly all objects are still in use.
 
     One thread at a time, since the setting is the process's.
     """

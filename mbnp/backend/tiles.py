@@ -24,7 +24,7 @@ from numba.extending import lower_builtin, type_callable
 
 from mbnp.backend.vectors import Vector, ask_for, clip, clipped, is_plain, load, repeat, store, width
 
-STORE, ADD, CLIP = 0, 1, 2  # what is done with the sums; ADD and CLIP may be asked for together
+STORE, ADD, CLIP = 0, 1, 2  # flags of `then`
 
 LONG = ir.IntType(64)
 
@@ -98,7 +98,7 @@ def tile_across(
 
     a: the entry ((s, i), r) is a[at + segments[s] + i*step + r], i < run; k is (s, i)
     b: row (s, i) begins at b[k + (b_segments[s] + i) * b_step]
-    c: row r begins at c[o + c_rows[r]]
+    c: row r begins at c[o + c_rows[r]]. then: STORE or ADD
     """
     V = width(c.dtype)
     for y in range(rows):

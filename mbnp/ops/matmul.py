@@ -29,9 +29,8 @@ after another, then the next two (the last one is a single vector where that fil
 
 **Blocks of k.** All rows take a panel, one tile after another, and what they read of it should stay in the first cache
 meanwhile. Where k is longer than that the rows go through it block by block, and what one block makes is added to what
-those before it have stored. With AVX-512 a block is 32 KB of the 48 that most of these processors have (320 and 512
-steps of k were 1.06 times as fast in two blocks as in one), else 16 KB, half of 32. (`multiply_across` leaves that to
-its callers: its k are pixels, of which a tile has few.)
+those before it have stored. With AVX-512 a block is 32 KB of the 48 that most of these processors have, else 16 KB,
+half of 32. (`multiply_across` leaves that to its callers: its k are pixels, of which a tile has few.)
 
 **One kernel for three uses.** The rows of a are found by a table of offsets, and k runs over segments, which have
 another table. With strides in place of 1 the same tiles compute y = a b, da = dy b^T (b packed transposed) and
