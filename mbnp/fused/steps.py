@@ -222,7 +222,7 @@ class Conv(AnyConvolution):
         self.flat = shape == (1, 1, 1, 0, 0)
         # Partial gradients of many weights and few pixels would take more memory than copies of what they are made of.
         self.whole = self.flat and self.stored is None and padded(C, dtype) == C and not w.frozen
-        self.whole = self.whole and windows.groups(P, self.rows * D) * self.rows * D >= 2 * P * (C + D)
+        self.whole = self.whole and windows.groups(P, self.rows * D) * self.rows * D >= P * (C + D)
         plan = windows.flat(P, C, D, padded(1, dtype), self.whole) if self.flat else None
         self.plan = plan or windows.plan(shape, inputs[0].shape, out.shape)
         self.counts = self.plan.counts

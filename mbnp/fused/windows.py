@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mbnp.fused.kernels.arrays import Tables, Windows, offsets
+from mbnp.fused.kernels.conv import TOGETHER
 
 Shape = tuple[int, ...]
 
@@ -93,7 +94,7 @@ def flat(P: int, C: int, D: int, vector: int, whole: bool) -> Plan:
         class_taps=offsets(np.arange(D // dz) * span * dz),
     )  # fmt: skip
     counts = np.minimum(tile, P - np.arange(tiles) * tile)
-    scratch = 2 * vector * max(C, D) if whole else tile * (C + D)  # a panel of weights, or copies of a tile
+    scratch = TOGETHER * 2 * vector * max(C, D) if whole else tile * (C + D)  # panels of weights, or copies of a tile
     return Plan(windows, tables, tiles, scratch, counts)
 
 

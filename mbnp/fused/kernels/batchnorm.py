@@ -175,11 +175,12 @@ def centre(pivot, pixels, first, last, moments):
 
     Of channels first to last.
     """
-    for c in range(first, last):
-        shift = moments[0, c] / pixels
-        m2 = moments[1, c] - moments[0, c] * shift
-        moments[1, c] = 0.0 if m2 < 0 else m2  # in this order a NaN stays one
-        moments[0, c] = pivot[c] + shift
+    share, means, squares = 1 / pixels, moments[0, first:last], moments[1, first:last]
+    for c in range(last - first):
+        shift = means[c] * share
+        m2 = squares[c] - means[c] * shift
+        squares[c] = 0.0 if m2 < 0 else m2  # in this order a NaN stays one
+        means[c] = pivot[first + c] + shift
 
 
 @piece

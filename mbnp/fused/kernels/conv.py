@@ -28,10 +28,11 @@ from mbnp.fused.kernels.batchnorm import (
     take_moments,
     total,
 )
-from mbnp.fused.kernels.weights import CHUNKS, add_parts, pack_class, pack_panel, pack_task, tasks
+from mbnp.fused.kernels.weights import CHUNKS, add_parts, pack_class, pack_rows, pack_task, tasks
 from mbnp.ops.matmul import ROWS, multiply, multiply_across, vectors_at
 
 STRETCH = 128  # pixels of a product of `_whole_weights`
+TOGETHER = 4  # panels that a task of many weights takes, at most
 
 
 # ---- tiles and their padded copies -----------------------------------------------------------------------------
@@ -288,8 +289,8 @@ def _group(k, gradient, source, packed, windows, tables, work, target, learns):
 # ---- many weights and few pixels ---------------------------------------------------------------------------------
 #
 # To pack the weights, and to read them again for each tile of pixels, would take as long as the products do. So all
-# pixels of a and dz are copied first, in panels, and tasks are panels of columns: each packs its own weights, in the
-# cache, for all pixels; and the gradient of the weights needs no partial ones.
+# pixels of a and dz are copied first, in panels, and tasks are some panels of columns: each packs its own weights, in
+# the cache, for all pixels; and the gradient of the weights needs no partial ones.
 
 
 @inlined
@@ -319,51 +320,71 @@ def _panels(x):
     return -(-x.shape[3] // (2 * BYTES // x.itemsize))
 
 
+@inlined
+def _together(panels):
+    """Return how many panels a task takes: some, since they share what is read of the pixels, but of eight tasks."""
+    return max(1, min(TOGETHER, panels // 8))
+
+
+@inlined
+def _tasks(panels):
+    """Return how many tasks take so many panels."""
+    return -(-panels // _together(panels))
+
+
+@inlined
+def _columns(task, x):
+    """Return the first column that a task makes of x (N, H, W, C), and the one after its last."""
+    width = _together(_panels(x)) * (2 * BYTES // x.itemsize)
+    return task * width, min(x.shape[3], (task + 1) * width)
+
+
 @piece
-def _whole_forward(panel, weights, windows, tables, work, z, moments):
-    """Make a panel of the output and its moments; weights (C * D,) are packed for it."""
-    y, D = flat(z), z.shape[3]
-    C, P, V = weights.size // D, z.size // D, BYTES // z.itemsize
-    n, packed, zero = panel * 2 * V, work.scratch[numba.get_thread_id()], z.dtype.type(0)
-    entries = vectors_at(n, D, V) * V
-    pack_panel(weights, C, D, n, entries, packed)
+def _whole_forward(task, weights, windows, tables, work, z, moments):
+    """Make some columns of the output and their moments; weights (C * D,) are packed for it."""
+    y, D, packed = flat(z), z.shape[3], work.scratch[numba.get_thread_id()]
+    C, P, V, zero = weights.size // D, z.size // D, BYTES // z.itemsize, z.dtype.type(0)
+    begin, end = _columns(task, z)
+    pack_rows(weights, D, 0, C, begin, end, packed)
     for t in range(moments.shape[0]):
         at = t * windows.tile
         pixels = min(P - at, windows.tile)
-        multiply(
-            work.a, at * windows.a_step, tables.windows, tables.taps, windows.a_step, packed, -n * C, y, at * D,
-            tables.out, STORE, packed, zero, zero, pixels, n, D, packed, 0, 0,
-        )  # fmt: skip
         pivot = y[(at + 2 * pixels // 3) * D :][:D]
-        _take_moments(y, at * D, pixels, n, entries, pivot, moments[t])
+        for n in range(begin, end, 2 * V):
+            multiply(
+                work.a, at * windows.a_step, tables.windows, tables.taps, windows.a_step, packed, -begin * C, y, at * D,
+                tables.out, STORE, packed, zero, zero, pixels, n, D, packed, 0, 0,
+            )  # fmt: skip
+            _take_moments(y, at * D, pixels, n, vectors_at(n, D, V) * V, pivot, moments[t])
 
 
 @piece
-def _whole_weights(panel, windows, tables, work, dw, clears):
-    """Add a panel of dw, of all pixels."""
-    D = dw.shape[1]
-    P = work.dz.size // D
+def _whole_weights(task, windows, tables, work, dw, clears):
+    """Add some panels of dw, of all pixels; what the next one is stored in is fetched meanwhile."""
+    D, panels, rows, y = dw.shape[1], windows.a_panels, windows.a_rows, flat(dw)
+    P, together, step = work.dz.size // D, _together(panels), -(-ROWS * 2 * BYTES // y.itemsize // STRETCH)
     for p in range(0, P, STRETCH):
-        _weights_backward(
-            panel, work.a, p * windows.a_step, windows.a_step, work.dz, p * windows.dz_step, windows, tables, 1,
-            min(STRETCH, P - p), STORE if clears and p == 0 else ADD, D, dw, work.dz, 0, 0,
-        )  # fmt: skip
+        for panel in range(task * together, min(panels, (task + 1) * together)):
+            _weights_backward(
+                panel, work.a, p * windows.a_step, windows.a_step, work.dz, p * windows.dz_step, windows, tables, 1,
+                min(STRETCH, P - p), STORE if clears and p == 0 else ADD, D, dw, y, (panel + 1) * rows * D, step,
+            )  # fmt: skip
 
 
 @piece
-def _whole_input(panel, source, weights, windows, tables, work, target):
-    """Make a panel of the gradient of the input; weights (C * D,) are packed for it."""
-    C = source.z.shape[3]
+def _whole_input(task, source, weights, windows, tables, work, target):
+    """Make some columns of the gradient of the input; weights (C * D,) are packed for it."""
+    C, packed = source.z.shape[3], work.scratch[numba.get_thread_id()]
     P, D, V = source.z.size // C, weights.size // C, BYTES // source.z.itemsize
-    n, packed = panel * 2 * V, work.scratch[numba.get_thread_id()]
-    entries = vectors_at(n, C, V) * V
-    pack_class(weights, windows, tables.classes[0], C, D, n, packed, 0)
+    begin, end = _columns(task, source.z)
+    for n in range(begin, end, 2 * V):
+        pack_class(weights, windows, tables.classes[0], C, D, n, packed, (n - begin) * D)
     for t in range(work.tiles):
         at, sums = t * windows.tile, target.parts[t]
-        _clear_columns(sums, n, entries)
+        _clear_columns(sums, begin, end - begin)
         _input_backward(
-            work.dz, at * windows.dz_step, packed, -n * D, windows, tables, at * C, min(P - at, windows.tile), 0, 1, n,
-            n + entries, source, target, sums, work.dz, 0,
+            work.dz, at * windows.dz_step, packed, -begin * D, windows, tables, at * C, min(P - at, windows.tile), 0, 1,
+            begin, end, source, target, sums, work.dz, 0,
         )  # fmt: skip
 
 
@@ -380,7 +401,7 @@ def conv_forward(source, weights, packed, windows, tables, work, z, statistics):
     moments = statistics.moments
     if work.a.size > 0:
         in_parallel(CHUNKS, _copy_input, source, windows, work)
-        in_parallel(_panels(z), _whole_forward, packed[0], windows, tables, work, z, moments)
+        in_parallel(_tasks(_panels(z)), _whole_forward, packed[0], windows, tables, work, z, moments)
     else:
         in_parallel(tasks(weights, packed, windows, tables), pack_task, weights, packed, windows, tables)
         in_parallel(moments.shape[0], _forward, source, packed[0], windows, tables, work, z, moments)
@@ -402,9 +423,9 @@ def conv_backward(gradient, source, packed, windows, tables, work, target, grad)
     if work.a.size > 0:
         in_parallel(CHUNKS, _copy_input, source, windows, work)
         in_parallel(CHUNKS, _copy_gradient, gradient, windows, work)
-        in_parallel(windows.a_panels, _whole_weights, windows, tables, work, grad, gradient.clears)
+        in_parallel(_tasks(windows.a_panels), _whole_weights, windows, tables, work, grad, gradient.clears)
         if needed:
-            in_parallel(_panels(source.z), _whole_input, source, packed[0], windows, tables, work, target)
+            in_parallel(_tasks(_panels(source.z)), _whole_input, source, packed[0], windows, tables, work, target)
     else:
         groups = work.parts.shape[0]
         in_parallel(groups, _group, gradient, source, packed[-1], windows, tables, work, target, learns)

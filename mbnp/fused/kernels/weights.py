@@ -25,22 +25,17 @@ def pack_class(x, windows, kind, C, D, n, packed, at):
 
 
 @piece
-def pack_panel(x, K, D, n, entries, packed):
-    """Pack columns n to n + entries of weights (K * D,)."""
-    for k in range(K):
-        for i in range(0, entries, BYTES // packed.itemsize):
-            store(load(x, k * D + n + i), packed, k * entries + i)
+def pack_rows(x, D, first, last, begin, end, packed):
+    """Pack columns begin to end of rows first to last of weights (K * D,).
 
-
-@piece
-def _pack_rows(weights, first, last, packed):
-    """Pack some rows of weights (K, D) as forward reads them: by rows, since those of a panel are far apart."""
-    (K, D), V, x = weights.shape, BYTES // packed.itemsize, flat(weights)
+    By rows, since those of a panel are far apart.
+    """
+    K, V = x.size // D, BYTES // packed.itemsize
     for k in range(first, last):
-        for n in range(0, D, 2 * V):
+        for n in range(begin, end, 2 * V):
             entries = vectors_at(n, D, V) * V
             for i in range(0, entries, V):
-                store(load(x, k * D + n + i), packed, n * K + k * entries + i)
+                store(load(x, k * D + n + i), packed, (n - begin) * K + k * entries + i)
 
 
 @inlined
@@ -58,7 +53,7 @@ def pack_task(t, weights, packed, windows, tables):
     """
     (K, D), entries = weights.shape, 2 * BYTES // weights.itemsize
     if t < CHUNKS:
-        _pack_rows(weights, t * K // CHUNKS, (t + 1) * K // CHUNKS, packed[0])
+        pack_rows(flat(weights), D, t * K // CHUNKS, (t + 1) * K // CHUNKS, 0, D, packed[0])
     else:
         C = K // (windows.kernel * windows.columns)
         k, n = divmod(t - CHUNKS, -(-C // entries))
