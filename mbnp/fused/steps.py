@@ -220,7 +220,7 @@ class Conv(AnyConvolution):
         self.taps, self.rows = shape[0] * shape[1], shape[0] * shape[1] * C
         self._store(self.taps, C)
         self.flat = shape == (1, 1, 1, 0, 0)
-        # Partial gradients of many weights and few pixels would take more memory than copies of what they are made of.
+        # Partial gradients of many weights and few pixels would take as much memory as copies of what they are made of.
         self.whole = self.flat and self.stored is None and padded(C, dtype) == C and not w.frozen
         self.whole = self.whole and windows.groups(P, self.rows * D) * self.rows * D >= P * (C + D)
         plan = windows.flat(P, C, D, padded(1, dtype), self.whole) if self.flat else None

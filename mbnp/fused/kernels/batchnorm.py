@@ -175,6 +175,7 @@ def centre(pivot, pixels, first, last, moments):
 
     Of channels first to last.
     """
+    # Slices, whose index begins at 0, and no division: so the compiler makes vectors of it.
     share, means, squares = 1 / pixels, moments[0, first:last], moments[1, first:last]
     for c in range(last - first):
         shift = means[c] * share

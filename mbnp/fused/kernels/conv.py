@@ -289,8 +289,8 @@ def _group(k, gradient, source, packed, windows, tables, work, target, learns):
 # ---- many weights and few pixels ---------------------------------------------------------------------------------
 #
 # To pack the weights, and to read them again for each tile of pixels, would take as long as the products do. So all
-# pixels of a and dz are copied first, in panels, and tasks are some panels of columns: each packs its own weights, in
-# the cache, for all pixels; and the gradient of the weights needs no partial ones.
+# pixels of a and dz are copied first, in panels, and each task makes some panels of a result for all pixels: it packs
+# its own weights, in the cache, and the gradient of the weights needs no partial ones.
 
 
 @inlined
@@ -322,7 +322,7 @@ def _panels(x):
 
 @inlined
 def _together(panels):
-    """Return how many panels a task takes: some, since they share what is read of the pixels, but of eight tasks."""
+    """Return how many panels a task takes: they share what is read of the pixels, as long as there are eight tasks."""
     return max(1, min(TOGETHER, panels // 8))
 
 
@@ -360,14 +360,20 @@ def _whole_forward(task, weights, windows, tables, work, z, moments):
 
 @piece
 def _whole_weights(task, windows, tables, work, dw, clears):
-    """Add some panels of dw, of all pixels; what the next one is stored in is fetched meanwhile."""
+    """Add some panels of dw, of all pixels.
+
+    Where the next one will be stored is fetched meanwhile: after the last of a task, that of the task that most often
+    follows on the same thread.
+    """
     D, panels, rows, y = dw.shape[1], windows.a_panels, windows.a_rows, flat(dw)
-    P, together, step = work.dz.size // D, _together(panels), -(-ROWS * 2 * BYTES // y.itemsize // STRETCH)
+    P, together = work.dz.size // D, _together(panels)
     for p in range(0, P, STRETCH):
+        pixels = min(STRETCH, P - p)
+        step = max(1, ROWS * 2 * (BYTES // y.itemsize) // pixels)  # about a panel, in all steps of k
         for panel in range(task * together, min(panels, (task + 1) * together)):
             _weights_backward(
                 panel, work.a, p * windows.a_step, windows.a_step, work.dz, p * windows.dz_step, windows, tables, 1,
-                min(STRETCH, P - p), STORE if clears and p == 0 else ADD, D, dw, y, (panel + 1) * rows * D, step,
+                pixels, STORE if clears and p == 0 else ADD, D, dw, y, (panel + 1) * rows * D, step,
             )  # fmt: skip
 
 

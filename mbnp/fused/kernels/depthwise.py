@@ -371,7 +371,7 @@ def _backward_stride_2(gradient, source, taps, window, n, rows, target, dw, sums
                 at = 2 * r + half - top
                 if 0 <= at < H:
                     o = da + half * row + left * V
-                    for j in range(W):  # what is stored is fetched first: larger maps are in no cache
+                    for j in range(W):  # as z is: where the gradient will be stored is in no cache either
                         prefetch(gx, (at * W + j) * C + c + ahead)
                     mask_run(rows, o, V, source, x, at * W * C + c, W, c, gx, target.add, sums)
         add_rows((d0, d1, d2, d3, d4, d5, d6, d7, d8), dw, c)

@@ -26,7 +26,7 @@ def pack_class(x, windows, kind, C, D, n, packed, at):
 
 @piece
 def pack_rows(x, D, first, last, begin, end, packed):
-    """Pack columns begin to end of rows first to last of weights (K * D,).
+    """Pack columns begin to end of rows first to last of weights (K * D,); packed has no others of the columns.
 
     By rows, since those of a panel are far apart.
     """
